@@ -1,0 +1,81 @@
+"""What a kernel is: a TIR function over a grid of independent blocks.
+
+A kernel's parameters are, in order: buffers (inputs, weights, state, outputs, then ``scratch`` if it
+needs memory of its own for each thread), the ambient scalars it asks for (int32 ``position`` of the
+step's first token, int32 ``valid`` number of real tokens), and int32 ``begin`` and ``end``: the
+blocks of the grid that this call computes. Blocks never read what another block of the same call
+writes, and no block's arithmetic depends on how the grid is divided: results are the same for
+every number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+AMBIENT_SCALARS = ("position", "valid")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A kernel's buffer: name, shape and dtype; ``scratch`` is the one that is private to a thread."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A PrimFunc and how it is run.
+
+    ``tensors`` are the buffers of ``func`` in order; ``scalars`` the ambient scalars after them.
+    ``outputs`` names the tensors that the kernel writes in full, ``state`` those it updates in
+    place.
+    """
+
+    func: tirx.PrimFunc
+    tensors: tuple[Tensor, ...]
+    outputs: tuple[str, ...]
+    state: tuple[str, ...]
+    scalars: tuple[str, ...]
+    grid: int
+
+
+def define(
+    name: str,
+    tensors: Sequence[Tensor],
+    body: Callable[..., None],
+    *,
+    grid: int,
+    outputs: Sequence[str],
+    state: Sequence[str] = (),
+    scalars: Sequence[str] = (),
+) -> Kernel:
+    """Build a kernel: ``body(block, *buffers, *scalars)`` emits TIR for one block of the grid.
+
+    ``name`` must say all that the code depends on: two kernels of one name are one kernel. Buffers
+    are flat inside ``body``: index them with one element offset or one ``T.ramp``.
+    """
+    assert all(s in AMBIENT_SCALARS for s in scalars), scalars
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        buffers = [T.arg(t.name, T.buffer((_elements(t),), t.dtype)) for t in tensors]
+        ambient: list[Any] = [T.arg(s, T.int32()) for s in scalars]
+        begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
+        with T.serial(begin, end) as block:
+            body(block, *buffers, *ambient)
+    return Kernel(builder.get(), tuple(tensors), tuple(outputs), tuple(state), tuple(scalars), grid)
+
+
+def _elements(tensor: Tensor) -> int:
+    count = 1
+    for extent in tensor.shape:
+        count *= extent
+    return count

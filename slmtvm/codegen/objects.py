@@ -1,0 +1,71 @@
+"""Kernels to one relocatable object: TIR, lowered without TVM's packed calling convention.
+
+Each kernel becomes a plain C function ``void name(void *buffer..., int32_t scalar..., int32_t begin,
+int32_t end)`` that needs nothing but libm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.ir import PointerType, PrimType
+from tvm.tirx import transform as tir
+
+from slmtvm.target import Target
+
+
+def lower_to_pointers(func: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
+    """``func(A: T.Buffer, ..., s: int32)`` -> ``name(A_ptr: T.handle, ..., s: int32)``."""
+    params: list[tirx.Var] = []
+    declarations: list[tirx.Stmt] = []
+    for param in func.params:
+        if isinstance(param.ty, tirx.BufferType):
+            pointer = tirx.Var(f"{param.name}_ptr", PointerType(PrimType(str(param.ty.dtype))))
+            params.append(pointer)
+            declarations.append(tirx.DeclBuffer(param, data=pointer))
+        else:
+            params.append(param)
+    body = tirx.SeqStmt([*declarations, func.body])
+    return tirx.PrimFunc(params, body, func.ret_type, func.attrs).with_attr("global_symbol", name)
+
+
+def _pipeline() -> tvm.ir.transform.Pass:
+    """TVM's default lowering, without common subexpression elimination (it would hoist vectors out of
+    registers' reach) and without the packed API."""
+    return tvm.ir.transform.Sequential(
+        [
+            tvm.s_tir.transform.CanonicalizeLoop(),
+            tvm.s_tir.transform.LowerInitBlock(),
+            tvm.s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+            tvm.s_tir.transform.ConvertBlocksToOpaque(),
+            tvm.s_tir.transform.CompactBufferAllocation(),
+            tvm.s_tir.transform.LowerMatchBuffer(),
+            tvm.s_tir.transform.LowerOpaqueBlock(),
+            tir.StmtSimplify(),
+            tir.FlattenBuffer(),
+            tir.NarrowDataType(32),
+            tir.VectorizeLoop(True),
+            tir.UnrollLoop(),
+            tir.StmtSimplify(),
+            tir.RemoveNoOp(),
+            tir.LowerIntrin(),
+        ]
+    )
+
+
+def build_module(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> Any:
+    """The kernels compiled by LLVM: a TVM module that can be written or inspected."""
+    module = tvm.IRModule({n: lower_to_pointers(f, n) for n, f in kernels.items()})
+    with target.tvm:
+        module = tir.BindTarget(target.tvm)(module)
+        module = _pipeline()(module)
+        return tvm.get_global_func("target.build.llvm")(module, target.tvm)
+
+
+def write_object(kernels: Mapping[str, tirx.PrimFunc], target: Target, path: Path) -> None:
+    """Compile ``kernels`` (name -> PrimFunc) for ``target`` into the object file ``path``."""
+    build_module(kernels, target).write_to_file(str(path))

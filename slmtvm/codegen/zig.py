@@ -1,0 +1,33 @@
+"""The C compiler and linker for every target: ziglang, which comes as a Python package."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from slmtvm.errors import SlmError
+
+
+def cache_folder() -> Path:
+    """Where zig keeps the libc stubs that it builds once for each target."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "slmtvm" / "zig"
+
+
+def zig_cc(link_triple: str, arguments: list[str]) -> None:
+    """Run ``zig cc -target link_triple arguments``; raise SlmError with zig's own words if it fails."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "ZIG_GLOBAL_CACHE_DIR": str(folder),
+        "ZIG_LOCAL_CACHE_DIR": str(folder),
+    }
+    # -fno-sanitize: zig turns the undefined-behaviour sanitizer on by default, which would put its
+    # runtime into the library.
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", link_triple, "-fno-sanitize=all"]
+    result = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise SlmError(f"zig cc failed for {link_triple}:\n{result.stderr.strip()}")

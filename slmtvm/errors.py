@@ -1,0 +1,36 @@
+"""The errors a user can meet; every message says where, what was found and what to do."""
+
+from __future__ import annotations
+
+
+class SlmError(Exception):
+    """Base of all errors that slmtvm raises on purpose.
+
+    Parameters
+    ----------
+    message: what was found, what is supported and what to do.
+    where: the file, and where known the node or field, the message is about.
+    """
+
+    def __init__(self, message: str, *, where: str | None = None) -> None:
+        super().__init__(f"{where}: {message}" if where else message)
+
+
+class InvalidModelError(SlmError):
+    """The ONNX file is damaged, contradicts itself or breaks a limit."""
+
+
+class UnsupportedOpError(SlmError):
+    """The ONNX file is valid but holds something that cannot be compiled."""
+
+
+class TargetError(SlmError):
+    """A target is unknown, badly described, or cannot run what is asked of it."""
+
+
+class BundleError(SlmError):
+    """A bundle is missing, damaged, or made for something else."""
+
+
+class DeviceError(SlmError):
+    """The compiled model reported an error while it ran."""

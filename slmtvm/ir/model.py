@@ -1,0 +1,51 @@
+"""The canonical model: what the importer hands to the passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import tvm
+
+
+@dataclass(frozen=True)
+class KvSpec:
+    """The cache of one attention layer; a position holds num_kv_heads * head_dim keys and values."""
+
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One weight-bearing layer, as ``slmtvm inspect`` prints it."""
+
+    name: str
+    kind: str  # "embedding", "linear", "norm"
+    shape: tuple[int, ...]  # (out features, in features), or (vocab, dim)
+    format: str  # "f32", "f16", "int8", "int4", ...
+    group_size: int
+    weight_bytes: int  # as the file holds it, scales and zero points included
+
+
+@dataclass(frozen=True)
+class CanonicalModel:
+    """One Relax function ``main(tokens, *params) -> (m, features)`` and its parameters' values.
+
+    ``main`` takes tokens int32 (m,), m symbolic, then one variable for each key of ``params``, in
+    that order and of that name. A decoder returns logits (m, vocab), an encoder hidden states.
+    """
+
+    module: tvm.IRModule
+    params: dict[str, np.ndarray]
+    kind: str  # "decoder" or "encoder"
+    family: str  # what the graph looks like: "llama", "bert", ...
+    context: int  # tokens; tables indexed by position have this many rows
+    vocab_size: int
+    hidden_size: int
+    num_heads: int
+    kv: tuple[KvSpec, ...]  # one per attention layer, in order of its ``layer`` attribute
+    source: Path
+    layers: tuple[LayerReport, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())  # what was ignored or not recognised, and its cost

@@ -1,0 +1,185 @@
+"""The canonical ops: what every export becomes, as Relax ops named ``slm.*``.
+
+Everything else in a canonical function is a standard Relax op that works on each token alone
+(``add``, ``multiply``, ``nn.silu``, ...). A tensor of activations is ``(m, features)``; ``m`` is the
+number of tokens in the step, symbolic until ``passes/specialize.py`` binds it. The position of the
+step's first token is ambient: the ops that depend on it (``rope``, ``attention``,
+``position_rows``) take it from the running step, so no value for it flows through the graph.
+
+Optional operands are named, in order, by the attribute ``operands`` (for example
+``"weight,scales,bias"``), so an op with and without bias is the same op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.ir import Op, _ffi_api
+from tvm.relax import Expr
+
+InferType = Callable[[relax.Call], relax.Type]
+
+
+def _define(name: str, infer: InferType) -> Op:
+    """Register a pure Relax op from Python; a second import finds it already there."""
+    if name not in Op.list_op_names():
+        _ffi_api.RegisterOp(name, name)
+        op = Op.get(name)
+        op.set_attr("FInferType", lambda call, _builder: infer(call))
+        op.set_attr("FPurity", True)
+    return Op.get(name)
+
+
+def _rows(expr: Expr) -> Any:
+    return expr.ty.shape[0]
+
+
+def _float_rows(call: relax.Call, features: int) -> relax.TensorType:
+    return relax.TensorType((_rows(call.args[0]), features), "float32")
+
+
+def _same_as_input(call: relax.Call) -> relax.Type:
+    return call.args[0].ty
+
+
+EMBEDDING = _define("slm.embedding", lambda call: _float_rows(call, int(call.attrs["dim"])))
+LINEAR = _define("slm.linear", lambda call: _float_rows(call, int(call.attrs["n"])))
+RMS_NORM = _define("slm.rms_norm", _same_as_input)
+LAYER_NORM = _define("slm.layer_norm", _same_as_input)
+ROPE = _define("slm.rope", _same_as_input)
+ATTENTION = _define(
+    "slm.attention",
+    lambda call: _float_rows(call, int(call.attrs["num_heads"]) * int(call.attrs["head_dim"])),
+)
+POSITION_ROWS = _define(
+    "slm.position_rows", lambda call: _float_rows(call, int(call.args[1].ty.shape[1]))
+)
+
+
+def make_call(op: Op, args: list[Expr], **attrs: Any) -> relax.Call:
+    """A call of a canonical op; attributes are ints, floats and strings."""
+    return relax.Call(op, args, attrs=tvm.ir.make_node("ir.DictAttrs", **attrs))
+
+
+def operands(call: relax.Call) -> dict[str, Expr]:
+    """The named operands of ``call`` after its first argument, in order."""
+    names = [name for name in str(call.attrs["operands"]).split(",") if name]
+    return dict(zip(names, call.args[1:], strict=True))
+
+
+def _named(first: Expr, named: Mapping[str, Expr | None]) -> tuple[list[Expr], str]:
+    given = {name: expr for name, expr in named.items() if expr is not None}
+    return [first, *given.values()], ",".join(given)
+
+
+def embedding(
+    tokens: Expr,
+    table: Expr,
+    scales: Expr | None = None,
+    zero_points: Expr | None = None,
+    *,
+    dim: int,
+    format: str,
+    group_size: int = 0,
+) -> relax.Call:
+    """Row ``tokens[i]`` of a table, as float32.
+
+    tokens: int32 (m,). table: ``format`` "f32" or "f16" (vocab, dim); "int8" int8 or uint8
+    (vocab, dim); "int4" uint8 (vocab, dim / 2), low nibble first. A quantized value is
+    ``(q - zero_point) * scale``; scales and zero_points are (1,) per tensor, (vocab,) per row or
+    (vocab, dim / group_size); zero_points (values 0..15 in uint8 for int4) default to 0, for
+    int4 to 8. -> float32 (m, dim)
+    """
+    args, names = _named(tokens, {"table": table, "scales": scales, "zero_points": zero_points})
+    return make_call(EMBEDDING, args, operands=names, dim=dim, format=format, group_size=group_size)
+
+
+def linear(
+    x: Expr,
+    weight: Expr,
+    scales: Expr | None = None,
+    zero_points: Expr | None = None,
+    bias: Expr | None = None,
+    *,
+    n: int,
+    k: int,
+    format: str,
+    activation: str = "f32",
+    group_size: int = 0,
+) -> relax.Call:
+    """``x @ W.T + bias`` with W as its file holds it, output features first.
+
+    x: float32 (m, k). ``format``: "f32" or "f16", weight (n, k); "int8", weight int8 (n, k),
+    scales (1,), (n,) or (n, k / group_size); "int4", weight uint8 (n, ceil(k / 2)), low nibble is
+    the even k, scales (n, ceil(k / group_size)). W = (q - zero_point) * scale; zero_points have
+    the shape of scales (uint8 for int4, int8 for int8), default 8 for int4 and 0 for int8.
+    group_size 0 means the scale does not change along k. bias: float32 (n,).
+
+    ``activation`` is what the file asks of x: "f32" nothing; "block" symmetric int8 per row and
+    block of ``group_size``, scale amax / 127 (MatMulNBits accuracy_level 4); "row_u8" ONNX
+    DynamicQuantizeLinear on each row. -> float32 (m, n)
+    """
+    args, names = _named(
+        x, {"weight": weight, "scales": scales, "zero_points": zero_points, "bias": bias}
+    )
+    return make_call(
+        LINEAR, args, operands=names, n=n, k=k, format=format, activation=activation,
+        group_size=group_size,
+    )  # fmt: skip
+
+
+def rms_norm(x: Expr, gamma: Expr, *, eps: float) -> relax.Call:
+    """``x / sqrt(mean(x**2) + eps) * gamma``; x float32 (m, d), gamma float32 (d,)."""
+    return make_call(RMS_NORM, [x, gamma], eps=eps)
+
+
+def layer_norm(x: Expr, gamma: Expr, beta: Expr, *, eps: float) -> relax.Call:
+    """``(x - mean) / sqrt(var + eps) * gamma + beta``; x float32 (m, d), biased variance."""
+    return make_call(LAYER_NORM, [x, gamma, beta], eps=eps)
+
+
+def rope(
+    x: Expr, cos: Expr, sin: Expr, *, num_heads: int, head_dim: int, interleaved: bool = False
+) -> relax.Call:
+    """Rotary position embedding of x float32 (m, num_heads * head_dim).
+
+    cos, sin: float32 (context, r / 2) tables, indexed by position; the first r <= head_dim
+    features of each head are rotated, in pairs (i, i + r / 2), or (2 i, 2 i + 1) where
+    ``interleaved``: ``a' = a cos - b sin``, ``b' = b cos + a sin``. (RoFormer, arXiv:2104.09864)
+    """
+    return make_call(
+        ROPE, [x, cos, sin], num_heads=num_heads, head_dim=head_dim, interleaved=int(interleaved)
+    )
+
+
+def attention(
+    q: Expr,
+    k: Expr,
+    v: Expr,
+    *,
+    layer: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    scale: float,
+    mask: str,
+) -> relax.Call:
+    """Softmax attention of the step's queries over all positions up to now.
+
+    q: float32 (m, num_heads * head_dim); k, v: float32 (m, num_kv_heads * head_dim), appended to
+    the cache of ``layer``; query head h reads kv head ``h // (num_heads // num_kv_heads)``.
+    ``mask``: "causal", or "bidirectional" over the valid tokens of the (only) step, without a
+    cache. -> float32 (m, num_heads * head_dim)
+    """
+    return make_call(
+        ATTENTION, [q, k, v], layer=layer, num_heads=num_heads, num_kv_heads=num_kv_heads,
+        head_dim=head_dim, scale=scale, mask=mask,
+    )  # fmt: skip
+
+
+def position_rows(tokens: Expr, table: Expr) -> relax.Call:
+    """Rows ``position .. position + m`` of table float32 (context, d). -> float32 (m, d)"""
+    return make_call(POSITION_ROWS, [tokens, table])

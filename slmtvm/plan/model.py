@@ -1,0 +1,106 @@
+"""The static plan: which kernel runs when, on which bytes. Codegen reads nothing else.
+
+A plan holds a few functions (``body`` for each chunk size, ``head``), each a straight list of kernel
+calls. Every byte that a call touches lies in one of the spaces below, at an offset fixed here, so
+the device allocates nothing after loading.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+from tvm import tirx
+
+
+class Space(IntEnum):
+    """Where an argument lies; the values are the C runtime's."""
+
+    WEIGHTS = 0  # the mapped weights file, read only, shared by all sessions
+    STATE = 1  # KV cache, one for each session
+    ARENA = 2  # activations, one for each session, reused between calls
+    SCRATCH = 3  # one piece for each thread: base + thread * scratch_bytes
+    TOKENS = 4  # int32 token ids of the step
+    OUTPUT = 5  # float32: logits or hidden states of the step
+
+
+@dataclass(frozen=True)
+class Ref:
+    """``size`` bytes at ``offset`` of a space; offsets are multiples of 64 bytes."""
+
+    space: Space
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call: ``kernel(*args, [position], [valid], begin, end)`` over blocks 0..grid."""
+
+    kernel: str
+    args: tuple[Ref, ...]
+    grid: int
+
+
+@dataclass(frozen=True)
+class Function:
+    """``body`` turns ``rows`` tokens into hidden rows in the arena (an encoder's body writes OUTPUT);
+    ``head`` turns ``rows`` consecutive hidden rows, the first at Plan.hidden plus the row's offset,
+    into logits in OUTPUT."""
+
+    name: str  # "body" or "head"
+    rows: int
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class KernelCode:
+    """A kernel as the code generator needs it.
+
+    ``func`` takes buffers, then the scalars of ``scalars`` (int32, a subset of "position" and
+    "valid", in that order), then int32 ``begin`` and ``end``.
+    """
+
+    func: tirx.PrimFunc
+    buffers: int
+    scalars: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One packed weight at ``offset`` of the weights file."""
+
+    name: str
+    offset: int
+    data: np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that one target's library is made from.
+
+    Memory of a session is ``state_bytes + arena_bytes + threads * scratch_bytes`` plus what the
+    caller passes in. ``capacity`` positions fit the KV cache (at least ``context``; padded chunks
+    may write past ``context`` but never past ``capacity``).
+    """
+
+    kind: str  # "decoder" or "encoder"
+    functions: tuple[Function, ...]
+    kernels: dict[str, KernelCode]
+    segments: tuple[Segment, ...]
+    context: int
+    capacity: int
+    vocab_size: int
+    output_size: int  # features of an output row: vocab_size, or hidden_size for an encoder
+    hidden: Ref  # where body leaves its rows for head (rows of hidden_size float32)
+    hidden_size: int
+    state_bytes: int
+    arena_bytes: int
+    scratch_bytes: int  # for each thread
+    kv_bytes_per_token: int
+    info: dict[str, object] = field(default_factory=dict)  # goes into slm_info and the manifest
+
+    @property
+    def weights_bytes(self) -> int:
+        return max((s.offset + s.data.nbytes for s in self.segments), default=0)

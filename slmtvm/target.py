@@ -1,0 +1,92 @@
+"""What a model is compiled for: one TOML file for each board or core, in ``targets/``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from slmtvm.errors import TargetError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+
+_FIELDS = {"name", "description", "isa", "arch", "llvm", "link", "requires"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target, as its TOML describes it.
+
+    ``isa`` names the file of schedules/isa/ whose primitives the kernels use; ``llvm`` is TVM's
+    target dict; ``link`` is the triple ziglang links for; ``requires`` lists the CPU features the
+    library checks before it runs, named as in codegen/runtime/cpu.c.
+    """
+
+    name: str
+    description: str
+    isa: str
+    arch: str  # "x86_64", "aarch64" or "riscv64"
+    llvm: dict[str, Any]
+    link: str
+    requires: tuple[str, ...]
+
+    @cached_property
+    def tvm(self) -> tvm.target.Target:
+        """TVM's target, the host part included."""
+        target = tvm.target.Target(self.llvm)
+        return target.with_host(target)
+
+    @staticmethod
+    def load(name: str) -> Target:
+        """The target called ``name``: "host", a file of targets/, or a path to one's own TOML.
+
+        Raises TargetError where there is none, or its file lacks or misspells a field.
+        """
+        if name == "host":
+            from slmtvm.host import host_target
+
+            return host_target()
+        path = Path(name)
+        if path.suffix == ".toml":
+            if not path.is_file():
+                raise TargetError("no such target file", where=name)
+            return _parse(path.read_text(), str(path))
+        if name not in known_targets():
+            raise TargetError(
+                f"unknown target; known are host, {', '.join(known_targets())}, "
+                "or give the path of a TOML file",
+                where=name,
+            )
+        return _parse((_folder() / f"{name}.toml").read_text(), f"targets/{name}.toml")
+
+
+def known_targets() -> list[str]:
+    """Names of the targets that come with slmtvm."""
+    return sorted(p.name[:-5] for p in _folder().iterdir() if p.name.endswith(".toml"))
+
+
+def _folder() -> Any:
+    return resources.files("slmtvm.targets")
+
+
+def _parse(text: str, where: str) -> Target:
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise TargetError(f"not valid TOML: {error}", where=where) from error
+    if table.keys() != _FIELDS:
+        raise TargetError(
+            f"fields must be {', '.join(sorted(_FIELDS))}; "
+            f"missing: {', '.join(sorted(_FIELDS - table.keys())) or 'none'}; "
+            f"unknown: {', '.join(sorted(table.keys() - _FIELDS)) or 'none'}",
+            where=where,
+        )
+    return Target(**{**table, "requires": tuple(table["requires"])})
