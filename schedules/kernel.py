@@ -1,8 +1,8 @@
 """What a kernel is: a TIR function over a grid of independent blocks.
 
-A kernel's parameters are, in order: buffers (inputs, weights, state, outputs, then ``scratch`` if it
-needs memory of its own for each thread), the ambient scalars it asks for (int32 ``position`` of the
-step's first token, int32 ``valid`` number of real tokens), and int32 ``begin`` and ``end``: the
+A kernel's parameters are, in order: buffers (inputs, weights, state, outputs, then ``scratch`` if
+it needs memory of its own for each thread), the ambient scalars it asks for (int32 ``position`` of
+the step's first token, int32 ``valid`` number of real tokens), and int32 ``begin`` and ``end``: the
 blocks of the grid that this call computes. Blocks never read what another block of the same call
 writes, and no block's arithmetic depends on how the grid is divided: results are the same for
 every number of threads.
@@ -23,7 +23,7 @@ AMBIENT_SCALARS = ("position", "valid")
 
 @dataclass(frozen=True)
 class Tensor:
-    """A kernel's buffer: name, shape and dtype; ``scratch`` is the one that is private to a thread."""
+    """A kernel's buffer: name, shape and dtype; ``scratch`` is the one private to a thread."""
 
     name: str
     shape: tuple[int, ...]

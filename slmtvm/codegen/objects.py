@@ -1,7 +1,7 @@
 """Kernels to one relocatable object: TIR, lowered without TVM's packed calling convention.
 
-Each kernel becomes a plain C function ``void name(void *buffer..., int32_t scalar..., int32_t begin,
-int32_t end)`` that needs nothing but libm.
+Each kernel becomes a plain C function ``void name(void *buffer..., int32_t scalar..., int32_t
+begin, int32_t end)`` that needs nothing but libm.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def lower_to_pointers(func: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
 
 
 def _pipeline() -> tvm.ir.transform.Pass:
-    """TVM's default lowering, without common subexpression elimination (it would hoist vectors out of
-    registers' reach) and without the packed API."""
+    """TVM's default lowering, without common subexpression elimination (it would hoist vectors out
+    of registers' reach) and without the packed API."""
     return tvm.ir.transform.Sequential(
         [
             tvm.s_tir.transform.CanonicalizeLoop(),

@@ -17,7 +17,7 @@ def cache_folder() -> Path:
 
 
 def zig_cc(link_triple: str, arguments: list[str]) -> None:
-    """Run ``zig cc -target link_triple arguments``; raise SlmError with zig's own words if it fails."""
+    """Run ``zig cc -target link_triple arguments``; SlmError with zig's own words if it fails."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     environment = {

@@ -11,7 +11,7 @@ import tvm
 
 @dataclass(frozen=True)
 class KvSpec:
-    """The cache of one attention layer; a position holds num_kv_heads * head_dim keys and values."""
+    """The cache of one attention layer: num_kv_heads * head_dim keys and values a position."""
 
     num_kv_heads: int
     head_dim: int

@@ -1,9 +1,9 @@
 """The canonical ops: what every export becomes, as Relax ops named ``slm.*``.
 
 Everything else in a canonical function is a standard Relax op that works on each token alone
-(``add``, ``multiply``, ``nn.silu``, ...). A tensor of activations is ``(m, features)``; ``m`` is the
-number of tokens in the step, symbolic until ``passes/specialize.py`` binds it. The position of the
-step's first token is ambient: the ops that depend on it (``rope``, ``attention``,
+(``add``, ``multiply``, ``nn.silu``, ...). A tensor of activations is ``(m, features)``; ``m`` is
+the number of tokens in the step, symbolic until ``passes/specialize.py`` binds it. The position of
+the step's first token is ambient: the ops that depend on it (``rope``, ``attention``,
 ``position_rows``) take it from the running step, so no value for it flows through the graph.
 
 Optional operands are named, in order, by the attribute ``operands`` (for example

@@ -1,8 +1,8 @@
 """The static plan: which kernel runs when, on which bytes. Codegen reads nothing else.
 
-A plan holds a few functions (``body`` for each chunk size, ``head``), each a straight list of kernel
-calls. Every byte that a call touches lies in one of the spaces below, at an offset fixed here, so
-the device allocates nothing after loading.
+A plan holds a few functions (``body`` for each chunk size, ``head``), each a straight list of
+kernel calls. Every byte that a call touches lies in one of the spaces below, at an offset fixed
+here, so the device allocates nothing after loading.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Function:
-    """``body`` turns ``rows`` tokens into hidden rows in the arena (an encoder's body writes OUTPUT);
+    """``body`` turns ``rows`` tokens into hidden rows in the arena (an encoder's writes OUTPUT);
     ``head`` turns ``rows`` consecutive hidden rows, the first at Plan.hidden plus the row's offset,
     into logits in OUTPUT."""
 

@@ -75,7 +75,7 @@ def run(
     """Every buffer of the kernel after a run over its whole grid.
 
     Buffers that ``inputs`` lacks start as 0xA5 bytes. ``cuts`` divides the grid into several calls
-    as threads would. Where the target runs under several emulators (vector lengths), all must agree.
+    as threads would. Where the target runs under several emulators (vector lengths), all agree.
     """
     blobs = []
     for tensor in kernel.tensors:
