@@ -23,7 +23,7 @@ from tvm.relax import Expr
 InferType = Callable[[relax.Call], relax.Type]
 
 
-def _define(name: str, infer: InferType) -> Op:
+def define(name: str, infer: InferType) -> Op:
     """Register a pure Relax op from Python; a second import finds it already there."""
     if name not in Op.list_op_names():
         _ffi_api.RegisterOp(name, name)
@@ -33,28 +33,29 @@ def _define(name: str, infer: InferType) -> Op:
     return Op.get(name)
 
 
-def _rows(expr: Expr) -> Any:
+def rows(expr: Expr) -> Any:
+    """The number of rows of a value: m, symbolic or bound."""
     return expr.ty.shape[0]
 
 
 def _float_rows(call: relax.Call, features: int) -> relax.TensorType:
-    return relax.TensorType((_rows(call.args[0]), features), "float32")
+    return relax.TensorType((rows(call.args[0]), features), "float32")
 
 
 def _same_as_input(call: relax.Call) -> relax.Type:
     return call.args[0].ty
 
 
-EMBEDDING = _define("slm.embedding", lambda call: _float_rows(call, int(call.attrs["dim"])))
-LINEAR = _define("slm.linear", lambda call: _float_rows(call, int(call.attrs["n"])))
-RMS_NORM = _define("slm.rms_norm", _same_as_input)
-LAYER_NORM = _define("slm.layer_norm", _same_as_input)
-ROPE = _define("slm.rope", _same_as_input)
-ATTENTION = _define(
+EMBEDDING = define("slm.embedding", lambda call: _float_rows(call, int(call.attrs["dim"])))
+LINEAR = define("slm.linear", lambda call: _float_rows(call, int(call.attrs["n"])))
+RMS_NORM = define("slm.rms_norm", _same_as_input)
+LAYER_NORM = define("slm.layer_norm", _same_as_input)
+ROPE = define("slm.rope", _same_as_input)
+ATTENTION = define(
     "slm.attention",
     lambda call: _float_rows(call, int(call.attrs["num_heads"]) * int(call.attrs["head_dim"])),
 )
-POSITION_ROWS = _define(
+POSITION_ROWS = define(
     "slm.position_rows", lambda call: _float_rows(call, int(call.args[1].ty.shape[1]))
 )
 
@@ -65,14 +66,17 @@ def make_call(op: Op, args: list[Expr], **attrs: Any) -> relax.Call:
 
 
 def operands(call: relax.Call) -> dict[str, Expr]:
-    """The named operands of ``call`` after its first argument, in order."""
+    """The named operands of ``call``, the arguments after its inputs, in order."""
     names = [name for name in str(call.attrs["operands"]).split(",") if name]
-    return dict(zip(names, call.args[1:], strict=True))
+    return dict(zip(names, list(call.args)[len(call.args) - len(names) :], strict=True))
 
 
-def _named(first: Expr, named: Mapping[str, Expr | None]) -> tuple[list[Expr], str]:
+def name_operands(
+    inputs: list[Expr], named: Mapping[str, Expr | None]
+) -> tuple[list[Expr], str]:
+    """The arguments ``inputs`` and those operands that are given, and the latter's names."""
     given = {name: expr for name, expr in named.items() if expr is not None}
-    return [first, *given.values()], ",".join(given)
+    return [*inputs, *given.values()], ",".join(given)
 
 
 def embedding(
@@ -93,7 +97,7 @@ def embedding(
     (vocab, dim / group_size); zero_points (values 0..15 in uint8 for int4) default to 0, for
     int4 to 8. -> float32 (m, dim)
     """
-    args, names = _named(tokens, {"table": table, "scales": scales, "zero_points": zero_points})
+    args, names = name_operands([tokens], {"table": table, "scales": scales, "zero_points": zero_points})
     return make_call(EMBEDDING, args, operands=names, dim=dim, format=format, group_size=group_size)
 
 
@@ -122,8 +126,8 @@ def linear(
     block of ``group_size``, scale amax / 127 (MatMulNBits accuracy_level 4); "row_u8" ONNX
     DynamicQuantizeLinear on each row. -> float32 (m, n)
     """
-    args, names = _named(
-        x, {"weight": weight, "scales": scales, "zero_points": zero_points, "bias": bias}
+    args, names = name_operands(
+        [x], {"weight": weight, "scales": scales, "zero_points": zero_points, "bias": bias}
     )
     return make_call(
         LINEAR, args, operands=names, n=n, k=k, format=format, activation=activation,

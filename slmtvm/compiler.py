@@ -1,0 +1,68 @@
+"""ONNX file to bundle: the stages, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from slmtvm.bundle import Bundle, write_bundle
+from slmtvm.importer import import_onnx
+from slmtvm.ir.model import CanonicalModel
+from slmtvm.passes.pipeline import fuse, lower
+from slmtvm.plan.build import build_plan
+from slmtvm.plan.model import Plan
+from slmtvm.target import Target
+
+Progress = Callable[[str], None]
+
+
+def compile_model(
+    model: str | Path,
+    targets: Sequence[str | Target] = ("host",),
+    *,
+    output: str | Path,
+    context: int | None = None,
+    tokenizer: str | Path | None = None,
+    progress: Progress = lambda _: None,
+) -> Bundle:
+    """Compile an ONNX file for one or more targets into the bundle ``output``.
+
+    context: tokens that a session holds; the model's own maximum where None. tokenizer: a
+    tokenizer.json to put into the bundle; the one beside the model where None and there is one.
+    progress: called with the name of each step as it begins. Raises SlmError; nothing is left at
+    ``output`` then, and what was there before stays.
+    """
+    resolved = [t if isinstance(t, Target) else Target.load(t) for t in targets]
+    progress("import")
+    canonical = import_onnx(model, context=context)
+    fused = fuse(canonical, progress)
+    plans: dict[Target, Plan] = {}
+    for target in resolved:
+        progress(f"kernels for {target.name}")
+        plans[target] = build_plan(lower(fused, target), _info(canonical))
+    progress("bundle")
+    return write_bundle(
+        output, plans, source=Path(model), tokenizer=_tokenizer(model, tokenizer), progress=progress
+    )
+
+
+def _tokenizer(model: str | Path, given: str | Path | None) -> Path | None:
+    if given is not None:
+        return Path(given)
+    beside = Path(model).parent / "tokenizer.json"
+    return beside if beside.is_file() else None
+
+
+def _info(model: CanonicalModel) -> dict[str, object]:
+    """What slm_info and the manifest say of the model."""
+    return {
+        "kind": model.kind,
+        "family": model.family,
+        "layers": len(model.kv),
+        "num_heads": model.num_heads,
+        "num_kv_heads": model.kv[0].num_kv_heads if model.kv else 0,
+        "head_dim": model.kv[0].head_dim if model.kv else 0,
+        "hidden_size": model.hidden_size,
+        "vocab_size": model.vocab_size,
+        "context": model.context,
+    }

@@ -1,0 +1,120 @@
+"""The ops that the passes fuse canonical ops into; each becomes one or two kernels.
+
+They are Relax ops like those of ``ops.py`` and follow the same conventions.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+from tvm.relax import Expr
+
+from slmtvm.ir.ops import define, make_call, name_operands, rows
+
+# What a row op does to a row first, and the operands it takes.
+PROLOGUES = {
+    "copy": "",
+    "rms_norm": "gamma",
+    "layer_norm": "gamma,beta",
+    "silu_glu": "",
+    "gelu_erf": "",
+    "gelu_tanh": "",
+    "relu": "",
+    "silu": "",
+}
+# How a row op leaves its result, see ``row``.
+EPILOGUES = ("f32", "block", "row_u8")
+
+
+def padded_features(features: int, epilogue: str, group_size: int) -> int:
+    """Columns of a quantized row: whole groups for "block", whole 16s for "row_u8"."""
+    multiple = group_size if epilogue == "block" else 16
+    return -(-features // multiple) * multiple
+
+
+def _row_type(call: relax.Call) -> relax.Type:
+    m, d = rows(call.args[0]), int(call.args[0].ty.shape[1])
+    attrs = call.attrs
+    features = d // 2 if str(attrs["prologue"]) == "silu_glu" else d
+    floats = relax.TensorType((m, features), "float32")
+    epilogue = str(attrs["epilogue"])
+    if epilogue == "f32":
+        return floats
+    group = int(attrs["group_size"])
+    padded = padded_features(features, epilogue, group)
+    blocks = padded // group if epilogue == "block" else 1
+    fields = [
+        # The ISA decides whether row_u8 is held biased to int8; both are one byte.
+        relax.TensorType((m, padded), "int8"),
+        relax.TensorType((m, blocks), "float32"),
+        relax.TensorType((m, blocks), "float32" if epilogue == "block" else "int32"),
+    ]
+    return relax.TupleType([*fields, floats] if int(attrs["keep_float"]) else fields)
+
+
+def _features_n(call: relax.Call) -> relax.Type:
+    return relax.TensorType((rows(call.args[0]), int(call.attrs["n"])), "float32")
+
+
+def _attention_rows(call: relax.Call) -> relax.Type:
+    features = int(call.attrs["num_heads"]) * int(call.attrs["head_dim"])
+    return relax.TensorType((rows(call.args[0]), features), "float32")
+
+
+ROW = define("slm.row", _row_type)
+QUANTIZED_LINEAR = define("slm.quantized_linear", _features_n)
+FLOAT_LINEAR = define("slm.float_linear", _features_n)
+QKV_ATTENTION = define("slm.qkv_attention", _attention_rows)
+
+
+def row(
+    x: Expr,
+    params: list[Expr],
+    *,
+    prologue: str,
+    epilogue: str = "f32",
+    group_size: int = 0,
+    eps: float = 0.0,
+    keep_float: bool = False,
+) -> relax.Call:
+    """A prologue on each row of x float32 (m, d), and its result as float32 or quantized.
+
+    ``epilogue`` "f32": float32 (m, features). "block": the tuple (q int8 (m, padded),
+    scale float32 (m, padded / group_size), sum of q float32, same shape). "row_u8": the tuple
+    (q one byte each (m, padded), scale float32 (m, 1), zero_point int32 (m, 1)). ``keep_float``
+    adds the float32 result as the tuple's last field.
+    """
+    return make_call(
+        ROW, [x, *params], prologue=prologue, epilogue=epilogue, group_size=group_size, eps=eps,
+        keep_float=int(keep_float),
+    )  # fmt: skip
+
+
+def linear_on(
+    inputs: list[Expr], linear: relax.Call, named: dict[str, Expr], op: tvm.ir.Op, activation: str
+) -> relax.Call:
+    """``slm.linear`` on the float or quantized row(s) ``inputs``, with the operands ``named``.
+
+    QUANTIZED_LINEAR takes (q, scale, sum or zero_point), FLOAT_LINEAR takes (x,). Of the operands
+    (weight, scales, zero_points, bias, residual), residual float32 (m, n) is added to the result.
+    """
+    args, names = name_operands(inputs, named)
+    attrs = linear.attrs
+    return make_call(
+        op, args, operands=names, inputs=len(inputs), n=int(attrs["n"]), k=int(attrs["k"]),
+        format=str(attrs["format"]), activation=activation, group_size=int(attrs["group_size"]),
+    )  # fmt: skip
+
+
+def qkv_attention(
+    qkv: Expr, cos: Expr | None, sin: Expr | None, attention: relax.Call, *, interleaved: bool
+) -> relax.Call:
+    """``slm.attention`` on qkv (m, (num_heads + 2 num_kv_heads) * head_dim), rotary included.
+
+    A row of qkv is [q heads | k heads | v heads]. Without cos and sin nothing is rotated.
+    """
+    args, names = name_operands([qkv], {"cos": cos, "sin": sin})
+    attrs = {key: attention.attrs[key] for key in attention.attrs.keys()}
+    return make_call(
+        QKV_ATTENTION, args, **{**attrs, "operands": names, "interleaved": int(interleaved)}
+    )

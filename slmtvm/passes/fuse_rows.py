@@ -1,0 +1,50 @@
+"""Norms, activations and gated units become row ops, which can quantize their result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import relax
+from tvm.ir import Op
+
+from slmtvm.ir import fused, ops
+from slmtvm.ir.model import CanonicalModel
+from slmtvm.passes.merge_linears import merge_linears
+from slmtvm.passes.rewrite import Rewriter, rewrite
+
+_UNARY = {
+    "relax.nn.silu": "silu",
+    "relax.nn.gelu": "gelu_erf",
+    "relax.nn.gelu_tanh": "gelu_tanh",
+    "relax.nn.relu": "relu",
+}
+
+
+@dataclass(frozen=True)
+class FuseRows:
+    """``silu(linear g) * linear u`` -> one linear and silu_glu; norms and activations -> row."""
+
+    name = "fuse-rows"
+
+    def apply(self, model: CanonicalModel) -> CanonicalModel:
+        return rewrite(model, _rule)
+
+
+def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
+    if call.op == ops.RMS_NORM or call.op == ops.LAYER_NORM:
+        prologue = "rms_norm" if call.op == ops.RMS_NORM else "layer_norm"
+        x, *params = call.args
+        return fused.row(x, params, prologue=prologue, eps=float(call.attrs["eps"]))
+    if not isinstance(call.op, Op):
+        return None
+    if call.op.name in _UNARY:
+        return fused.row(call.args[0], [], prologue=_UNARY[call.op.name])
+    if call.op.name == "relax.multiply":
+        for gate, up in (call.args, list(call.args)[::-1]):
+            activated = rewriter.call_to(gate, fused.ROW)
+            if activated is None or str(activated.attrs["prologue"]) != "silu":
+                continue
+            gate_up = merge_linears([activated.args[0], up], rewriter)
+            if gate_up is not None:
+                return fused.row(gate_up, [], prologue="silu_glu")
+    return None

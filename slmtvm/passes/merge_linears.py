@@ -1,0 +1,62 @@
+"""Linear layers that read the same input become one layer with the outputs side by side."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import relax
+
+from slmtvm.ir import ops
+from slmtvm.passes.rewrite import Rewriter
+
+_SAME = ("k", "format", "activation", "group_size")
+
+
+def merge_linears(exprs: list[relax.Expr], rewriter: Rewriter) -> relax.Expr | None:
+    """One value holding the columns of ``exprs`` in order, computed by one linear layer.
+
+    None where they are not linear layers of one input in one format. Their weights are concatenated
+    along the output features, bits unchanged.
+    """
+    calls = [rewriter.call_to(e, ops.LINEAR) for e in exprs]
+    linears = [c for c in calls if c is not None]
+    if len(linears) != len(exprs) or not all(_mergeable(linears[0], c) for c in linears[1:]):
+        return None
+    operands = [ops.operands(c) for c in linears]
+    names = [n for n in ("weight", "scales", "zero_points", "bias") if any(n in o for o in operands)]
+    merged: dict[str, relax.Expr] = {}
+    for name in names:
+        parts = [_part(name, o, int(c.attrs["n"]), rewriter) for o, c in zip(operands, linears, strict=True)]
+        if any(p is None for p in parts):
+            return None
+        # The name says all that the value depends on, so that body and head agree on it.
+        label = "+".join(o[name].name if name in o else "zero" for o in operands)
+        arrays = [p for p in parts if p is not None]
+        merged[name] = rewriter.add_param(label, np.concatenate(arrays))
+    attrs = linears[0].attrs
+    return rewriter.emit(
+        ops.linear(
+            linears[0].args[0],
+            **merged,
+            n=sum(int(c.attrs["n"]) for c in linears),
+            k=int(attrs["k"]),
+            format=str(attrs["format"]),
+            activation=str(attrs["activation"]),
+            group_size=int(attrs["group_size"]),
+        )
+    )
+
+
+def _mergeable(a: relax.Call, b: relax.Call) -> bool:
+    return a.args[0].same_as(b.args[0]) and all(a.attrs[key] == b.attrs[key] for key in _SAME)
+
+
+def _part(
+    name: str, operands: dict[str, relax.Expr], n: int, rewriter: Rewriter
+) -> np.ndarray | None:
+    """The operand of one layer with n rows; zeros stand for a missing bias."""
+    if name not in operands:
+        return np.zeros(n, np.float32) if name == "bias" else None
+    array = rewriter.array(operands[name])
+    if array is not None and array.shape == (1,) and n != 1:
+        return np.broadcast_to(array, (n,))
+    return array

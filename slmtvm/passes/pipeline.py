@@ -1,0 +1,50 @@
+"""The passes in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from slmtvm.ir.lowered import LoweredModel
+from slmtvm.ir.model import CanonicalModel
+from slmtvm.passes.fuse_attention import FuseAttention
+from slmtvm.passes.fuse_residual import FuseResidual
+from slmtvm.passes.fuse_rows import FuseRows
+from slmtvm.passes.lower_kernels import lower_kernels
+from slmtvm.passes.quantize_activations import QuantizeActivations
+from slmtvm.passes.specialize import Specialize
+from slmtvm.passes.split_head import SplitHead
+from slmtvm.target import Target
+
+
+class Pass(Protocol):
+    """A rewriting of the canonical model."""
+
+    @property
+    def name(self) -> str: ...
+
+    def apply(self, model: CanonicalModel) -> CanonicalModel: ...
+
+
+# What does not depend on the target: run once for all targets of a bundle.
+PASSES: tuple[Pass, ...] = (
+    SplitHead(),
+    FuseAttention(),
+    FuseRows(),
+    QuantizeActivations(),
+    FuseResidual(),
+    Specialize(),
+)
+
+
+def fuse(model: CanonicalModel, progress: Callable[[str], None] = lambda _: None) -> CanonicalModel:
+    """The canonical model with its ops fused and its shapes static; ``progress`` hears each pass."""
+    for step in PASSES:
+        progress(step.name)
+        model = step.apply(model)
+    return model
+
+
+def lower(fused: CanonicalModel, target: Target) -> LoweredModel:
+    """The fused model as calls of the target's kernels."""
+    return lower_kernels(fused, target)

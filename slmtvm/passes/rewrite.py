@@ -1,0 +1,172 @@
+"""Rebuilding straight-line Relax functions: the one mechanism all passes share.
+
+A canonical function is one dataflow block of calls. A pass gives a rule; the rule sees each call
+with its arguments already rebuilt, and either returns the expression to put in its place or None to
+keep it. What a rule leaves without a use is dropped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from slmtvm.ir.model import CanonicalModel
+
+
+class Rewriter:
+    """What a rule may ask while one function is rebuilt, and emit into it."""
+
+    def __init__(
+        self, builder: relax.BlockBuilder, function: relax.Function, arrays: dict[str, np.ndarray]
+    ) -> None:
+        self._builder = builder
+        self._arrays = arrays
+        self._definitions: dict[relax.Var, relax.Expr] = {}
+        self._uses: Counter[relax.Var] = Counter()
+        self.params: dict[str, relax.Var] = {p.name: p for p in function.params}
+
+    def definition(self, expr: relax.Expr) -> relax.Expr | None:
+        """The expression bound to a variable; None for parameters."""
+        return self._definitions.get(expr)
+
+    def call_to(self, expr: relax.Expr, op: tvm.ir.Op) -> relax.Call | None:
+        """The call of ``op`` that defines ``expr``, else None."""
+        value = self.definition(expr)
+        return value if isinstance(value, relax.Call) and value.op == op else None
+
+    def uses(self, expr: relax.Expr) -> int:
+        """How often the function read this value before it was rewritten (its result counts)."""
+        return self._uses[expr]
+
+    def note_uses(self, var: relax.Var, uses: int) -> None:
+        """Count ``uses`` reads of a rebuilt value."""
+        self._uses[var] += uses
+
+    def emit(self, expr: relax.Expr) -> relax.Var:
+        """Bind ``expr`` to a new variable of the rebuilt function."""
+        var = self._builder.emit(expr)
+        self._definitions[var] = expr
+        return var
+
+    def array(self, expr: relax.Expr) -> np.ndarray | None:
+        """The value of a parameter (a weight or a table); None for what is computed."""
+        is_param = isinstance(expr, relax.Var) and expr not in self._definitions
+        return self._arrays.get(expr.name) if is_param else None
+
+    def add_param(self, name: str, array: np.ndarray) -> relax.Var:
+        """The parameter of this name, made with this value if the function does not have it yet."""
+        if name not in self.params:
+            self.params[name] = relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
+            self._arrays[name] = array
+        return self.params[name]
+
+
+Rule = Callable[[relax.Call, Rewriter], "relax.Expr | None"]
+
+
+def bindings(function: relax.Function) -> list[relax.VarBinding]:
+    """The bindings of a straight-line function in order."""
+    return [b for block in function.body.blocks for b in block.bindings]
+
+
+def result(function: relax.Function) -> relax.Expr:
+    """The variable that a function returns, seen through copies."""
+    copies = {b.var: b.value for b in bindings(function) if isinstance(b.value, relax.Var)}
+    expr = function.body.body
+    while expr in copies:
+        expr = copies[expr]
+    return expr
+
+
+def variables(expr: relax.Expr) -> list[relax.Var]:
+    """The variables an expression reads, in order, repeats included."""
+    if isinstance(expr, relax.Var):
+        return [expr]
+    if isinstance(expr, relax.Call):
+        return [v for a in expr.args for v in variables(a)]
+    if isinstance(expr, relax.Tuple):
+        return [v for f in expr.fields for v in variables(f)]
+    if isinstance(expr, relax.TupleGetItem):
+        return variables(expr.tuple_value)
+    return []
+
+
+def rebuild(expr: relax.Expr, environment: dict[relax.Var, relax.Expr]) -> relax.Expr:
+    """``expr`` with each variable replaced by what the environment holds for it."""
+    if isinstance(expr, relax.Var):
+        return environment[expr]
+    if isinstance(expr, relax.Call):
+        arguments = [rebuild(a, environment) for a in expr.args]
+        return relax.Call(expr.op, arguments, expr.attrs, expr.ty_args)
+    if isinstance(expr, relax.Tuple):
+        return relax.Tuple([rebuild(f, environment) for f in expr.fields])
+    if isinstance(expr, relax.TupleGetItem):
+        return relax.TupleGetItem(rebuild(expr.tuple_value, environment), expr.index)
+    return expr
+
+
+def rewrite(model: CanonicalModel, rule: Rule) -> CanonicalModel:
+    """``model`` with every function of its module rebuilt by ``rule``, dead bindings dropped."""
+    arrays = dict(model.params)
+    functions = {
+        name: _rewrite_function(name, model.module[name], rule, arrays)
+        for name in function_names(model.module)
+    }
+    module = relax.transform.DeadCodeElimination(list(functions))(tvm.IRModule(functions))
+    return _drop_unused_params(replace(model, module=module, params=arrays))
+
+
+def _rewrite_function(
+    name: str, function: relax.Function, rule: Rule, arrays: dict[str, np.ndarray]
+) -> relax.Function:
+    old = bindings(function)
+    uses: Counter[relax.Var] = Counter(v for b in old for v in variables(b.value))
+    uses[function.body.body] += 1
+    environment: dict[relax.Var, relax.Expr] = {p: p for p in function.params}
+    builder = relax.BlockBuilder()
+    rewriter = Rewriter(builder, function, arrays)
+    with builder.function(name, list(function.params)):
+        with builder.dataflow():
+            for param in function.params:
+                rewriter.note_uses(param, uses[param])
+            for binding in old:
+                expr = rebuild(binding.value, environment)
+                replacement = rule(expr, rewriter) if isinstance(expr, relax.Call) else None
+                value = expr if replacement is None else replacement
+                new = value if isinstance(value, relax.Var) else rewriter.emit(value)
+                rewriter.note_uses(new, uses[binding.var])
+                environment[binding.var] = new
+            output = builder.emit_output(environment[function.body.body])
+        builder.emit_func_output(output)
+    return with_params(builder.get()[name], list(rewriter.params.values()))
+
+
+def with_params(function: relax.Function, params: list[relax.Var]) -> relax.Function:
+    """``function`` with another list of parameters."""
+    return relax.Function(params, function.body, function.ret_ty, attrs=function.attrs)
+
+
+def _drop_unused_params(model: CanonicalModel) -> CanonicalModel:
+    functions = {}
+    live: set[str] = set()
+    for name in function_names(model.module):
+        function = model.module[name]
+        used = {v for b in bindings(function) for v in variables(b.value)}
+        # The first parameter is the step's input, whether it is read or not.
+        params = [p for i, p in enumerate(function.params) if i == 0 or p in used]
+        live.update(p.name for p in params)
+        functions[name] = with_params(function, params)
+    params_left = {name: array for name, array in model.params.items() if name in live}
+    return replace(model, module=tvm.IRModule(functions), params=params_left)
+
+
+def function_names(module: tvm.IRModule) -> list[str]:
+    """The names of the module's Relax functions, in order."""
+    return sorted(
+        var.name_hint for var, f in module.functions.items() if isinstance(f, relax.Function)
+    )

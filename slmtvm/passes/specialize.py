@@ -1,0 +1,41 @@
+"""body and head -> body_M and head_M for a few numbers of rows, all shapes static."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import tvm
+from tvm import relax
+
+from slmtvm.ir.model import CanonicalModel
+from slmtvm.passes.rewrite import function_names
+
+DECODER_BODY_ROWS = (1, 16, 128)
+DECODER_HEAD_ROWS = (1, 16)
+ENCODER_BODY_ROWS = (16, 32, 64, 128, 256, 512)
+
+
+@dataclass(frozen=True)
+class Specialize:
+    """Binds the number of rows m; an encoder gets a function for each sequence-length bucket."""
+
+    name = "specialize"
+
+    def apply(self, model: CanonicalModel) -> CanonicalModel:
+        functions = {}
+        for name in function_names(model.module):
+            function = model.module[name]
+            (m,) = [d for d in function.params[0].ty.shape.values if not isinstance(d, tvm.tirx.IntImm)]
+            for rows in _rows(model, name):
+                label = f"{name}_{rows}"
+                bound = function.bind_symbolic_vars({m: rows})
+                functions[label] = bound.with_attr("global_symbol", label)
+        return replace(model, module=relax.transform.Normalize()(tvm.IRModule(functions)))
+
+
+def _rows(model: CanonicalModel, name: str) -> list[int]:
+    if model.kind == "encoder":
+        smaller = [r for r in ENCODER_BODY_ROWS if r < model.context]
+        return [*smaller, model.context]
+    wanted = DECODER_BODY_ROWS if name == "body" else DECODER_HEAD_ROWS
+    return [r for r in wanted if r <= model.context]

@@ -1,0 +1,205 @@
+"""Lowered Relax -> static plan: every kernel call with the bytes it touches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from tvm import relax, tirx
+from tvm.ir import GlobalVar, Op
+
+from slmtvm.ir.lowered import LoweredModel
+from slmtvm.passes.rewrite import bindings, function_names, result
+from slmtvm.plan.arena import Lifetime, align, place
+from slmtvm.plan.model import Function, KernelCode, Plan, Ref, Segment, Space, Step
+from slmtvm.schedules.kernel import Kernel
+
+_FLOAT_BYTES = 4
+
+
+def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
+    """The plan of one target; ``info`` goes into it unread."""
+    model = lowered.model
+    segments, weight_refs = _lay_out_weights(lowered.weights)
+    state_refs, state_bytes = _lay_out_state(lowered.state)
+    names = function_names(lowered.module)
+    body_rows = max(int(n.split("_")[1]) for n in names if n.startswith("body"))
+    hidden_bytes = body_rows * model.hidden_size * _FLOAT_BYTES if model.kind == "decoder" else 0
+    hidden = Ref(Space.ARENA, 0, hidden_bytes)
+    functions, kernels, arena, scratch = [], {}, align(hidden_bytes), 0
+    for name in sorted(names, key=lambda n: (n.split("_")[0], int(n.split("_")[1]))):
+        kind, rows = name.split("_")
+        writer = _FunctionWriter(lowered, {**weight_refs, **state_refs})
+        steps, end = writer.write(name, kind, model.kind, hidden)
+        functions.append(Function(kind, int(rows), tuple(steps)))
+        kernels.update(writer.kernels)
+        arena, scratch = max(arena, end), max(scratch, writer.scratch_bytes)
+    kv_per_token = sum(2 * s.num_kv_heads * s.head_dim * _FLOAT_BYTES for s in model.kv)
+    return Plan(
+        kind=model.kind,
+        functions=tuple(functions),
+        kernels=kernels,
+        segments=tuple(segments),
+        context=model.context,
+        capacity=lowered.capacity,
+        vocab_size=model.vocab_size,
+        output_size=model.vocab_size if model.kind == "decoder" else model.hidden_size,
+        hidden=hidden,
+        hidden_size=model.hidden_size,
+        state_bytes=state_bytes,
+        arena_bytes=arena,
+        scratch_bytes=scratch,
+        kv_bytes_per_token=kv_per_token if model.kind == "decoder" else 0,
+        info=info,
+    )
+
+
+def _lay_out_weights(weights: dict[str, np.ndarray]) -> tuple[list[Segment], dict[str, Ref]]:
+    segments, refs, offset = [], {}, 0
+    for name, array in weights.items():
+        segments.append(Segment(name, offset, np.ascontiguousarray(array)))
+        refs[name] = Ref(Space.WEIGHTS, offset, array.nbytes)
+        offset += align(array.nbytes)
+    return segments, refs
+
+
+def _lay_out_state(state: dict[str, tuple[int, ...]]) -> tuple[dict[str, Ref], int]:
+    refs, offset = {}, 0
+    for name, shape in state.items():
+        size = math.prod(shape) * _FLOAT_BYTES
+        refs[name] = Ref(Space.STATE, offset, size)
+        offset += align(size)
+    return refs, offset
+
+
+def _type_bytes(tensor: relax.TensorType) -> int:
+    itemsize = np.dtype(str(tensor.dtype)).itemsize
+    return math.prod(int(d) for d in tensor.shape.values) * itemsize
+
+
+@dataclass
+class _Value:
+    """A buffer that one call writes and later calls read."""
+
+    size: int
+    first: int
+    last: int
+
+
+@dataclass
+class _FunctionWriter:
+    """Turns one Relax function into steps; collects the kernels they name."""
+
+    lowered: LoweredModel
+    params: dict[str, Ref]
+    kernels: dict[str, KernelCode] = field(default_factory=dict)
+    scratch_bytes: int = 0
+
+    def write(
+        self, name: str, kind: str, model_kind: str, hidden: Ref
+    ) -> tuple[list[Step], int]:
+        """The steps, and the end of the arena that they use."""
+        function = self.lowered.module[name]
+        fixed: dict[relax.Var, Ref] = {
+            p: self.params[p.name] for p in function.params[1:]
+        }
+        step_input = function.params[0]
+        size = _type_bytes(step_input.ty)
+        is_head = kind == "head"
+        fixed[step_input] = (
+            Ref(Space.ARENA, hidden.offset, size) if is_head else Ref(Space.TOKENS, 0, size)
+        )
+        # What each variable stands for: the buffers of the call that made it.
+        made: dict[relax.Var, list[relax.Var | int]] = {p: [p] for p in fixed}
+        values: list[_Value] = []
+        calls: list[tuple[str, list[relax.Var | int], int, int]] = []
+        for binding in bindings(function):
+            value = binding.value
+            if isinstance(value, relax.Var):
+                made[binding.var] = made[value]
+            elif isinstance(value, relax.TupleGetItem):
+                made[binding.var] = [made[value.tuple_value][value.index]]
+            else:
+                made[binding.var] = self._call(value, binding.var.ty, made, values, calls)
+        output = made[result(function)][0]
+        for operand in [output]:
+            if isinstance(operand, int):
+                values[operand].last = len(calls)
+        to_output = is_head or model_kind == "encoder"
+        refs = self._place(values, output, hidden, to_output)
+        steps = []
+        for kernel, operands, grid, scratch in calls:
+            args = [refs[o] if isinstance(o, int) else fixed[o] for o in operands]
+            if scratch:
+                args.append(Ref(Space.SCRATCH, 0, scratch))
+            steps.append(Step(kernel, tuple(args), grid))
+        ends = [r.offset + align(r.size) for r in refs if r.space == Space.ARENA]
+        return steps, max(ends, default=0)
+
+    def _call(
+        self,
+        call: relax.Call,
+        type_: relax.Type,
+        made: dict[relax.Var, list[relax.Var | int]],
+        values: list[_Value],
+        calls: list[tuple[str, list[relax.Var | int], int, int]],
+    ) -> list[relax.Var | int]:
+        assert call.op == Op.get("relax.call_tir"), call.op
+        target, arguments = call.args[0], call.args[1]
+        assert isinstance(target, GlobalVar)
+        operands = [made[a][0] for a in arguments.fields]
+        now = len(calls)
+        for operand in operands:
+            if isinstance(operand, int):
+                values[operand].last = now
+        types = list(type_.fields) if isinstance(type_, relax.TupleType) else [type_]
+        outputs: list[relax.Var | int] = []
+        for field_type in types:
+            outputs.append(len(values))
+            values.append(_Value(_type_bytes(field_type), now, now))
+        grid, scratch = self._kernel(target)
+        calls.append((target.name_hint, [*operands, *outputs], grid, scratch))
+        return outputs
+
+    def _kernel(self, target: GlobalVar) -> tuple[int, int]:
+        """Note the code of the kernel; its grid and its bytes of scratch."""
+        name = target.name_hint
+        kernel = self.lowered.kernels.get(name)
+        if kernel is None:
+            func = _with_grid(self.lowered.module[name])
+            self.kernels[name] = KernelCode(func, len(func.params) - 2, ())
+            return 1, 0
+        self.kernels[name] = KernelCode(kernel.func, len(kernel.tensors), kernel.scalars)
+        scratch = _scratch_bytes(kernel)
+        self.scratch_bytes = max(self.scratch_bytes, align(scratch))
+        return kernel.grid, scratch
+
+    def _place(
+        self, values: list[_Value], output: relax.Var | int, hidden: Ref, to_output: bool
+    ) -> list[Ref]:
+        inside = [i for i in range(len(values)) if i != output]
+        lifetimes = [Lifetime(values[i].size, values[i].first, values[i].last) for i in inside]
+        offsets, _ = place(lifetimes, base=align(hidden.size))
+        refs: dict[int, Ref] = {
+            i: Ref(Space.ARENA, o, values[i].size) for i, o in zip(inside, offsets, strict=True)
+        }
+        if isinstance(output, int):
+            space = Space.OUTPUT if to_output else Space.ARENA
+            refs[output] = Ref(space, 0 if to_output else hidden.offset, values[output].size)
+        return [refs[i] for i in range(len(values))]
+
+
+def _scratch_bytes(kernel: Kernel) -> int:
+    return sum(
+        math.prod(t.shape) * np.dtype(t.dtype).itemsize
+        for t in kernel.tensors
+        if t.name == "scratch"
+    )
+
+
+def _with_grid(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A PrimFunc of TVM's own as a kernel of one block: it takes begin and end, and ignores them."""
+    bounds: Iterable[tirx.Var] = (tirx.Var("begin", "int32"), tirx.Var("end", "int32"))
+    return tirx.PrimFunc([*func.params, *bounds], func.body, func.ret_type, func.attrs)
