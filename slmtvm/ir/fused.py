@@ -114,7 +114,7 @@ def qkv_attention(
     A row of qkv is [q heads | k heads | v heads]. Without cos and sin nothing is rotated.
     """
     args, names = name_operands([qkv], {"cos": cos, "sin": sin})
-    attrs = {key: attention.attrs[key] for key in attention.attrs.keys()}
+    attrs = dict(attention.attrs.items())
     return make_call(
         QKV_ATTENTION, args, **{**attrs, "operands": names, "interleaved": int(interleaved)}
     )

@@ -28,7 +28,11 @@ def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
     for value, other in (list(call.args)[::-1], list(call.args)):
         for op in (fused.QUANTIZED_LINEAR, fused.FLOAT_LINEAR):
             linear = rewriter.call_to(value, op)
-            if linear is None or rewriter.uses(value) != 1 or rewriter.array(other) is not None:
+            if (
+                linear is None
+                or len(rewriter.readers(value)) != 1
+                or rewriter.array(other) is not None
+            ):
                 continue
             named = ops.operands(linear)
             if "residual" in named or other.ty.shape.values[1] != int(linear.attrs["n"]):

@@ -22,10 +22,15 @@ def merge_linears(exprs: list[relax.Expr], rewriter: Rewriter) -> relax.Expr | N
     if len(linears) != len(exprs) or not all(_mergeable(linears[0], c) for c in linears[1:]):
         return None
     operands = [ops.operands(c) for c in linears]
-    names = [n for n in ("weight", "scales", "zero_points", "bias") if any(n in o for o in operands)]
+    names = [
+        n for n in ("weight", "scales", "zero_points", "bias") if any(n in o for o in operands)
+    ]
     merged: dict[str, relax.Expr] = {}
     for name in names:
-        parts = [_part(name, o, int(c.attrs["n"]), rewriter) for o, c in zip(operands, linears, strict=True)]
+        parts = [
+            _part(name, o, int(c.attrs["n"]), rewriter)
+            for o, c in zip(operands, linears, strict=True)
+        ]
         if any(p is None for p in parts):
             return None
         # The name says all that the value depends on, so that body and head agree on it.

@@ -1,4 +1,4 @@
-"""Linear layers with quantized weights read quantized rows, quantized once for all their readers."""
+"""Linear layers with quantized weights read rows that are quantized once for all readers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _RowKey = tuple[relax.Expr, str, int]
 class QuantizeActivations:
     """linear(x) -> quantized_linear(*row(x)), the row op taken into the one that made x.
 
-    int4 and grouped int8 weights take "block" rows (w4a8), int8 weights with one scale a channel take
-    "row_u8" rows; float weights take x as it is.
+    int4 and grouped int8 weights take "block" rows (w4a8), int8 weights with one scale a channel
+    take "row_u8" rows; float weights take x as it is.
     """
 
     name = "quantize-activations"
@@ -30,11 +30,13 @@ class QuantizeActivations:
 
 @dataclass
 class _Rule:
-    """Remembers the quantized rows of the function that is being rebuilt."""
+    """Remembers the quantized rows that it has emitted."""
 
     rows: dict[_RowKey, list[relax.Expr]] = field(default_factory=dict)
 
     def __call__(self, call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
+        if call.op == fused.ROW:
+            return self._quantize_where_made(call, rewriter)
         if call.op != ops.LINEAR:
             return None
         x = call.args[0]
@@ -44,8 +46,36 @@ class _Rule:
             return fused.linear_on([x], call, named, fused.FLOAT_LINEAR, "f32")
         key = (x, activation, group)
         if key not in self.rows:
-            self.rows[key] = _quantized_row(x, activation, group, rewriter)
+            row = fused.row(x, [], prologue="copy", epilogue=activation, group_size=group)
+            self.rows[key] = _fields(rewriter.emit(row), rewriter)
         return fused.linear_on(self.rows[key], call, named, fused.QUANTIZED_LINEAR, activation)
+
+    def _quantize_where_made(self, call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
+        """The row op with the epilogue its readers want, and its float result if one reads it."""
+        wanted = {row_format(r) for r in rewriter.now_read_by if _is_linear(r)} - {("f32", 0)}
+        if len(wanted) != 1:
+            return None
+        ((activation, group),) = wanted
+        keep = any(not _is_linear(r) or row_format(r)[0] == "f32" for r in rewriter.now_read_by)
+        x, *params = call.args
+        row = rewriter.emit(
+            fused.row(
+                x, params, prologue=str(call.attrs["prologue"]), epilogue=activation,
+                group_size=group, eps=float(call.attrs["eps"]), keep_float=keep,
+            )
+        )  # fmt: skip
+        # Without other readers the float row stands for the value and is dropped as dead.
+        value = rewriter.emit(relax.TupleGetItem(row, 3) if keep else call)
+        self.rows[value, activation, group] = _fields(row, rewriter)
+        return value
+
+
+def _is_linear(expr: relax.Expr) -> bool:
+    return isinstance(expr, relax.Call) and expr.op == ops.LINEAR
+
+
+def _fields(row: relax.Expr, rewriter: Rewriter) -> list[relax.Expr]:
+    return [rewriter.emit(relax.TupleGetItem(row, i)) for i in range(3)]
 
 
 def row_format(call: relax.Call) -> tuple[str, int]:
@@ -54,24 +84,6 @@ def row_format(call: relax.Call) -> tuple[str, int]:
     if weights in ("f32", "f16"):
         return "f32", 0
     return ("block", group) if group else ("row_u8", 0)
-
-
-def _quantized_row(
-    x: relax.Expr, activation: str, group: int, rewriter: Rewriter
-) -> list[relax.Expr]:
-    """The fields of x quantized; the row op that made x is done again if x has no other reader."""
-    made_by = rewriter.call_to(x, fused.ROW)
-    if made_by is not None and str(made_by.attrs["epilogue"]) == "f32":
-        source, *params = made_by.args
-        prologue, eps = str(made_by.attrs["prologue"]), float(made_by.attrs["eps"])
-    else:
-        source, params, prologue, eps = x, [], "copy", 0.0
-    quantized = rewriter.emit(
-        fused.row(
-            source, params, prologue=prologue, epilogue=activation, group_size=group, eps=eps
-        )
-    )
-    return [rewriter.emit(relax.TupleGetItem(quantized, i)) for i in range(3)]
 
 
 def _with_weight_shapes(call: relax.Call, rewriter: Rewriter) -> dict[str, relax.Expr]:

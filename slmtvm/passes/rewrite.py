@@ -7,7 +7,6 @@ keep it. What a rule leaves without a use is dropped.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -27,7 +26,9 @@ class Rewriter:
         self._builder = builder
         self._arrays = arrays
         self._definitions: dict[relax.Var, relax.Expr] = {}
-        self._uses: Counter[relax.Var] = Counter()
+        self._readers: dict[relax.Var, list[relax.Expr]] = {}
+        self.now_read_by: list[relax.Expr] = []
+        """What reads the value that the rule is asked about."""
         self.params: dict[str, relax.Var] = {p.name: p for p in function.params}
 
     def definition(self, expr: relax.Expr) -> relax.Expr | None:
@@ -39,13 +40,13 @@ class Rewriter:
         value = self.definition(expr)
         return value if isinstance(value, relax.Call) and value.op == op else None
 
-    def uses(self, expr: relax.Expr) -> int:
-        """How often the function read this value before it was rewritten (its result counts)."""
-        return self._uses[expr]
+    def readers(self, expr: relax.Expr) -> list[relax.Expr]:
+        """What read this value before the function was rewritten, the result as a variable."""
+        return self._readers.get(expr, [])
 
-    def note_uses(self, var: relax.Var, uses: int) -> None:
-        """Count ``uses`` reads of a rebuilt value."""
-        self._uses[var] += uses
+    def note_readers(self, var: relax.Var, readers: list[relax.Expr]) -> None:
+        """Say what read the value that ``var`` now holds."""
+        self._readers.setdefault(var, []).extend(readers)
 
     def emit(self, expr: relax.Expr) -> relax.Var:
         """Bind ``expr`` to a new variable of the rebuilt function."""
@@ -125,21 +126,24 @@ def _rewrite_function(
     name: str, function: relax.Function, rule: Rule, arrays: dict[str, np.ndarray]
 ) -> relax.Function:
     old = bindings(function)
-    uses: Counter[relax.Var] = Counter(v for b in old for v in variables(b.value))
-    uses[function.body.body] += 1
+    readers: dict[relax.Var, list[relax.Expr]] = {function.body.body: [function.body.body]}
+    for binding in old:
+        for var in variables(binding.value):
+            readers.setdefault(var, []).append(binding.value)
     environment: dict[relax.Var, relax.Expr] = {p: p for p in function.params}
     builder = relax.BlockBuilder()
     rewriter = Rewriter(builder, function, arrays)
     with builder.function(name, list(function.params)):
         with builder.dataflow():
             for param in function.params:
-                rewriter.note_uses(param, uses[param])
+                rewriter.note_readers(param, readers.get(param, []))
             for binding in old:
                 expr = rebuild(binding.value, environment)
+                rewriter.now_read_by = readers.get(binding.var, [])
                 replacement = rule(expr, rewriter) if isinstance(expr, relax.Call) else None
                 value = expr if replacement is None else replacement
                 new = value if isinstance(value, relax.Var) else rewriter.emit(value)
-                rewriter.note_uses(new, uses[binding.var])
+                rewriter.note_readers(new, rewriter.now_read_by)
                 environment[binding.var] = new
             output = builder.emit_output(environment[function.body.body])
         builder.emit_func_output(output)

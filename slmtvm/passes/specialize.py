@@ -25,7 +25,9 @@ class Specialize:
         functions = {}
         for name in function_names(model.module):
             function = model.module[name]
-            (m,) = [d for d in function.params[0].ty.shape.values if not isinstance(d, tvm.tirx.IntImm)]
+            (m,) = [
+                d for d in function.params[0].ty.shape.values if not isinstance(d, tvm.tirx.IntImm)
+            ]
             for rows in _rows(model, name):
                 label = f"{name}_{rows}"
                 bound = function.bind_symbolic_vars({m: rows})

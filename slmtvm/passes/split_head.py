@@ -65,9 +65,7 @@ def _cut(main: relax.Function) -> relax.Var:
     return at
 
 
-def _needed(
-    function: relax.Function, value: relax.Var, stop: set[relax.Var]
-) -> set[relax.Var]:
+def _needed(function: relax.Function, value: relax.Var, stop: set[relax.Var]) -> set[relax.Var]:
     """The bound variables that ``value`` needs, itself included, not looking behind ``stop``."""
     values = {b.var: b.value for b in bindings(function)}
     needed: set[relax.Var] = set()

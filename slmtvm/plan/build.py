@@ -97,14 +97,10 @@ class _FunctionWriter:
     kernels: dict[str, KernelCode] = field(default_factory=dict)
     scratch_bytes: int = 0
 
-    def write(
-        self, name: str, kind: str, model_kind: str, hidden: Ref
-    ) -> tuple[list[Step], int]:
+    def write(self, name: str, kind: str, model_kind: str, hidden: Ref) -> tuple[list[Step], int]:
         """The steps, and the end of the arena that they use."""
         function = self.lowered.module[name]
-        fixed: dict[relax.Var, Ref] = {
-            p: self.params[p.name] for p in function.params[1:]
-        }
+        fixed: dict[relax.Var, Ref] = {p: self.params[p.name] for p in function.params[1:]}
         step_input = function.params[0]
         size = _type_bytes(step_input.ty)
         is_head = kind == "head"
@@ -119,6 +115,8 @@ class _FunctionWriter:
             value = binding.value
             if isinstance(value, relax.Var):
                 made[binding.var] = made[value]
+            elif isinstance(value, relax.Tuple):
+                made[binding.var] = [made[f][0] for f in value.fields]
             elif isinstance(value, relax.TupleGetItem):
                 made[binding.var] = [made[value.tuple_value][value.index]]
             else:

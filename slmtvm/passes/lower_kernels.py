@@ -1,0 +1,131 @@
+"""Fused ops -> calls of kernels; weights into the layout that the target's kernels read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import GlobalVar, Op
+
+from slmtvm.errors import UnsupportedOpError
+from slmtvm.ir.lowered import LoweredModel
+from slmtvm.ir.model import CanonicalModel
+from slmtvm.passes.kernel_calls import HANDLERS
+from slmtvm.passes.rewrite import bindings, function_names, rebuild, result, variables, with_params
+from slmtvm.schedules import isa
+from slmtvm.schedules.isa import Isa
+from slmtvm.schedules.kernel import Kernel
+from slmtvm.target import Target
+
+CACHE_BLOCK = 16  # positions; the KV cache holds whole blocks
+
+
+def lower_kernels(model: CanonicalModel, target: Target) -> LoweredModel:
+    """Every op as a call_tir of a kernel of ours, or of TVM's where we have none."""
+    capacity = -(-model.context // CACHE_BLOCK) * CACHE_BLOCK
+    emitter = KernelEmitter(model, isa.get(target.isa), capacity)
+    functions = {name: emitter.lower(model.module[name]) for name in function_names(model.module)}
+    module = tvm.IRModule({**functions, **{n: k.func for n, k in emitter.kernels.items()}})
+    with target.tvm:
+        module = relax.transform.LegalizeOps()(module)
+    return LoweredModel(
+        module, emitter.kernels, emitter.used_weights(module), emitter.state, capacity, model
+    )
+
+
+@dataclass
+class KernelEmitter:
+    """What a handler uses to put kernels in the place of an op."""
+
+    model: CanonicalModel
+    isa: Isa
+    capacity: int
+    kernels: dict[str, Kernel] = field(default_factory=dict)
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    state: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
+    _params: dict[str, relax.Var] = field(default_factory=dict)
+
+    def array(self, expr: relax.Expr) -> np.ndarray:
+        """The value of a parameter of the model."""
+        return self.model.params[expr.name]
+
+    def weight(self, name: str, array: np.ndarray) -> relax.Var:
+        """A weight in the layout its kernel reads; one for each name."""
+        self.weights.setdefault(name, array)
+        return self._param(name, array.shape, str(array.dtype))
+
+    def cache(self, name: str, shape: tuple[int, ...]) -> relax.Var:
+        """A float32 buffer that lives as long as the session."""
+        self.state.setdefault(name, shape)
+        return self._param(name, shape, "float32")
+
+    def _param(self, name: str, shape: tuple[int, ...], dtype: str) -> relax.Var:
+        if name not in self._params:
+            self._params[name] = relax.Var(name, relax.TensorType(shape, dtype))
+        return self._params[name]
+
+    def call(self, kernel: Kernel, inputs: list[relax.Expr]) -> dict[str, relax.Var]:
+        """Call ``kernel`` on its inputs, weights and state, in order; its outputs by name."""
+        name = str(kernel.func.attrs["global_symbol"])
+        self.kernels.setdefault(name, kernel)
+        taken = [t for t in kernel.tensors if t.name not in (*kernel.outputs, "scratch")]
+        for tensor, given in zip(taken, inputs, strict=True):
+            shape = tuple(int(d) for d in given.ty.shape.values)
+            assert math.prod(shape) == math.prod(tensor.shape), (name, tensor, shape)
+        types = [
+            relax.TensorType(t.shape, t.dtype) for t in kernel.tensors if t.name in kernel.outputs
+        ]
+        out = types if len(types) > 1 else types[0]
+        made = self._builder.emit(relax.op.call_tir(GlobalVar(name), inputs, out))
+        names = [t.name for t in kernel.tensors if t.name in kernel.outputs]
+        if len(names) == 1:
+            return {names[0]: made}
+        return {n: self._builder.emit(relax.TupleGetItem(made, i)) for i, n in enumerate(names)}
+
+    def lower(self, function: relax.Function) -> relax.Function:
+        """``function`` with each op handled by the handler of its name."""
+        self._builder, self._params = relax.BlockBuilder(), {}
+        name = str(function.attrs["global_symbol"])
+        environment: dict[relax.Var, relax.Expr] = {p: p for p in function.params}
+        source = function.params[0]
+        with self._builder.function(name, [source]):
+            with self._builder.dataflow():
+                for binding in bindings(function):
+                    expr = rebuild(binding.value, environment)
+                    lowered = self._lower(expr)
+                    is_var = isinstance(lowered, relax.Var)
+                    environment[binding.var] = lowered if is_var else self._builder.emit(lowered)
+                output = self._builder.emit_output(environment[result(function)])
+            self._builder.emit_func_output(output)
+        built = self._builder.get()[name]
+        free = {v for b in bindings(built) for v in variables(b.value)}
+        # A parameter that TVM's own op reads comes as the model has it.
+        plain = [p for p in function.params[1:] if p in free]
+        for param in plain:
+            self.weights.setdefault(param.name, self.array(param))
+        return with_params(built, [source, *plain, *self._params.values()])
+
+    def _lower(self, expr: relax.Expr) -> relax.Expr:
+        if isinstance(expr, relax.Call) and isinstance(expr.op, Op):
+            handler = HANDLERS.get(expr.op.name)
+            if handler is not None:
+                return handler(expr, self)
+            if expr.op.name.startswith("slm."):
+                raise UnsupportedOpError(
+                    f"no kernel for {expr.op.name}", where=str(self.model.source)
+                )
+        return expr
+
+    def used_weights(self, module: tvm.IRModule) -> dict[str, np.ndarray]:
+        """The weights that some function still takes, in the order in which the first one does."""
+        names = {
+            p.name: None
+            for function in function_names(module)
+            for p in module[function].params[1:]
+            if p.name in self.weights
+        }
+        return {name: self.weights[name] for name in names}

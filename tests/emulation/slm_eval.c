@@ -1,0 +1,64 @@
+/* Runs a bundle's library on a list of tokens, for machines that the test runner only emulates.
+ *
+ *   slm_eval BUNDLE TOKENS OUTPUT all|encode|greedy THREADS WINDOW
+ *
+ * TOKENS holds int32 ids. "all" and "encode" start afresh for each WINDOW of them and write a float
+ * row for each; "greedy" evaluates them and writes the WINDOW int32 ids that follow. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "slm.h"
+
+static void check(int32_t status) {
+  if (status >= 0) return;
+  fprintf(stderr, "error %d: %s\n", status, slm_last_error());
+  exit(3);
+}
+
+int main(int argc, char **argv) {
+  if (argc != 7) return 2;
+  FILE *in = fopen(argv[2], "rb"), *out = fopen(argv[3], "wb");
+  const char *mode = argv[4];
+  size_t window = (size_t)atol(argv[6]);
+  if (!in || !out) return 2;
+  fseek(in, 0, SEEK_END);
+  size_t count = (size_t)ftell(in) / sizeof(int32_t);
+  rewind(in);
+  int32_t *tokens = malloc((count + window) * sizeof *tokens);
+  if (fread(tokens, sizeof *tokens, count, in) != count) return 2;
+
+  slm_options options = {.size = sizeof options, .threads = atoi(argv[5])};
+  slm_model *model;
+  slm_session *session;
+  check(slm_open(argv[1], &options, &model));
+  check(slm_session_new(model, &session));
+  size_t width = (size_t)slm_output_size();
+  if (!strcmp(mode, "greedy")) {
+    check(slm_eval(session, tokens, count, NULL));
+    for (size_t i = 0; i < window; ++i) {
+      int32_t next = slm_sample(session, NULL);
+      check(next);
+      fwrite(&next, sizeof next, 1, out);
+      check(slm_eval(session, &next, 1, NULL));
+    }
+  } else {
+    float *rows = malloc(window * width * sizeof *rows);
+    for (size_t at = 0; at < count; at += window) {
+      size_t n = count - at < window ? count - at : window;
+      if (!strcmp(mode, "all")) {
+        check(slm_seek(session, 0));
+        check(slm_eval_all(session, tokens + at, n, rows));
+      } else {
+        check(slm_encode(session, tokens + at, n, rows));
+      }
+      fwrite(rows, width * sizeof *rows, n, out);
+    }
+    free(rows);
+  }
+  check(slm_session_free(session));
+  check(slm_close(model));
+  free(tokens);
+  fclose(in);
+  return fclose(out);
+}

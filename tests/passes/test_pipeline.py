@@ -1,0 +1,79 @@
+"""What each pass makes of a small decoder."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from tvm import relax
+from tvm.ir import Op
+
+from slmtvm.ir.model import CanonicalModel
+from slmtvm.passes.pipeline import PASSES, fuse
+from slmtvm.passes.rewrite import bindings, function_names
+from tests.passes.toy import decoder
+
+
+def op_counts(model: CanonicalModel, function: str) -> Counter[str]:
+    return Counter(
+        b.value.op.name
+        for b in bindings(model.module[function])
+        if isinstance(b.value, relax.Call) and isinstance(b.value.op, Op)
+    )
+
+
+def test_every_pass_has_a_kebab_case_name_of_its_own() -> None:
+    names = [step.name for step in PASSES]
+    assert len(set(names)) == len(names)
+    assert all(n == n.lower() and "_" not in n for n in names)
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "linear"),
+    [
+        ("int4", "slm.quantized_linear"),
+        ("int8", "slm.quantized_linear"),
+        ("f32", "slm.float_linear"),
+    ],
+)
+def test_a_decoder_layer_becomes_four_linears_one_attention_and_row_ops(
+    weight_format: str, linear: str
+) -> None:
+    fused = fuse(decoder(weight_format, layers=3))
+    counts = op_counts(fused, "body_1")
+    rows = 4 if weight_format != "f32" else 3
+    assert counts == {
+        "slm.embedding": 1,
+        linear: 3 * 4,
+        "slm.qkv_attention": 3,
+        "slm.row": 3 * rows,
+    }
+    assert op_counts(fused, "head_1") == {"slm.row": 1, linear: 1}
+
+
+def test_rows_are_bound_to_the_chunk_sizes() -> None:
+    fused = fuse(decoder())
+    assert function_names(fused.module) == ["body_1", "body_16", "head_1", "head_16"]
+    for name in function_names(fused.module):
+        rows = int(name.split("_")[1])
+        assert int(fused.module[name].params[0].ty.shape.values[0]) == rows
+
+
+def test_merged_weights_keep_their_bits_and_the_parts_are_dropped() -> None:
+    model = decoder("int4", layers=1)
+    fused = fuse(model)
+    merged = fused.params["0.q.weight+0.k.weight+0.v.weight"]
+    parts = [model.params[f"0.{name}.weight"] for name in "qkv"]
+    assert merged.tobytes() == b"".join(p.tobytes() for p in parts)
+    assert not any(f"0.{name}.weight" in fused.params for name in "qkv")
+
+
+def test_a_scale_for_the_whole_tensor_becomes_one_for_each_channel_where_layers_merge() -> None:
+    fused = fuse(decoder("int8", layers=1))
+    assert fused.params["0.gate.scales+0.up.scales"].shape == (2 * 96,)
+
+
+def test_layers_that_read_different_inputs_are_not_merged() -> None:
+    fused = fuse(decoder("int4", layers=1))
+    assert "0.o.weight" in fused.params
+    assert "0.down.weight" in fused.params
