@@ -1,0 +1,9 @@
+"""Kernels that work on each row of activations alone: norms, activation functions, quantization."""
+
+from __future__ import annotations
+
+from slmtvm.schedules.rows.op import RowOp
+from slmtvm.schedules.rows.reference import reference
+from slmtvm.schedules.rows.template import build
+
+__all__ = ["RowOp", "build", "reference"]

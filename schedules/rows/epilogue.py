@@ -1,0 +1,121 @@
+"""How each epilogue stores the values of a row. Results do not depend on the prologue's kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm.script.ir_builder import tirx as T
+
+from slmtvm.schedules import vector as vec
+from slmtvm.schedules.rows.op import RowOp
+from slmtvm.schedules.rows.prologue import Buffers, Value
+from slmtvm.schedules.vector import LANES, Accumulators, Expr
+
+_RANGE_CHAINS = 4  # independent minima and maxima, to hide their latency
+_SMALLEST_AMAX = 1e-30  # 127 / amax must not overflow
+
+
+def _f32(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
+    def emit(column: Expr, count: int, _slot: int) -> None:
+        vec.store_part(buffers["y"], row * op.d + column, value(column, count), count)
+
+    vec.sweep(op.d, emit)
+
+
+def _block(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
+    full, rest = divmod(op.d, op.group_size)
+    if full:
+        with T.serial(0, full) as block:
+            _quantize_block(op, row, block, op.group_size, buffers, value)
+    if rest:
+        _quantize_block(op, row, T.int32(full), rest, buffers, value)
+
+
+def _quantize_block(
+    op: RowOp, row: Expr, block: Expr, count: int, buffers: Buffers, value: Value
+) -> None:
+    values = []
+    for at in range(0, count, LANES):
+        here = min(LANES, count - at)
+        column = block * op.group_size + at
+        values.append(value(column, here))
+        if op.keep_f32:
+            vec.store_part(buffers["y"], row * op.d + column, values[-1], here)
+    largest = vec.absolute(values[0])
+    for v in values[1:]:
+        largest = T.bind(vec.maximum(vec.absolute(v), largest))
+    amax = vec.across(largest, vec.maximum)
+    zero, full_scale = T.float32(0.0), T.float32(127.0)
+    tiny = amax < T.float32(_SMALLEST_AMAX)
+    inverse = vec.splat(T.bind(T.Select(tiny, zero, full_scale / amax)))
+    total = None
+    for at in range(0, op.group_size, LANES):
+        index = at // LANES
+        # Blocks are padded with zeros, which quantize to zero.
+        if index < len(values):
+            q = vec.round_product_to_int(values[index], inverse)
+            total = q if total is None else T.bind(total + q)
+        else:
+            q = vec.splat_int(0)
+        offset = row * op.k_padded + block * op.group_size + at
+        vec.store(buffers["xq"], offset, T.cast(q, f"int8x{LANES}"))
+    at = row * op.blocks + block
+    vec.store(buffers["xs"], at, T.Select(tiny, zero, amax / full_scale), 1)
+    vec.store(buffers["xsum"], at, T.cast(vec.sum_int(total), "float32"), 1)
+
+
+def _row_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
+    low, high = Accumulators(_RANGE_CHAINS), Accumulators(_RANGE_CHAINS)  # the range includes 0
+    if op.needs_scratch:
+        kept, start = buffers["scratch"], T.int32(0)
+    else:
+        kept, start = buffers["y" if op.keep_f32 else "x"], row * op.d
+    copies = op.prologue != "copy" or op.keep_f32
+
+    def find_range(column: Expr, count: int, slot: int) -> None:
+        v = value(column, count)
+        if copies:
+            vec.store_part(kept, start + column, v, count)
+        low[slot] = T.bind(vec.minimum(v, low[slot]))
+        high[slot] = T.bind(vec.maximum(v, high[slot]))
+
+    vec.sweep(op.d, find_range, _RANGE_CHAINS)
+    lowest = vec.across(low.fold(vec.minimum), vec.minimum)
+    highest = vec.across(high.fold(vec.maximum), vec.maximum)
+    scale = T.bind(
+        T.Select(
+            highest <= lowest,
+            T.float32(1.0),
+            T.bind(highest - lowest) / T.float32(255.0),
+        )
+    )
+    ideal = T.bind(T.bind(T.float32(0.0) - lowest) / scale)
+    bounded = T.bind(vec.minimum(vec.maximum(ideal, T.float32(0.0)), T.float32(255.0)))
+    zero_point = vec.round_to_int(bounded)
+    vec.store(buffers["xs"], row, scale, 1)
+    vec.store(buffers["xz"], row, zero_point, 1)
+    scales, zeros = vec.splat(scale), vec.splat(zero_point)
+    bias = vec.splat_int(128 if op.storage == "int8" else 0)
+
+    def quantize(column: Expr, v: Expr | None) -> None:
+        q = zeros
+        if v is not None:
+            # A division, as onnxruntime has it: a product with the reciprocal rounds otherwise.
+            q = T.bind(vec.round_to_int(T.bind(v / scales)) + zeros)
+            q = T.bind(T.max(T.min(q, vec.splat_int(255)), vec.splat_int(0)))
+        stored = T.cast(T.bind(q - bias), f"{op.storage}x{LANES}")
+        vec.store(buffers["xq"], row * op.k_padded + column, stored)
+
+    vec.sweep(
+        op.d,
+        lambda column, count, _: quantize(column, vec.load_part(kept, start + column, count)),
+    )
+    for column in range(-(-op.d // LANES) * LANES, op.k_padded, LANES):
+        quantize(T.int32(column), None)
+
+
+EPILOGUE_CODE: dict[str, Callable[[RowOp, Expr, Buffers, Value], None]] = {
+    "f32": _f32,
+    "block": _block,
+    "row_u8": _row_u8,
+}

@@ -1,0 +1,134 @@
+"""What a row kernel computes: a prologue that makes float rows, an epilogue that stores them."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from slmtvm.schedules.kernel import Tensor
+from slmtvm.schedules.vector import LANES
+
+PROLOGUES = ("copy", "rms_norm", "layer_norm", "silu_glu", "silu", "relu", "gelu_erf", "gelu_tanh")
+EPILOGUES = ("f32", "block", "row_u8")
+NORMS = ("rms_norm", "layer_norm")
+
+
+@dataclass(frozen=True)
+class RowOp:
+    """``epilogue(prologue(x))`` for m rows of d features; the kernel's grid is the rows.
+
+    Prologues, from x float32 (m, d), all element-wise but the norms:
+      copy; silu; relu; gelu_erf; gelu_tanh;
+      rms_norm: x / sqrt(mean(x**2) + eps) * gamma, gamma float32 (d,);
+      layer_norm: (x - mean) / sqrt(var + eps) * gamma + beta, beta float32 (d,);
+      silu_glu: silu(x[:, :d]) * x[:, d:], x float32 (m, 2 d).
+    With ``residual`` a norm reads x + residual (float32 (m, d)) and stores it as output ``sum``.
+
+    Epilogues; y is the prologue's result, columns d .. k_padded hold zero:
+      f32: y float32 (m, d).
+      block: xq int8 (m, k_padded), xs and xsum float32 (m, k_padded / group_size): for each block
+        xs = amax / 127, xq = y * (127 / amax) rounded half to even, xsum = sum of xq; a block whose
+        amax is below 1e-30 counts as zero (all three are 0).
+      row_u8: ONNX DynamicQuantizeLinear on each row: xs float32 (m,), xz int32 (m,) the unsigned
+        zero point, xq (m, k_padded) as ``storage`` says: "uint8", or "int8" for 128 less. A row of
+        zeros has xs 1 and xz 0.
+    With ``keep_f32`` a quantizing epilogue stores y, too.
+    """
+
+    prologue: str
+    epilogue: str
+    m: int
+    d: int
+    eps: float = 0.0
+    group_size: int = 0
+    storage: str = "uint8"
+    keep_f32: bool = False
+    residual: bool = False
+    k_multiple: int = LANES  # k_padded of row_u8 is a multiple of it
+
+    def __post_init__(self) -> None:
+        assert self.prologue in PROLOGUES, self.prologue
+        assert self.epilogue in EPILOGUES, self.epilogue
+        assert self.storage in ("uint8", "int8"), self.storage
+        assert self.m > 0 and self.d > 0, (self.m, self.d)
+        assert (self.epilogue == "block") == (self.group_size > 0), self
+        assert self.group_size % LANES == 0 and self.k_multiple % LANES == 0, self
+        assert not self.residual or self.prologue in NORMS, self
+
+    @property
+    def k_padded(self) -> int:
+        """Columns of xq."""
+        multiple = self.group_size if self.epilogue == "block" else self.k_multiple
+        return -(-self.d // multiple) * multiple
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a row, for the epilogue "block"."""
+        return self.k_padded // self.group_size
+
+    @property
+    def stores_y(self) -> bool:
+        """Whether y is an output."""
+        return self.epilogue == "f32" or self.keep_f32
+
+    @property
+    def needs_scratch(self) -> bool:
+        """Whether a row has to be kept between finding its range and quantizing it."""
+        return self.epilogue == "row_u8" and self.prologue != "copy" and not self.keep_f32
+
+    @property
+    def name(self) -> str:
+        """A name that says all that the code depends on."""
+        parts = [self.prologue, self.epilogue]
+        if self.prologue in NORMS:
+            parts.append("e" + struct.pack(">f", self.eps).hex())
+        if self.residual:
+            parts.append("res")
+        if self.epilogue == "block":
+            parts.append(f"g{self.group_size}")
+        if self.epilogue == "row_u8":
+            parts.append(f"{self.storage}_k{self.k_padded}")
+        if self.epilogue != "f32" and self.keep_f32:
+            parts.append("keep")
+        return "_".join(["row", *parts, f"m{self.m}", f"d{self.d}"])
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The kernel's inputs, in order."""
+        m, d = self.m, self.d
+        tensors = [Tensor("x", (m, 2 * d if self.prologue == "silu_glu" else d), "float32")]
+        if self.residual:
+            tensors.append(Tensor("residual", (m, d), "float32"))
+        if self.prologue in NORMS:
+            tensors.append(Tensor("gamma", (d,), "float32"))
+        if self.prologue == "layer_norm":
+            tensors.append(Tensor("beta", (d,), "float32"))
+        return tuple(tensors)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The kernel's outputs, in order."""
+        m = self.m
+        tensors = []
+        if self.residual:
+            tensors.append(Tensor("sum", (m, self.d), "float32"))
+        if self.stores_y:
+            tensors.append(Tensor("y", (m, self.d), "float32"))
+        if self.epilogue == "block":
+            tensors += [
+                Tensor("xq", (m, self.k_padded), "int8"),
+                Tensor("xs", (m, self.blocks), "float32"),
+                Tensor("xsum", (m, self.blocks), "float32"),
+            ]
+        if self.epilogue == "row_u8":
+            tensors += [
+                Tensor("xq", (m, self.k_padded), self.storage),
+                Tensor("xs", (m,), "float32"),
+                Tensor("xz", (m,), "int32"),
+            ]
+        return tuple(tensors)
+
+    @property
+    def scratch(self) -> tuple[Tensor, ...]:
+        """The memory that each thread needs of its own."""
+        return (Tensor("scratch", (self.d,), "float32"),) if self.needs_scratch else ()

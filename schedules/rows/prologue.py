@@ -1,0 +1,141 @@
+"""How each prologue makes the values of a row, 16 at a time.
+
+A prologue's code emits what has to be known of the whole row first (a norm's statistics), and returns
+``value(column, count)``: the 16 values from ``column`` on, lanes from ``count`` on zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from tvm.script.ir_builder import tirx as T
+
+from slmtvm.schedules import vector as vec
+from slmtvm.schedules.rows.op import RowOp
+from slmtvm.schedules.vector import Accumulators, Buffer, Expr
+
+Value = Callable[[Expr, int], Expr]
+Buffers = dict[str, Buffer]
+Function = Callable[[Expr], Expr]
+
+_STATISTICS_CHAINS = 4  # independent sums, to hide the latency of fma
+
+
+def _elementwise(function: Function) -> Callable[[RowOp, Expr, Buffers], Value]:
+    def prologue(op: RowOp, row: Expr, buffers: Buffers) -> Value:
+        def value(column: Expr, count: int) -> Expr:
+            return function(vec.load_part(buffers["x"], row * op.d + column, count))
+
+        return value
+
+    return prologue
+
+
+def _silu_glu(op: RowOp, row: Expr, buffers: Buffers) -> Value:
+    def value(column: Expr, count: int) -> Expr:
+        gate = vec.load_part(buffers["x"], row * (2 * op.d) + column, count)
+        up = vec.load_part(buffers["x"], row * (2 * op.d) + op.d + column, count)
+        return T.bind(_silu(gate) * up)
+
+    return value
+
+
+def _silu(x: Expr) -> Expr:
+    return T.bind(x * vec.sigmoid(x))
+
+
+def _relu(x: Expr) -> Expr:
+    return T.bind(vec.maximum(x, vec.splat(0.0)))
+
+
+def _gelu_erf(x: Expr) -> Expr:
+    half = T.bind(x * vec.splat(0.5))
+    return vec.fma(half, vec.erf(T.bind(x * vec.splat(math.sqrt(0.5)))), half)
+
+
+def _gelu_tanh(x: Expr) -> Expr:
+    # (1 + tanh(u)) / 2 is sigmoid(2 u), u = sqrt(2 / pi) * (x + 0.044715 x**3).
+    twice = 2.0 * math.sqrt(2.0 / math.pi)
+    square = T.bind(x * x)
+    factor = vec.fma(square, vec.splat(twice * 0.044715), vec.splat(twice))
+    return T.bind(x * vec.sigmoid(T.bind(x * factor)))
+
+
+def _norm_input(op: RowOp, row: Expr, buffers: Buffers) -> tuple[Value, Value]:
+    """How a norm's first pass and its later ones read the row; the first stores a residual sum."""
+
+    def read(name: str) -> Value:
+        return lambda column, count: vec.load_part(buffers[name], row * op.d + column, count)
+
+    if not op.residual:
+        return read("x"), read("x")
+
+    def add_residual(column: Expr, count: int) -> Expr:
+        total = T.bind(read("x")(column, count) + read("residual")(column, count))
+        vec.store_part(buffers["sum"], row * op.d + column, total, count)
+        return total
+
+    return add_residual, read("sum")
+
+
+def _mean(op: RowOp, term: Callable[[Expr, Expr, int], Expr], offset: float) -> Expr:
+    """``sum / d + offset``; ``term(sum, column, count)`` adds 16 elements to a running sum."""
+    sums = Accumulators(_STATISTICS_CHAINS)
+
+    def emit(column: Expr, count: int, slot: int) -> None:
+        sums[slot] = term(sums[slot], column, count)
+
+    vec.sweep(op.d, emit, _STATISTICS_CHAINS)
+    total = vec.across(sums.fold(vec.add), vec.add)
+    return vec.fma(total, T.float32(1.0 / op.d), T.float32(offset))
+
+
+def _inverse_root(x: Expr) -> Expr:
+    return vec.splat(T.bind(T.float32(1.0) / vec.square_root(x)))
+
+
+def _rms_norm(op: RowOp, row: Expr, buffers: Buffers) -> Value:
+    first, again = _norm_input(op, row, buffers)
+
+    def add_square(total: Expr, column: Expr, count: int) -> Expr:
+        x = first(column, count)
+        return vec.fma(x, x, total)
+
+    inverse = _inverse_root(_mean(op, add_square, op.eps))
+
+    def value(column: Expr, count: int) -> Expr:
+        gamma = vec.load_part(buffers["gamma"], column, count)
+        return T.bind(T.bind(again(column, count) * inverse) * gamma)
+
+    return value
+
+
+def _layer_norm(op: RowOp, row: Expr, buffers: Buffers) -> Value:
+    first, again = _norm_input(op, row, buffers)
+    mean = vec.splat(_mean(op, lambda s, column, count: T.bind(s + first(column, count)), 0.0))
+
+    def add_square(total: Expr, column: Expr, count: int) -> Expr:
+        centred = vec.keep_part(T.bind(again(column, count) - mean), count)
+        return vec.fma(centred, centred, total)
+
+    inverse = _inverse_root(_mean(op, add_square, op.eps))
+
+    def value(column: Expr, count: int) -> Expr:
+        scaled = T.bind(T.bind(again(column, count) - mean) * inverse)
+        gamma = vec.load_part(buffers["gamma"], column, count)
+        return vec.fma(scaled, gamma, vec.load_part(buffers["beta"], column, count))
+
+    return value
+
+
+PROLOGUE_CODE: dict[str, Callable[[RowOp, Expr, Buffers], Value]] = {
+    "copy": _elementwise(lambda x: x),
+    "silu": _elementwise(_silu),
+    "relu": _elementwise(_relu),
+    "gelu_erf": _elementwise(_gelu_erf),
+    "gelu_tanh": _elementwise(_gelu_tanh),
+    "silu_glu": _silu_glu,
+    "rms_norm": _rms_norm,
+    "layer_norm": _layer_norm,
+}

@@ -1,0 +1,96 @@
+"""What the row kernels mean, in numpy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from slmtvm.schedules.rows.op import RowOp
+
+Array = np.ndarray
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def _silu(x: Array) -> Array:
+    return x / (1.0 + np.exp(-x))
+
+
+_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+    "copy": lambda x: x,
+    "silu": _silu,
+    "relu": lambda x: np.maximum(x, 0.0),
+    "gelu_erf": lambda x: 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))),
+    "gelu_tanh": lambda x: (
+        0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    ),
+}
+
+
+def prologue(op: RowOp, inputs: Mapping[str, Array]) -> Array:
+    """The prologue's result in float64 (m, d); a norm's input is the float32 sum."""
+    x = inputs["x"]
+    if op.residual:
+        x = x + inputs["residual"]
+    x = x.astype(np.float64)
+    if op.prologue in _FUNCTIONS:
+        return _FUNCTIONS[op.prologue](x)
+    if op.prologue == "silu_glu":
+        return np.asarray(_silu(x[:, : op.d]) * x[:, op.d :])
+    gamma = inputs["gamma"].astype(np.float64)
+    if op.prologue == "rms_norm":
+        return np.asarray(x / np.sqrt((x**2).mean(1, keepdims=True) + op.eps) * gamma)
+    centred = x - x.mean(1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(1, keepdims=True) + op.eps)
+    return np.asarray(scaled * gamma + inputs["beta"])
+
+
+def quantize_block(y: Array, group_size: int) -> dict[str, Array]:
+    """The epilogue "block" of y float32 (m, d)."""
+    m, d = y.shape
+    k_padded = -(-d // group_size) * group_size
+    padded = np.zeros((m, k_padded), np.float32)
+    padded[:, :d] = y
+    blocks = padded.reshape(m, -1, group_size)
+    amax = np.abs(blocks).max(2)
+    tiny = amax < np.float32(1e-30)
+    divisor = np.where(tiny, np.float32(1), amax)
+    inverse = np.where(tiny, np.float32(0), np.float32(127) / divisor)
+    # The product of two float32 is exact in float64: it is rounded only once, as by an fma.
+    q = np.rint(blocks.astype(np.float64) * inverse[:, :, None].astype(np.float64))
+    return {
+        "xq": q.astype(np.int8).reshape(m, k_padded),
+        "xs": np.where(tiny, np.float32(0), amax / np.float32(127)),
+        "xsum": q.sum(2).astype(np.float32),
+    }
+
+
+def quantize_row_u8(y: Array, k_padded: int, storage: str) -> dict[str, Array]:
+    """The epilogue "row_u8" of y float32 (m, d)."""
+    m, d = y.shape
+    low = np.minimum(y.min(1), np.float32(0))
+    high = np.maximum(y.max(1), np.float32(0))
+    scale = np.where(high == low, np.float32(1), (high - low) / np.float32(255))
+    zero_point = np.rint(np.clip((np.float32(0) - low) / scale, 0, 255)).astype(np.int32)
+    q = np.tile(zero_point[:, None], (1, k_padded))
+    q[:, :d] += np.rint(y / scale[:, None]).astype(np.int32)
+    q = np.clip(q, 0, 255)
+    stored = q.astype(np.uint8) if storage == "uint8" else (q - 128).astype(np.int8)
+    return {"xq": stored, "xs": scale, "xz": zero_point}
+
+
+def reference(op: RowOp, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Every output of ``build(op)``; float results are rounded once, from float64."""
+    y = prologue(op, inputs).astype(np.float32)
+    results: dict[str, Array] = {}
+    if op.residual:
+        results["sum"] = inputs["x"] + inputs["residual"]
+    if op.stores_y:
+        results["y"] = y
+    if op.epilogue == "block":
+        results |= quantize_block(y, op.group_size)
+    if op.epilogue == "row_u8":
+        results |= quantize_row_u8(y, op.k_padded, op.storage)
+    return results
