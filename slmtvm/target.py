@@ -9,8 +9,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import tvm
-
 from slmtvm.errors import TargetError
 
 if sys.version_info >= (3, 11):
@@ -18,7 +16,12 @@ if sys.version_info >= (3, 11):
 else:  # pragma: no cover
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
-_FIELDS = {"name", "description", "isa", "arch", "llvm", "link", "requires"}
+_FIELDS = {
+    "name": str, "description": str, "isa": str, "arch": str, "llvm": dict, "link": str,
+    "requires": list,
+}  # fmt: skip
+_TOML_NAMES = {str: "a string", dict: "a table", list: "a list"}
+ARCHITECTURES = ("x86_64", "aarch64", "riscv64")
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,10 @@ class Target:
     requires: tuple[str, ...]
 
     @cached_property
-    def tvm(self) -> tvm.target.Target:
+    def tvm(self) -> Any:
         """TVM's target, the host part included."""
+        import tvm  # a session asks for targets, too, and must not wait for TVM
+
         target = tvm.target.Target(self.llvm)
         return target.with_host(target)
 
@@ -82,11 +87,18 @@ def _parse(text: str, where: str) -> Target:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise TargetError(f"not valid TOML: {error}", where=where) from error
-    if table.keys() != _FIELDS:
+    if table.keys() != _FIELDS.keys():
         raise TargetError(
             f"fields must be {', '.join(sorted(_FIELDS))}; "
-            f"missing: {', '.join(sorted(_FIELDS - table.keys())) or 'none'}; "
-            f"unknown: {', '.join(sorted(table.keys() - _FIELDS)) or 'none'}",
+            f"missing: {', '.join(sorted(_FIELDS.keys() - table.keys())) or 'none'}; "
+            f"unknown: {', '.join(sorted(table.keys() - _FIELDS.keys())) or 'none'}",
             where=where,
+        )
+    for field, type_ in _FIELDS.items():
+        if not isinstance(table[field], type_):
+            raise TargetError(f"{field} must be {_TOML_NAMES[type_]}", where=where)
+    if table["arch"] not in ARCHITECTURES:
+        raise TargetError(
+            f"arch is {table['arch']!r}; it must be one of {', '.join(ARCHITECTURES)}", where=where
         )
     return Target(**{**table, "requires": tuple(table["requires"])})

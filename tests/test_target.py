@@ -1,0 +1,90 @@
+"""Targets: the files that come with slmtvm, one's own files, and the machine at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slmtvm.errors import TargetError
+from slmtvm.host import cpu_features, host_target
+from slmtvm.schedules import isa
+from slmtvm.target import Target, known_targets
+
+ICE_LAKE = "flags : fpu avx2 fma f16c avx512f avx512bw avx512vl avx512dq avx512_vnni\n"
+HASWELL = "flags : fpu avx2 fma f16c\n"
+NEHALEM = "flags : fpu sse4_2\n"
+CORTEX_A78 = "Features : fp asimd evtstrm aes asimdhp asimddp\n"
+CORTEX_A72 = "Features : fp asimd evtstrm\n"
+RISCV_VECTOR = "isa : rv64imafdcv_zicsr_zifencei\n"
+RISCV_SCALAR = "isa : rv64imafdc_zicsr\n"
+
+
+@pytest.mark.parametrize("name", known_targets())
+def test_each_target_file_is_named_after_its_target_and_uses_a_known_isa(name: str) -> None:
+    target = Target.load(name)
+    assert target.name == name
+    assert isa.get(target.isa).name == target.isa
+    assert target.tvm.kind.name == "llvm"
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "name"),
+    [
+        ("x86_64", ICE_LAKE, "x86-64-v4-vnni"),
+        ("x86_64", HASWELL, "x86-64-v3"),
+        ("aarch64", CORTEX_A78, "cortex-a78"),
+        ("aarch64", CORTEX_A72, "cortex-a72"),
+        ("riscv64", RISCV_VECTOR, "riscv64-rvv"),
+    ],
+)
+def test_the_host_is_the_best_target_whose_features_the_cpu_has(
+    machine: str, cpuinfo: str, name: str
+) -> None:
+    assert host_target(machine, cpuinfo).name == name
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo"),
+    [("x86_64", NEHALEM), ("riscv64", RISCV_SCALAR), ("s390x", "")],
+)
+def test_a_machine_that_no_target_fits_is_refused(machine: str, cpuinfo: str) -> None:
+    with pytest.raises(TargetError, match=machine):
+        host_target(machine, cpuinfo)
+
+
+def test_extensions_of_a_riscv_isa_string_are_not_taken_for_single_letters() -> None:
+    assert "v" not in cpu_features("isa : rv64imafdc_zve32x_sv39\n")
+
+
+def test_an_unknown_name_lists_the_known_targets() -> None:
+    with pytest.raises(TargetError, match="cortex-a78"):
+        Target.load("cortex-a7")
+
+
+def test_a_file_of_ones_own_describes_a_board(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "targets" / "cortex-a78.toml").read_text()
+    path = tmp_path / "board.toml"
+    path.write_text(text.replace('name = "cortex-a78"', 'name = "board"'))
+    assert Target.load(str(path)).name == "board"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("isa = ", "izza = "), "izza"),
+        (('name = "cortex-a78"', "name = "), "not valid TOML"),
+        (('arch = "aarch64"', 'arch = "arm"'), "arch"),
+        (('requires = ["asimd", "asimddp"]', "requires = 3"), "requires"),
+    ],
+)
+def test_a_wrong_file_is_refused_naming_the_field(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    text = (Path(__file__).parents[1] / "targets" / "cortex-a78.toml").read_text()
+    assert change[0] in text
+    path = tmp_path / "board.toml"
+    path.write_text(text.replace(*change))
+    with pytest.raises(TargetError, match=message) as error:
+        Target.load(str(path))
+    assert "board.toml" in str(error.value)
