@@ -2,7 +2,7 @@
 
 LLVM splits a 16-lane value into one AVX-512, two AVX2 or four NEON registers, or one RVV group of
 four. Products that are summed go through ``fma``, never ``a * b + c``: LLVM may contract the latter
-in one kernel and not in another, and a row's result must not depend on the kernel it is computed by.
+in one kernel and not in another, and a row's result must not depend on the kernel that computes it.
 Values are bound (``T.bind``) as they are made, so an expression used twice is computed once.
 """
 
@@ -21,8 +21,8 @@ LANES = 16
 Expr = Any
 Buffer = Any
 
-# 1.5 * 2**23: adding it to |x| < 2**22 rounds x to the nearest integer, ties to even, and leaves that
-# integer in the low bits of the sum.
+# 1.5 * 2**23: adding it to |x| < 2**22 rounds x to the nearest integer, ties to even, and leaves
+# that integer in the low bits of the sum.
 _ROUNDER = 12582912.0
 _ROUNDER_BITS = 0x4B400000
 # Below it exp is less than the smallest normal float32.
@@ -158,7 +158,7 @@ class Accumulators:
 
 
 def across(value: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
-    """The lanes of a vector combined into a scalar, upper half with lower half, in a fixed order."""
+    """The lanes of a vector combined into a scalar, lower half with upper half each time."""
     lanes = lanes_of(value)
     while lanes > 1:
         lanes //= 2
@@ -252,7 +252,7 @@ def sigmoid(x: Expr) -> Expr:
 
 
 def erf(x: Expr) -> Expr:
-    """The error function, to 4e-7; the rational approximation of Eigen's erf, odd over even powers."""
+    """The error function to 4 ulp: the rational approximation of Eigen's erf."""
     lanes = lanes_of(x)
     x = T.bind(maximum(minimum(x, splat(4.0, lanes)), splat(-4.0, lanes)))
     square = T.bind(x * x)

@@ -1,7 +1,7 @@
 """How each prologue makes the values of a row, 16 at a time.
 
-A prologue's code emits what has to be known of the whole row first (a norm's statistics), and returns
-``value(column, count)``: the 16 values from ``column`` on, lanes from ``count`` on zero.
+A prologue's code emits what has to be known of the whole row first (a norm's statistics), and
+returns ``value(column, count)``: the 16 values from ``column`` on, lanes from ``count`` on zero.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def quantize_block(y: Array, group_size: int) -> dict[str, Array]:
 
 def quantize_row_u8(y: Array, k_padded: int, storage: str) -> dict[str, Array]:
     """The epilogue "row_u8" of y float32 (m, d)."""
-    m, d = y.shape
+    d = y.shape[1]
     low = np.minimum(y.min(1), np.float32(0))
     high = np.maximum(y.max(1), np.float32(0))
     scale = np.where(high == low, np.float32(1), (high - low) / np.float32(255))

@@ -1,0 +1,15 @@
+"""Attention over a cache: rotate queries and keys and append them, then attend; one kernel or two."""
+
+from __future__ import annotations
+
+from slmtvm.schedules.attention.append import build_append
+from slmtvm.schedules.attention.attend import build_attend, build_decode
+from slmtvm.schedules.attention.shape import AttentionShape, default_accumulators
+
+__all__ = [
+    "AttentionShape",
+    "build_append",
+    "build_attend",
+    "build_decode",
+    "default_accumulators",
+]

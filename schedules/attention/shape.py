@@ -1,0 +1,123 @@
+"""The shapes of an attention layer's kernels, and the layout of its cache.
+
+Keys are stored [num_kv_heads][capacity / 16][head_dim][16]: 16 positions side by side, so that a
+query meets 16 keys in the lanes of one vector. Values are stored [num_kv_heads][capacity][head_dim]:
+the lanes of a vector are features of one position.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from slmtvm.schedules.kernel import Tensor
+from slmtvm.schedules.vector import LANES
+
+MASKS = ("causal", "bidirectional")
+# 16-lane accumulators that fit the registers beside the operands: AVX-512 has 32 registers of one
+# such vector, the others hold eight in all.
+_ACCUMULATORS = {"avx512_vnni": 16}
+_ACCUMULATORS_OTHERS = 6
+
+
+def default_accumulators(isa: str) -> int:
+    """A good ``AttentionShape.accumulators`` for the ISA of that name."""
+    return _ACCUMULATORS.get(isa, _ACCUMULATORS_OTHERS)
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """One attention layer on m tokens.
+
+    "causal": row i is at position + i, is appended to the cache and sees positions
+    0 .. position + i. "bidirectional": row i is at i, keys and values are outputs of the append
+    kernel (capacity is m rounded up to 16), and every row sees positions 0 .. valid - 1.
+
+    The first ``rotary_dim`` (0: none) features of each query and key head are rotated by the tables
+    cos and sin, float32 (table_rows, rotary_dim / 2), as ``slm.rope`` has it. ``accumulators``
+    bounds how much of the score matrix is computed at once; it changes speed, never a result.
+    """
+
+    m: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    capacity: int
+    scale: float
+    mask: str = "causal"
+    rotary_dim: int = 0
+    interleaved: bool = False
+    table_rows: int = 0
+    kv_dtype: str = "float32"
+    accumulators: int = _ACCUMULATORS_OTHERS
+
+    def __post_init__(self) -> None:
+        assert self.mask in MASKS, self.mask
+        assert self.m > 0 and self.num_heads % self.num_kv_heads == 0, self
+        assert self.capacity % LANES == 0 and self.capacity >= self.m, self
+        assert self.scale > 0, self
+        assert self.rotary_dim % 2 == 0 and self.rotary_dim <= self.head_dim, self
+        assert (self.table_rows > 0) == (self.rotary_dim > 0), self
+        assert self.kv_dtype == "float32", self.kv_dtype
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a kv head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def causal(self) -> bool:
+        """Whether rows see only what is before them, in a cache."""
+        return self.mask == "causal"
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """The ambient scalar that attending depends on."""
+        return ("position",) if self.causal else ("valid",)
+
+    @property
+    def qkv(self) -> Tensor:
+        """The merged projections: a row is [q heads | k heads | v heads]."""
+        heads = self.num_heads + 2 * self.num_kv_heads
+        return Tensor("qkv", (self.m, heads * self.head_dim), "float32")
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        """cos and sin, where there is a rotation."""
+        if not self.rotary_dim:
+            return ()
+        shape = (self.table_rows, self.rotary_dim // 2)
+        return (Tensor("cos", shape, "float32"), Tensor("sin", shape, "float32"))
+
+    @property
+    def cache(self) -> tuple[Tensor, Tensor]:
+        """The keys and the values."""
+        h, d, c = self.num_kv_heads, self.head_dim, self.capacity
+        return (
+            Tensor("k_cache", (h, c // LANES, d, LANES), self.kv_dtype),
+            Tensor("v_cache", (h, c, d), self.kv_dtype),
+        )
+
+    @property
+    def q(self) -> Tensor:
+        """The rotated queries."""
+        return Tensor("q", (self.m, self.num_heads * self.head_dim), "float32")
+
+    @property
+    def o(self) -> Tensor:
+        """The result."""
+        return Tensor("o", (self.m, self.num_heads * self.head_dim), "float32")
+
+    def name(self, kind: str) -> str:
+        """A name that says all that the code of the kernel ``kind`` depends on."""
+        parts = [
+            f"attention_{kind}_{self.mask}_m{self.m}",
+            f"h{self.num_heads}x{self.num_kv_heads}x{self.head_dim}",
+            f"c{self.capacity}",
+        ]
+        if kind != "attend" and self.rotary_dim:
+            order = "interleaved" if self.interleaved else "halves"
+            parts.append(f"r{self.rotary_dim}{order}{self.table_rows}")
+        if kind != "append":
+            parts.append(f"s{struct.pack('>f', self.scale).hex()}_a{self.accumulators}")
+        return "_".join(parts)
