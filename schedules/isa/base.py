@@ -1,0 +1,140 @@
+"""What a kernel asks of an ISA: its vector width and its exact integer dot products."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+PANEL = 16
+"""Output channels whose weights lie together; a multiple of every ISA's ``lanes``."""
+
+Expr = Any
+Buffer = Any
+Vectors = tuple[Expr, ...]
+
+
+class Dot(ABC):
+    """An exact integer dot product of one vector of output channels with one row of activations.
+
+    A *step* multiplies ``k_step`` consecutive k of ``lanes`` channels. The sum that ``finish``
+    returns is ``sum((q + offset) * a)`` for weights q and activations a as they are stored.
+    ``max_steps`` is how many steps a state can take before it could overflow; where it is None,
+    a state is int32 and takes as many as int32 allows.
+    """
+
+    offset: int = 0
+    max_steps: int | None = None
+    state: tuple[str, ...]  # dtypes of a state's vectors
+
+    @abstractmethod
+    def weights(self, raw: Expr) -> tuple[Expr, ...]:
+        """The operands of consecutive steps that one vector of packed weight bytes holds."""
+
+    @abstractmethod
+    def activations(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
+        """The operands of the steps that cover ``count`` (a multiple of 16) values from ``at``."""
+
+    @abstractmethod
+    def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
+        """``state`` plus one step; None is a state of zeros."""
+
+    def ones(self) -> Expr:
+        """A weight operand all of whose weights count as 1, to sum activations with."""
+        raise NotImplementedError(f"{type(self).__name__} sums no activations")
+
+    def finish(self, state: Vectors) -> Expr:
+        """The int32 vector of sums, one lane for each channel."""
+        return state[0]
+
+
+@dataclass(frozen=True)
+class Isa(ABC):
+    """One instruction set.
+
+    ``lanes`` float32 (or int32) fit the vector that kernels compute with. Packed weights hold
+    ``k_step`` consecutive k of a channel together: targets of equal ``k_step`` share them byte for
+    byte. ``row_dtype`` is how the activations of "row_u8" are stored: "uint8" q, or "int8" q - 128.
+    ``registers`` vectors of ``lanes`` fit the register file.
+    """
+
+    name: str
+    lanes: int
+    registers: int
+    k_step: int
+    row_dtype: str
+
+    @property
+    def vectors(self) -> int:
+        """Vectors that hold one value for each channel of a panel."""
+        return PANEL // self.lanes
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of packed weights that ``Dot.weights`` takes."""
+        return self.lanes * self.k_step
+
+    def f16_to_f32(self, halves: Expr) -> Expr:
+        """Float32 of a float16 vector of ``lanes``; every finite value exactly."""
+        return T.Cast(f"float32x{self.lanes}", halves)
+
+    @abstractmethod
+    def u4_s8(self) -> Dot:
+        """int4 weights 0..15, two operands in a byte (low nibbles first), activations -127..127."""
+
+    @abstractmethod
+    def s8_s8(self) -> Dot:
+        """int8 weights -128..127, activations -127..127."""
+
+    @abstractmethod
+    def s8_row(self) -> Dot:
+        """int8 weights -128..127, activations 0..255 stored as ``row_dtype`` says."""
+
+
+def let(value: Expr) -> Expr:
+    """``value``, computed here and once."""
+    return T.bind(value)
+
+
+def splat(value: int | float, dtype: str, lanes: int) -> Expr:
+    """A constant in every lane."""
+    scalar = T.IntImm(dtype, value) if "int" in dtype else T.FloatImm(dtype, value)
+    return T.Broadcast(scalar, lanes)
+
+
+def load(buffer: Buffer, at: Expr, lanes: int) -> Expr:
+    """``lanes`` consecutive elements from ``at``."""
+    return buffer[T.ramp(at, 1, lanes)]
+
+
+def load_word(buffer: Buffer, at: Expr) -> Expr:
+    """Four bytes as one int32."""
+    return let(T.reinterpret("int32", load(buffer, at, 4)))
+
+
+def intrinsic(dtype: str, name: str, *args: Expr) -> Expr:
+    """A call of an LLVM intrinsic without side effects, computed here and once."""
+    return let(T.call_llvm_pure_intrin(dtype, name, *args))
+
+
+def nibbles(raw: Expr, dtype: str, lanes: int) -> tuple[Expr, Expr]:
+    """Low and high nibbles of a vector's bytes, as bytes 0..15; computed on 32-bit lanes.
+
+    x86 and Arm have no cheaper shift of bytes, and the mask makes the two the same.
+    """
+    words = let(T.reinterpret(f"int32x{lanes}", raw))
+    mask = splat(0x0F0F0F0F, "int32", lanes)
+    low = T.bitwise_and(words, mask)
+    high = T.bitwise_and(T.shift_right(words, splat(4, "int32", lanes)), mask)
+    return let(T.reinterpret(dtype, low)), let(T.reinterpret(dtype, high))
+
+
+def chain(operands: Sequence[Expr]) -> Expr:
+    """``((a + b) + c) + ...``"""
+    total = operands[0]
+    for operand in operands[1:]:
+        total = let(total + operand)
+    return total

@@ -1,0 +1,98 @@
+"""Linear layers: which kernel serves which format, how its weights are packed, what it means."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+
+from slmtvm.schedules.isa import Isa
+from slmtvm.schedules.kernel import Kernel, Tensor
+from slmtvm.schedules.linear import by_row, floating, grouped
+from slmtvm.schedules.linear.shape import LinearShape, pick_scale_dtype
+
+__all__ = [
+    "LinearShape", "build", "default_knobs", "knob_space", "layout", "pack",
+    "packed_weight_names", "pick_scale_dtype", "reference",
+]  # fmt: skip
+
+_KERNELS: dict[str, ModuleType] = {"f32": floating, "block": grouped, "row_u8": by_row}
+
+
+def build(shape: LinearShape, isa: Isa, knobs: dict[str, int] | None = None) -> Kernel:
+    """The kernel of ``shape``; ``knobs`` default to ``default_knobs``.
+
+    Tensors in order: the activations, which are x float32 (m, k), or xq, xs, xsum for "block", or
+    xq, xs, xz for "row_u8"; the packed weights; bias (n,) and residual (m, n) where the shape has
+    them; y float32 (m, n). Every element of y is computed by the same sequence of float operations
+    whatever m, the knobs and the division of the grid.
+    """
+    kernel: Kernel = _module(shape).build(shape, isa, knobs or default_knobs(shape, isa))
+    return kernel
+
+
+def packed_weight_names(shape: LinearShape, isa: Isa) -> list[str]:
+    """Names of the packed weights, in the order of the kernel's tensors."""
+    return [tensor.name for tensor in _weight_tensors(shape, isa)]
+
+
+def pack(
+    shape: LinearShape,
+    isa: Isa,
+    weight: np.ndarray,
+    scales: np.ndarray | None = None,
+    zero_points: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Weights as ``slm.linear`` has them, in the order the kernel reads; independent of m."""
+    arrays = _module(shape).pack(shape, isa, weight, scales, zero_points)
+    packed = {}
+    for tensor, array in zip(_weight_tensors(shape, isa), arrays, strict=True):
+        assert array.shape == tensor.shape and array.dtype == tensor.dtype, (tensor, array.shape)
+        packed[tensor.name] = array
+    return packed
+
+
+def layout(shape: LinearShape, isa: Isa) -> str:
+    """Two targets for which this is equal share packed weights byte for byte."""
+    step = 1 if shape.activation == "f32" else isa.k_step
+    scale = f"s{shape.scale_dtype[5:]}" if shape.activation == "block" else "s32"
+    return f"panel16-{shape.format}-{shape.activation}-k{step}-{scale}"
+
+
+def knob_space(shape: LinearShape, isa: Isa) -> dict[str, tuple[int, ...]]:
+    """Every knob's settings: ``mr`` rows and ``nv`` panels of a tile, ``ku`` unrolled k."""
+    space: dict[str, tuple[int, ...]] = _module(shape).knob_space(shape, isa)
+    return space
+
+
+def default_knobs(shape: LinearShape, isa: Isa) -> dict[str, int]:
+    """The setting used where nothing was tuned."""
+    knobs: dict[str, int] = _module(shape).default_knobs(shape, isa)
+    return knobs
+
+
+def reference(
+    shape: LinearShape,
+    *activations: np.ndarray,
+    weight: np.ndarray,
+    scales: np.ndarray | None = None,
+    zero_points: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+) -> np.ndarray:
+    """What the kernel computes, in float64: activations as the kernel takes them, weights as
+    ``pack`` takes them. -> (m, n)"""
+    named = {"weight": weight, "scales": scales, "zero_points": zero_points}
+    y: np.ndarray = _module(shape).reference(
+        shape, *activations, **named, bias=bias, residual=residual
+    )
+    return y
+
+
+def _module(shape: LinearShape) -> ModuleType:
+    return _KERNELS[shape.activation]
+
+
+def _weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
+    tensors: list[Tensor] = _module(shape).weight_tensors(shape, isa)
+    return tensors

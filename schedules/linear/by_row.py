@@ -1,0 +1,146 @@
+"""Linear layers with int8 weights scaled by channel and 8-bit activations scaled by row.
+
+``y = fma(xs s[j], float(sum_k (xq - xz) (q - z[j])), bias) + residual``; the sum is an exact int32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm.script.ir_builder import tirx as T
+
+from slmtvm.schedules.isa import Isa
+from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, let, load, splat
+from slmtvm.schedules.kernel import Kernel, Tensor
+from slmtvm.schedules.linear.integer import Operands, Sums, integer_sums
+from slmtvm.schedules.linear.packing import pad, panels_of_bytes
+from slmtvm.schedules.linear.shape import LinearShape
+from slmtvm.schedules.linear.tile import Store, Tile, define_tiled
+
+
+def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
+    """weight int8 (panels, padded_k, 16), scales float32, column_sums int32 (sum of q - z along k)
+    and zero_points int32, each (panels, 16)."""
+    by_channel = (shape.panels, PANEL)
+    tensors = [
+        Tensor("weight", (shape.panels, shape.padded_k, PANEL), "int8"),
+        Tensor("scales", by_channel, "float32"),
+        Tensor("column_sums", by_channel, "int32"),
+    ]
+    return tensors + [Tensor("zero_points", by_channel, "int32")] * shape.has_zero_points
+
+
+def pack(
+    shape: LinearShape,
+    isa: Isa,
+    weight: np.ndarray,
+    scales: np.ndarray | None,
+    zero_points: np.ndarray | None,
+) -> list[np.ndarray]:
+    """weight int8 (n, k); scales float (1,) or (n,); zero_points int8 of the same shape or (1,).
+
+    Padding holds the zero point, so that the padding of activations may hold anything.
+    """
+    assert scales is not None
+    rows = shape.panels * PANEL
+    zeros = np.zeros((rows, 1), np.int8)
+    if zero_points is not None:
+        zeros[: shape.n, 0] = zero_points.reshape(-1)
+    whole = np.repeat(zeros, shape.padded_k, axis=1)
+    whole[: shape.n, : shape.k] = weight
+    packed_scales = np.zeros(rows, np.float32)
+    packed_scales[: shape.n] = scales.reshape(-1)
+    column_sums = (whole.astype(np.int32) - zeros.astype(np.int32)).sum(axis=1, dtype=np.int32)
+    arrays = [
+        panels_of_bytes(whole, isa.k_step).reshape(weight_tensors(shape, isa)[0].shape),
+        packed_scales.reshape(-1, PANEL),
+        column_sums.reshape(-1, PANEL),
+    ]
+    return arrays + [zeros.astype(np.int32).reshape(-1, PANEL)] * shape.has_zero_points
+
+
+def build(shape: LinearShape, isa: Isa, knobs: dict[str, int]) -> Kernel:
+    """Tensors: xq (m, padded_k) of ``isa.row_dtype``, xs float32 (m,), xz int32 (m,) 0..255,
+    weights, [bias], [residual], y."""
+    inputs = [
+        Tensor("xq", (shape.m, shape.padded_k), isa.row_dtype),
+        Tensor("xs", (shape.m,), "float32"),
+        Tensor("xz", (shape.m,), "int32"),
+        *weight_tensors(shape, isa),
+    ]
+
+    def emit(tile: Tile, buffers: list[Buffer], store: Store) -> None:
+        named = dict(zip((t.name for t in inputs), buffers, strict=True))
+        operands = Operands(
+            isa.s8_row(),
+            shape.bits,
+            named["weight"],
+            lambda v: tile.panel(v) * shape.padded_k * PANEL,
+            named["xq"],
+            lambda row: tile.row(row) * shape.padded_k,
+            sum_rows=shape.has_zero_points,
+        )
+        sums = integer_sums(tile, operands, shape.padded_k, knobs["ku"])
+        _write(shape, tile, named, sums, store)
+
+    return define_tiled(shape, isa, knobs, inputs, emit)
+
+
+def _write(
+    shape: LinearShape, tile: Tile, named: dict[str, Buffer], sums: Sums, store: Store
+) -> None:
+    """Take the zero points off the sums, scale them and write them.
+
+    ``sum (xq - xz)(q - z) = sum xq q - z sum xq - xz sum (q - z)``, the last sum known beforehand.
+    """
+    isa = tile.isa
+    stored_as = 128 if isa.row_dtype == "int8" else 0
+
+    def by_channel(name: str, v: int) -> Expr:
+        return let(load(named[name], tile.panel(v) * PANEL + tile.lane(v), isa.lanes))
+
+    for v in range(tile.vectors):
+        scale, column_sum = by_channel("scales", v), by_channel("column_sums", v)
+        zero = by_channel("zero_points", v) if shape.has_zero_points else None
+        for row in range(tile.rows):
+            at = tile.row(row)
+            row_zero = T.Broadcast(named["xz"][at] - stored_as, isa.lanes)
+            exact = let(sums[row, v] - row_zero * column_sum)
+            if zero is not None:
+                exact = let(exact - zero * sums[row, tile.vectors])
+            factor = let(scale * T.Broadcast(named["xs"][at], isa.lanes))
+            addends = store.addends(tile, row, v) or [splat(0.0, "float32", isa.lanes)]
+            value = let(T.fma(factor, T.Cast(f"float32x{isa.lanes}", exact), addends[0]))
+            for addend in addends[1:]:
+                value = let(value + addend)
+            store.write(tile, row, v, value)
+
+
+def knob_space(shape: LinearShape, isa: Isa) -> dict[str, tuple[int, ...]]:
+    return {"mr": (1, 2, 3, 4, 6, 8), "nv": (1, 2, 4), "ku": (16, 32, 64, 128)}
+
+
+def default_knobs(shape: LinearShape, isa: Isa) -> dict[str, int]:
+    if shape.m == 1:
+        return {"mr": 1, "nv": 4 // isa.vectors if isa.vectors < 4 else 1, "ku": 64}
+    return {"mr": {1: 8, 2: 2, 4: 4}[isa.vectors], "nv": 2 // isa.vectors or 1, "ku": 16}
+
+
+def reference(
+    shape: LinearShape,
+    xq: np.ndarray,
+    xs: np.ndarray,
+    xz: np.ndarray,
+    weight: np.ndarray,
+    scales: np.ndarray,
+    zero_points: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+) -> np.ndarray:
+    """float64 y (m, n); xq uint8 values, or int8 ones less 128; the rest as ``pack`` takes it."""
+    q = xq.astype(np.int64) + (128 if xq.dtype == np.int8 else 0)
+    zeros = np.zeros(1, np.int64) if zero_points is None else zero_points.astype(np.int64)
+    x = q[:, : shape.k] - xz.astype(np.int64)[:, None]
+    exact = x @ (weight.astype(np.int64) - zeros.reshape(-1, 1)).T
+    y = exact * (xs.astype(np.float64)[:, None] * scales.astype(np.float64).reshape(1, -1))
+    y = y if bias is None else y + bias
+    return y if residual is None else y + residual

@@ -1,0 +1,99 @@
+"""Linear layers on float32 activations: float32 or float16 weights, float32 sums.
+
+``y[i, j]`` is one chain of fused multiply-adds over k from 0, then ``+ bias + residual``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm.script.ir_builder import tirx as T
+
+from slmtvm.schedules.isa import Isa
+from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, let, load
+from slmtvm.schedules.kernel import Kernel, Tensor
+from slmtvm.schedules.linear.packing import pad, panels_of_rows
+from slmtvm.schedules.linear.shape import LinearShape
+from slmtvm.schedules.linear.tile import Registers, Store, Tile, define_tiled
+
+
+def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
+    """weight: (panels, k, 16)."""
+    dtype = {"f32": "float32", "f16": "float16"}[shape.format]
+    return [Tensor("weight", (shape.panels, shape.k, PANEL), dtype)]
+
+
+def pack(
+    shape: LinearShape,
+    isa: Isa,
+    weight: np.ndarray,
+    scales: np.ndarray | None,
+    zero_points: np.ndarray | None,
+) -> list[np.ndarray]:
+    """weight float (n, k) -> the arrays of ``weight_tensors``."""
+    dtype = weight_tensors(shape, isa)[0].dtype
+    return [panels_of_rows(pad(weight.astype(dtype), shape.panels * PANEL, shape.k))]
+
+
+def build(shape: LinearShape, isa: Isa, knobs: dict[str, int]) -> Kernel:
+    """Tensors: x (m, k), weight, [bias], [residual], y."""
+    inputs = [Tensor("x", (shape.m, shape.k), "float32"), *weight_tensors(shape, isa)]
+
+    def emit(tile: Tile, buffers: list[Buffer], store: Store) -> None:
+        x, weight = buffers
+        sums = Registers("float32", isa.lanes, tile.rows * tile.vectors)
+
+        def step(k: Expr) -> None:
+            columns = [
+                _as_f32(isa, shape, load(weight, _at(shape, tile, v, k), isa.lanes))
+                for v in range(tile.vectors)
+            ]
+            for row in range(tile.rows):
+                a = let(T.Broadcast(x[tile.row(row) * shape.k + k], isa.lanes))
+                for v, column in enumerate(columns):
+                    index = row * tile.vectors + v
+                    sums[index] = T.fma(a, column, sums[index])
+
+        unroll = min(knobs["ku"], shape.k)
+        whole = shape.k // unroll * unroll
+        with T.serial(shape.k // unroll) as part:
+            for k in range(unroll):
+                step(part * unroll + k)
+        for k in range(whole, shape.k):
+            step(k)
+        for row, v in tile.cells():
+            store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
+
+    return define_tiled(shape, isa, knobs, inputs, emit)
+
+
+def _at(shape: LinearShape, tile: Tile, vector: int, k: Expr) -> Expr:
+    return (tile.panel(vector) * shape.k + k) * PANEL + tile.lane(vector)
+
+
+def _as_f32(isa: Isa, shape: LinearShape, vector: Expr) -> Expr:
+    return let(isa.f16_to_f32(vector) if shape.format == "f16" else vector)
+
+
+def knob_space(shape: LinearShape, isa: Isa) -> dict[str, tuple[int, ...]]:
+    return {"mr": (1, 2, 3, 4, 6, 8), "nv": (1, 2, 4, 8), "ku": (1, 2, 4, 8)}
+
+
+def default_knobs(shape: LinearShape, isa: Isa) -> dict[str, int]:
+    if shape.m == 1:
+        return {"mr": 1, "nv": 4, "ku": 4}
+    return {"mr": 4, "nv": max(1, isa.registers // 2 // (4 * isa.vectors)), "ku": 2}
+
+
+def reference(
+    shape: LinearShape,
+    x: np.ndarray,
+    weight: np.ndarray,
+    scales: np.ndarray | None = None,
+    zero_points: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+) -> np.ndarray:
+    """float64 x (m, k), weight (n, k) -> (m, n)."""
+    y = x.astype(np.float64) @ weight.astype(np.float64).T
+    y = y if bias is None else y + bias
+    return y if residual is None else y + residual

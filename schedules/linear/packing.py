@@ -1,0 +1,43 @@
+"""Weights in the order that kernels read them: panels of 16 output channels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from slmtvm.schedules.isa.base import PANEL
+
+
+def unpack_nibbles(packed: np.ndarray, k: int) -> np.ndarray:
+    """uint8 (n, ceil(k / 2)), low nibble first -> uint8 (n, k), values 0..15."""
+    both = np.stack([packed & 0x0F, packed >> 4], axis=-1)
+    return both.reshape(packed.shape[0], -1)[:, :k]
+
+
+def pad(values: np.ndarray, rows: int, columns: int, fill: int | float = 0) -> np.ndarray:
+    """``values`` (n, c) grown to (rows, columns)."""
+    n, c = values.shape
+    return np.pad(values, ((0, rows - n), (0, columns - c)), constant_values=fill)
+
+
+def panels_of_rows(values: np.ndarray) -> np.ndarray:
+    """(panels * 16, c) -> (panels, c, 16): what a kernel reads for one c is together."""
+    rows, columns = values.shape
+    return np.ascontiguousarray(values.reshape(rows // PANEL, PANEL, columns).transpose(0, 2, 1))
+
+
+def panels_of_bytes(values: np.ndarray, k_step: int) -> np.ndarray:
+    """Bytes (panels * 16, k) -> (panels, k / k_step, 16, k_step)."""
+    rows, k = values.shape
+    split = values.reshape(rows // PANEL, PANEL, k // k_step, k_step)
+    return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
+
+
+def panels_of_nibbles(values: np.ndarray, k_step: int) -> np.ndarray:
+    """uint8 0..15 (panels * 16, k) -> uint8 (panels, k / (2 k_step), 16, k_step).
+
+    A byte holds one value of the first k_step in its low nibble, of the next k_step in its high.
+    """
+    rows, k = values.shape
+    split = values.reshape(rows // PANEL, PANEL, k // (2 * k_step), 2, k_step)
+    low, high = split[:, :, :, 0], split[:, :, :, 1]
+    return np.ascontiguousarray((low | (high << 4)).transpose(0, 2, 1, 3))

@@ -1,0 +1,114 @@
+"""What distinguishes one linear layer's kernel from another's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from slmtvm.errors import TargetError
+from slmtvm.schedules.isa.base import PANEL
+
+ROW_ALIGNMENT = 16
+"""Activations quantized by row are padded to a multiple of this many values."""
+
+MAX_ROW_K = 32768
+"""Sums of this many products of bytes fit int32 (255 * 255 * 32768 < 2**31)."""
+
+GROUP_SIZES = (16, 32, 64, 128, 256)
+"""With at most 256 values, a group's integer sum is exact in float32."""
+
+SUPPORTED = {
+    ("f32", "f32"): "float32 weights and activations",
+    ("f16", "f32"): "float16 weights, float32 activations",
+    ("int4", "block"): "int4 weights in groups, int8 activations in the same groups",
+    ("int8", "block"): "int8 weights in groups, int8 activations in the same groups",
+    ("int8", "row_u8"): "int8 weights by channel, uint8 activations by row",
+}
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """``y[m, n] = x[m, k] @ W[n, k].T (+ bias[n]) (+ residual[m, n])`` in one format.
+
+    ``format``, ``activation`` and ``group_size`` are those of ``slm.linear``; ``scale_dtype`` is
+    how the packed scales of a grouped format are stored ("float16" or "float32", see
+    ``pick_scale_dtype``). Raises TargetError where no kernel supports the combination.
+    """
+
+    m: int
+    n: int
+    k: int
+    format: str
+    activation: str = "f32"
+    group_size: int = 0
+    has_zero_points: bool = False
+    has_bias: bool = False
+    has_residual: bool = False
+    scale_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if (self.format, self.activation) not in SUPPORTED:
+            raise self._unsupported("pairs of format and activation: " + _listed(SUPPORTED))
+        if min(self.m, self.n, self.k) < 1:
+            raise self._unsupported("m, n and k of at least 1")
+        if self.activation == "block" and self.group_size not in GROUP_SIZES:
+            raise self._unsupported(f"group sizes {', '.join(map(str, GROUP_SIZES))}")
+        if self.activation != "block" and self.group_size:
+            raise self._unsupported("groups only where activations are quantized in blocks")
+        if self.activation == "row_u8" and self.k > MAX_ROW_K:
+            raise self._unsupported(f"k up to {MAX_ROW_K} for whole rows")
+        if self.activation == "f32" and self.has_zero_points:
+            raise self._unsupported("zero points only of quantized weights")
+        if self.scale_dtype not in ("float16", "float32"):
+            raise self._unsupported("scale_dtype float16 or float32")
+
+    @property
+    def groups(self) -> int:
+        """Groups of a row; the last may be padded."""
+        return -(-self.k // self.group_size) if self.group_size else 1
+
+    @property
+    def padded_k(self) -> int:
+        """Length of a row of quantized activations and of a channel of packed weights."""
+        if self.activation == "f32":
+            return self.k
+        unit = self.group_size or ROW_ALIGNMENT
+        return -(-self.k // unit) * unit
+
+    @property
+    def panels(self) -> int:
+        """Panels of output channels; the last may be padded."""
+        return -(-self.n // PANEL)
+
+    @property
+    def bits(self) -> int:
+        """Bits of one weight."""
+        return {"f32": 32, "f16": 16, "int8": 8, "int4": 4}[self.format]
+
+    def kernel_name(self, isa: str, knobs: dict[str, int]) -> str:
+        """A name that says all that the kernel's code depends on."""
+        parts = ["linear", self.format, self.activation, isa, f"m{self.m}_n{self.n}_k{self.k}"]
+        if self.group_size:
+            parts += [f"g{self.group_size}", f"s{self.scale_dtype[5:]}"]
+        parts += ["zp"] * self.has_zero_points + ["bias"] * self.has_bias
+        parts += ["res"] * self.has_residual
+        return "_".join(parts + [f"{name}{value}" for name, value in sorted(knobs.items())])
+
+    def _unsupported(self, supported: str) -> TargetError:
+        return TargetError(f"supported are {supported}", where=f"linear layer {self}")
+
+
+def pick_scale_dtype(scales: np.ndarray) -> str:
+    """ "float16" where every scale is 0 or a normal float16 value in range, else "float32".
+
+    Rounding a scale to float16 changes it by a relative 2**-11 at most.
+    """
+    magnitude = np.abs(scales[scales != 0].astype(np.float64))
+    info = np.finfo(np.float16)
+    fits = (magnitude >= float(info.smallest_normal)) & (magnitude <= float(info.max))
+    return "float16" if bool(fits.all()) else "float32"
+
+
+def _listed(pairs: dict[tuple[str, str], str]) -> str:
+    return ", ".join(f"{weights}/{activation}" for weights, activation in pairs)

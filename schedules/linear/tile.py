@@ -1,0 +1,176 @@
+"""The frame that every linear kernel shares: output tiles, their registers, their stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, Isa, let, load, splat
+from slmtvm.schedules.kernel import Kernel, Tensor, define
+from slmtvm.schedules.linear.shape import LinearShape
+
+
+@dataclass(frozen=True)
+class Tile:
+    """``rows`` rows by ``channels`` output channels of y, computed in registers by one block."""
+
+    isa: Isa
+    rows: int
+    channels: int
+    first_row: Expr
+    first_panel: Expr
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of output channels; the last may hold padding."""
+        return -(-self.channels // self.isa.lanes)
+
+    def panel(self, vector: int) -> Expr:
+        """The panel that a vector's channels lie in."""
+        return self.first_panel + vector // self.isa.vectors
+
+    def lane(self, vector: int) -> int:
+        """The place of a vector's first channel in its panel."""
+        return vector % self.isa.vectors * self.isa.lanes
+
+    def row(self, index: int) -> Expr:
+        return self.first_row + index
+
+    def cells(self) -> list[tuple[int, int]]:
+        """Every (row, vector) of the tile."""
+        return [(r, v) for r in range(self.rows) for v in range(self.vectors)]
+
+
+class Registers:
+    """Vectors that live across iterations of a loop; LLVM keeps them in registers."""
+
+    def __init__(self, dtype: str, lanes: int, count: int) -> None:
+        self._lanes = lanes
+        self._buffer = T.alloc_buffer((count * lanes,), dtype, scope="local")
+        for index in range(count):
+            self[index] = splat(0, dtype, lanes)
+
+    def __getitem__(self, index: int) -> Expr:
+        return let(load(self._buffer, index * self._lanes, self._lanes))
+
+    def __setitem__(self, index: int, value: Expr) -> None:
+        T.buffer_store(self._buffer, value, [T.ramp(index * self._lanes, 1, self._lanes)])
+
+
+def define_tiled(
+    shape: LinearShape,
+    isa: Isa,
+    knobs: dict[str, int],
+    inputs: list[Tensor],
+    emit: Callable[[Tile, list[Buffer], Store], None],
+) -> Kernel:
+    """A kernel whose block is one tile of ``knobs["mr"]`` rows by ``knobs["nv"]`` panels.
+
+    Blocks that share weights are neighbours, so that a panel is read from memory once. ``emit``
+    writes the code of one tile; it runs once for whole tiles and once for each kind of remainder.
+    """
+    mr, width = min(knobs["mr"], shape.m), knobs["nv"] * PANEL
+    row_blocks, panel_groups = -(-shape.m // mr), -(-shape.n // width)
+    tensors = list(inputs)
+    if shape.has_bias:
+        tensors.append(Tensor("bias", (shape.n,), "float32"))
+    if shape.has_residual:
+        tensors.append(Tensor("residual", (shape.m, shape.n), "float32"))
+    tensors.append(Tensor("y", (shape.m, shape.n), "float32"))
+
+    def body(block: Expr, *buffers: Buffer) -> None:
+        named = dict(zip((t.name for t in tensors), buffers, strict=True))
+        store = Store(shape.n, named["y"], named.get("bias"), named.get("residual"))
+        row_block = let(T.floormod(block, row_blocks))
+        panel_group = let(T.floordiv(block, row_blocks))
+
+        def tile(rows: int, channels: int) -> None:
+            made = Tile(isa, rows, channels, let(row_block * mr), let(panel_group * knobs["nv"]))
+            emit(made, list(buffers[: len(inputs)]), store)
+
+        def columns(rows: int) -> None:
+            _split(shape.n, width, panel_group, lambda channels: tile(rows, channels))
+
+        _split(shape.m, mr, row_block, columns)
+
+    return define(
+        shape.kernel_name(isa.name, knobs),
+        tensors,
+        body,
+        grid=row_blocks * panel_groups,
+        outputs=["y"],
+    )
+
+
+def _split(total: int, size: int, index: Expr, emit: Callable[[int], None]) -> None:
+    """``emit(size)`` for the whole pieces of ``total``, ``emit(remainder)`` for the last."""
+    whole, remainder = divmod(total, size)
+    if not remainder:
+        emit(size)
+    elif not whole:
+        emit(remainder)
+    else:
+        with T.If(index < whole):
+            with T.Then():
+                emit(size)
+            with T.Else():
+                emit(remainder)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Writes vectors of y, with bias and residual added."""
+
+    n: int
+    y: Buffer
+    bias: Buffer | None
+    residual: Buffer | None
+
+    def addends(self, tile: Tile, row: int, vector: int) -> list[Expr]:
+        """The vectors to add to ``y[row, vector]``: bias, then residual, where there are any."""
+        channel, count = self._channel(tile, vector), self._count(tile, vector)
+        lanes = tile.isa.lanes
+        found = []
+        if self.bias is not None:
+            found.append(_load_first(self.bias, channel, count, lanes))
+        if self.residual is not None:
+            found.append(_load_first(self.residual, tile.row(row) * self.n + channel, count, lanes))
+        return found
+
+    def write(self, tile: Tile, row: int, vector: int, value: Expr) -> None:
+        """``y[row, vector] = value``, without the padding lanes."""
+        channel, count = self._channel(tile, vector), self._count(tile, vector)
+        at, lanes = tile.row(row) * self.n + channel, tile.isa.lanes
+        if count == lanes:
+            T.buffer_store(self.y, value, [T.ramp(at, 1, lanes)])
+            return
+        staged = T.alloc_buffer((lanes,), "float32", scope="local")
+        T.buffer_store(staged, value, [T.ramp(0, 1, lanes)])
+        with T.serial(count) as lane:
+            T.buffer_store(self.y, staged[lane], [at + lane])
+
+    def add_and_write(self, tile: Tile, row: int, vector: int, value: Expr) -> None:
+        """``y[row, vector] = value + bias + residual``."""
+        for addend in self.addends(tile, row, vector):
+            value = let(value + addend)
+        self.write(tile, row, vector, value)
+
+    def _channel(self, tile: Tile, vector: int) -> Any:
+        return tile.panel(vector) * PANEL + tile.lane(vector)
+
+    def _count(self, tile: Tile, vector: int) -> int:
+        return min(tile.isa.lanes, tile.channels - vector * tile.isa.lanes)
+
+
+def _load_first(buffer: Buffer, at: Expr, count: int, lanes: int) -> Expr:
+    """``lanes`` floats from ``at`` of which only the first ``count`` may be read; the rest are 0."""
+    if count == lanes:
+        return let(load(buffer, at, lanes))
+    staged = T.alloc_buffer((lanes,), "float32", scope="local")
+    T.buffer_store(staged, splat(0.0, "float32", lanes), [T.ramp(0, 1, lanes)])
+    with T.serial(count) as lane:
+        T.buffer_store(staged, buffer[at + lane], [lane])
+    return let(load(staged, 0, lanes))
