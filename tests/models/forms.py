@@ -95,7 +95,10 @@ FORMS = (*_BUILDERS, DEMO_FORM)
 def default_cache() -> Path:
     """A folder that outlives the test run; forms built from other assets get another one."""
     digest = hashlib.sha256()
-    code = (Path(__file__).with_name(f"{name}.py") for name in ("forms", "quantizers", "weights"))
+    code = (
+        Path(__file__).with_name(f"{name}.py")
+        for name in ("forms", "quantizers", "weights", "export_minilm")
+    )
     sources = [WEIGHTS, NO_CACHE, WITH_PAST, *code]
     for source in sources:
         digest.update(source.read_bytes())
