@@ -44,7 +44,8 @@ def splat_int(value: int, lanes: int = LANES) -> Expr:
     return T.int32(value) if lanes == 1 else T.broadcast(T.int32(value), lanes)
 
 
-def _dtype(kind: str, lanes: int) -> str:
+def dtype_of(kind: str, lanes: int) -> str:
+    """TIR's name of a vector type, or of the scalar type for one lane."""
     return kind if lanes == 1 else f"{kind}x{lanes}"
 
 
@@ -55,7 +56,7 @@ def lanes_of(value: Expr) -> int:
 
 def fma(a: Expr, b: Expr, c: Expr) -> Expr:
     """``a * b + c``, rounded once; float32 scalars or vectors of one length."""
-    dtype = _dtype("float32", lanes_of(a))
+    dtype = dtype_of("float32", lanes_of(a))
     return T.bind(T.call_llvm_pure_intrin(dtype, "llvm.fma", a, b, c))
 
 
@@ -188,12 +189,12 @@ def sum_int(value: Expr) -> Expr:
 
 def absolute(x: Expr) -> Expr:
     """``|x|``."""
-    return T.bind(T.call_llvm_pure_intrin(_dtype("float32", lanes_of(x)), "llvm.fabs", x))
+    return T.bind(T.call_llvm_pure_intrin(dtype_of("float32", lanes_of(x)), "llvm.fabs", x))
 
 
 def square_root(x: Expr) -> Expr:
     """The correctly rounded square root."""
-    return T.bind(T.call_llvm_pure_intrin(_dtype("float32", lanes_of(x)), "llvm.sqrt", x))
+    return T.bind(T.call_llvm_pure_intrin(dtype_of("float32", lanes_of(x)), "llvm.sqrt", x))
 
 
 def round_to_int(x: Expr) -> Expr:
@@ -208,7 +209,7 @@ def round_product_to_int(a: Expr, b: Expr) -> Expr:
 
 def _integer_bits(shifted: Expr) -> Expr:
     lanes = lanes_of(shifted)
-    bits = T.reinterpret(_dtype("int32", lanes), shifted)
+    bits = T.reinterpret(dtype_of("int32", lanes), shifted)
     return T.bind(bits - splat_int(_ROUNDER_BITS, lanes))
 
 
@@ -238,10 +239,10 @@ def exp(x: Expr) -> Expr:
          5.0000001201e-1),
     )  # fmt: skip
     value = T.bind(fma(p, T.bind(r * r), r) + splat(1.0, lanes))
-    scaled = T.reinterpret(_dtype("int32", lanes), value) + T.bind(
+    scaled = T.reinterpret(dtype_of("int32", lanes), value) + T.bind(
         T.shift_left(_integer_bits(shifted), splat_int(23, lanes))
     )
-    result = T.bind(T.reinterpret(_dtype("float32", lanes), scaled))
+    result = T.bind(T.reinterpret(dtype_of("float32", lanes), scaled))
     return T.bind(T.Select(x < splat(_EXP_UNDERFLOW, lanes), splat(0.0, lanes), result))
 
 
@@ -275,12 +276,12 @@ def half_to_float(bits: Expr) -> Expr:
     Done on integers, since RVV without Zvfhmin would call a library function for each element.
     """
     lanes = lanes_of(bits)
-    wide = T.bind(T.cast(bits, _dtype("int32", lanes)))
+    wide = T.bind(T.cast(bits, dtype_of("int32", lanes)))
     magnitude = T.bind(
         T.shift_left(T.bitwise_and(wide, splat_int(0x7FFF, lanes)), splat_int(13, lanes))
     )
     # The exponent is still biased for half precision; the product also makes subnormals normal.
-    value = T.bind(T.reinterpret(_dtype("float32", lanes), magnitude) * splat(2.0**112, lanes))
+    value = T.bind(T.reinterpret(dtype_of("float32", lanes), magnitude) * splat(2.0**112, lanes))
     sign = T.shift_left(T.bitwise_and(wide, splat_int(0x8000, lanes)), splat_int(16, lanes))
-    signed = T.bitwise_or(T.reinterpret(_dtype("int32", lanes), value), sign)
-    return T.bind(T.reinterpret(_dtype("float32", lanes), signed))
+    signed = T.bitwise_or(T.reinterpret(dtype_of("int32", lanes), value), sign)
+    return T.bind(T.reinterpret(dtype_of("float32", lanes), signed))

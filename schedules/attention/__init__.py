@@ -1,4 +1,4 @@
-"""Attention over a cache: rotate queries and keys and append them, then attend; one kernel or two."""
+"""Attention over a cache: rotate queries and keys, append to the cache, attend."""
 
 from __future__ import annotations
 

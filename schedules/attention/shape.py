@@ -1,8 +1,8 @@
 """The shapes of an attention layer's kernels, and the layout of its cache.
 
 Keys are stored [num_kv_heads][capacity / 16][head_dim][16]: 16 positions side by side, so that a
-query meets 16 keys in the lanes of one vector. Values are stored [num_kv_heads][capacity][head_dim]:
-the lanes of a vector are features of one position.
+query meets 16 keys in the lanes of one vector. Values are stored
+[num_kv_heads][capacity][head_dim]: the lanes of a vector are features of one position.
 """
 
 from __future__ import annotations
