@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tvm import relax
 
 from slmtvm.ir import ops
 from slmtvm.ir.fused import padded_features
-from slmtvm.schedules import rows
+from slmtvm.schedules import attention, linear, rows
 
 if TYPE_CHECKING:
     from slmtvm.passes.lower_kernels import KernelEmitter
 
 Handler = Callable[[relax.Call, "KernelEmitter"], relax.Expr]
+CACHE_BLOCK = 16  # positions; the KV cache holds whole blocks
 HANDLERS: dict[str, Handler] = {}
 
 
@@ -54,3 +56,75 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     third = "xsum" if epilogue == "block" else "xz"
     fields = ["xq", "xs", third] + (["y"] if op.keep_f32 else [])
     return relax.Tuple([results[name] for name in fields])
+
+
+@_handles("slm.qkv_attention")
+def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    qkv = call.args[0]
+    m, _ = _shape(qkv)
+    attrs, named = call.attrs, ops.operands(call)
+    causal = str(attrs["mask"]) == "causal"
+    capacity = emitter.capacity if causal else -(-m // CACHE_BLOCK) * CACHE_BLOCK
+    tables = [_position_table(named[name], capacity, emitter) for name in ("cos", "sin") if named]
+    shape = attention.AttentionShape(
+        m=m,
+        num_heads=int(attrs["num_heads"]),
+        num_kv_heads=int(attrs["num_kv_heads"]),
+        head_dim=int(attrs["head_dim"]),
+        capacity=capacity,
+        scale=float(attrs["scale"]),
+        mask=str(attrs["mask"]),
+        rotary_dim=2 * _shape(tables[0])[1] if tables else 0,
+        interleaved=bool(int(attrs["interleaved"])),
+        table_rows=capacity if tables else 0,
+        accumulators=attention.default_accumulators(emitter.isa.name),
+    )
+    if not causal:
+        made = emitter.call(attention.build_append(shape), [qkv, *tables])
+        inputs = [made[name] for name in ("q", "k_cache", "v_cache")]
+        return emitter.call(attention.build_attend(shape), inputs)["o"]
+    layer = int(attrs["layer"])
+    caches = [emitter.cache(f"layer{layer}.{t.name}", t.shape) for t in shape.cache]
+    if m == 1:
+        return emitter.call(attention.build_decode(shape), [qkv, *tables, *caches])["o"]
+    q = emitter.call(attention.build_append(shape), [qkv, *tables, *caches])["q"]
+    return emitter.call(attention.build_attend(shape), [q, *caches])["o"]
+
+
+def _position_table(expr: relax.Expr, rows: int, emitter: KernelEmitter) -> relax.Var:
+    """A table with a row for each position that a padded step can reach; the last row repeats."""
+    table = emitter.array(expr)
+    padding = max(0, rows - len(table))
+    return emitter.weight(f"{expr.name}:{rows}", np.pad(table, ((0, padding), (0, 0)), "edge")[:rows])
+
+
+@_handles("slm.float_linear")
+@_handles("slm.quantized_linear")
+def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    attrs, named = call.attrs, ops.operands(call)
+    inputs = list(call.args)[: int(attrs["inputs"])]
+    arrays = {n: emitter.array(named[n]) for n in ("weight", "scales", "zero_points") if n in named}
+    grouped = str(attrs["activation"]) == "block"
+    shape = linear.LinearShape(
+        m=_shape(inputs[0])[0],
+        n=int(attrs["n"]),
+        k=int(attrs["k"]),
+        format=str(attrs["format"]),
+        activation=str(attrs["activation"]),
+        group_size=int(attrs["group_size"]) if grouped else 0,
+        has_zero_points="zero_points" in named,
+        has_bias="bias" in named,
+        has_residual="residual" in named,
+        scale_dtype=linear.pick_scale_dtype(arrays["scales"]) if grouped else "float32",
+    )
+    label = f"{named['weight'].name}@{linear.layout(shape, emitter.isa)}"
+    names = [f"{label}.{part}" for part in linear.packed_weight_names(shape, emitter.isa)]
+    if not all(name in emitter.weights for name in names):
+        packed = linear.pack(shape, emitter.isa, **arrays)
+        emitter.weights.update(zip(names, packed.values(), strict=True))
+    operands = [emitter.weight(name, emitter.weights[name]) for name in names]
+    if "bias" in named:
+        operands.append(emitter.weight(named["bias"].name, emitter.array(named["bias"])))
+    if "residual" in named:
+        operands.append(named["residual"])
+    return emitter.call(linear.build(shape, emitter.isa), [*inputs, *operands])["y"]

@@ -8,29 +8,27 @@ from dataclasses import dataclass, field
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.ir import GlobalVar, Op
+from tvm.ir import Op
 
 from slmtvm.errors import UnsupportedOpError
-from slmtvm.ir.lowered import LoweredModel
+from slmtvm.ir.lowered import LoweredModel, call_kernel
 from slmtvm.ir.model import CanonicalModel
-from slmtvm.passes.kernel_calls import HANDLERS
+from slmtvm.passes.kernel_calls import CACHE_BLOCK, HANDLERS
 from slmtvm.passes.rewrite import bindings, function_names, rebuild, result, variables, with_params
 from slmtvm.schedules import isa
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.kernel import Kernel
 from slmtvm.target import Target
 
-CACHE_BLOCK = 16  # positions; the KV cache holds whole blocks
 
 
 def lower_kernels(model: CanonicalModel, target: Target) -> LoweredModel:
-    """Every op as a call_tir of a kernel of ours, or of TVM's where we have none."""
+    """Every op as a call of a kernel of ours, or of a PrimFunc of TVM's where we have none."""
     capacity = -(-model.context // CACHE_BLOCK) * CACHE_BLOCK
     emitter = KernelEmitter(model, isa.get(target.isa), capacity)
     functions = {name: emitter.lower(model.module[name]) for name in function_names(model.module)}
-    module = tvm.IRModule({**functions, **{n: k.func for n, k in emitter.kernels.items()}})
     with target.tvm:
-        module = relax.transform.LegalizeOps()(module)
+        module = relax.transform.LegalizeOps()(tvm.IRModule(functions))
     return LoweredModel(
         module, emitter.kernels, emitter.used_weights(module), emitter.state, capacity, model
     )
@@ -79,8 +77,8 @@ class KernelEmitter:
         types = [
             relax.TensorType(t.shape, t.dtype) for t in kernel.tensors if t.name in kernel.outputs
         ]
-        out = types if len(types) > 1 else types[0]
-        made = self._builder.emit(relax.op.call_tir(GlobalVar(name), inputs, out))
+        out = relax.TupleType(types) if len(types) > 1 else types[0]
+        made = self._builder.emit(call_kernel(name, inputs, out))
         names = [t.name for t in kernel.tensors if t.name in kernel.outputs]
         if len(names) == 1:
             return {names[0]: made}

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from tvm import relax, tirx
-from tvm.ir import GlobalVar, Op
+from tvm.ir import Op
 
-from slmtvm.ir.lowered import LoweredModel
+from slmtvm.ir.lowered import CALL_KERNEL, LoweredModel
 from slmtvm.passes.rewrite import bindings, function_names, result
 from slmtvm.plan.arena import Lifetime, align, place
 from slmtvm.plan.model import Function, KernelCode, Plan, Ref, Segment, Space, Step
@@ -144,10 +144,12 @@ class _FunctionWriter:
         values: list[_Value],
         calls: list[tuple[str, list[relax.Var | int], int, int]],
     ) -> list[relax.Var | int]:
-        assert call.op == Op.get("relax.call_tir"), call.op
-        target, arguments = call.args[0], call.args[1]
-        assert isinstance(target, GlobalVar)
-        operands = [made[a][0] for a in arguments.fields]
+        if call.op == CALL_KERNEL:
+            name, inputs = str(call.attrs["kernel"]), list(call.args)
+        else:
+            assert call.op == Op.get("relax.call_tir"), call.op
+            name, inputs = call.args[0].name_hint, list(call.args[1].fields)
+        operands = [made[a][0] for a in inputs]
         now = len(calls)
         for operand in operands:
             if isinstance(operand, int):
@@ -157,13 +159,12 @@ class _FunctionWriter:
         for field_type in types:
             outputs.append(len(values))
             values.append(_Value(_type_bytes(field_type), now, now))
-        grid, scratch = self._kernel(target)
-        calls.append((target.name_hint, [*operands, *outputs], grid, scratch))
+        grid, scratch = self._kernel(name)
+        calls.append((name, [*operands, *outputs], grid, scratch))
         return outputs
 
-    def _kernel(self, target: GlobalVar) -> tuple[int, int]:
+    def _kernel(self, name: str) -> tuple[int, int]:
         """Note the code of the kernel; its grid and its bytes of scratch."""
-        name = target.name_hint
         kernel = self.lowered.kernels.get(name)
         if kernel is None:
             func = _with_grid(self.lowered.module[name])
