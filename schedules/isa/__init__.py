@@ -13,9 +13,11 @@ __all__ = ["Dot", "Isa", "get", "known"]
 
 
 def known() -> list[str]:
-    """Names of the instruction sets: the files of this folder."""
+    """Names of the instruction sets: the files of this folder, but for what several share."""
     return sorted(
-        path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _NOT_AN_ISA
+        path.stem
+        for path in Path(__file__).parent.glob("*.py")
+        if path.stem != "base" and not path.stem.startswith("_")
     )
 
 
@@ -30,6 +32,3 @@ def get(name: str) -> Isa:
     isa: Isa = import_module(f"{__name__}.{name}").ISA
     assert isa.name == name
     return isa
-
-
-_NOT_AN_ISA = {"__init__", "base"}

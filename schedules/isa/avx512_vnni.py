@@ -4,31 +4,27 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa.base import (
-    Buffer, Dot, Expr, Isa, Vectors, intrinsic, let, load_word, nibbles, splat,
-)  # fmt: skip
+from slmtvm.schedules.isa._x86 import broadcast_words, nibbles
+from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Vectors, intrinsic, let, splat
 
 LANES = 16
 
 
 class _Vpdpbusd(Dot):
-    """``swap``: the weights are the signed operand and the activations the unsigned one."""
+    """``signed_weights``: the weights are the signed operand, the activations the unsigned one."""
 
     state = ("int32x16",)
-    swap = False
+    signed_weights = False
 
     def activations(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
-        dtype = "uint8x64" if self.swap else "int8x64"
-        return [
-            let(T.reinterpret(dtype, T.Broadcast(load_word(buffer, at + k), LANES)))
-            for k in range(0, count, 4)
-        ]
+        dtype = "uint8x64" if self.signed_weights else "int8x64"
+        words = broadcast_words(buffer, at, count, LANES)
+        return [let(T.reinterpret(dtype, word)) for word in words]
 
     def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
         total = splat(0, "int32", LANES) if state is None else state[0]
-        unsigned, signed = (activation, weight) if self.swap else (weight, activation)
-        name = "llvm.x86.avx512.vpdpbusd.512"
-        return (intrinsic("int32x16", name, total, unsigned, signed),)
+        operands = (activation, weight) if self.signed_weights else (weight, activation)
+        return (intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", total, *operands),)
 
 
 class _U4S8(_Vpdpbusd):
@@ -37,7 +33,7 @@ class _U4S8(_Vpdpbusd):
 
 
 class _S8S8(_Vpdpbusd):
-    """Weights become unsigned by adding 128, which ``offset`` tells the kernel to take off again."""
+    """Weights become unsigned by adding 128, which the kernel takes off again: ``offset``."""
 
     offset = 128
 
@@ -48,7 +44,7 @@ class _S8S8(_Vpdpbusd):
 
 
 class _S8Row(_Vpdpbusd):
-    swap = True
+    signed_weights = True
 
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
         return (let(raw),)

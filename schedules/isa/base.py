@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,31 +109,6 @@ def load(buffer: Buffer, at: Expr, lanes: int) -> Expr:
     return buffer[T.ramp(at, 1, lanes)]
 
 
-def load_word(buffer: Buffer, at: Expr) -> Expr:
-    """Four bytes as one int32."""
-    return let(T.reinterpret("int32", load(buffer, at, 4)))
-
-
 def intrinsic(dtype: str, name: str, *args: Expr) -> Expr:
     """A call of an LLVM intrinsic without side effects, computed here and once."""
     return let(T.call_llvm_pure_intrin(dtype, name, *args))
-
-
-def nibbles(raw: Expr, dtype: str, lanes: int) -> tuple[Expr, Expr]:
-    """Low and high nibbles of a vector's bytes, as bytes 0..15; computed on 32-bit lanes.
-
-    x86 and Arm have no cheaper shift of bytes, and the mask makes the two the same.
-    """
-    words = let(T.reinterpret(f"int32x{lanes}", raw))
-    mask = splat(0x0F0F0F0F, "int32", lanes)
-    low = T.bitwise_and(words, mask)
-    high = T.bitwise_and(T.shift_right(words, splat(4, "int32", lanes)), mask)
-    return let(T.reinterpret(dtype, low)), let(T.reinterpret(dtype, high))
-
-
-def chain(operands: Sequence[Expr]) -> Expr:
-    """``((a + b) + c) + ...``"""
-    total = operands[0]
-    for operand in operands[1:]:
-        total = let(total + operand)
-    return total

@@ -12,7 +12,7 @@ from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, let, load, splat
 from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.schedules.linear.integer import Operands, Sums, integer_sums
-from slmtvm.schedules.linear.packing import pad, panels_of_bytes
+from slmtvm.schedules.linear.packing import panels_of_bytes
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Store, Tile, define_tiled
 

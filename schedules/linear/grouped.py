@@ -6,6 +6,8 @@ residual``; the bracket is an integer, and exact.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
@@ -14,14 +16,19 @@ from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, let, load, splat
 from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.schedules.linear.integer import Operands, integer_sums
 from slmtvm.schedules.linear.packing import (
-    pad, panels_of_bytes, panels_of_nibbles, panels_of_rows, unpack_nibbles,
-)  # fmt: skip
+    pad,
+    panels_of_bytes,
+    panels_of_nibbles,
+    panels_of_rows,
+    unpack_nibbles,
+)
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile, define_tiled
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
-    """weight: bytes (panels, padded_k * bits / 8, 16); scales, zero_points: (panels, groups, 16)."""
+    """weight: bytes (panels, padded_k * bits / 8, 16); scales and zero_points: (panels, groups,
+    16)."""
     dtype = {"int4": "uint8", "int8": "int8"}[shape.format]
     by_group = (shape.panels, shape.groups, PANEL)
     tensors = [
@@ -127,7 +134,9 @@ def _add_group(
             sums[index] = T.fma(exact, let(scales[v] * row_scale), sums[index])
 
 
-def _minus_zero_point(shape: LinearShape, isa: Isa, dot: Dot, by_channel, v: int) -> Expr | None:
+def _minus_zero_point(
+    shape: LinearShape, isa: Isa, dot: Dot, by_channel: Callable[[str, int], Expr], v: int
+) -> Expr | None:
     """What a channel's sum takes for each unit of the activations' sum; None where nothing."""
     if shape.has_zero_points:
         wide = T.Cast(f"int32x{isa.lanes}", by_channel("zero_points", v))

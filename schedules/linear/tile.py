@@ -166,7 +166,7 @@ class Store:
 
 
 def _load_first(buffer: Buffer, at: Expr, count: int, lanes: int) -> Expr:
-    """``lanes`` floats from ``at`` of which only the first ``count`` may be read; the rest are 0."""
+    """``lanes`` floats from ``at``; only the first ``count`` may be read, the rest are 0."""
     if count == lanes:
         return let(load(buffer, at, lanes))
     staged = T.alloc_buffer((lanes,), "float32", scope="local")

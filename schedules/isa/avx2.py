@@ -1,0 +1,113 @@
+"""AVX2 with FMA and F16C: byte products in pairs of int16, which saturate unless kept small."""
+
+from __future__ import annotations
+
+from tvm.script.ir_builder import tirx as T
+
+from slmtvm.schedules.isa._x86 import broadcast_words, nibbles
+from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Vectors, intrinsic, let, splat
+
+LANES = 8
+PAIRS = "int16x16"
+
+
+def _sum_pairs(pairs: Expr, factors: Expr | None = None) -> Expr:
+    """int32 sums of neighbouring int16 products: vpmaddwd."""
+    ones = splat(1, "int16", 2 * LANES) if factors is None else factors
+    return intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, ones)
+
+
+def _multiply_bytes(unsigned: Expr, signed: Expr) -> Expr:
+    """Sums of two neighbouring products as int16, saturated: vpmaddubsw."""
+    return intrinsic(PAIRS, "llvm.x86.avx2.pmadd.ub.sw", unsigned, signed)
+
+
+class _U4S8(Dot):
+    """A step adds 2 * 15 * 127 at most to an int16: eight steps cannot overflow."""
+
+    state = (PAIRS,)
+    max_steps = 8
+
+    def weights(self, raw: Expr) -> tuple[Expr, ...]:
+        return nibbles(raw, "uint8x32", LANES)
+
+    def activations(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
+        words = broadcast_words(buffer, at, count, LANES)
+        return [let(T.reinterpret("int8x32", word)) for word in words]
+
+    def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
+        pairs = _multiply_bytes(weight, activation)
+        return (pairs if state is None else let(state[0] + pairs),)
+
+    def finish(self, state: Vectors) -> Expr:
+        return _sum_pairs(state[0])
+
+
+class _S8S8(_U4S8):
+    """``|w| * (a with the sign of w)``: two products are 2 * 128 * 127 at most: no overflow.
+
+    A weight operand is the pair (|w|, w).
+    """
+
+    state = ("int32x8",)
+    max_steps = None
+
+    def weights(self, raw: Expr) -> tuple[Expr, ...]:
+        signed = let(raw)
+        magnitude = let(T.max(signed, splat(0, "int8", 4 * LANES) - signed))
+        return ((let(T.reinterpret("uint8x32", magnitude)), signed),)
+
+    def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
+        magnitude, signed = weight
+        with_sign = intrinsic("int8x32", "llvm.x86.avx2.psign.b", activation, signed)
+        quads = _sum_pairs(_multiply_bytes(magnitude, with_sign))
+        return (quads if state is None else let(state[0] + quads),)
+
+    def finish(self, state: Vectors) -> Expr:
+        return state[0]
+
+
+class _S8Row(Dot):
+    """Bytes at even and at odd k are widened to int16 apart: products of 255 * 128 never saturate.
+
+    An operand, of weights or activations, is the pair (even, odd).
+    """
+
+    state = ("int32x8",)
+
+    def weights(self, raw: Expr) -> tuple[Expr, ...]:
+        eight = splat(8, "int16", 2 * LANES)
+        both = let(T.reinterpret(PAIRS, raw))
+        even = let(T.shift_right(T.shift_left(both, eight), eight))
+        return ((even, let(T.shift_right(both, eight))),)
+
+    def activations(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
+        operands = []
+        for word in broadcast_words(buffer, at, count, LANES):
+            both = let(T.reinterpret("uint16x16", word))
+            even = T.bitwise_and(both, splat(0xFF, "uint16", 2 * LANES))
+            odd = T.shift_right(both, splat(8, "uint16", 2 * LANES))
+            operands.append((let(T.reinterpret(PAIRS, even)), let(T.reinterpret(PAIRS, odd))))
+        return operands
+
+    def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
+        even, odd = (_sum_pairs(w, a) for w, a in zip(weight, activation, strict=True))
+        return (let(even + odd) if state is None else let(let(state[0] + even) + odd),)
+
+    def ones(self) -> Expr:
+        one = splat(1, "int16", 2 * LANES)
+        return (one, one)
+
+
+class Avx2(Isa):
+    def u4_s8(self) -> Dot:
+        return _U4S8()
+
+    def s8_s8(self) -> Dot:
+        return _S8S8()
+
+    def s8_row(self) -> Dot:
+        return _S8Row()
+
+
+ISA = Avx2("avx2", lanes=LANES, registers=16, k_step=4, row_dtype="uint8")

@@ -1,0 +1,43 @@
+"""Armv8.2 NEON with dotprod: sdot sums four products of signed bytes, exactly."""
+
+from __future__ import annotations
+
+from slmtvm.schedules.isa._neon import LANES, broadcast_words, nibbles
+from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Vectors, intrinsic, let, splat
+
+
+class _S8S8(Dot):
+    state = ("int32x4",)
+
+    def weights(self, raw: Expr) -> tuple[Expr, ...]:
+        return (let(raw),)
+
+    def activations(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
+        return broadcast_words(buffer, at, count)
+
+    def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
+        total = splat(0, "int32", LANES) if state is None else state[0]
+        name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
+        return (intrinsic("int32x4", name, total, weight, activation),)
+
+    def ones(self) -> Expr:
+        return splat(1, "int8", 4 * LANES)
+
+
+class _U4S8(_S8S8):
+    def weights(self, raw: Expr) -> tuple[Expr, ...]:
+        return nibbles(raw)
+
+
+class NeonDotprod(Isa):
+    def u4_s8(self) -> Dot:
+        return _U4S8()
+
+    def s8_s8(self) -> Dot:
+        return _S8S8()
+
+    def s8_row(self) -> Dot:
+        return _S8S8()
+
+
+ISA = NeonDotprod("neon_dotprod", lanes=LANES, registers=32, k_step=4, row_dtype="int8")

@@ -1,0 +1,77 @@
+"""RISC-V V 1.0 at any vector length from 128 bits: widening multiply-adds, one channel a lane.
+
+Vectors have a fixed length of 16 lanes: LLVM sets vl to 16 and uses the register groups that 128
+bits need, which is right for longer registers too.
+"""
+
+from __future__ import annotations
+
+from tvm.script.ir_builder import tirx as T
+
+from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Vectors, let, splat
+
+LANES = 16
+
+
+class _Widening(Dot):
+    """``state + weight * activation`` in the state's integers: vwmacc.vx. An activation is a scalar."""
+
+    def activations(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
+        return [let(buffer[at + k]) for k in range(count)]
+
+    def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
+        wide = self.state[0]
+        scalar = T.Cast(wide.split("x")[0], activation)
+        product = T.Cast(wide, weight) * T.Broadcast(scalar, LANES)
+        return (let(product if state is None else state[0] + product),)
+
+
+class _U4S8(_Widening):
+    """A step adds 15 * 127 at most to an int16: sixteen steps cannot overflow."""
+
+    state = ("int16x16",)
+    max_steps = 16
+
+    def weights(self, raw: Expr) -> tuple[Expr, ...]:
+        low = T.bitwise_and(raw, splat(0x0F, "uint8", LANES))
+        high = T.shift_right(raw, splat(4, "uint8", LANES))
+        return let(T.reinterpret("int8x16", low)), let(T.reinterpret("int8x16", high))
+
+    def finish(self, state: Vectors) -> Expr:
+        return let(T.Cast("int32x16", state[0]))
+
+
+class _S8S8(_Widening):
+    """Weights are widened once for all rows, so that every product can be added to an int32."""
+
+    state = ("int32x16",)
+
+    def weights(self, raw: Expr) -> tuple[Expr, ...]:
+        return (let(T.Cast("int16x16", raw)),)
+
+    def ones(self) -> Expr:
+        return splat(1, "int16", LANES)
+
+
+class Rvv(Isa):
+    def f16_to_f32(self, halves: Expr) -> Expr:
+        """Shift exponent and mantissa into place, then correct the exponent's bias by 2**112.
+
+        Base V has no float16. Exact for zero and subnormal numbers too.
+        """
+        bits = T.Cast("int32x16", T.reinterpret("int16x16", halves))
+        shifted = T.shift_left(bits, splat(13, "int32", LANES))
+        placed = T.bitwise_and(shifted, splat(-0x70002000, "int32", LANES))
+        return T.reinterpret("float32x16", placed) * splat(2.0**112, "float32", LANES)
+
+    def u4_s8(self) -> Dot:
+        return _U4S8()
+
+    def s8_s8(self) -> Dot:
+        return _S8S8()
+
+    def s8_row(self) -> Dot:
+        return _S8S8()
+
+
+ISA = Rvv("rvv", lanes=LANES, registers=8, k_step=1, row_dtype="int8")
