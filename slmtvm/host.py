@@ -15,7 +15,7 @@ _CANDIDATES = {
     "riscv64": ("riscv64-rvv",),
 }
 # /proc/cpuinfo's names where they differ from those in a target's ``requires``.
-_CPUINFO_NAMES = {"rvv": "v"}
+CPUINFO_NAMES = {"rvv": "v"}
 
 
 def cpu_features(cpuinfo: str) -> set[str]:
@@ -47,7 +47,7 @@ def host_target(machine: str | None = None, cpuinfo: str | None = None) -> Targe
     features = cpu_features(Path("/proc/cpuinfo").read_text() if cpuinfo is None else cpuinfo)
     for name in names:
         target = Target.load(name)
-        if all(_CPUINFO_NAMES.get(r, r) in features for r in target.requires):
+        if all(CPUINFO_NAMES.get(r, r) in features for r in target.requires):
             return target
     raise TargetError(
         f"this {machine} CPU lacks what the targets {', '.join(names)} need", where="host"

@@ -6,7 +6,7 @@ begin, int32_t end)`` that needs nothing but libm.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.ir import PointerType, PrimType
 from tvm.tirx import transform as tir
 
+from slmtvm.schedules.kernel import FLAT
 from slmtvm.target import Target
 
 
@@ -33,36 +34,41 @@ def lower_to_pointers(func: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
     return tirx.PrimFunc(params, body, func.ret_type, func.attrs).with_attr("global_symbol", name)
 
 
-def _pipeline() -> tvm.ir.transform.Pass:
-    """TVM's default lowering, without common subexpression elimination (it would hoist vectors out
-    of registers' reach) and without the packed API."""
-    return tvm.ir.transform.Sequential(
-        [
-            tvm.s_tir.transform.CanonicalizeLoop(),
-            tvm.s_tir.transform.LowerInitBlock(),
-            tvm.s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
-            tvm.s_tir.transform.ConvertBlocksToOpaque(),
-            tvm.s_tir.transform.CompactBufferAllocation(),
-            tvm.s_tir.transform.LowerMatchBuffer(),
-            tvm.s_tir.transform.LowerOpaqueBlock(),
-            tir.StmtSimplify(),
-            tir.FlattenBuffer(),
-            tir.NarrowDataType(32),
-            tir.VectorizeLoop(True),
-            tir.UnrollLoop(),
-            tir.StmtSimplify(),
-            tir.RemoveNoOp(),
-            tir.LowerIntrin(),
-        ]
-    )
+# A kernel made by ``schedules.kernel.define`` is flat and vectorised as it is written. TVM's
+# simplifiers would take most of the compile time on its long straight-line code, and change nothing.
+_FLAT_KERNELS = (tir.FlattenBuffer(), tir.LowerIntrin())
+# What LegalizeOps makes: TVM's default lowering, without the packed API.
+_TVM_KERNELS = (
+    tvm.s_tir.transform.CanonicalizeLoop(),
+    tvm.s_tir.transform.LowerInitBlock(),
+    tvm.s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+    tvm.s_tir.transform.ConvertBlocksToOpaque(),
+    tvm.s_tir.transform.CompactBufferAllocation(),
+    tvm.s_tir.transform.LowerMatchBuffer(),
+    tvm.s_tir.transform.LowerOpaqueBlock(),
+    tir.StmtSimplify(),
+    tir.FlattenBuffer(),
+    tir.NarrowDataType(32),
+    tir.VectorizeLoop(True),
+    tir.UnrollLoop(),
+    tir.StmtSimplify(),
+    tir.RemoveNoOp(),
+    tir.LowerIntrin(),
+)
+
+
+def _lower(kernels: Mapping[str, tirx.PrimFunc], target: Target, passes: Sequence[Any]) -> Any:
+    module = tvm.IRModule({n: lower_to_pointers(f, n) for n, f in kernels.items()})
+    return tvm.ir.transform.Sequential([tir.BindTarget(target.tvm), *passes])(module)
 
 
 def build_module(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> Any:
     """The kernels compiled by LLVM: a TVM module that can be written or inspected."""
-    module = tvm.IRModule({n: lower_to_pointers(f, n) for n, f in kernels.items()})
+    flat = {n: f for n, f in kernels.items() if FLAT in f.attrs}
+    others = {n: f for n, f in kernels.items() if n not in flat}
     with target.tvm:
-        module = tir.BindTarget(target.tvm)(module)
-        module = _pipeline()(module)
+        module = _lower(flat, target, _FLAT_KERNELS)
+        module.update(_lower(others, target, _TVM_KERNELS))
         return tvm.get_global_func("target.build.llvm")(module, target.tvm)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from slmtvm.errors import SlmError
@@ -16,10 +17,18 @@ def cache_folder() -> Path:
     return Path(base) / "slmtvm" / "zig"
 
 
-def zig_cc(link_triple: str, arguments: list[str]) -> None:
-    """Run ``zig cc -target link_triple arguments``; SlmError with zig's own words if it fails."""
+def zig_cc(
+    link_triple: str, arguments: list[str], *, progress: Callable[[str], None] | None = None
+) -> None:
+    """Run ``zig cc -target link_triple arguments``; raise SlmError with zig's own words if it fails.
+
+    ``progress`` is told when this is the first time for ``link_triple``, which takes much longer.
+    """
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
+    done_before = folder / f"linked-{link_triple}"
+    if progress and not done_before.exists():
+        progress(f"building the libc stubs for {link_triple}: once, up to 3 minutes")
     environment = {
         **os.environ,
         "ZIG_GLOBAL_CACHE_DIR": str(folder),
@@ -31,3 +40,4 @@ def zig_cc(link_triple: str, arguments: list[str]) -> None:
     result = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
     if result.returncode != 0:
         raise SlmError(f"zig cc failed for {link_triple}:\n{result.stderr.strip()}")
+    done_before.touch()

@@ -1,0 +1,111 @@
+"""Opening a bundle: is it there, is it whole, what does it hold."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmtvm.bundle.manifest import FileEntry, Manifest, parse_manifest
+from slmtvm.errors import BundleError
+
+MANIFEST = "manifest.json"
+_MAX_MANIFEST_BYTES = 16 << 20
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder ``x.slm`` with libraries, weights and a manifest; ``Bundle.open`` makes one."""
+
+    path: Path
+    manifest: Manifest
+
+    @staticmethod
+    def open(path: str | Path) -> Bundle:
+        """The bundle at ``path``; raises BundleError where it is missing or damaged.
+
+        Sizes are checked here, contents by ``verify`` and when the library is loaded.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise BundleError(
+                "no such bundle (a folder, as slmtvm compile writes it)", where=f"{path}"
+            )
+        file = path / MANIFEST
+        try:
+            if file.stat().st_size > _MAX_MANIFEST_BYTES:
+                raise BundleError("too large to be a manifest", where=f"{file}")
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError("not UTF-8 text", where=f"{file}") from error
+        except OSError as error:
+            raise BundleError(f"not a bundle: {error.strerror}", where=f"{file}") from error
+        bundle = Bundle(path, parse_manifest(text, f"{file}"))
+        for entry in bundle.files():
+            bundle._check_size(entry)
+        return bundle
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the targets that have a library here."""
+        return tuple(self.manifest.targets)
+
+    def files(self) -> list[FileEntry]:
+        """Every file that the manifest lists."""
+        found = [self.manifest.weights, *(t.library for t in self.manifest.targets.values())]
+        return found + ([self.manifest.tokenizer] if self.manifest.tokenizer else [])
+
+    def library(self, target: str) -> Path:
+        """The library of ``target``; raises BundleError where there is none or it was changed."""
+        entry = self.manifest.targets.get(target)
+        if entry is None:
+            raise BundleError(
+                f"no library for target {target!r}; there are {', '.join(self.targets)}",
+                where=f"{self.path}",
+            )
+        return self.check_file(entry.library)
+
+    def tokenizer(self) -> Path:
+        """The tokenizer's file; raises BundleError where the bundle has none or it was changed."""
+        if self.manifest.tokenizer is None:
+            raise BundleError(
+                "this bundle has no tokenizer.json: use token ids, or compile with a tokenizer",
+                where=f"{self.path}",
+            )
+        return self.check_file(self.manifest.tokenizer)
+
+    def verify(self) -> None:
+        """Read every file in full and compare its SHA-256; raises BundleError at the first damage."""
+        for entry in self.files():
+            self.check_file(entry)
+
+    def check_file(self, entry: FileEntry) -> Path:
+        """The path of ``entry`` after comparing its contents with the manifest."""
+        path = self._check_size(entry)
+        digest = hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                while piece := file.read(_READ_BYTES):
+                    digest.update(piece)
+        except OSError as error:
+            raise BundleError(f"cannot be read: {error.strerror}", where=f"{path}") from error
+        if digest.hexdigest() != entry.sha256:
+            raise BundleError(
+                f"damaged or changed: SHA-256 {digest.hexdigest()}, the manifest says "
+                f"{entry.sha256}; copy the bundle again",
+                where=f"{path}",
+            )
+        return path
+
+    def _check_size(self, entry: FileEntry) -> Path:
+        path = self.path / entry.file
+        if not path.is_file():
+            raise BundleError("missing from the bundle; copy it again", where=f"{path}")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise BundleError(
+                f"{size} bytes, the manifest says {entry.bytes}; copy the bundle again",
+                where=f"{path}",
+            )
+        return path

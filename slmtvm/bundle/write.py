@@ -1,0 +1,171 @@
+"""Writing a bundle: built in a folder beside its place, moved there in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from slmtvm.bundle.manifest import (
+    FileEntry,
+    Manifest,
+    TargetEntry,
+    check_target_name,
+    library_path,
+)
+from slmtvm.bundle.read import MANIFEST, Bundle
+from slmtvm.codegen.library import Progress, build_library
+from slmtvm.codegen.memory import predict_memory
+from slmtvm.codegen.weights import WeightsFile, merge_weights
+from slmtvm.errors import BundleError
+from slmtvm.plan.model import Plan
+from slmtvm.target import Target
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def write_bundle(
+    path: str | Path,
+    plans: Sequence[tuple[Target, Plan]],
+    *,
+    model: Mapping[str, Any] | None = None,
+    source: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Compile and link ``plans``, one for each target, into the bundle ``path``.
+
+    ``model`` holds JSON values for the manifest's part of that name, besides what the plan says;
+    ``source`` is the ONNX file (its name and SHA-256 are noted), ``tokenizer`` a tokenizer.json to
+    include. Weights that several plans lay out alike are stored once. The bundle appears whole or
+    not at all; an older bundle at ``path`` is replaced, anything else there is left alone. Equal
+    input gives equal bytes. Raises BundleError where ``path`` cannot be written.
+    """
+    path = Path(path)
+    ordered = sorted(plans, key=lambda pair: pair[0].name)
+    _check_arguments(path, [target.name for target, _ in ordered])
+    weights, rebased = merge_weights([plan for _, plan in ordered])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise BundleError(f"cannot be written: {error.strerror}", where=f"{path}") from error
+    try:
+        targets = {}
+        (folder / "lib").mkdir()
+        for (target, _), plan in zip(ordered, rebased, strict=True):
+            library = folder / library_path(target.name)
+            build_library(plan, target, library, weights, progress=progress)
+            targets[target.name] = _target_entry(target, plan, weights, library)
+        manifest = Manifest(
+            weights=FileEntry("weights.bin", weights.size, weights.write(folder / "weights.bin")),
+            targets=targets,
+            model={**_model_facts(ordered[0][1]), **(model or {})},
+            source=_source(source),
+            tokenizer=_copy_tokenizer(tokenizer, folder),
+        )
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        _set_modes(folder)
+        bundle = Bundle.open(folder)
+        _move_into_place(folder, path)
+    except OSError as error:
+        raise BundleError(f"cannot be written: {error}", where=f"{path}") from error
+    finally:
+        # After the move this is gone, or is the older bundle that was replaced.
+        shutil.rmtree(folder, ignore_errors=True)
+    return Bundle(path, bundle.manifest)
+
+
+def _check_arguments(path: Path, names: list[str]) -> None:
+    if not names:
+        raise BundleError("no target to compile for", where=f"{path}")
+    for name in names:
+        check_target_name(name, f"{path}")
+    if len(set(names)) != len(names):
+        raise BundleError(f"a target is named twice: {', '.join(names)}", where=f"{path}")
+    if path.is_symlink() or (path.exists() and not (path / MANIFEST).is_file()):
+        raise BundleError(
+            "exists and is not a bundle: it is left alone; choose another path", where=f"{path}"
+        )
+
+
+def _target_entry(target: Target, plan: Plan, weights: WeightsFile, library: Path) -> TargetEntry:
+    return TargetEntry(
+        library=_entry(library, library_path(target.name)),
+        arch=target.arch,
+        requires=target.requires,
+        memory=asdict(predict_memory(plan, weights.size)),
+    )
+
+
+def _entry(file: Path, name: str) -> FileEntry:
+    content = file.read_bytes()
+    return FileEntry(name, len(content), hashlib.sha256(content).hexdigest())
+
+
+def _model_facts(plan: Plan) -> dict[str, Any]:
+    return {
+        **plan.info,
+        "kind": plan.kind,
+        "context": plan.context,
+        "vocab_size": plan.vocab_size,
+        "output_size": plan.output_size,
+        "kv_bytes_per_token": plan.kv_bytes_per_token,
+    }
+
+
+def _source(source: str | Path | None) -> dict[str, str] | None:
+    if source is None:
+        return None
+    digest = hashlib.sha256()
+    with open(source, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return {"file": Path(source).name, "sha256": digest.hexdigest()}
+
+
+def _copy_tokenizer(tokenizer: str | Path | None, folder: Path) -> FileEntry | None:
+    if tokenizer is None:
+        return None
+    copy = folder / "tokenizer.json"
+    shutil.copyfile(tokenizer, copy)
+    return _entry(copy, copy.name)
+
+
+def _set_modes(folder: Path) -> None:
+    """The same modes whatever made the files: a bundle is read by others than its writer."""
+    for item in (folder, *folder.rglob("*")):
+        item.chmod(0o755 if item.is_dir() or item.suffix == ".so" else 0o644)
+
+
+def _move_into_place(folder: Path, path: Path) -> None:
+    if not path.exists():
+        folder.rename(path)
+    elif not _exchange(folder, path):
+        # No exchange on this file system: for a moment there is no bundle at ``path``.
+        aside = folder.with_name(folder.name + ".old")
+        path.rename(aside)
+        try:
+            folder.rename(path)
+        except BaseException:
+            aside.rename(path)
+            raise
+        shutil.rmtree(aside)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    code: int = renameat2(
+        _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE
+    )
+    return code == 0

@@ -1,0 +1,136 @@
+"""A plan to one shared library: kernels, tables and the C runtime, linked for the target."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+from slmtvm.codegen.objects import write_object
+from slmtvm.codegen.tables import kernel_symbol, write_tables
+from slmtvm.codegen.weights import WeightsFile
+from slmtvm.codegen.zig import zig_cc
+from slmtvm.errors import TargetError
+from slmtvm.plan.model import Plan
+from slmtvm.target import Target
+
+Progress = Callable[[str], None]
+
+# What codegen/runtime/cpu.c can ask the CPU for.
+KNOWN_FEATURES = {
+    "x86_64": frozenset(
+        [
+            "sse3",
+            "pclmulqdq",
+            "ssse3",
+            "fma",
+            "sse4_1",
+            "sse4_2",
+            "movbe",
+            "popcnt",
+            "avx",
+            "f16c",
+            "bmi1",
+            "avx2",
+            "bmi2",
+            "avx512f",
+            "avx512dq",
+            "avx512ifma",
+            "avx512cd",
+            "avx512bw",
+            "avx512vl",
+            "avx512vbmi",
+            "avx512_vbmi2",
+            "gfni",
+            "vaes",
+            "vpclmulqdq",
+            "avx512_vnni",
+            "avx512_bitalg",
+            "avx512_vpopcntdq",
+            "abm",
+        ]
+    ),
+    "aarch64": frozenset(
+        [
+            "fp",
+            "asimd",
+            "aes",
+            "pmull",
+            "sha1",
+            "sha2",
+            "crc32",
+            "atomics",
+            "fphp",
+            "asimdhp",
+            "asimdrdm",
+            "lrcpc",
+            "asimddp",
+            "sve",
+            "sve2",
+            "i8mm",
+            "bf16",
+        ]
+    ),
+    "riscv64": frozenset({"rvv"}),
+}
+
+_FLAGS = (
+    "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden",
+    # Their guard is a symbol of the dynamic loader on some architectures, outside libc.
+    "-fno-stack-protector",
+    "-ffunction-sections", "-fdata-sections",
+)  # fmt: skip
+# Only the C interface leaves the library, not the helpers that LLVM puts into kernels' objects.
+_EXPORTS = "{ global: slm_*; local: *; };\n"
+_LINK_FLAGS = ("-shared", "-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,-z,now", "-lm")
+
+
+def build_library(
+    plan: Plan,
+    target: Target,
+    path: Path,
+    weights: WeightsFile,
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Write the library of ``plan`` for ``target`` to ``path``; its file name becomes the soname.
+
+    ``plan`` and ``weights`` come from ``merge_weights``: the library runs only with a weights file of
+    that content. It exports the functions of slm.h and needs libc and libm only. Equal arguments
+    give equal bytes. Raises TargetError where the target asks for a CPU feature that the runtime
+    cannot check, SlmError where linking fails.
+    """
+    _check_features(target)
+    say = progress or (lambda _message: None)
+    runtime = resources.files("slmtvm.codegen") / "runtime"
+    with resources.as_file(runtime) as sources, tempfile.TemporaryDirectory() as folder:
+        tables, kernels = Path(folder) / "plan.c", Path(folder) / "kernels.o"
+        exports = Path(folder) / "exports.map"
+        tables.write_text(write_tables(plan, target, weights))
+        exports.write_text(_EXPORTS)
+        say(f"{target.name}: compiling {len(plan.kernels)} kernels")
+        write_object(
+            {kernel_symbol(n): plan.kernels[n].func for n in sorted(plan.kernels)}, target, kernels
+        )
+        say(f"{target.name}: linking")
+        zig_cc(
+            target.link,
+            [
+                *_FLAGS, f"-I{sources}", "-o", str(path), str(tables),
+                *(str(s) for s in sorted(sources.glob("*.c"))), str(kernels),
+                *_LINK_FLAGS, f"-Wl,-soname,{path.name}", f"-Wl,--version-script={exports}",
+            ],
+            progress=say,
+        )  # fmt: skip
+
+
+def _check_features(target: Target) -> None:
+    known = KNOWN_FEATURES.get(target.arch, frozenset())
+    unknown = [name for name in target.requires if name not in known]
+    if unknown:
+        raise TargetError(
+            f"requires {', '.join(unknown)}, which the runtime cannot check on {target.arch!r}; "
+            f"it knows {', '.join(sorted(known)) or 'no such architecture'}",
+            where=f"target {target.name}",
+        )

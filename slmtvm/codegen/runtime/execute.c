@@ -1,0 +1,59 @@
+/* Running one function of the plan: each step on all threads, or on the caller where it is small. */
+#include "execute.h"
+
+#include <stddef.h>
+
+typedef struct {
+  const slm_session *session;
+  const slm_step *step;
+  int32_t position, valid;
+} part;
+
+static void run_part(void *context, int thread, int threads) {
+  const part *p = context;
+  const slm_step *step = p->step;
+  /* Static shares: block i belongs to the same thread in every run, so its weights stay in that
+   * core's cache. */
+  int32_t begin = (int32_t)((int64_t)step->grid * thread / threads);
+  int32_t end = (int32_t)((int64_t)step->grid * (thread + 1) / threads);
+  if (begin == end) return;
+  void *args[SLM_MAX_ARGS];
+  const uint64_t *refs = slm_plan.refs + step->first_ref;
+  for (int i = 0; i < step->args; ++i) {
+    int space = SLM_REF_SPACE(refs[i]);
+    args[i] = p->session->base[space] + SLM_REF_OFFSET(refs[i]);
+    if (space == SLM_SPACE_SCRATCH)
+      args[i] = (char *)args[i] + slm_plan.scratch_bytes * (size_t)thread;
+  }
+  slm_plan.kernels[step->kernel](args, p->position, p->valid, begin, end);
+}
+
+void slm_execute(slm_session *session, const slm_function *function, int32_t position,
+                 int32_t valid) {
+  part p = {session, slm_plan.steps + function->first_step, position, valid};
+  for (uint32_t i = 0; i < function->steps; ++i, ++p.step) {
+    if (p.step->parallel)
+      slm_pool_run(session->model->pool, run_part, &p);
+    else
+      run_part(&p, 0, 1);
+  }
+}
+
+const slm_function *slm_choose(const slm_function *functions, int32_t count, int32_t left,
+                               int32_t room) {
+  /* Reading all weights takes about as long as computing this many rows. */
+  enum { FIXED_COST_IN_ROWS = 8 };
+  const slm_function *best = NULL;
+  int64_t best_cost = 0, best_useful = 1;
+  for (int32_t i = 0; i < count; ++i) {
+    const slm_function *f = &functions[i];
+    if (f->rows > room) continue;
+    int64_t cost = f->rows + FIXED_COST_IN_ROWS, useful = f->rows < left ? f->rows : left;
+    if (!best || cost * best_useful < best_cost * useful) {
+      best = f;
+      best_cost = cost;
+      best_useful = useful;
+    }
+  }
+  return best;
+}

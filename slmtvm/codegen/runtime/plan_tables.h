@@ -1,0 +1,73 @@
+/* The static plan as C tables; a generated file of each library defines slm_plan. */
+#ifndef SLM_PLAN_TABLES_H
+#define SLM_PLAN_TABLES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Most arguments that a kernel may have; the code generator refuses more. */
+#define SLM_MAX_ARGS 32
+
+/* Where an argument lies; the values are those of slmtvm.plan.model.Space. */
+enum slm_space {
+  SLM_SPACE_WEIGHTS,
+  SLM_SPACE_STATE,
+  SLM_SPACE_ARENA,
+  SLM_SPACE_SCRATCH,
+  SLM_SPACE_TOKENS,
+  SLM_SPACE_OUTPUT,
+  SLM_SPACES
+};
+
+/* An argument is its space in the low byte and its offset in the rest: tables without pointers need
+ * no relocations when the library is loaded. */
+#define SLM_REF(space, offset) (((uint64_t)(offset) << 8) | (uint64_t)(space))
+#define SLM_REF_SPACE(ref) ((int)((ref) & 0xff))
+#define SLM_REF_OFFSET(ref) ((size_t)((ref) >> 8))
+
+typedef void (*slm_kernel)(void **args, int32_t position, int32_t valid, int32_t begin,
+                           int32_t end);
+
+typedef struct slm_step {
+  uint16_t kernel;
+  uint8_t args;
+  uint8_t parallel; /* worth the cost of waking the workers */
+  uint32_t first_ref;
+  int32_t grid;
+} slm_step;
+
+typedef struct slm_function {
+  int32_t rows;
+  uint32_t first_step;
+  uint32_t steps;
+} slm_function;
+
+typedef struct slm_plan_tables {
+  const char *info;
+  const char *target;
+  const char *const *requires; /* CPU features, ends with NULL */
+  const slm_kernel *kernels;
+  const slm_step *steps;
+  const uint64_t *refs;
+  const slm_function *bodies; /* most rows first */
+  const slm_function *heads;  /* most rows first; none for an encoder */
+  int32_t body_count;
+  int32_t head_count;
+  int32_t encoder;
+  int32_t context;
+  int32_t capacity;
+  int32_t vocab_size;
+  int32_t output_size;
+  int32_t hidden_size;
+  uint64_t hidden_offset; /* of the arena */
+  uint64_t state_bytes;
+  uint64_t arena_bytes;
+  uint64_t scratch_bytes; /* for each thread */
+  uint64_t weights_bytes; /* the whole file, header included */
+  uint64_t weights_id;
+  uint32_t weights_count;
+} slm_plan_tables;
+
+extern const slm_plan_tables slm_plan __attribute__((visibility("hidden")));
+
+#endif

@@ -1,0 +1,33 @@
+/* A session: the context of one conversation, and the memory that a model computes in. */
+#ifndef SLM_SESSION_H
+#define SLM_SESSION_H
+
+#include <stdint.h>
+
+#include "model.h"
+#include "plan_tables.h"
+
+/* A token that slm_sample may choose. */
+typedef struct slm_candidate {
+  float logit;
+  int32_t token;
+} slm_candidate;
+
+struct slm_session {
+  uint32_t mark; /* SLM_SESSION_MARK */
+  int32_t position;
+  int32_t has_logits;
+  slm_model *model;
+  char *base[SLM_SPACES]; /* scratch: that of thread 0 */
+  float *logits;          /* after the last token of the context */
+  int32_t *history;       /* the context's tokens */
+  slm_candidate *candidates;
+  uint8_t *seen; /* by token: is it in the context */
+};
+
+enum { SLM_SESSION_MARK = 0x534d4c53 };
+
+/* SLM_OK where `session` looks like one. */
+int32_t slm_check_session(const slm_session *session);
+
+#endif

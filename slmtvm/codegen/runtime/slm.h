@@ -1,0 +1,130 @@
+/* The C interface of a compiled model.
+ *
+ * A library (lib/<target>.so of a bundle) holds the code of one model for one kind of CPU; the
+ * weights lie beside it in the bundle. Functions return SLM_OK (0) or another non-negative result,
+ * or a negative SLM_ERR_* code; slm_last_error() then says in words what went wrong. No function
+ * aborts the process, and a call that fails leaves its session as it was.
+ *
+ * Threads: sessions are independent of each other and may be used from different threads at the
+ * same time. One session may be used by one thread at a time. Where a model has several worker
+ * threads (slm_options.threads > 1), its sessions take turns: a call waits until the workers are
+ * free. Results do not depend on the number of threads.
+ *
+ * A bundle must not be changed in place while it is open: put a new one beside it and rename.
+ */
+#ifndef SLM_H
+#define SLM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SLM_API __attribute__((visibility("default")))
+
+/* Changes when a declaration of this file changes its meaning. */
+#define SLM_ABI_VERSION 1
+
+enum {
+  SLM_OK = 0,
+  SLM_ERR_ARGUMENT = -1, /* a null pointer, a number out of its range, an unknown flag */
+  SLM_ERR_TOKEN = -2,    /* a token id outside 0 .. vocabulary - 1 */
+  SLM_ERR_CONTEXT = -3,  /* the tokens do not fit the context */
+  SLM_ERR_KIND = -4,     /* a decoder's call on an encoder or the other way round */
+  SLM_ERR_FILE = -5,     /* the bundle's weights cannot be opened or mapped */
+  SLM_ERR_WEIGHTS = -6,  /* the weights are damaged or belong to another library */
+  SLM_ERR_CPU = -7,      /* this CPU lacks a feature that the library was built for */
+  SLM_ERR_MEMORY = -8,   /* no memory or no thread to be had */
+  SLM_ERR_BUSY = -9,     /* the model still has sessions, or its workers are in another process */
+  SLM_ERR_LOGITS = -10   /* no logits to sample from yet, or they are not numbers */
+};
+
+typedef struct slm_model slm_model;
+typedef struct slm_session slm_session;
+
+enum {
+  /* Do not read all weights once to compare their checksum: opening takes no longer than mapping
+   * the file. Header and size are still checked. */
+  SLM_SKIP_CHECKSUM = 1
+};
+
+typedef struct slm_options {
+  uint32_t size;   /* sizeof(slm_options) */
+  int32_t threads; /* threads that compute, the caller included; 0 means one for each core */
+  uint32_t flags;  /* SLM_SKIP_CHECKSUM or 0 */
+} slm_options;
+
+/* How to choose the next token. Zero turns each part off; all zero is greedy. */
+typedef struct slm_sampling {
+  uint32_t size;            /* sizeof(slm_sampling) */
+  float temperature;        /* 0: the most likely token (greedy) */
+  int32_t top_k;            /* only the k most likely tokens */
+  float top_p;              /* only the most likely tokens that sum up to this probability */
+  float min_p;              /* only tokens at least this fraction as likely as the likeliest */
+  float repetition_penalty; /* > 1 makes tokens that are in the context less likely */
+  uint64_t seed;            /* equal seeds, contexts and parameters give equal tokens */
+} slm_sampling;
+
+/* The SLM_ABI_VERSION that the library was built with. */
+SLM_API uint32_t slm_abi_version(void);
+
+/* What the library holds, as a JSON object: target, kind, vocabulary, context, memory, ... */
+SLM_API const char *slm_info(void);
+
+/* Floats in a row of output: the vocabulary of a decoder, the hidden size of an encoder. */
+SLM_API int32_t slm_output_size(void);
+
+/* Tokens that a session holds at most (an encoder: that one call takes at most). */
+SLM_API int32_t slm_context_size(void);
+
+/* What the last failed call of this thread said; "" if none failed. Valid until its next failure. */
+SLM_API const char *slm_last_error(void);
+
+/* Opens the bundle (a folder that holds weights.bin) and starts the worker threads. The weights are
+ * mapped, not copied. `options` may be NULL: one thread, weights checked. A child process made by
+ * fork() must open the bundle anew: it has no copy of the worker threads. */
+SLM_API int32_t slm_open(const char *bundle, const slm_options *options, slm_model **model);
+
+/* Ends the worker threads and unmaps the weights. SLM_ERR_BUSY while sessions are left. NULL is
+ * allowed. */
+SLM_API int32_t slm_close(slm_model *model);
+
+/* Bytes that slm_session_new takes from the system: KV cache, activations, scratch and logits. Pages
+ * that a short conversation does not reach are never touched and cost nothing. */
+SLM_API int64_t slm_session_bytes(const slm_model *model);
+
+SLM_API int32_t slm_session_new(slm_model *model, slm_session **session);
+
+/* NULL is allowed. */
+SLM_API int32_t slm_session_free(slm_session *session);
+
+/* Appends `count` >= 1 tokens to a decoder's context. `logits` takes slm_output_size() floats, those
+ * after the last token; NULL if only slm_sample is to read them. */
+SLM_API int32_t slm_eval(slm_session *session, const int32_t *tokens, size_t count, float *logits);
+
+/* The same, with the logits after each token: `logits` takes count * slm_output_size() floats. */
+SLM_API int32_t slm_eval_all(slm_session *session, const int32_t *tokens, size_t count,
+                             float *logits);
+
+/* Runs an encoder over `count` >= 1 tokens: `output` takes count * slm_output_size() floats. */
+SLM_API int32_t slm_encode(slm_session *session, const int32_t *tokens, size_t count,
+                           float *output);
+
+/* Tokens in the context so far; 0 for an encoder. */
+SLM_API int32_t slm_position(const slm_session *session);
+
+/* Forgets all tokens from `position` (0 .. slm_position()) on. After a real step back there are no
+ * logits to sample from until the next slm_eval. */
+SLM_API int32_t slm_seek(slm_session *session, int32_t position);
+
+/* Chooses the token that follows the last one of the context: its id, or a negative error. It is not
+ * appended; pass it to slm_eval. `sampling` may be NULL: greedy. */
+SLM_API int32_t slm_sample(slm_session *session, const slm_sampling *sampling);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

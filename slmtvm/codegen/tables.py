@@ -1,0 +1,213 @@
+"""A plan as a C source file: the tables of codegen/runtime/plan_tables.h and the kernels' wrappers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+
+from slmtvm.codegen.memory import predict_memory
+from slmtvm.codegen.weights import WeightsFile
+from slmtvm.plan.model import Function, Plan, Space, Step
+from slmtvm.target import Target
+
+MAX_ARGS = 32  # SLM_MAX_ARGS of plan_tables.h
+_ALIGNMENT = 64  # bytes
+# Below this many bytes of operands a step takes less time than telling other threads about it.
+_PARALLEL_BYTES = 16 * 1024
+_INFO_CHUNK = 100  # characters of a string literal on one line
+
+
+def kernel_symbol(name: str) -> str:
+    """The symbol of kernel ``name`` in the object: no kernel's name can clash with the runtime's."""
+    return f"kernel_{name}"
+
+
+def library_info(plan: Plan, target: Target, weights: WeightsFile) -> dict[str, object]:
+    """What slm_info() tells: the plan's own facts and those of the library."""
+    return {
+        **plan.info,
+        "target": target.name,
+        "requires": list(target.requires),
+        "kind": plan.kind,
+        "context": _context(plan),
+        "vocab_size": plan.vocab_size,
+        "output_size": plan.output_size,
+        "chunks": sorted({f.rows for f in plan.functions if f.name == "body"}),
+        "kv_bytes_per_token": plan.kv_bytes_per_token,
+        "memory": asdict(predict_memory(plan, weights.size)),
+    }
+
+
+def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
+    """The C text for ``plan``, whose weights already lie at the offsets of ``weights``."""
+    check_plan(plan, weights.size)
+    names = sorted(plan.kernels)
+    bodies, heads = _functions(plan, "body"), _functions(plan, "head")
+    steps: list[str] = []
+    refs: list[str] = []
+    rows: dict[str, list[str]] = {"body": [], "head": []}
+    for function in (*bodies, *heads):
+        rows[function.name].append(f"{{{function.rows}, {len(steps)}, {len(function.steps)}}}")
+        for step in function.steps:
+            parallel = int(_worth_threads(step))
+            steps.append(
+                f"{{{names.index(step.kernel)}, {len(step.args)}, {parallel}, "
+                f"{len(refs)}, {step.grid}}}"
+            )
+            refs.extend(f"SLM_REF({ref.space.value}, {ref.offset}u)" for ref in step.args)
+    info = json.dumps(library_info(plan, target, weights), sort_keys=True)
+    return "\n".join(
+        [
+            '#include "plan_tables.h"',
+            "",
+            "/* Hidden, so that the kernels are not exported from the library. */",
+            "#pragma GCC visibility push(hidden)",
+            *(_declare(plan, name) for name in names),
+            "#pragma GCC visibility pop",
+            "",
+            *(_wrap(plan, name, index) for index, name in enumerate(names)),
+            "",
+            _table("static const slm_kernel kernels", [f"call_{i}" for i in range(len(names))]),
+            _table("static const uint64_t refs", refs or ["0"]),
+            _table("static const slm_step steps", steps),
+            _table("static const slm_function bodies", rows["body"]),
+            _table("static const slm_function heads", rows["head"] or ["{0, 0, 0}"]),
+            _table(
+                "static const char *const requires",
+                [*(_literal(name) for name in target.requires), "0"],
+            ),
+            f"static const char info[] =\n{_long_literal(info)};",
+            "",
+            _fields(
+                {
+                    "info": "info",
+                    "target": _literal(target.name),
+                    "requires": "requires",
+                    "kernels": "kernels",
+                    "steps": "steps",
+                    "refs": "refs",
+                    "bodies": "bodies",
+                    "heads": "heads",
+                    "body_count": len(bodies),
+                    "head_count": len(heads),
+                    "encoder": int(plan.kind == "encoder"),
+                    "context": _context(plan),
+                    "capacity": plan.capacity,
+                    "vocab_size": plan.vocab_size,
+                    "output_size": plan.output_size,
+                    "hidden_size": plan.hidden_size,
+                    "hidden_offset": f"{plan.hidden.offset}u",
+                    "state_bytes": f"{plan.state_bytes}u",
+                    "arena_bytes": f"{plan.arena_bytes}u",
+                    "scratch_bytes": f"{plan.scratch_bytes}u",
+                    "weights_bytes": f"{weights.size}u",
+                    "weights_id": f"{weights.content_id}u",
+                    "weights_count": f"{len(weights.segments)}u",
+                }
+            ),
+            "",
+        ]
+    )
+
+
+def check_plan(plan: Plan, weights_bytes: int) -> None:
+    """Raise ValueError where ``plan`` would read or write outside its memory, or cannot be run.
+
+    The runtime trusts its tables: what is wrong in a plan must be found before it becomes one.
+    """
+    bodies, heads = _functions(plan, "body"), _functions(plan, "head")
+    _require(plan.kind in ("decoder", "encoder"), f"unknown kind {plan.kind!r}")
+    _require(bool(bodies), "no body")
+    _require(bool(heads) == (plan.kind == "decoder"), "a decoder has heads, an encoder none")
+    _require(plan.scratch_bytes % _ALIGNMENT == 0, "scratch_bytes is not a multiple of 64")
+    if plan.kind == "decoder":
+        _require(plan.output_size == plan.vocab_size, "output_size is not the vocabulary")
+        _require(plan.hidden.space == Space.ARENA, "the hidden rows are not in the arena")
+        smallest = bodies[-1].rows
+        _require(
+            plan.capacity >= plan.context + smallest - 1,
+            f"capacity {plan.capacity} is too small for context {plan.context} in chunks of "
+            f"{smallest}",
+        )
+        most = max(f.rows for f in plan.functions)
+        _require(
+            plan.hidden.size >= most * plan.hidden_size * 4, f"hidden does not hold {most} rows"
+        )
+    limits = {
+        Space.WEIGHTS: weights_bytes,
+        Space.STATE: plan.state_bytes,
+        Space.ARENA: plan.arena_bytes,
+        Space.SCRATCH: plan.scratch_bytes,
+    }
+    for function in plan.functions:
+        own = {Space.TOKENS: function.rows * 4, Space.OUTPUT: function.rows * plan.output_size * 4}
+        for step in function.steps:
+            where = f"{function.name} of {function.rows} rows, {step.kernel}"
+            _require(step.kernel in plan.kernels, f"{where}: no such kernel")
+            _require(0 < step.grid < 2**31, f"{where}: grid {step.grid}")
+            _require(
+                len(step.args) == plan.kernels[step.kernel].buffers <= MAX_ARGS,
+                f"{where}: {len(step.args)} arguments",
+            )
+            for ref in step.args:
+                end = ref.offset + ref.size
+                _require(ref.offset % _ALIGNMENT == 0 and 0 <= ref.offset <= end, f"{where}: {ref}")
+                limit = {**limits, **own}[ref.space]
+                _require(end <= limit, f"{where}: {ref} ends behind {limit}")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(f"bad plan: {message}")
+
+
+def _functions(plan: Plan, name: str) -> list[Function]:
+    return sorted((f for f in plan.functions if f.name == name), key=lambda f: -f.rows)
+
+
+def _context(plan: Plan) -> int:
+    if plan.kind == "decoder":
+        return plan.context
+    return min(plan.context, _functions(plan, "body")[0].rows)
+
+
+def _worth_threads(step: Step) -> bool:
+    return step.grid > 1 and sum(ref.size for ref in step.args) >= _PARALLEL_BYTES
+
+
+def _declare(plan: Plan, name: str) -> str:
+    code = plan.kernels[name]
+    types = ["void *"] * code.buffers + ["int32_t"] * (len(code.scalars) + 2)
+    return f"void {kernel_symbol(name)}({', '.join(types)});"
+
+
+def _wrap(plan: Plan, name: str, index: int) -> str:
+    code = plan.kernels[name]
+    given = [*(f"a[{i}]" for i in range(code.buffers)), *code.scalars, "begin", "end"]
+    unused = "".join(f"  (void){s};\n" for s in ("position", "valid") if s not in code.scalars)
+    return (
+        f"static void call_{index}(void **a, int32_t position, int32_t valid, int32_t begin,\n"
+        f"                   int32_t end) {{\n{unused}"
+        f"  {kernel_symbol(name)}({', '.join(given)});\n}}"
+    )
+
+
+def _table(declaration: str, entries: Sequence[str]) -> str:
+    lines = "".join(f"  {entry},\n" for entry in entries)
+    return f"{declaration}[] = {{\n{lines}}};"
+
+
+def _fields(values: dict[str, object]) -> str:
+    lines: Iterable[str] = (f"  .{name} = {value},\n" for name, value in values.items())
+    return f"const slm_plan_tables slm_plan = {{\n{''.join(lines)}}};"
+
+
+def _literal(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("?", "\\?")
+    return f'"{escaped}"'
+
+
+def _long_literal(text: str) -> str:
+    pieces = [text[i : i + _INFO_CHUNK] for i in range(0, len(text), _INFO_CHUNK)]
+    return "\n".join(f"    {_literal(piece)}" for piece in pieces)

@@ -1,0 +1,99 @@
+"""slm.h in ctypes: the functions of a library, with their errors as exceptions."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import (
+    POINTER,
+    c_char_p,
+    c_float,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
+from pathlib import Path
+
+from slmtvm.errors import BundleError, DeviceError, SlmError
+
+ABI_VERSION = 1
+SKIP_CHECKSUM = 1
+ERR_FILE, ERR_WEIGHTS = -5, -6
+
+
+class Options(ctypes.Structure):
+    """slm_options."""
+
+    _fields_ = (("size", c_uint32), ("threads", c_int32), ("flags", c_uint32))
+
+
+class Sampling(ctypes.Structure):
+    """slm_sampling."""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("temperature", c_float),
+        ("top_k", c_int32),
+        ("top_p", c_float),
+        ("min_p", c_float),
+        ("repetition_penalty", c_float),
+        ("seed", c_uint64),
+    )
+
+
+_TOKENS, _FLOATS = c_void_p, c_void_p
+_PROTOTYPES = {
+    "slm_abi_version": (c_uint32, ()),
+    "slm_info": (c_char_p, ()),
+    "slm_output_size": (c_int32, ()),
+    "slm_context_size": (c_int32, ()),
+    "slm_last_error": (c_char_p, ()),
+    "slm_open": (c_int32, (c_char_p, POINTER(Options), POINTER(c_void_p))),
+    "slm_close": (c_int32, (c_void_p,)),
+    "slm_session_bytes": (c_int64, (c_void_p,)),
+    "slm_session_new": (c_int32, (c_void_p, POINTER(c_void_p))),
+    "slm_session_free": (c_int32, (c_void_p,)),
+    "slm_eval": (c_int32, (c_void_p, _TOKENS, c_size_t, _FLOATS)),
+    "slm_eval_all": (c_int32, (c_void_p, _TOKENS, c_size_t, _FLOATS)),
+    "slm_encode": (c_int32, (c_void_p, _TOKENS, c_size_t, _FLOATS)),
+    "slm_position": (c_int32, (c_void_p,)),
+    "slm_seek": (c_int32, (c_void_p, c_int32)),
+    "slm_sample": (c_int32, (c_void_p, POINTER(Sampling))),
+}
+
+
+class Library:
+    """A loaded library; ``call`` runs one of its functions."""
+
+    def __init__(self, path: Path) -> None:
+        """Load ``path``; raises BundleError where it is no library of this interface."""
+        try:
+            # Resolved: without a slash dlopen would search the system's folders.
+            self._library = ctypes.CDLL(str(path.resolve()))
+            for name, (result, arguments) in _PROTOTYPES.items():
+                function = getattr(self._library, name)
+                function.restype, function.argtypes = result, arguments
+        except (OSError, AttributeError) as error:
+            raise BundleError(f"cannot be loaded: {error}", where=f"{path}") from error
+        version = self._library.slm_abi_version()
+        if version != ABI_VERSION:
+            raise BundleError(
+                f"interface version {version}, this slmtvm uses {ABI_VERSION}; compile the model again",
+                where=f"{path}",
+            )
+
+    def call(self, name: str, *arguments: object) -> int:
+        """The function's result; raises BundleError or DeviceError with its message if negative."""
+        result: int = getattr(self._library, name)(*arguments)
+        if result < 0:
+            message = self._library.slm_last_error().decode(errors="replace")
+            kind: type[SlmError] = BundleError if result in (ERR_FILE, ERR_WEIGHTS) else DeviceError
+            raise kind(message)
+        return result
+
+    def info(self) -> str:
+        """slm_info(): JSON text."""
+        text: bytes = self._library.slm_info()
+        return text.decode()

@@ -1,0 +1,83 @@
+"""An open bundle: the library that fits this machine, and its mapped weights."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slmtvm.bundle.manifest import TargetEntry
+from slmtvm.bundle.read import Bundle
+from slmtvm.errors import BundleError, DeviceError
+from slmtvm.host import CPUINFO_NAMES, cpu_features
+from slmtvm.runtime.interface import SKIP_CHECKSUM, Library, Options
+
+_MAX_THREADS = 256  # SLM_MAX_THREADS of pool.h
+
+
+class Model:
+    """A bundle's library and weights, open; sessions are made from it by ``Session``."""
+
+    def __init__(
+        self, path: str | Path, *, threads: int = 1, target: str | None = None, check: bool = True
+    ) -> None:
+        """Open the bundle ``path`` for ``target``, by default the best one for this machine.
+
+        ``threads`` 0 means one for each core. ``check`` reads all weights once and compares their
+        checksum. A library whose SHA-256 is not the manifest's is never loaded. Raises BundleError
+        where the bundle is missing, damaged or has nothing for this machine, DeviceError where it
+        cannot run here.
+        """
+        if not 0 <= threads <= _MAX_THREADS:
+            raise DeviceError(f"threads is {threads}, must be 0 to {_MAX_THREADS}")
+        self.bundle = Bundle.open(path)
+        self.target = target or choose_target(
+            self.bundle.manifest.targets, platform.machine(), _host_features(), f"{path}"
+        )
+        self.library = Library(self.bundle.library(self.target))
+        self.info: dict[str, Any] = json.loads(self.library.info())
+        self.handle = ctypes.c_void_p()
+        options = Options(ctypes.sizeof(Options), threads, 0 if check else SKIP_CHECKSUM)
+        self.library.call(
+            "slm_open",
+            os.fsencode(self.bundle.path),
+            ctypes.byref(options),
+            ctypes.byref(self.handle),
+        )
+
+    def close(self) -> None:
+        """End the worker threads and unmap the weights; raises DeviceError while sessions are left."""
+        if self.handle:
+            self.library.call("slm_close", self.handle)
+            self.handle = ctypes.c_void_p()
+
+
+def choose_target(
+    targets: Mapping[str, TargetEntry], machine: str, features: set[str], where: str
+) -> str:
+    """The target that asks for most of what a CPU with ``features`` has, and nothing else."""
+    fitting = [
+        name
+        for name, entry in targets.items()
+        if entry.arch == machine
+        and all(CPUINFO_NAMES.get(r, r) in features for r in entry.requires)
+    ]
+    if not fitting:
+        raise BundleError(
+            f"nothing here runs on this {machine} CPU: there are libraries for "
+            + ", ".join(
+                f"{name} ({' '.join((entry.arch, *entry.requires))})"
+                for name, entry in targets.items()
+            )
+            + "; compile the model with --target host",
+            where=where,
+        )
+    return max(fitting, key=lambda name: (len(targets[name].requires), name))
+
+
+def _host_features() -> set[str]:
+    return cpu_features(Path("/proc/cpuinfo").read_text(errors="replace"))

@@ -1,0 +1,213 @@
+"""A session: the context of one conversation with a compiled model."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slmtvm.bundle.read import Bundle
+from slmtvm.errors import BundleError, DeviceError
+from slmtvm.runtime.interface import Sampling
+from slmtvm.runtime.model import Model
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
+FloatArray = npt.NDArray[np.float32]
+
+
+def load(
+    path: str | Path, *, threads: int = 1, target: str | None = None, check: bool = True
+) -> Session:
+    """Open the bundle ``path`` and start a session; see ``Model`` for the arguments and errors."""
+    return Session(Model(path, threads=threads, target=target, check=check), owns_model=True)
+
+
+class Session:
+    """Tokens in, logits out; ``close`` it, or use it in a ``with`` statement.
+
+    Several sessions may share a ``Model`` and be used from different threads; one session is used by
+    one thread at a time.
+    """
+
+    def __init__(self, model: Model, *, owns_model: bool = False) -> None:
+        """A new, empty session of ``model``; if it ``owns_model``, closing it closes the model."""
+        self.model = model
+        self._owns_model = owns_model
+        self._handle = ctypes.c_void_p()
+        self._call = model.library.call
+        try:
+            self._call("slm_session_new", model.handle, ctypes.byref(self._handle))
+        except DeviceError:
+            if owns_model:
+                model.close()
+            raise
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the memory back; the session cannot be used any more. Closing twice is allowed."""
+        if self._handle:
+            self._call("slm_session_free", self._handle)
+            self._handle = ctypes.c_void_p()
+            if self._owns_model:
+                self.model.close()
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the library holds: target, kind, context, vocab_size, output_size, memory, ..."""
+        return self.model.info
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that the session runs."""
+        return self.model.bundle
+
+    @property
+    def position(self) -> int:
+        """Tokens in the context so far."""
+        return self._call("slm_position", self._handle)
+
+    def seek(self, position: int) -> None:
+        """Forget all tokens from ``position`` on; raises DeviceError where it is not in the context."""
+        self._call("slm_seek", self._handle, _int32(position, "position"))
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self.seek(0)
+
+    def eval(self, tokens: Tokens) -> FloatArray:
+        """Append ``tokens`` (n,), n >= 1, to the context; the logits (vocab,) after the last one.
+
+        Raises DeviceError where a token id is out of range or the context is full.
+        """
+        ids = _token_ids(tokens)
+        logits = np.empty(self.info["output_size"], np.float32)
+        self._call("slm_eval", self._handle, ids.ctypes.data, ids.size, logits.ctypes.data)
+        return logits
+
+    def eval_all(self, tokens: Tokens) -> FloatArray:
+        """Like ``eval``, with the logits (n, vocab) after each token."""
+        return self._rows("slm_eval_all", tokens)
+
+    def encode(self, tokens: Tokens) -> FloatArray:
+        """Run an encoder over ``tokens`` (n,), n >= 1; its output rows (n, hidden_size)."""
+        return self._rows("slm_encode", tokens)
+
+    def sample(
+        self,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 0.0,
+        seed: int = 0,
+    ) -> int:
+        """Choose the token that follows the context, without appending it.
+
+        Zero turns each part off; ``temperature`` 0 takes the likeliest token. The same seed, context
+        and parameters give the same token. Raises DeviceError before the first ``eval``.
+        """
+        sampling = Sampling(
+            ctypes.sizeof(Sampling), temperature, _int32(top_k, "top_k"), top_p, min_p,
+            repetition_penalty, seed & (2**64 - 1),
+        )  # fmt: skip
+        return self._call("slm_sample", self._handle, ctypes.byref(sampling))
+
+    def generate(
+        self,
+        prompt: Tokens,
+        max_tokens: int = 64,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 0.0,
+        seed: int | None = None,
+        stop: Collection[int] = (),
+    ) -> Iterator[int]:
+        """Append ``prompt`` to the context, then yield up to ``max_tokens`` token ids one by one.
+
+        Ends before a token of ``stop`` and when the context is full. Without ``seed`` every call draws
+        differently. The other parameters are those of ``sample``. The prompt is evaluated at once.
+        """
+        ids = _token_ids(prompt)
+        self._call("slm_eval", self._handle, ids.ctypes.data, ids.size, None)
+        chosen = int.from_bytes(os.urandom(8), "little") if seed is None else seed
+
+        def tokens() -> Iterator[int]:
+            for count in range(max_tokens):
+                if count:
+                    if self.position == self.info["context"]:
+                        return
+                    self._call("slm_eval", self._handle, last.ctypes.data, 1, None)
+                token = self.sample(
+                    temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                    repetition_penalty=repetition_penalty, seed=chosen,
+                )  # fmt: skip
+                if token in stop:
+                    return
+                last = np.array([token], np.int32)
+                yield token
+
+        return tokens()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer; raises BundleError where it has none."""
+        from tokenizers import Tokenizer
+
+        path = self.bundle.tokenizer()
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the tokenizers package raises plain Exception
+            raise BundleError(f"not a tokenizer: {error}", where=f"{path}") from error
+
+    def _rows(self, function: str, tokens: Tokens) -> FloatArray:
+        ids = _token_ids(tokens)
+        if ids.size > self.info["context"]:
+            # Refused before so much memory is asked for; the library would say the same.
+            raise DeviceError(f"{ids.size} tokens do not fit the context of {self.info['context']}")
+        rows = np.empty((ids.size, self.info["output_size"]), np.float32)
+        self._call(function, self._handle, ids.ctypes.data, ids.size, rows.ctypes.data)
+        return rows
+
+
+def _token_ids(tokens: Tokens) -> npt.NDArray[np.int32]:
+    array = np.asarray(tokens)
+    if array.size == 0:
+        array = array.astype(np.int32)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise DeviceError(
+            f"tokens must be a list or (n,) array of whole numbers, not {array.dtype} {array.shape}"
+        )
+    bounds = np.iinfo(np.int32)
+    if array.size and not (bounds.min <= int(array.min()) and int(array.max()) <= bounds.max):
+        raise DeviceError("a token id is out of range")
+    return np.ascontiguousarray(array, np.int32)
+
+
+def _int32(value: int, name: str) -> int:
+    if not -(2**31) <= value < 2**31:
+        raise DeviceError(f"{name} is {value}, out of range")
+    return value
