@@ -20,6 +20,9 @@ from tvm.script.ir_builder import tirx as T
 
 AMBIENT_SCALARS = ("position", "valid")
 
+FLAT = "slm.flat"
+"""Marks a PrimFunc that needs no more lowering than its last steps."""
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -65,7 +68,7 @@ def define(
     assert all(s in AMBIENT_SCALARS for s in scalars), scalars
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
-        T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        T.func_attr({"global_symbol": name, "tirx.noalias": True, FLAT: True})
         buffers = [T.arg(t.name, T.buffer((_elements(t),), t.dtype)) for t in tensors]
         ambient: list[Any] = [T.arg(s, T.int32()) for s in scalars]
         begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())

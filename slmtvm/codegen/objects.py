@@ -34,8 +34,8 @@ def lower_to_pointers(func: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
     return tirx.PrimFunc(params, body, func.ret_type, func.attrs).with_attr("global_symbol", name)
 
 
-# A kernel made by ``schedules.kernel.define`` is flat and vectorised as it is written. TVM's
-# simplifiers would take most of the compile time on its long straight-line code, and change nothing.
+# A kernel made by ``schedules.kernel.define`` is flat and vectorised as it is written. On its long
+# straight-line code TVM's simplifiers would take most of the compile time and change nothing.
 _FLAT_KERNELS = (tir.FlattenBuffer(), tir.LowerIntrin())
 # What LegalizeOps makes: TVM's default lowering, without the packed API.
 _TVM_KERNELS = (

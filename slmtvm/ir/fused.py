@@ -64,6 +64,7 @@ def _attention_rows(call: relax.Call) -> relax.Type:
 ROW = define("slm.row", _row_type)
 QUANTIZED_LINEAR = define("slm.quantized_linear", _features_n)
 FLOAT_LINEAR = define("slm.float_linear", _features_n)
+ADD_POSITIONS = define("slm.add_positions", lambda call: call.args[0].ty)
 QKV_ATTENTION = define("slm.qkv_attention", _attention_rows)
 
 
@@ -118,3 +119,8 @@ def qkv_attention(
     return make_call(
         QKV_ATTENTION, args, **{**attrs, "operands": names, "interleaved": int(interleaved)}
     )
+
+
+def add_positions(x: Expr, table: Expr) -> relax.Call:
+    """x float32 (m, d) plus rows ``position .. position + m`` of table float32 (context, d)."""
+    return make_call(ADD_POSITIONS, [x, table])

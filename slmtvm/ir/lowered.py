@@ -26,8 +26,9 @@ class LoweredModel:
     """Relax functions whose every binding is a kernel's call, a field of its result, or a copy.
 
     ``module`` holds ``body_M`` and ``head_M``; ``slm.call_kernel`` names one of ``kernels``, and
-    ``call_tir`` a PrimFunc of ``module`` where no kernel of ours fits. The first parameter of a function is the
-    step's input; the others are named after an array of ``weights`` or a buffer of ``state``.
+    ``call_tir`` a PrimFunc of ``module`` where no kernel of ours fits. The first parameter of a
+    function is the step's input; the others are named after an array of ``weights`` or a buffer of
+    ``state``.
     """
 
     module: tvm.IRModule

@@ -71,9 +71,7 @@ def operands(call: relax.Call) -> dict[str, Expr]:
     return dict(zip(names, list(call.args)[len(call.args) - len(names) :], strict=True))
 
 
-def name_operands(
-    inputs: list[Expr], named: Mapping[str, Expr | None]
-) -> tuple[list[Expr], str]:
+def name_operands(inputs: list[Expr], named: Mapping[str, Expr | None]) -> tuple[list[Expr], str]:
     """The arguments ``inputs`` and those operands that are given, and the latter's names."""
     given = {name: expr for name, expr in named.items() if expr is not None}
     return [*inputs, *given.values()], ",".join(given)
@@ -97,7 +95,9 @@ def embedding(
     (vocab, dim / group_size); zero_points (values 0..15 in uint8 for int4) default to 0, for
     int4 to 8. -> float32 (m, dim)
     """
-    args, names = name_operands([tokens], {"table": table, "scales": scales, "zero_points": zero_points})
+    args, names = name_operands(
+        [tokens], {"table": table, "scales": scales, "zero_points": zero_points}
+    )
     return make_call(EMBEDDING, args, operands=names, dim=dim, format=format, group_size=group_size)
 
 

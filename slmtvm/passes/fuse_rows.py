@@ -39,6 +39,11 @@ def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
         return None
     if call.op.name in _UNARY:
         return fused.row(call.args[0], [], prologue=_UNARY[call.op.name])
+    if call.op.name == "relax.add":
+        for x, other in (call.args, list(call.args)[::-1]):
+            positions = rewriter.call_to(other, ops.POSITION_ROWS)
+            if positions is not None and x.ty.shape.ndim == 2:
+                return fused.add_positions(x, positions.args[1])
     if call.op.name == "relax.multiply":
         for gate, up in (call.args, list(call.args)[::-1]):
             activated = rewriter.call_to(gate, fused.ROW)

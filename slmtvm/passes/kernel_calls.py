@@ -10,7 +10,7 @@ from tvm import relax
 
 from slmtvm.ir import ops
 from slmtvm.ir.fused import padded_features
-from slmtvm.schedules import attention, linear, rows
+from slmtvm.schedules import attention, elementwise, embedding, linear, rows
 
 if TYPE_CHECKING:
     from slmtvm.passes.lower_kernels import KernelEmitter
@@ -95,7 +95,9 @@ def _position_table(expr: relax.Expr, rows: int, emitter: KernelEmitter) -> rela
     """A table with a row for each position that a padded step can reach; the last row repeats."""
     table = emitter.array(expr)
     padding = max(0, rows - len(table))
-    return emitter.weight(f"{expr.name}:{rows}", np.pad(table, ((0, padding), (0, 0)), "edge")[:rows])
+    return emitter.weight(
+        f"{expr.name}:{rows}", np.pad(table, ((0, padding), (0, 0)), "edge")[:rows]
+    )
 
 
 @_handles("slm.float_linear")
@@ -128,3 +130,36 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     if "residual" in named:
         operands.append(named["residual"])
     return emitter.call(linear.build(shape, emitter.isa), [*inputs, *operands])["y"]
+
+
+@_handles("slm.embedding")
+def _embedding(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    attrs, named = call.attrs, ops.operands(call)
+    arrays = {name: emitter.array(expr) for name, expr in named.items()}
+    op = embedding.EmbeddingOp(
+        m=_shape(call.args[0])[0],
+        vocab=len(arrays["table"]),
+        dim=int(attrs["dim"]),
+        format=str(attrs["format"]),
+        table_dtype=str(arrays["table"].dtype) if str(attrs["format"]) == "int8" else "int8",
+        scale_shape=arrays["scales"].shape if "scales" in arrays else (),
+        zero_points="zero_points" in arrays,
+    )
+    operands = [emitter.weight(expr.name, arrays[name]) for name, expr in named.items()]
+    return emitter.call(embedding.build(op), [call.args[0], *operands])["y"]
+
+
+@_handles("slm.add_positions")
+def _add_positions(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    x, table = call.args
+    m, d = _shape(x)
+    kernel = elementwise.build_add_positions(m, d, emitter.capacity)
+    return emitter.call(kernel, [x, _position_table(table, emitter.capacity, emitter)])["y"]
+
+
+@_handles("relax.add")
+def _add(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    a, b = call.args
+    if _shape(a) != _shape(b) or len(_shape(a)) != 2:
+        return call
+    return emitter.call(elementwise.build_add(*_shape(a)), [a, b])["y"]

@@ -21,7 +21,6 @@ from slmtvm.schedules.kernel import Kernel
 from slmtvm.target import Target
 
 
-
 def lower_kernels(model: CanonicalModel, target: Target) -> LoweredModel:
     """Every op as a call of a kernel of ours, or of a PrimFunc of TVM's where we have none."""
     capacity = -(-model.context // CACHE_BLOCK) * CACHE_BLOCK

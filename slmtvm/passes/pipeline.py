@@ -37,9 +37,7 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-def fuse(
-    model: CanonicalModel, progress: Callable[[str], None] = lambda _: None
-) -> CanonicalModel:
+def fuse(model: CanonicalModel, progress: Callable[[str], None] = lambda _: None) -> CanonicalModel:
     """The model with its ops fused and its shapes static; ``progress`` hears each pass."""
     for step in PASSES:
         progress(step.name)

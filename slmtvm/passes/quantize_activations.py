@@ -79,7 +79,7 @@ def _fields(row: relax.Expr, rewriter: Rewriter) -> list[relax.Expr]:
 
 
 def row_format(call: relax.Call) -> tuple[str, int]:
-    """How the input of ``slm.linear`` is quantized: the epilogue of its row op and its group size."""
+    """How ``slm.linear`` wants its input: the epilogue of a row op, and its group size."""
     weights, group = str(call.attrs["format"]), int(call.attrs["group_size"])
     if weights in ("f32", "f16"):
         return "f32", 0
@@ -87,7 +87,7 @@ def row_format(call: relax.Call) -> tuple[str, int]:
 
 
 def _with_weight_shapes(call: relax.Call, rewriter: Rewriter) -> dict[str, relax.Expr]:
-    """The layer's operands, a scale or zero point for the whole tensor made one for each channel."""
+    """The layer's operands; what holds for the whole tensor is made one for each channel."""
     named = ops.operands(call)
     n = int(call.attrs["n"])
     for name in ("scales", "zero_points"):

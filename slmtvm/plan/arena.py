@@ -9,7 +9,7 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 @dataclass(frozen=True)
 class Lifetime:
-    """A buffer of ``size`` bytes, written first at step ``first`` and read last at step ``last``."""
+    """A buffer of ``size`` bytes, first written at step ``first``, last read at step ``last``."""
 
     size: int
     first: int

@@ -199,6 +199,6 @@ def _scratch_bytes(kernel: Kernel) -> int:
 
 
 def _with_grid(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """A PrimFunc of TVM's own as a kernel of one block: it takes begin and end, and ignores them."""
+    """A PrimFunc of TVM's own as a kernel of one block: begin and end are taken and ignored."""
     bounds: Iterable[tirx.Var] = (tirx.Var("begin", "int32"), tirx.Var("end", "int32"))
     return tirx.PrimFunc([*func.params, *bounds], func.body, func.ret_type, func.attrs)
