@@ -19,61 +19,18 @@ Progress = Callable[[str], None]
 
 # What codegen/runtime/cpu.c can ask the CPU for.
 KNOWN_FEATURES = {
-    "x86_64": frozenset(
-        [
-            "sse3",
-            "pclmulqdq",
-            "ssse3",
-            "fma",
-            "sse4_1",
-            "sse4_2",
-            "movbe",
-            "popcnt",
-            "avx",
-            "f16c",
-            "bmi1",
-            "avx2",
-            "bmi2",
-            "avx512f",
-            "avx512dq",
-            "avx512ifma",
-            "avx512cd",
-            "avx512bw",
-            "avx512vl",
-            "avx512vbmi",
-            "avx512_vbmi2",
-            "gfni",
-            "vaes",
-            "vpclmulqdq",
-            "avx512_vnni",
-            "avx512_bitalg",
-            "avx512_vpopcntdq",
-            "abm",
-        ]
-    ),
-    "aarch64": frozenset(
-        [
-            "fp",
-            "asimd",
-            "aes",
-            "pmull",
-            "sha1",
-            "sha2",
-            "crc32",
-            "atomics",
-            "fphp",
-            "asimdhp",
-            "asimdrdm",
-            "lrcpc",
-            "asimddp",
-            "sve",
-            "sve2",
-            "i8mm",
-            "bf16",
-        ]
-    ),
+    "x86_64": frozenset({
+        "sse3", "pclmulqdq", "ssse3", "fma", "sse4_1", "sse4_2", "movbe", "popcnt", "avx", "f16c",
+        "bmi1", "avx2", "bmi2", "avx512f", "avx512dq", "avx512ifma", "avx512cd", "avx512bw",
+        "avx512vl", "avx512vbmi", "avx512_vbmi2", "gfni", "vaes", "vpclmulqdq", "avx512_vnni",
+        "avx512_bitalg", "avx512_vpopcntdq", "abm",
+    }),
+    "aarch64": frozenset({
+        "fp", "asimd", "aes", "pmull", "sha1", "sha2", "crc32", "atomics", "fphp", "asimdhp",
+        "asimdrdm", "lrcpc", "asimddp", "sve", "sve2", "i8mm", "bf16",
+    }),
     "riscv64": frozenset({"rvv"}),
-}
+}  # fmt: skip
 
 _FLAGS = (
     "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden",
@@ -96,8 +53,8 @@ def build_library(
 ) -> None:
     """Write the library of ``plan`` for ``target`` to ``path``; its file name becomes the soname.
 
-    ``plan`` and ``weights`` come from ``merge_weights``: the library runs only with a weights file of
-    that content. It exports the functions of slm.h and needs libc and libm only. Equal arguments
+    ``plan`` and ``weights`` come from ``merge_weights``: the library runs only with a weights file
+    of that content. It exports the functions of slm.h and needs libc and libm only. Equal arguments
     give equal bytes. Raises TargetError where the target asks for a CPU feature that the runtime
     cannot check, SlmError where linking fails.
     """

@@ -1,4 +1,4 @@
-"""A plan as a C source file: the tables of codegen/runtime/plan_tables.h and the kernels' wrappers."""
+"""A plan as a C source file: the tables of codegen/runtime/plan_tables.h, a wrapper per kernel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INFO_CHUNK = 100  # characters of a string literal on one line
 
 
 def kernel_symbol(name: str) -> str:
-    """The symbol of kernel ``name`` in the object: no kernel's name can clash with the runtime's."""
+    """The symbol of kernel ``name`` in the object: it cannot clash with the runtime's."""
     return f"kernel_{name}"
 
 

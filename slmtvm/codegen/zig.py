@@ -20,7 +20,7 @@ def cache_folder() -> Path:
 def zig_cc(
     link_triple: str, arguments: list[str], *, progress: Callable[[str], None] | None = None
 ) -> None:
-    """Run ``zig cc -target link_triple arguments``; raise SlmError with zig's own words if it fails.
+    """Run ``zig cc -target link_triple arguments``; SlmError with zig's words if it fails.
 
     ``progress`` is told when this is the first time for ``link_triple``, which takes much longer.
     """

@@ -80,7 +80,8 @@ class Library:
         version = self._library.slm_abi_version()
         if version != ABI_VERSION:
             raise BundleError(
-                f"interface version {version}, this slmtvm uses {ABI_VERSION}; compile the model again",
+                f"interface version {version}, this slmtvm uses {ABI_VERSION}; "
+                "compile the model again",
                 where=f"{path}",
             )
 

@@ -50,7 +50,7 @@ class Model:
         )
 
     def close(self) -> None:
-        """End the worker threads and unmap the weights; raises DeviceError while sessions are left."""
+        """End the workers and unmap the weights; raises DeviceError while sessions are left."""
         if self.handle:
             self.library.call("slm_close", self.handle)
             self.handle = ctypes.c_void_p()

@@ -35,8 +35,8 @@ def load(
 class Session:
     """Tokens in, logits out; ``close`` it, or use it in a ``with`` statement.
 
-    Several sessions may share a ``Model`` and be used from different threads; one session is used by
-    one thread at a time.
+    Several sessions may share a ``Model`` and be used from different threads; one session is used
+    by one thread at a time.
     """
 
     def __init__(self, model: Model, *, owns_model: bool = False) -> None:
@@ -87,7 +87,7 @@ class Session:
         return self._call("slm_position", self._handle)
 
     def seek(self, position: int) -> None:
-        """Forget all tokens from ``position`` on; raises DeviceError where it is not in the context."""
+        """Forget all tokens from ``position`` on; DeviceError where the context is shorter."""
         self._call("slm_seek", self._handle, _int32(position, "position"))
 
     def reset(self) -> None:
@@ -124,8 +124,8 @@ class Session:
     ) -> int:
         """Choose the token that follows the context, without appending it.
 
-        Zero turns each part off; ``temperature`` 0 takes the likeliest token. The same seed, context
-        and parameters give the same token. Raises DeviceError before the first ``eval``.
+        Zero turns each part off; ``temperature`` 0 takes the likeliest token. The same seed,
+        context and parameters give the same token. Raises DeviceError before the first ``eval``.
         """
         sampling = Sampling(
             ctypes.sizeof(Sampling), temperature, _int32(top_k, "top_k"), top_p, min_p,
@@ -148,27 +148,25 @@ class Session:
     ) -> Iterator[int]:
         """Append ``prompt`` to the context, then yield up to ``max_tokens`` token ids one by one.
 
-        Ends before a token of ``stop`` and when the context is full. Without ``seed`` every call draws
-        differently. The other parameters are those of ``sample``. The prompt is evaluated at once.
+        Ends before a token of ``stop`` and when the context is full. Without ``seed`` every call
+        draws differently. The other parameters are those of ``sample``. The prompt is evaluated at
+        once; a token is appended when the next one is asked for, so the last one is not.
         """
-        ids = _token_ids(prompt)
-        self._call("slm_eval", self._handle, ids.ctypes.data, ids.size, None)
+        self._append(_token_ids(prompt))
         chosen = int.from_bytes(os.urandom(8), "little") if seed is None else seed
 
         def tokens() -> Iterator[int]:
             for count in range(max_tokens):
-                if count:
-                    if self.position == self.info["context"]:
-                        return
-                    self._call("slm_eval", self._handle, last.ctypes.data, 1, None)
                 token = self.sample(
                     temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
                     repetition_penalty=repetition_penalty, seed=chosen,
                 )  # fmt: skip
                 if token in stop:
                     return
-                last = np.array([token], np.int32)
                 yield token
+                if count + 1 == max_tokens or self.position == self.info["context"]:
+                    return
+                self._append(np.array([token], np.int32))
 
         return tokens()
 
@@ -182,6 +180,9 @@ class Session:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # the tokenizers package raises plain Exception
             raise BundleError(f"not a tokenizer: {error}", where=f"{path}") from error
+
+    def _append(self, ids: npt.NDArray[np.int32]) -> None:
+        self._call("slm_eval", self._handle, ids.ctypes.data, ids.size, None)
 
     def _rows(self, function: str, tokens: Tokens) -> FloatArray:
         ids = _token_ids(tokens)

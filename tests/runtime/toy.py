@@ -1,4 +1,4 @@
-"""A toy decoder and a toy encoder as plans, made of a few small kernels, with their numpy references.
+"""A toy decoder and a toy encoder as plans of a few small kernels, with their numpy references.
 
 All weights are small whole numbers, so float32 sums are exact in any order: tests compare with ==.
 """
@@ -52,7 +52,7 @@ def encoder_reference(tokens: list[int], weights: dict[str, np.ndarray]) -> np.n
 def toy_decoder(
     weights: dict[str, np.ndarray] | None = None, *, context: int = CONTEXT, extra_bytes: int = 0
 ) -> Plan:
-    """A decoder whose KV cache holds embeddings; ``extra_bytes`` adds a weight that nothing reads."""
+    """A decoder whose cache holds embeddings; ``extra_bytes`` adds a weight that nothing reads."""
     build = _Builder(weights or toy_weights(), ("table", "bias", "head"), extra_bytes)
     row = HIDDEN * _FLOAT
     capacity = context + CAPACITY - CONTEXT
