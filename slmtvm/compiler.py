@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from slmtvm.bundle import Bundle, write_bundle
+from slmtvm.bundle import Bundle
+from slmtvm.bundle.write import write_bundle
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.pipeline import fuse, lower
@@ -36,10 +37,10 @@ def compile_model(
     progress("import")
     canonical = import_onnx(model, context=context)
     fused = fuse(canonical, progress)
-    plans: dict[Target, Plan] = {}
+    plans: list[tuple[Target, Plan]] = []
     for target in resolved:
         progress(f"kernels for {target.name}")
-        plans[target] = build_plan(lower(fused, target), _info(canonical))
+        plans.append((target, build_plan(lower(fused, target), _info(canonical))))
     progress("bundle")
     return write_bundle(
         output, plans, source=Path(model), tokenizer=_tokenizer(model, tokenizer), progress=progress
