@@ -1,0 +1,211 @@
+"""Covering the graph with steps, from its output backwards.
+
+Each value that is needed is given to the recognisers, the most telling first; the first that knows
+it says what it is and which values that needs. Values that nothing needs are never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
+from slmtvm.importer.freeze import operator_of
+from slmtvm.importer.graph import Array, Node
+from slmtvm.importer.operators import Kind
+from slmtvm.importer.regions import evaluate
+from slmtvm.importer.steps import Columns, Linear, Param, PositionRows, Rows, Step
+from slmtvm.importer.tokens import Frame
+
+_SEED = 0
+_SAME_TABLE = 1e-6
+
+
+@dataclass
+class Cover:
+    """The steps found so far, and what recognisers need to find more."""
+
+    frame: Frame
+    tokens: str  # the graph input that holds them
+    steps: dict[str, Step] = field(default_factory=dict)
+    cache: dict[Hashable, object] = field(default_factory=dict)
+    random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(_SEED))
+    _todo: list[str] = field(default_factory=list)
+    _tables: list[Param] = field(default_factory=list)
+
+    def run(self, output: str) -> Rows:
+        """Find steps for ``output`` and all that it needs; returns its rows."""
+        rows = self.need(output)
+        while self._todo:
+            value = self._todo.pop()
+            if value not in self.steps:
+                self.steps[value] = _match(self, value)
+        return rows
+
+    def add(self, rows: Rows, step: Step) -> None:
+        """Record a step that a recogniser found for another value than it was asked about."""
+        self.steps.setdefault(rows, step)
+
+    def source(self, value: str) -> tuple[str, bool]:
+        """What ``value`` is moved from, and whether it holds the same features in order."""
+        source, features = self._features(value)
+        width = self.frame.features(source)
+        return source, features.size == width and bool((features == np.arange(width)).all())
+
+    def need(self, value: str) -> Rows:
+        """The rows of ``value``, to be found; data movement is looked through."""
+        source, features = self._features(value)
+        return self.columns(source, features)
+
+    def columns(self, source: str, features: Array) -> Rows:
+        """Some features of the rows of ``source``, which are to be found."""
+        width = self.frame.features(source)
+        self._todo.append(source)
+        begin = int(features[0])
+        if (features != np.arange(begin, begin + features.size)).any():
+            raise UnsupportedOpError(
+                f"the features of {source!r} are used in another order, which is not supported",
+                where=self.frame.where(source),
+            )
+        if features.size == width:
+            return Rows(source)
+        rows = Rows(f"{source}#{begin}:{begin + features.size}")
+        self.add(rows, Columns(Rows(source), begin, begin + features.size))
+        return rows
+
+    def _features(self, value: str) -> tuple[str, Array]:
+        """The value that ``value`` is moved from, and which feature of it each feature is."""
+        trace = self.frame.trace(value)
+        if trace.source == value:
+            return value, np.arange(self.frame.features(value))
+        rows = self.frame.rows(trace.source)
+        width = rows.shape[1]
+        place = np.empty(rows.size, np.int64)
+        place[rows.reshape(-1)] = np.arange(rows.size)
+        features = place[trace.index.reshape(-1)[self.frame.rows(value)]] % width
+        if (features != features[:1]).any():
+            raise UnsupportedOpError(
+                f"{value!r} takes other features at other positions", where=self.frame.where(value)
+            )
+        return trace.source, features[0]
+
+    def width(self, value: str) -> int | None:
+        """Features of a row of ``value``, or None where it does not lie in rows of tokens."""
+        try:
+            self.frame.sequence_axis(value)
+            return self.frame.features(value)
+        except SlmError:
+            return None
+
+    def probe(self, nodes: Sequence[Node], x: str, value: str, rows: Array) -> Array | None:
+        """``value``'s rows when ``x`` has these rows; None where that cannot be computed."""
+        frame = self.frame
+        try:
+            result = evaluate(frame.small, nodes, {x: frame.from_rows(x, rows)}, value)
+        except InvalidModelError:
+            return None
+        if result.shape != frame.small.shapes[value] or result.dtype.kind != "f":
+            return None
+        return frame.to_rows(value, result, frame.small.length)
+
+    def linear_at(self, value: str) -> Linear | None:
+        """``value`` as a linear layer, or None."""
+        from slmtvm.importer.match.linear import match_int8_linear, match_linear
+
+        node = self.frame.producers.get(value)
+        if node is None:
+            return None
+        return match_int8_linear(self, value) if node.op_type == "Mul" else match_linear(self, node)
+
+    def vector(self, name: str, size: int, factor: float, where: str) -> Param:
+        """A constant as float32 (size,), times ``factor``."""
+        constant = self.frame.small.constants.get(name)
+        if constant is None:
+            raise UnsupportedOpError(f"operand {name!r} must be a constant", where=where)
+        values = constant.values()
+        if values.size not in (1, size):
+            raise InvalidModelError(
+                f"operand {name!r} has shape {list(values.shape)} where {size} values are needed",
+                where=where,
+            )
+        flat = values.reshape(-1).astype(np.float32, copy=False)
+        flat = np.broadcast_to(flat, (size,)) if flat.size != size else flat
+        return Param(constant.name, flat if factor == 1.0 else flat * np.float32(factor))
+
+    def constant_operand(self, name: str, value: str) -> Rows | Param | float:
+        """A constant operand of the elementwise op that makes ``value``.
+
+        A number, a feature vector, or where it changes with the position the rows of a table.
+        """
+        frame = self.frame
+        constant = frame.small.constants[name]
+        small = np.broadcast_to(constant.values(), frame.small.shapes[value])
+        by_token = frame.to_rows(value, small, frame.small.length)
+        if (by_token == by_token[:1, :1]).all():
+            return float(by_token[0, 0])
+        if (by_token == by_token[:1]).all():
+            vector = by_token[0]
+            own = constant.stored.reshape(-1)
+            if constant.plain and own.size == vector.size and (own == vector).all():
+                vector = own  # the file's own array, not a copy
+            return Param(constant.name, vector.astype(np.float32, copy=False))
+        full = np.broadcast_to(frame.full.constants[name].values(), frame.full.shapes[value])
+        table = frame.to_rows(value, full, frame.full.length)
+        if not np.allclose(table[: len(by_token)], by_token, rtol=_SAME_TABLE, atol=_SAME_TABLE):
+            raise UnsupportedOpError(
+                f"operand {name!r} changes with the sequence length, not only with the position",
+                where=frame.where(value),
+            )
+        rows = Rows(f"{name}#rows")
+        self.add(rows, PositionRows(Param(constant.name, table.astype(np.float32, copy=False))))
+        return rows
+
+    def table(self, name: str, array: Array) -> Param:
+        """A position table; equal ones are shared."""
+        for known in self._tables:
+            if known.array.shape == array.shape and np.allclose(
+                known.array, array, rtol=0, atol=_SAME_TABLE
+            ):
+                return known
+        self._tables.append(Param(name, array))
+        return self._tables[-1]
+
+
+def _match(cover: Cover, value: str) -> Step:
+    """What ``value`` is; raises UnsupportedOpError where nothing recognises it."""
+    from slmtvm.importer.match.attention import match_attention
+    from slmtvm.importer.match.embedding import match_dequantized_rows, match_embedding
+    from slmtvm.importer.match.linear import match_int8_linear, match_linear, with_bias
+    from slmtvm.importer.match.norm import match_norm
+    from slmtvm.importer.match.pointwise import match_activation, match_elementwise
+
+    frame = cover.frame
+    node = frame.producers.get(value)
+    if node is None:
+        raise UnsupportedOpError(
+            "token ids are used as numbers, not to look up rows", where=str(frame.graph.path)
+        )
+    frame.rows(value)  # raises where positions are mixed
+    kind = operator_of(node).kind
+    if frame.small.is_lookup(node):
+        return match_embedding(cover, node)
+    if kind is Kind.CONTRACT:
+        return match_linear(cover, node) or match_attention(cover, node)
+    if kind is Kind.ELEMENTWISE:
+        return (
+            (match_int8_linear(cover, value) if node.op_type == "Mul" else None)
+            or match_dequantized_rows(cover, value)
+            or with_bias(cover, value)
+            or match_activation(cover, value)
+            or match_norm(cover, value)
+            or match_elementwise(cover, value)
+        )
+    norm = match_norm(cover, value) if kind is Kind.REDUCE else None
+    if norm is None:
+        raise UnsupportedOpError(
+            "is used on values that depend on tokens in a way that is not recognised",
+            where=frame.graph.where(node),
+        )
+    return norm

@@ -1,0 +1,210 @@
+"""Steps to Relax, in an order that does not depend on the exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+from tvm.relax.op import nn
+
+from slmtvm.errors import InvalidModelError
+from slmtvm.importer.graph import Array
+from slmtvm.importer.steps import (
+    Attention,
+    Columns,
+    Elementwise,
+    Embedding,
+    Linear,
+    Norm,
+    Param,
+    PositionRows,
+    Rope,
+    Rows,
+    Same,
+    Step,
+    Weights,
+)
+from slmtvm.ir import ops
+
+_COMMUTATIVE = {"add": 1, "multiply": -1}  # the residual comes first, and so does the activation
+
+
+def resolve(steps: Mapping[str, Step], rows: str) -> str:
+    """``rows``, seen through steps that change nothing."""
+    while isinstance(step := steps.get(rows), Same):
+        rows = step.x
+    return rows
+
+
+def schedule(steps: Mapping[str, Step], output: str) -> list[str]:
+    """The rows that ``output`` needs, by their distance from the tokens.
+
+    Steps at one distance keep the order in which a walk from the output meets them, so that every
+    export of a model gives the same sequence.
+    """
+    depth: dict[str, int] = {}
+    stack = [resolve(steps, output)]
+    while stack:
+        rows = stack[-1]
+        waiting = [i for i in _inputs(steps, rows) if i not in depth]
+        if waiting:
+            stack.extend(waiting)
+        else:
+            depth.setdefault(rows, 1 + max((depth[i] for i in _inputs(steps, rows)), default=0))
+            stack.pop()
+    met: dict[str, None] = {}
+    stack = [resolve(steps, output)]
+    while stack:
+        rows = stack.pop()
+        if rows not in met:
+            met[rows] = None
+            stack.extend(reversed(_ordered(steps, rows, depth)))
+    return sorted(met, key=lambda rows: depth[rows])
+
+
+def _inputs(steps: Mapping[str, Step], rows: str) -> list[str]:
+    return [resolve(steps, i) for i in steps[rows].inputs]
+
+
+def _ordered(steps: Mapping[str, Step], rows: str, depth: Mapping[str, int]) -> list[str]:
+    """The inputs of a step; a commutative one's in canonical order."""
+    step = steps[rows]
+    inputs = _inputs(steps, rows)
+    if isinstance(step, Elementwise) and step.op in _COMMUTATIVE:
+        inputs.sort(key=lambda i: _COMMUTATIVE[step.op] * depth[i])
+    return inputs
+
+
+class Emitter:
+    """Builds ``main`` and collects its parameters."""
+
+    def __init__(self, steps: Mapping[str, Step], where: str) -> None:
+        self._steps = steps
+        self._where = where
+        self._values: dict[str, relax.Var] = {}
+        self._vars: dict[tuple[Any, ...], relax.Var] = {}
+        self._layers = 0
+        self.params: dict[str, Array] = {}
+
+    def run(self, output: str) -> tvm.IRModule:
+        """The module with ``main(tokens, *params)`` that returns the rows of ``output``."""
+        builder = relax.BlockBuilder()
+        m = tirx.Var("m", "int64")
+        self._tokens = relax.Var("tokens", relax.TensorType((m,), "int32"))
+        order = schedule(self._steps, output)
+        depth = {rows: i for i, rows in enumerate(order)}
+        inputs = [self._tokens]
+        with builder.function("main", inputs):
+            with builder.dataflow():
+                for rows in order:
+                    expr = self._call(rows, depth)
+                    self._values[rows] = builder.emit(expr)
+                result = builder.emit_output(self._value(output))
+            builder.emit_func_output(result)
+        main = builder.get()["main"]
+        params = [self._tokens, *self._vars.values()]
+        return tvm.IRModule(
+            {"main": relax.Function(params, main.body, main.ret_ty, attrs=main.attrs)}
+        )
+
+    def _value(self, rows: str) -> relax.Var:
+        return self._values[resolve(self._steps, rows)]
+
+    def _call(self, rows: str, depth: Mapping[str, int]) -> relax.Expr:
+        step = self._steps[rows]
+        if isinstance(step, Embedding):
+            return ops.embedding(
+                self._tokens,
+                *self._weights(step.table),
+                dim=step.dim,
+                format=step.table.format,
+                group_size=step.table.group_size,
+            )
+        if isinstance(step, Linear):
+            return ops.linear(
+                self._value(step.x),
+                *self._weights(step.weights),
+                self._optional(step.bias),
+                n=step.n,
+                k=step.k,
+                format=step.weights.format,
+                activation=step.activation,
+                group_size=step.weights.group_size,
+            )
+        if isinstance(step, Norm):
+            x, gamma = self._value(step.x), self._param(step.gamma)
+            if step.beta is None:
+                return ops.rms_norm(x, gamma, eps=step.eps)
+            return ops.layer_norm(x, gamma, self._param(step.beta), eps=step.eps)
+        if isinstance(step, Rope):
+            return ops.rope(
+                self._value(step.x),
+                self._param(step.cos),
+                self._param(step.sin),
+                num_heads=step.num_heads,
+                head_dim=step.head_dim,
+                interleaved=step.interleaved,
+            )
+        if isinstance(step, Attention):
+            self._layers += 1
+            return ops.attention(
+                *(self._value(i) for i in (step.q, step.k, step.v)),
+                layer=self._layers - 1,
+                num_heads=step.num_heads,
+                num_kv_heads=step.num_kv_heads,
+                head_dim=step.head_dim,
+                scale=step.scale,
+                mask=step.mask,
+            )
+        if isinstance(step, PositionRows):
+            return ops.position_rows(self._tokens, self._param(step.table))
+        if isinstance(step, Columns):
+            return relax.op.strided_slice(self._value(step.x), [1], [step.begin], [step.end])
+        assert isinstance(step, Elementwise)
+        return self._elementwise(step, depth)
+
+    def _elementwise(self, step: Elementwise, depth: Mapping[str, int]) -> relax.Expr:
+        operands = list(step.operands)
+        if step.op in _COMMUTATIVE and all(isinstance(o, Rows) for o in operands):
+            sign = _COMMUTATIVE[step.op]
+            operands.sort(key=lambda o: sign * depth[resolve(self._steps, str(o))])
+        exprs = [
+            self._value(o)
+            if isinstance(o, Rows)
+            else self._param(o)
+            if isinstance(o, Param)
+            else relax.const(float(o), "float32")
+            for o in operands
+        ]
+        name = step.op.removeprefix("nn.")
+        function = getattr(nn if name != step.op else relax.op, name)
+        return function(*exprs)
+
+    def _weights(self, weights: Weights) -> tuple[relax.Var | None, ...]:
+        return (
+            self._param(weights.weight),
+            self._optional(weights.scales),
+            self._optional(weights.zero_points),
+        )
+
+    def _optional(self, param: Param | None) -> relax.Var | None:
+        return None if param is None else self._param(param)
+
+    def _param(self, param: Param) -> relax.Var:
+        """The variable of ``param``; one memory is one parameter, whatever reads it."""
+        array = param.array
+        key = (array.__array_interface__["data"][0], array.shape, array.strides, str(array.dtype))
+        if key not in self._vars:
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise InvalidModelError(
+                    "holds NaN or infinite values", where=f"{self._where}: weight {param.name!r}"
+                )
+            name, count = param.name, 1
+            while name in self.params or name == "tokens":
+                name, count = f"{param.name}.{count}", count + 1
+            self.params[name] = array
+            self._vars[key] = relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
+        return self._vars[key]

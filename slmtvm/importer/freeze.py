@@ -1,0 +1,369 @@
+"""The graph for one sequence of fixed length: constants computed, all shapes known."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.graph import Array, Constant, Graph, Node, Quantization
+from slmtvm.importer.operators import Kind, Operator, find
+from slmtvm.importer.roles import Roles
+
+Shape = tuple[int, ...]
+
+# What numpy raises where operands do not fit each other.
+_COMPUTE_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+_MIN_ELEMENTS = 1 << 22
+_MATRICES = 80  # length x length matrices (masks of every head) that one constant may need
+
+
+@dataclass
+class Frozen:
+    """``graph`` for batch 1 and ``length`` tokens.
+
+    A value is in ``constants``, or it depends on the tokens: then ``shapes`` and ``dtypes`` have
+    it, or ``broken`` says why its shape cannot be known.
+    """
+
+    graph: Graph
+    length: int
+    constants: dict[str, Constant] = field(default_factory=dict)
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict)  # node -> longest length its table allows
+
+    def is_lookup(self, node: Node) -> bool:
+        """Whether ``node`` picks rows of a constant table by a value that depends on tokens."""
+        if operator_of(node).kind is Kind.LOOKUP:
+            return True
+        return (
+            node.op_type == "Gather"
+            and node.inputs[0] in self.constants
+            and node.inputs[1] not in self.constants
+        )
+
+
+def operator_of(node: Node) -> Operator:
+    """The table's entry for ``node``; load has checked that there is one."""
+    operator = find(node.domain, node.op_type, node.version)
+    assert operator is not None
+    return operator
+
+
+def compute(graph: Graph, node: Node, inputs: Sequence[Array | None]) -> tuple[Array, ...]:
+    """``node`` on ``inputs``; raises InvalidModelError naming it where they do not fit."""
+    attrs = node.attrs
+    if node.op_type == "Split":
+        attrs = {**attrs, "num_outputs": len(node.outputs)}
+    try:
+        with np.errstate(all="ignore"):
+            result = operator_of(node).evaluate(attrs, *inputs)
+    except _COMPUTE_ERRORS as error:
+        shapes = [None if i is None else list(i.shape) for i in inputs]
+        raise InvalidModelError(
+            f"cannot be computed on shapes {shapes}: {error}", where=graph.where(node)
+        ) from error
+    results = result if isinstance(result, tuple) else (result,)
+    needed = max(i + 1 for i, name in enumerate(node.outputs) if name)
+    if needed > len(results):
+        raise UnsupportedOpError(
+            f"output {node.outputs[needed - 1]!r} is not supported", where=graph.where(node)
+        )
+    return tuple(np.asarray(r) for r in results)
+
+
+def freeze(graph: Graph, roles: Roles, length: int) -> Frozen:
+    """Specialise ``graph`` to one sequence of ``length`` tokens at position 0, without a past.
+
+    Constants that nothing dynamic reads are dropped. Raises InvalidModelError where shapes
+    contradict each other or a constant grows out of all proportion.
+    """
+    frozen = Frozen(graph, length)
+    frozen.constants.update(graph.initializers)
+    frozen.constants.update({k: Constant.of(k, v) for k, v in roles.values(length).items()})
+    frozen.shapes[roles.tokens.name] = (1, length)
+    frozen.dtypes[roles.tokens.name] = np.dtype(np.int64)
+    weights = sum(math.prod(c.shape) for c in graph.initializers.values())
+    limit = max(_MIN_ELEMENTS, _MATRICES * length * length, 2 * weights)
+    waiting = Counter(name for node in graph.nodes for name in set(node.inputs))
+    waiting.update(port.name for port in graph.outputs)
+    for node in graph.nodes:
+        reason = next((frozen.broken[i] for i in node.inputs if i in frozen.broken), None)
+        constant = all(not i or i in frozen.constants for i in node.inputs)
+        if reason is not None:
+            frozen.broken.update(dict.fromkeys(filter(None, node.outputs), reason))
+        elif constant:
+            _fold(frozen, node, limit)
+        elif operator_of(node).kind is Kind.SHAPE:
+            shape = frozen.shapes[node.inputs[0]]
+            (value,) = compute(graph, node, [_nothing(shape)])
+            frozen.constants[node.outputs[0]] = Constant.of(node.outputs[0], value)
+        else:
+            _infer(frozen, node, limit)
+            continue
+        for name in set(node.inputs) - {""}:
+            waiting[name] -= 1
+            if waiting[name] == 0:
+                frozen.constants.pop(name, None)
+    _check_declared(frozen)
+    return frozen
+
+
+def _nothing(shape: Shape) -> Array:
+    """An array of a shape that occupies one byte."""
+    return np.broadcast_to(np.uint8(0), shape)
+
+
+def _fold(frozen: Frozen, node: Node, limit: int) -> None:
+    given = [frozen.constants[i] if i else None for i in node.inputs]
+    lazy = _keep_packed(node, given)
+    if lazy is not None:
+        frozen.constants[node.outputs[0]] = lazy
+        return
+    try:
+        values = [None if c is None else c.values() for c in given]
+    except UnsupportedOpError as error:
+        raise UnsupportedOpError(str(error), where=frozen.graph.where(node)) from error
+    _check_size(frozen.graph, node, values, limit)
+    results = compute(frozen.graph, node, values)
+    source = given[0] if given else None
+    if source is not None and source.name in frozen.graph.initializers:
+        _note_limit(frozen, node, source, values, results[0])
+    for name, value in zip(node.outputs, results, strict=False):
+        if not name:
+            continue
+        # A view of a weight is still that weight, and keeps its name.
+        view = source is not None and np.may_share_memory(value, source.stored)
+        title = source.name if view and source is not None else name
+        frozen.constants[name] = Constant.of(title, value)
+
+
+def _note_limit(
+    frozen: Frozen, node: Node, table: Constant, values: Sequence[Array | None], result: Array
+) -> None:
+    """Remember how long a sequence may be before ``node`` reads past the end of its table."""
+    length = frozen.length
+    if node.op_type == "Gather" and length in result.shape:
+        indices = values[1]
+        if indices is not None and indices.size >= length:
+            rows = table.shape[node.attrs.get("axis", 0)]
+            frozen.limits[node.outputs[0]] = rows - (int(indices.max()) - (length - 1))
+    elif node.op_type == "Slice" and len(result.shape) == len(table.shape):
+        cut = [t for t, r in zip(table.shape, result.shape, strict=True) if r == length != t]
+        if cut:
+            frozen.limits[node.outputs[0]] = min(cut)
+
+
+def _keep_packed(node: Node, given: Sequence[Constant | None]) -> Constant | None:
+    """The result of ``node`` without expanding a packed weight, or None where it must compute."""
+    if not given or given[0] is None:
+        return None
+    first = given[0]
+    if node.op_type == "DequantizeLinear" and first.quantization is None:
+        scales, zeros = given[1], given[2] if len(given) > 2 else None
+        if scales is None or not scales.plain:
+            return None
+        zero_points = None if zeros is None else zeros.stored
+        if zeros is not None and zeros.packed is not None:
+            zero_points = zeros.values()
+        quantization = Quantization(
+            scales.stored, zero_points, node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
+        )
+        return replace(first, dtype=scales.dtype, quantization=quantization)
+    if node.op_type == "Cast":
+        dtype = operator_of(node).result([first.dtype], node.attrs)  # type: ignore[misc]
+        floats = first.dtype.kind not in "iub" and dtype.kind not in "iub"
+        if floats and dtype.itemsize >= first.dtype.itemsize:
+            return replace(first, dtype=dtype)
+        return None
+    if first.plain:
+        return None
+    if node.op_type == "Identity":
+        return first
+    if operator_of(node).kind is Kind.MOVE and first.quantization is None and first.packed is None:
+        moved = compute_quietly(node, [first.stored, *(c and c.values() for c in given[1:])])
+        return None if moved is None else replace(first, stored=moved)
+    if node.op_type == "Transpose" and first.packed is None and first.stored.ndim == 2:
+        return _transposed(first) if node.attrs.get("perm", (1, 0)) == (1, 0) else first
+    return None
+
+
+def compute_quietly(node: Node, inputs: Sequence[Array | None]) -> Array | None:
+    """The first output of a one-output node, or None where the inputs do not fit."""
+    if len(node.outputs) != 1:
+        return None
+    try:
+        return np.asarray(operator_of(node).evaluate(node.attrs, *inputs))
+    except _COMPUTE_ERRORS:
+        return None
+
+
+def _transposed(constant: Constant) -> Constant:
+    old = constant.quantization
+    assert old is not None
+
+    def turn(per: Array | None) -> Array | None:
+        return per.T if per is not None and per.ndim == 2 else per
+
+    scales = turn(old.scales)
+    assert scales is not None
+    new = Quantization(scales, turn(old.zero_points), 1 - old.axis % 2, old.block_size)
+    return replace(constant, stored=constant.stored.T, quantization=new)
+
+
+def _check_size(graph: Graph, node: Node, values: Sequence[Array | None], limit: int) -> None:
+    operator = operator_of(node)
+    arrays = [v for v in values if v is not None]
+    try:
+        if operator.size is not None:
+            size = operator.size(node.attrs, values)
+        elif operator.kind is Kind.ELEMENTWISE and operator.shapes is None:
+            size = math.prod(np.broadcast_shapes(*(a.shape for a in arrays)))
+        else:
+            size = sum(a.size for a in arrays)
+    except _COMPUTE_ERRORS as error:
+        shapes = [list(a.shape) for a in arrays]
+        raise InvalidModelError(
+            f"cannot be computed on shapes {shapes}: {error}", where=graph.where(node)
+        ) from error
+    if size > limit:
+        raise InvalidModelError(
+            f"computing this constant takes {size} elements; at most {limit} are allowed at this "
+            "context length",
+            where=graph.where(node),
+        )
+
+
+def _infer(frozen: Frozen, node: Node, limit: int) -> None:
+    """Record shapes and dtypes of a node that depends on the tokens."""
+    operator = operator_of(node)
+    shapes = [_shape(frozen, i) for i in node.inputs]
+    try:
+        results = _shapes(frozen, node, operator, shapes)
+    except _COMPUTE_ERRORS as error:
+        listing = [None if s is None else list(s) for s in shapes]
+        raise InvalidModelError(
+            f"input shapes {listing} contradict each other: {error}",
+            where=frozen.graph.where(node),
+        ) from error
+    if results is None:
+        reason = f"{node.label}: its result depends on token values in a way that is not supported"
+        frozen.broken.update(dict.fromkeys(filter(None, node.outputs), reason))
+        return
+    if any(math.prod(s) > max(limit, _MIN_ELEMENTS * frozen.length) for s in results):
+        raise InvalidModelError(
+            f"has an impossible shape {[list(s) for s in results]}", where=frozen.graph.where(node)
+        )
+    dtypes = [None if not i else _dtype(frozen, i) for i in node.inputs]
+    result = dtypes[0] if operator.result is None else operator.result(dtypes, node.attrs)
+    if frozen.is_lookup(node) and node.op_type == "Gather":
+        result = dtypes[0]
+    many = result if isinstance(result, tuple) else (result,) * len(node.outputs)
+    for index, name in enumerate(node.outputs):
+        if not name:
+            continue
+        if index >= len(results) or index >= len(many):
+            raise UnsupportedOpError(
+                f"output {name!r} is not supported", where=frozen.graph.where(node)
+            )
+        frozen.shapes[name], frozen.dtypes[name] = results[index], np.dtype(many[index])
+
+
+def _shapes(
+    frozen: Frozen, node: Node, operator: Operator, shapes: Sequence[Shape | None]
+) -> list[Shape] | None:
+    """Output shapes; None where they depend on token values. Raises where inputs do not fit."""
+    constants = [frozen.constants.get(i) if i else None for i in node.inputs]
+    if frozen.is_lookup(node) and node.op_type == "Gather":
+        table, indices = shapes[0], shapes[1]
+        assert table is not None and indices is not None
+        axis = node.attrs.get("axis", 0)
+        axis = axis + len(table) if axis < 0 else axis
+        table[axis]  # raises where there is no such axis
+        return [table[:axis] + indices + table[axis + 1 :]]
+    if operator.shapes is not None:
+        return operator.shapes(node.attrs, shapes, constants)
+    if operator.kind is Kind.ELEMENTWISE:
+        given = [s for s in shapes if s is not None]
+        return [np.broadcast_shapes(*given)] * max(len(node.outputs), 1)
+    if operator.kind is Kind.REDUCE:
+        if any(c is None for i, c in zip(node.inputs[1:], constants[1:], strict=True) if i):
+            return None
+        return [_reduced(node, operator, shapes[0], constants)]
+    if operator.kind is not Kind.MOVE:
+        return None
+    count = len(node.inputs) if operator.data is None else operator.data
+    if any(i and c is None for i, c in zip(node.inputs[count:], constants[count:], strict=True)):
+        return None
+    moved = [
+        None if s is None else _nothing(s) if i < count else c and c.values()
+        for i, (s, c) in enumerate(zip(shapes, constants, strict=True))
+    ]
+    return [r.shape for r in compute(frozen.graph, node, moved)]
+
+
+def _reduced(
+    node: Node, operator: Operator, shape: Shape | None, constants: Sequence[Constant | None]
+) -> Shape:
+    assert operator.axes is not None and shape is not None
+    values = [None, *(None if c is None else c.values() for c in constants[1:])]
+    axes, keep = operator.axes(node.attrs, values, len(shape))
+    if keep is None:
+        return shape
+    kept = [1 if i in axes else d for i, d in enumerate(shape) if keep or i not in axes]
+    return tuple(kept)
+
+
+def _shape(frozen: Frozen, name: str) -> Shape | None:
+    if not name:
+        return None
+    constant = frozen.constants.get(name)
+    return frozen.shapes[name] if constant is None else constant.shape
+
+
+def _dtype(frozen: Frozen, name: str) -> np.dtype[Any]:
+    constant = frozen.constants.get(name)
+    return frozen.dtypes[name] if constant is None else constant.dtype
+
+
+def _check_declared(frozen: Frozen) -> None:
+    """The shapes that the file declares must not contradict the ones computed here.
+
+    A declared number where the true size follows the sequence is the exporter's example length, and
+    is ignored, as onnxruntime does; so are the batch and symbolic dimensions.
+    """
+    outputs: Mapping[str, Any] = {port.name: port for port in frozen.graph.outputs}
+    for name, port in {**frozen.graph.declared, **outputs}.items():
+        shape = frozen.shapes.get(name)
+        if shape is None or port.dims is None:
+            continue
+        if len(shape) != len(port.dims):
+            raise InvalidModelError(
+                f"value {name!r} is declared with dimensions {list(port.dims)}, but has "
+                f"{len(shape)} of them",
+                where=str(frozen.graph.path),
+            )
+        last = port.dims[-1] if port.dims else None
+        fits = not isinstance(last, int) or last == shape[-1] or shape[-1] % frozen.length == 0
+        if not fits:
+            raise InvalidModelError(
+                f"value {name!r} is declared with dimensions {list(port.dims)}, but its operands "
+                f"make it {list(shape)}",
+                where=str(frozen.graph.path),
+            )

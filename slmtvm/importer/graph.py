@@ -1,0 +1,197 @@
+"""The graph as the importer sees it: nodes in topological order, constants as numpy views."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
+
+Array = npt.NDArray[Any]
+
+# A constant that would need more elements than this when its stored form is expanded is a weight:
+# weights are read packed by the ops that consume them and never expanded.
+EXPAND_LIMIT = 1 << 18
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """``(stored - zero_points) * scales``, as ONNX DequantizeLinear has it.
+
+    scales and zero_points are scalars, vectors along ``axis``, or blocked: of the stored rank with
+    ``axis`` divided by ``block_size``.
+    """
+
+    scales: Array
+    zero_points: Array | None
+    axis: int
+    block_size: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A value known at compile time, as the file holds it.
+
+    ``stored`` is a view of the file's bytes wherever possible. ``dtype`` is what the graph sees:
+    where it is wider than ``stored`` the file has a widening Cast or a DequantizeLinear, which is
+    never computed for a weight. ``packed`` is the logical shape of 4-bit values, whose ``stored``
+    is the flat bytes, low nibble first.
+    """
+
+    name: str
+    stored: Array
+    dtype: np.dtype[Any]
+    quantization: Quantization | None = None
+    packed: tuple[int, ...] | None = None
+    signed: bool = False  # of packed values
+
+    @staticmethod
+    def of(name: str, array: Array) -> Constant:
+        return Constant(name, array, array.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape if self.packed is None else self.packed
+
+    @property
+    def plain(self) -> bool:
+        """Whether ``stored`` is the value itself."""
+        return self.quantization is None and self.packed is None and self.dtype == self.stored.dtype
+
+    def values(self) -> Array:
+        """The values the graph sees; computed only for small constants.
+
+        Raises UnsupportedOpError where that would expand a weight.
+        """
+        if self.plain:
+            return self.stored
+        if int(np.prod(self.shape, dtype=np.int64)) > EXPAND_LIMIT:
+            raise UnsupportedOpError(
+                f"{self.name}: this operator would need the weight expanded to {self.dtype}; "
+                "only matrix products and row lookups read packed weights"
+            )
+        stored = self.stored if self.packed is None else unpack_nibbles(self)
+        if self.quantization is None:
+            return stored.astype(self.dtype)
+        return dequantize(stored, self.quantization).astype(self.dtype)
+
+
+def unpack_nibbles(constant: Constant) -> Array:
+    """The 4-bit values of ``constant`` as int8 or uint8, in its logical shape."""
+    assert constant.packed is not None
+    flat = constant.stored.reshape(-1)
+    wide = np.stack([flat & 15, flat >> 4], axis=-1).reshape(-1)
+    wide = wide[: int(np.prod(constant.packed, dtype=np.int64))].reshape(constant.packed)
+    return (wide ^ 8).astype(np.int8) - np.int8(8) if constant.signed else wide
+
+
+def dequantize(stored: Array, quantization: Quantization) -> Array:
+    """``(stored - zero_points) * scales`` in float32."""
+    scales, zeros = quantization.scales, quantization.zero_points
+    axis = quantization.axis
+
+    def spread(per: Array) -> Array:
+        if per.size == 1:
+            return per.reshape(())
+        if quantization.block_size:
+            repeated = np.repeat(per, quantization.block_size, axis=axis)
+            return repeated.take(np.arange(stored.shape[axis]), axis=axis)
+        return per.reshape([-1 if i == axis % stored.ndim else 1 for i in range(stored.ndim)])
+
+    value = stored.astype(np.float32)
+    if zeros is not None:
+        value = value - spread(zeros).astype(np.float32)
+    return value * spread(scales).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator call; an absent optional input is the empty name."""
+
+    domain: str
+    op_type: str
+    version: int  # of the operator set that the file imports for ``domain``
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """How an error names this node."""
+        operator = f"{self.domain}.{self.op_type}" if self.domain else self.op_type
+        return f"{operator} node {self.name or self.outputs[0]!r}"
+
+
+@dataclass(frozen=True)
+class Port:
+    """A graph input or output: dims are ints, names of symbols, or None."""
+
+    name: str
+    elem_type: int
+    dims: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A checked graph: every name is defined once, before it is used."""
+
+    path: Path
+    nodes: tuple[Node, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    initializers: Mapping[str, Constant]
+    declared: Mapping[str, Port] = field(default_factory=dict)  # the file's value_info
+
+    def where(self, node: Node) -> str:
+        return f"{self.path}: {node.label}"
+
+
+def sort_nodes(nodes: Iterable[Node], known: Iterable[str], path: Path) -> tuple[Node, ...]:
+    """``nodes`` in an order in which every input is defined before it is used; stable.
+
+    Raises InvalidModelError on a name defined twice, an undefined name, or a cycle.
+    """
+    nodes = list(nodes)
+    producer: dict[str, int] = {}
+    defined = set(known)
+    for index, node in enumerate(nodes):
+        for name in filter(None, node.outputs):
+            if name in defined:
+                raise InvalidModelError(
+                    f"value {name!r} is defined twice", where=f"{path}: {node.label}"
+                )
+            defined.add(name)
+            producer[name] = index
+    users: dict[int, list[int]] = {}
+    waiting = [0] * len(nodes)
+    for index, node in enumerate(nodes):
+        for name in {i for i in node.inputs if i}:
+            if name in producer:
+                users.setdefault(producer[name], []).append(index)
+                waiting[index] += 1
+            elif name not in defined:
+                raise InvalidModelError(
+                    f"input {name!r} is defined nowhere", where=f"{path}: {node.label}"
+                )
+    order: list[int] = []
+    ready = [index for index, count in enumerate(waiting) if count == 0]  # sorted, so a heap
+    while ready:
+        index = heapq.heappop(ready)
+        order.append(index)
+        for user in users.get(index, ()):
+            waiting[user] -= 1
+            if waiting[user] == 0:
+                heapq.heappush(ready, user)
+    if len(order) != len(nodes):
+        stuck = next(i for i, count in enumerate(waiting) if count > 0)
+        raise InvalidModelError(
+            "the graph has a cycle through this node", where=f"{path}: {nodes[stuck].label}"
+        )
+    return tuple(nodes[index] for index in order)

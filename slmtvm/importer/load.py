@@ -1,0 +1,166 @@
+"""An ONNX file to a checked Graph; nothing the file claims is believed before it is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from slmtvm.errors import InvalidModelError
+from slmtvm.importer.functions import inline_functions
+from slmtvm.importer.graph import Constant, Graph, Node, Port, sort_nodes
+from slmtvm.importer.operators import check_supported
+from slmtvm.importer.tensors import TensorReader
+
+_MAX_FILE_BYTES = 2 << 30  # protobuf's own limit
+_MIN_IR_VERSION = 3
+
+
+def load(path: str | Path) -> Graph:
+    """The graph of the ONNX file ``path``, local functions inlined, nodes sorted.
+
+    Raises InvalidModelError for a file that is damaged, contradicts itself or breaks a limit, and
+    UnsupportedOpError, listing all of them, for operators that the importer does not know.
+    """
+    path = Path(path)
+    try:
+        return _graph(_parse(path), path)
+    except UnicodeDecodeError as error:
+        raise InvalidModelError(f"a name is not valid UTF-8: {error}", where=str(path)) from error
+
+
+def _parse(path: Path) -> ModelProto:
+    if not path.is_file():
+        raise InvalidModelError("no such file", where=str(path))
+    if path.stat().st_size > _MAX_FILE_BYTES:
+        raise InvalidModelError(
+            "the file is over 2 GB; save the model with external data", where=str(path)
+        )
+    try:
+        model = ModelProto.FromString(path.read_bytes())
+    except (DecodeError, OSError, RuntimeError) as error:
+        raise InvalidModelError(
+            f"not an ONNX file, or a damaged one: {error}", where=str(path)
+        ) from error
+    if not model.HasField("graph") or not model.opset_import:
+        raise InvalidModelError(
+            "not an ONNX model: it has no graph or imports no operator set", where=str(path)
+        )
+    if model.ir_version < _MIN_IR_VERSION:
+        raise InvalidModelError(
+            f"ONNX IR version {model.ir_version}; {_MIN_IR_VERSION} or later is needed",
+            where=str(path),
+        )
+    return model
+
+
+def _graph(model: ModelProto, path: Path) -> Graph:
+    reader = TensorReader(path)
+    proto = model.graph
+    if proto.sparse_initializer:
+        raise InvalidModelError("sparse initializers are not supported", where=str(path))
+    initializers: dict[str, Constant] = {}
+    for tensor in proto.initializer:
+        if not tensor.name or tensor.name in initializers:
+            raise InvalidModelError(
+                f"initializer {tensor.name!r} is unnamed or defined twice", where=str(path)
+            )
+        initializers[tensor.name] = reader.read(tensor, tensor.name)
+    # Until IR version 4 every initializer was listed among the inputs as well.
+    inputs = [_port(i, path) for i in proto.input if i.name not in initializers]
+    outputs = [_port(o, path) for o in proto.output]
+    if not outputs:
+        raise InvalidModelError("the graph has no outputs", where=str(path))
+    versions = _versions(model.opset_import, path)
+    protos = inline_functions(model, path)
+    check_supported(protos, versions, path)
+    nodes = [_node(n, versions, reader, path) for n in protos]
+    names = [p.name for p in inputs]
+    if len(set(names)) != len(names):
+        raise InvalidModelError("two graph inputs share one name", where=str(path))
+    nodes_sorted = sort_nodes(nodes, [*names, *initializers], path)
+    defined = {*names, *initializers, *(o for n in nodes for o in n.outputs)}
+    for output in outputs:
+        if output.name not in defined:
+            raise InvalidModelError(f"output {output.name!r} is defined nowhere", where=str(path))
+    declared = _declared(proto, path)
+    return Graph(path, nodes_sorted, tuple(inputs), tuple(outputs), initializers, declared)
+
+
+def _versions(imports: Iterable[onnx.OperatorSetIdProto], path: Path) -> dict[str, int]:
+    versions: dict[str, int] = {}
+    for entry in imports:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        if versions.setdefault(domain, entry.version) != entry.version:
+            raise InvalidModelError(
+                f"imports two versions of operator set {domain or 'ai.onnx'}", where=str(path)
+            )
+    return versions
+
+
+def _port(info: onnx.ValueInfoProto, path: Path) -> Port:
+    if not info.type.HasField("tensor_type"):
+        raise InvalidModelError(
+            f"{info.name!r} is not a tensor; sequences and maps are not supported", where=str(path)
+        )
+    tensor = info.type.tensor_type
+    dims: tuple[int | str | None, ...] | None = None
+    if tensor.HasField("shape"):
+        dims = tuple(
+            d.dim_value if d.HasField("dim_value") else (d.dim_param or None)
+            for d in tensor.shape.dim
+        )
+    return Port(info.name, tensor.elem_type, dims)
+
+
+def _declared(proto: GraphProto, path: Path) -> dict[str, Port]:
+    tensors = [v for v in proto.value_info if v.type.HasField("tensor_type")]
+    return {v.name: _port(v, path) for v in tensors}
+
+
+def _node(proto: NodeProto, versions: Mapping[str, int], reader: TensorReader, path: Path) -> Node:
+    domain = "" if proto.domain == "ai.onnx" else proto.domain
+    where = f"{path}: {proto.op_type} node {proto.name!r}"
+    if not any(proto.output):
+        raise InvalidModelError("a node has no outputs", where=where)
+    attrs: dict[str, Any] = {}
+    for attribute in proto.attribute:
+        if attribute.name in attrs:
+            raise InvalidModelError(f"attribute {attribute.name!r} is given twice", where=where)
+        attrs[attribute.name] = _attribute(attribute, reader, where)
+    return Node(
+        domain,
+        proto.op_type,
+        versions[domain],
+        proto.name,
+        tuple(proto.input),
+        tuple(proto.output),
+        attrs,
+    )
+
+
+def _attribute(attribute: AttributeProto, reader: TensorReader, where: str) -> Any:
+    kind = attribute.type
+    if kind == AttributeProto.INT:
+        return attribute.i
+    if kind == AttributeProto.FLOAT:
+        return attribute.f
+    if kind == AttributeProto.STRING:
+        return attribute.s.decode("utf-8")
+    if kind == AttributeProto.INTS:
+        return tuple(attribute.ints)
+    if kind == AttributeProto.FLOATS:
+        return tuple(attribute.floats)
+    if kind == AttributeProto.TENSOR:
+        return _tensor(attribute.t, attribute.name, reader)
+    raise InvalidModelError(
+        f"attribute {attribute.name!r} has a type that is not supported here", where=where
+    )
+
+
+def _tensor(tensor: TensorProto, name: str, reader: TensorReader) -> Constant:
+    return reader.read(tensor, tensor.name or name)

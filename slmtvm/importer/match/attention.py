@@ -1,0 +1,247 @@
+"""Attention, found from its softmax outwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.cover import Cover
+from slmtvm.importer.freeze import operator_of
+from slmtvm.importer.graph import Array, Node
+from slmtvm.importer.match.masks import describe
+from slmtvm.importer.match.rope import match_rope, unscaled_name
+from slmtvm.importer.operators import Kind
+from slmtvm.importer.regions import between, dominators, evaluate, signature
+from slmtvm.importer.steps import Attention, Rows
+
+_TOLERANCE = 1e-5
+MASKED = -9999.0  # scores at or below this vanish in the softmax
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """``softmax input = scale * raw scores + mask``."""
+
+    scale: float
+    mask: str
+
+
+def match_attention(cover: Cover, node: Node) -> Attention:
+    """The product of probabilities and values, with everything back to q, k and v.
+
+    Raises UnsupportedOpError where it is not an attention that can be compiled, saying why.
+    """
+    frame = cover.frame
+    where = frame.graph.where(node)
+    if node.op_type != "MatMul":
+        raise UnsupportedOpError("a product of two values that depend on tokens", where=where)
+    probabilities = _softmax_of(cover, node, where)
+    softmax = frame.producers[probabilities]
+    raw = _raw_scores(cover, softmax)
+    product = frame.producers[raw]
+    scores = _scores(cover, raw, softmax)
+    shape = frame.small.shapes[raw]
+    lead, length = shape[:-2], frame.small.length
+    if shape[-2:] != (length, length):
+        raise UnsupportedOpError(
+            f"scores of shape {list(shape)} are not one square for each head",
+            where=frame.graph.where(product),
+        )
+    q, q_factor = _heads(cover, product.inputs[0], lead, transposed=False)
+    k, k_factor = _heads(cover, product.inputs[1], lead, transposed=True)
+    v, v_factor = _heads(cover, node.inputs[1], lead, transposed=False)
+    if v_factor != 1.0:
+        raise UnsupportedOpError("values scaled by a constant are not supported", where=where)
+    num_heads, head_dim = q.features.shape
+    kv_heads, k_features = _groups(k, where)
+    v_heads, v_features = _groups(v, where)
+    if v_heads != kv_heads or v_features.shape[1] != head_dim or k_features.shape[1] != head_dim:
+        raise UnsupportedOpError(
+            f"queries of {num_heads} x {head_dim}, keys of {kv_heads} x {k_features.shape[1]} and "
+            f"values of {v_heads} x {v_features.shape[1]} features are not supported",
+            where=where,
+        )
+    q_rows, q_scale = _rotated(cover, q.source, q.features, head_dim)
+    k_rows, k_scale = _rotated(cover, k.source, k_features, head_dim)
+    return Attention(
+        q_rows,
+        k_rows,
+        cover.columns(v.source, v_features.reshape(-1)),
+        num_heads,
+        kv_heads,
+        head_dim,
+        scores.scale * q_factor * k_factor * q_scale * k_scale,
+        scores.mask,
+    )
+
+
+def _pass_through(cover: Cover, node: Node) -> bool:
+    kind = operator_of(node).kind
+    return kind in (Kind.ELEMENTWISE, Kind.MOVE) and not cover.frame.small.is_lookup(node)
+
+
+def _softmax_of(cover: Cover, node: Node, where: str) -> str:
+    """The softmax whose values, unchanged, are the left side of ``node``."""
+    frame = cover.frame
+    left = node.inputs[0]
+    chain = [left, *dominators(frame, left, lambda n: _pass_through(cover, n))]
+    softmax = frame.producers.get(chain[-1])
+    if softmax is None or softmax.op_type != "Softmax":
+        raise UnsupportedOpError(
+            "a product of two values that depend on tokens, which is not an attention: its left "
+            "side does not come from a softmax",
+            where=where,
+        )
+    shape = frame.small.shapes[chain[-1]]
+    # Distinct numbers between 0 and 1 show that guards and reshapes leave every element in place.
+    numbers = ((np.arange(np.prod(shape)) + 1) / (np.prod(shape) + 1)).reshape(shape)
+    try:
+        result = evaluate(frame.small, between(frame, chain[-1], left), {chain[-1]: numbers}, left)
+        same = result.size == numbers.size and (result.reshape(shape) == numbers).all()
+    except InvalidModelError:
+        same = False
+    if not same or frame.small.shapes[left][-2:] != shape[-2:]:
+        raise UnsupportedOpError("the softmax is changed before it weights the values", where=where)
+    operator = operator_of(softmax)
+    assert operator.axes is not None
+    axes, _ = operator.axes(softmax.attrs, (), len(shape))
+    if axes != (len(shape) - 1,):
+        raise UnsupportedOpError("the softmax does not run over keys", where=where)
+    return chain[-1]
+
+
+def _raw_scores(cover: Cover, softmax: Node) -> str:
+    frame = cover.frame
+    chain = [
+        softmax.inputs[0],
+        *dominators(frame, softmax.inputs[0], lambda n: _pass_through(cover, n)),
+    ]
+    product = frame.producers.get(chain[-1])
+    if product is None or product.op_type != "MatMul" or len(frame.dynamic(product)) != 2:
+        raise UnsupportedOpError(
+            "the scores of this softmax are not a product of queries and keys with a constant "
+            "mask and scale",
+            where=frame.graph.where(softmax),
+        )
+    return chain[-1]
+
+
+def _scores(cover: Cover, raw: str, softmax: Node) -> _Scores:
+    frame = cover.frame
+    nodes = between(frame, raw, softmax.inputs[0])
+    key = ("scores", signature(frame, nodes, raw))
+    if key not in cover.cache:
+        cover.cache[key] = _measure(cover, raw, softmax, nodes)
+    scores = cover.cache[key]
+    assert isinstance(scores, _Scores)
+    return scores
+
+
+def _measure(cover: Cover, raw: str, softmax: Node, nodes: Sequence[Node]) -> _Scores:
+    frame = cover.frame
+    output = softmax.inputs[0]
+    where = frame.graph.where(softmax)
+
+    def at(full: bool, scores: Array) -> Array:
+        frozen = frame.full if full else frame.small
+        length = frozen.length
+        result = evaluate(frozen, nodes, {raw: scores}, output)
+        return np.asarray(result.reshape(-1, length, length))
+
+    short = frame.small.shapes[raw]
+    samples = cover.random.normal(size=short)
+    zero, one = at(False, np.zeros(short)), at(False, np.ones(short))
+    seen = zero > MASKED
+    if not seen.any():
+        raise UnsupportedOpError("the mask hides every position", where=where)
+    scale = float(np.median(one[seen] - zero[seen]))
+    result = at(False, samples)
+    expected = scale * samples.reshape(result.shape)[seen] + zero[seen]
+    if not np.abs(result[seen] - expected).max() <= _TOLERANCE * max(abs(scale), 1e-3):
+        raise UnsupportedOpError(
+            "scores pass through more than a scale and a mask on their way to the softmax",
+            where=where,
+        )
+    if (result[~seen] > MASKED).any():
+        raise UnsupportedOpError("the mask does not hide what it masks", where=where)
+    shape = frame.full.shapes[raw]
+    if all(operator_of(n).kind is Kind.ELEMENTWISE for n in nodes):
+        # Constants bring back the heads they distinguish; most do not, and one matrix is enough.
+        shape = (1,) * (len(shape) - 2) + shape[-2:]
+    mask = at(True, np.zeros(shape, np.float32))
+    visible = mask > MASKED
+    slope = at(True, np.ones(shape, np.float32))[visible] - mask[visible]
+    if not np.abs(slope - scale).max(initial=0) <= _TOLERANCE * max(abs(scale), 1e-3):
+        raise UnsupportedOpError("the scale of scores changes with the position", where=where)
+    description = describe(mask, visible)
+    if description not in ("causal", "bidirectional"):
+        raise UnsupportedOpError(
+            f"the mask is {description}; causal and bidirectional attention are supported",
+            where=where,
+        )
+    return _Scores(scale, description)
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """One side of an attention: feature ``features[head, d]`` of the rows of ``source``."""
+
+    source: str
+    features: Array
+
+
+def _heads(
+    cover: Cover, value: str, lead: tuple[int, ...], *, transposed: bool
+) -> tuple[_Heads, float]:
+    """Where the elements (heads, length, head_dim) of a product's operand come from."""
+    frame = cover.frame
+    trace = frame.trace(value, scaled=True)
+    index = np.swapaxes(trace.index, -1, -2) if transposed else trace.index
+    length, dim = index.shape[-2:]
+    index = np.broadcast_to(index, (*lead, length, dim)).reshape(-1, length, dim)
+    rows = frame.rows(trace.source)
+    width = rows.shape[1]
+    place = np.empty(rows.size, np.int64)
+    place[rows.reshape(-1)] = np.arange(rows.size)
+    token, feature = place[index] // width, place[index] % width
+    positions = np.arange(frame.small.length)
+    if length != frame.small.length or (token != positions[None, :, None]).any():
+        raise UnsupportedOpError(
+            f"{value!r} does not hold the positions in order", where=frame.where(value)
+        )
+    if (feature != feature[:, :1]).any():
+        raise UnsupportedOpError(
+            f"{value!r} takes other features at other positions", where=frame.where(value)
+        )
+    return _Heads(trace.source, feature[:, 0]), trace.factor
+
+
+def _groups(side: _Heads, where: str) -> tuple[int, Array]:
+    """Key or value heads without repeats, and their features."""
+    heads = len(side.features)
+    changes = (side.features[1:] != side.features[:-1]).any(axis=1)
+    count = 1 + int(changes.sum())
+    group = heads // count
+    distinct = side.features[::group] if heads % count == 0 else side.features
+    if heads % count or (np.repeat(distinct, group, axis=0) != side.features).any():
+        raise UnsupportedOpError(
+            "query heads share key and value heads in groups that are not equal", where=where
+        )
+    return count, distinct
+
+
+def _rotated(cover: Cover, source: str, features: Array, head_dim: int) -> tuple[Rows, float]:
+    """The rows of queries or keys, as a rope where they are one, and the factor taken out."""
+    flat = features.reshape(-1)
+    width = cover.frame.features(source)
+    if flat.size == width and (flat == np.arange(width)).all():
+        found = match_rope(cover, source, head_dim)
+        if found is not None:
+            rope, factor = found
+            rows = unscaled_name(source) if factor != 1.0 else Rows(source)
+            cover.add(rows, rope)
+            return rows, factor
+    return cover.columns(source, flat), 1.0

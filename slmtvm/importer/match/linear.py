@@ -1,0 +1,259 @@
+"""Matrix products with a constant, plain or quantized, become Linear steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.cover import Cover
+from slmtvm.importer.graph import Array, Constant, Node
+from slmtvm.importer.match.weights import int8_zero_points, linear_weights, to_int8
+from slmtvm.importer.steps import Linear, Param, Rows, Weights
+
+_INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level that asks for them
+_MAX_FACTORS = 16
+
+
+def match_linear(cover: Cover, node: Node) -> Linear | None:
+    """``node`` as a Linear step, or None where its right side is not a constant."""
+    frame = cover.frame
+    if node.op_type == "MatMulNBits":
+        return _nbits(cover, node)
+    if node.op_type == "MatMulInteger":
+        raise UnsupportedOpError(
+            "an integer product is supported only where its left side and zero point come from one "
+            "DynamicQuantizeLinear and its result is multiplied by that one's scale",
+            where=frame.graph.where(node),
+        )
+    if node.op_type not in ("MatMul", "Gemm") or node.inputs[0] not in frame.small.shapes:
+        return None
+    constant = frame.small.constants.get(node.inputs[1])
+    if constant is None:
+        return None
+    where = frame.graph.where(node)
+    bias: Param | None = None
+    if node.op_type == "Gemm":
+        if node.attrs.get("transA", 0) or node.attrs.get("alpha", 1.0) != 1.0:
+            raise UnsupportedOpError("Gemm with transA or alpha is not supported", where=where)
+        if node.attrs.get("transB", 0):
+            constant = transpose(constant)
+        if len(node.inputs) > 2 and node.inputs[2]:
+            n = constant.shape[1]
+            bias = cover.vector(node.inputs[2], n, node.attrs.get("beta", 1.0), where)
+    if len(constant.shape) == 3 and constant.shape[0] == 1 and constant.packed is None:
+        constant = replace(constant, stored=constant.stored[0])
+    if len(constant.shape) != 2:
+        raise UnsupportedOpError(
+            f"a product with a constant of shape {list(constant.shape)} is not supported",
+            where=where,
+        )
+    k, n = constant.shape
+    return Linear(_rows(cover, node, k, n), linear_weights(constant, where), bias, n, k, "f32")
+
+
+def transpose(constant: Constant) -> Constant:
+    """The transpose of a constant matrix, as a view."""
+    if constant.quantization is None and constant.packed is None:
+        return replace(constant, stored=constant.stored.T)
+    old = constant.quantization
+    if old is None or constant.packed is not None or len(constant.shape) != 2:
+        raise UnsupportedOpError(f"weight {constant.name!r} cannot be transposed packed")
+
+    def turn(per: Array | None) -> Array | None:
+        return per.T if per is not None and per.ndim == 2 else per
+
+    turned = replace(
+        old, scales=turn(old.scales), zero_points=turn(old.zero_points), axis=1 - old.axis % 2
+    )
+    return replace(constant, stored=constant.stored.T, quantization=turned)
+
+
+def _rows(cover: Cover, node: Node, k: int, n: int) -> Rows:
+    """The rows that a product reads; checks that each token gives one row of it."""
+    x, y = node.inputs[0], node.outputs[0]
+    frame = cover.frame
+    if frame.features(x) != k or frame.features(y) != n:
+        raise UnsupportedOpError(
+            "a matrix product that mixes only a part of each token's features is not supported",
+            where=frame.graph.where(node),
+        )
+    return cover.need(x)
+
+
+def _nbits(cover: Cover, node: Node) -> Linear:
+    frame, attrs = cover.frame, node.attrs
+    where = frame.graph.where(node)
+    n, k = attrs["N"], attrs["K"]
+    bits, block = attrs.get("bits", 4), attrs.get("block_size", 0)
+    given = [frame.small.constants.get(i) if i else None for i in node.inputs]
+    given += [None] * (6 - len(given))
+    _, weight, scales, zeros, group_index, bias = given
+    if bits not in (4, 8) or group_index is not None or block < 16 or block & (block - 1):
+        raise UnsupportedOpError(
+            f"MatMulNBits of {bits} bits in blocks of {block}"
+            f"{' with g_idx' if group_index is not None else ''}; 4 and 8 bits in blocks of a "
+            "power of two from 16 on, without g_idx, are supported",
+            where=where,
+        )
+    if weight is None or scales is None or not (weight.plain and scales.plain):
+        raise UnsupportedOpError("weight and scales must be constants", where=where)
+    if any(name and c is None for name, c in zip(node.inputs[3:], given[3:], strict=False)):
+        raise UnsupportedOpError("zero points and bias must be constants", where=where)
+    groups = -(-k // block)
+    row_bytes = groups * block * bits // 8
+    if weight.stored.dtype != np.uint8 or weight.stored.size != n * row_bytes:
+        raise InvalidModelError(
+            f"weight {weight.name!r} of shape {list(weight.shape)} where N={n}, K={k} need "
+            f"{n * row_bytes} bytes",
+            where=where,
+        )
+    if scales.stored.size != n * groups or scales.stored.dtype.kind != "f":
+        raise InvalidModelError(
+            f"{scales.stored.size} scales where {n * groups} are needed", where=where
+        )
+    packed = weight.stored.reshape(n, row_bytes)[:, : (k * bits + 7) // 8]
+    per_group = Param(scales.name, scales.stored.reshape(n, groups))
+    offsets = _unpacked_zeros(zeros, n, groups, bits, where)
+    if bits == 8:
+        shifted = int8_zero_points(offsets, offsets is not None, (n, groups))
+        packed = to_int8(packed, where)  # 128, the default zero point, becomes 0
+    else:
+        shifted = None if offsets is None or (offsets == 8).all() else offsets
+    name = weight.name if zeros is None else zeros.name
+    weights = Weights(
+        f"int{bits}",
+        Param(weight.name, packed),
+        per_group,
+        None if shifted is None else Param(name, shifted),
+        block,
+    )
+    level = attrs.get("accuracy_level", 0)
+    activation = "block" if level == _INT8_ACTIVATIONS else "f32"
+    vector = None if bias is None else cover.vector(node.inputs[5], n, 1.0, where)
+    return Linear(_rows(cover, node, k, n), weights, vector, n, k, activation)
+
+
+def _unpacked_zeros(
+    zeros: Constant | None, n: int, groups: int, bits: int, where: str
+) -> Array | None:
+    """One zero point per value, uint8 (n, groups); the file packs 4-bit ones in pairs."""
+    if zeros is None:
+        return None
+    if zeros.stored.dtype != np.uint8 or not zeros.plain:
+        raise UnsupportedOpError(
+            f"zero points of type {zeros.dtype}; packed uint8 ones are supported", where=where
+        )
+    width = -(-groups * bits // 8)
+    if zeros.stored.size != n * width:
+        raise InvalidModelError(
+            f"{zeros.stored.size} bytes of zero points where {n * width} are needed", where=where
+        )
+    rows = zeros.stored.reshape(n, width)
+    if bits == 8:
+        return rows
+    return np.stack([rows & 15, rows >> 4], axis=-1).reshape(n, -1)[:, :groups]
+
+
+def match_int8_linear(cover: Cover, value: str) -> Linear | None:
+    """MatMulInteger of a DynamicQuantizeLinear result, multiplied by both scales.
+
+    The products may come in any order. The quantization of the whole tensor becomes one of each
+    row: what the file computes for a single token, and finer for several.
+    """
+    factors = _factors(cover, value)
+    if factors is None:
+        return None
+    frame = cover.frame
+    integer = [n for v in factors if (n := frame.producers.get(v)) and n.op_type == "MatMulInteger"]
+    if len(integer) != 1:
+        return None
+    product = integer[0]
+    where = frame.graph.where(product)
+    quantizer = frame.producers.get(product.inputs[0])
+    scale = [v for v in factors if v in frame.small.shapes and v != product.outputs[0]]
+    zero = product.inputs[2] if len(product.inputs) > 2 else ""
+    if (
+        quantizer is None
+        or quantizer.op_type != "DynamicQuantizeLinear"
+        or scale != [quantizer.outputs[1]]
+        or zero != quantizer.outputs[2]
+    ):
+        return None
+    constant = frame.small.constants.get(product.inputs[1])
+    zeros = frame.small.constants.get(product.inputs[3]) if len(product.inputs) > 3 else None
+    if constant is None or len(constant.shape) != 2 or not constant.plain:
+        raise UnsupportedOpError("its right side must be a constant matrix", where=where)
+    k, n = constant.shape
+    names = [v for v in factors if v in frame.small.constants]
+    if len(names) == 1:
+        scales = Param(
+            frame.small.constants[names[0]].name, frame.small.constants[names[0]].values()
+        )
+    else:
+        total = np.ones((), np.float32)
+        for name in names:
+            total = total * frame.small.constants[name].values()
+        scales = Param(f"{constant.name}.scales", total.astype(np.float32))
+    if scales.array.size not in (1, n) or (zeros is not None and zeros.stored.size not in (1, n)):
+        raise UnsupportedOpError(
+            "weights must have one scale and zero point, or one for each output", where=where
+        )
+    flat = scales.array.reshape(-1)
+    offsets = None if zeros is None else zeros.stored
+    if offsets is not None and offsets.size != flat.size and flat.size == 1:
+        flat = np.broadcast_to(flat, (n,))
+    shifted = int8_zero_points(offsets, constant.stored.dtype == np.uint8, flat.shape)
+    name = constant.name if zeros is None else zeros.name
+    weights = Weights(
+        "int8",
+        Param(constant.name, to_int8(constant.stored, where).T),
+        Param(scales.name, flat),
+        None if shifted is None else Param(name, shifted),
+    )
+    x = quantizer.inputs[0]
+    if frame.features(x) != k or frame.features(value) != n:
+        raise UnsupportedOpError("it mixes only a part of each token's features", where=where)
+    return Linear(cover.need(x), weights, None, n, k, "row_u8")
+
+
+def _factors(cover: Cover, value: str) -> list[str] | None:
+    """The values whose product ``value`` is, seen through casts; None where it is no product."""
+    frame = cover.frame
+    factors: list[str] = []
+    todo = [value]
+    while todo:
+        if len(factors) + len(todo) > _MAX_FACTORS:
+            return None
+        name = todo.pop()
+        node = frame.producers.get(name)
+        if node is not None and node.op_type == "Mul":
+            todo.extend(node.inputs)
+        elif node is not None and node.op_type == "Cast":
+            todo.append(node.inputs[0])
+        else:
+            factors.append(name)
+    return factors
+
+
+def with_bias(cover: Cover, value: str) -> Linear | None:
+    """``linear + vector`` as one Linear, where nothing else reads the linear's result."""
+    frame = cover.frame
+    node = frame.producers[value]
+    dynamic = frame.dynamic(node)
+    if node.op_type != "Add" or len(dynamic) != 1:
+        return None
+    source, identity = cover.source(dynamic[0])
+    if not identity or frame.users.get(source, 0) != 1:
+        return None
+    linear = cover.linear_at(source)
+    if linear is None or linear.bias is not None:
+        return None
+    (other,) = (i for i in node.inputs if i != dynamic[0])
+    bias = cover.constant_operand(other, value)
+    if isinstance(bias, float):
+        bias = Param(f"{value}.bias", np.full(linear.n, bias, np.float32))
+    if not isinstance(bias, Param) or bias.array.shape != (linear.n,):
+        return None
+    return replace(linear, bias=bias)

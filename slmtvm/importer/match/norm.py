@@ -1,0 +1,130 @@
+"""RMS norm and layer norm, found by what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from slmtvm.importer.cover import Cover
+from slmtvm.importer.freeze import operator_of
+from slmtvm.importer.graph import Array, Node
+from slmtvm.importer.operators import Kind
+from slmtvm.importer.regions import between, constants_of, dominators
+from slmtvm.importer.steps import Norm, Param
+
+_LARGE = 1e3  # inputs at which epsilon does not count
+_SMALL = 1e-6  # inputs at which it does
+_FIT_TOLERANCE = 1e-6
+_SNAP = 1e-3  # how near the measured epsilon must be to a number in the graph to be that number
+
+
+def match_norm(cover: Cover, value: str) -> Norm | None:
+    """``value`` as a norm of a nearer value.
+
+    The graph between them is measured: at large inputs it shows the form, gamma and beta, at tiny
+    ones epsilon. Gamma and beta are then taken from the graph's own constants.
+    """
+    frame = cover.frame
+
+    def allowed(node: Node) -> bool:
+        kind = operator_of(node).kind
+        if kind is Kind.MOVE:
+            return not frame.small.is_lookup(node)
+        return kind is Kind.ELEMENTWISE or (kind is Kind.REDUCE and node.op_type != "Softmax")
+
+    for x in dominators(frame, value, allowed):
+        nodes = between(frame, x, value)
+        if not any(operator_of(n).kind is Kind.REDUCE for n in nodes):
+            continue
+        width = cover.width(x)
+        if width is None or width < 2 or width != cover.width(value):
+            continue
+        norm = _measure(cover, x, value, nodes, width)
+        if norm is not None:
+            return norm
+    return None
+
+
+def normalize(x: Array, eps: float, *, centred: bool) -> Array:
+    """x / sqrt(mean(x**2) + eps) of each row, after subtracting the mean where ``centred``."""
+    if centred:
+        x = x - x.mean(axis=1, keepdims=True)
+    return np.asarray(x / np.sqrt((x * x).mean(axis=1, keepdims=True) + eps))
+
+
+def _measure(cover: Cover, x: str, value: str, nodes: Sequence[Node], width: int) -> Norm | None:
+    length = cover.frame.small.length
+    samples = [cover.random.normal(size=(length, width)) + 0.5 for _ in range(3)]
+    large = [cover.probe(nodes, x, value, s * _LARGE) for s in samples[:2]]
+    small = cover.probe(nodes, x, value, samples[2] * _SMALL)
+    check = cover.probe(nodes, x, value, samples[2] * np.sqrt(_SMALL))
+    if small is None or check is None or any(y is None for y in large):
+        return None
+    y = np.concatenate([part for part in large if part is not None])
+    for centred in (False, True):
+        n = normalize(np.concatenate(samples[:2]) * _LARGE, 0.0, centred=centred)
+        gamma, beta = _line(n, y)
+        size = np.abs(y).max()
+        if not np.abs(n * gamma + beta - y).max() <= _FIT_TOLERANCE * size:
+            continue
+        if np.abs(beta).max() <= _FIT_TOLERANCE * size:
+            beta = np.zeros_like(beta)
+        elif not centred:
+            continue  # an RMS norm and a bias: the bias is an addition of its own
+        eps = _epsilon(samples[2] * _SMALL, small - beta, gamma, centred)
+        if eps is None:
+            return None
+        eps = _snap(eps, cover, nodes)
+        expected = normalize(samples[2] * np.sqrt(_SMALL), eps, centred=centred) * gamma + beta
+        if not np.abs(expected - check).max() <= 10 * _FIT_TOLERANCE * np.abs(check).max():
+            return None
+        shift = _named(cover, nodes, beta, f"{value}.beta") if centred else None
+        return Norm(cover.need(x), _named(cover, nodes, gamma, f"{value}.gamma"), shift, eps)
+    return None
+
+
+def _line(n: Array, y: Array) -> tuple[Array, Array]:
+    """Least squares of ``y = gamma * n + beta`` for each feature."""
+    dn, dy = n - n.mean(axis=0), y - y.mean(axis=0)
+    gamma = (dn * dy).sum(axis=0) / (dn * dn).sum(axis=0)
+    return gamma, y.mean(axis=0) - gamma * n.mean(axis=0)
+
+
+def _epsilon(x: Array, y: Array, gamma: Array, centred: bool) -> float | None:
+    """Epsilon from the shrinkage of tiny inputs, or None where rows disagree about it."""
+    if centred:
+        x = x - x.mean(axis=1, keepdims=True)
+    square = (x * x).mean(axis=1)
+    full = x / np.sqrt(square)[:, None] * gamma
+    shrink = (y * full).sum(axis=1) / (full * full).sum(axis=1)
+    if not (np.isfinite(shrink) & (shrink > 0)).all():
+        return None
+    each = square * (1 / shrink**2 - 1)
+    eps = float(np.median(each))
+    agree = np.abs(each - eps).max() <= _SNAP * (abs(eps) + _SMALL**2 * _SNAP)
+    return max(eps, 0.0) if agree else None
+
+
+def _snap(eps: float, cover: Cover, nodes: Sequence[Node]) -> float:
+    """The number in the graph that the measured ``eps`` is, else ``eps`` itself."""
+    numbers = [float(n.attrs["epsilon"]) for n in nodes if "epsilon" in n.attrs]
+    numbers += [
+        float(c.stored.reshape(-1)[0])
+        for c in constants_of(cover.frame.small, nodes)
+        if c.plain and c.stored.size == 1 and c.stored.dtype.kind == "f"
+    ]
+    numbers += [1e-5] if any("Norm" in n.op_type for n in nodes) else []  # their default
+    near = [number for number in numbers if abs(number - eps) <= _SNAP * eps]
+    return min(near, key=lambda number: abs(number - eps)) if near else eps
+
+
+def _named(cover: Cover, nodes: Sequence[Node], vector: Array, fallback: str) -> Param:
+    """The graph's own constant that equals ``vector``, or a new one."""
+    for constant in constants_of(cover.frame.small, nodes):
+        if np.prod(constant.shape) != vector.size or constant.dtype.kind in "iub":
+            continue
+        values = constant.values().reshape(-1)
+        if np.abs(values - vector).max() <= 10 * _FIT_TOLERANCE * np.abs(vector).max():
+            return Param(constant.name, values.astype(np.float32, copy=False))
+    return Param(fallback, vector.astype(np.float32))

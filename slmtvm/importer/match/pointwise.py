@@ -1,0 +1,118 @@
+"""Ops on single elements, activations among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from slmtvm.errors import UnsupportedOpError
+from slmtvm.importer.cover import Cover
+from slmtvm.importer.freeze import operator_of
+from slmtvm.importer.graph import Array, Node
+from slmtvm.importer.operators import Kind
+from slmtvm.importer.operators.elementwise import gelu_erf, gelu_tanh, sigmoid
+from slmtvm.importer.regions import between, dominators
+from slmtvm.importer.steps import Elementwise, Rows, Same, Step
+from slmtvm.importer.tokens import uniform
+
+_TOLERANCE = 1e-6  # the graph's constants are float32 roundings of the formulas' numbers
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "": lambda x: x,
+    "nn.silu": lambda x: x * sigmoid(x),
+    "nn.gelu": gelu_erf,
+    "nn.gelu_tanh": gelu_tanh,
+    "nn.relu": lambda x: np.maximum(x, 0),
+    "sigmoid": sigmoid,
+    "tanh": np.tanh,
+}
+
+# ONNX operators that Relax has under another name, for what no recogniser takes.
+_RELAX = {
+    "Abs": "abs",
+    "Add": "add",
+    "Cos": "cos",
+    "Div": "divide",
+    "Erf": "erf",
+    "Exp": "exp",
+    "Log": "log",
+    "Max": "maximum",
+    "Min": "minimum",
+    "Mul": "multiply",
+    "Neg": "negative",
+    "Pow": "power",
+    "Relu": "nn.relu",
+    "Sigmoid": "sigmoid",
+    "Sin": "sin",
+    "Softplus": "nn.softplus",
+    "Sqrt": "sqrt",
+    "Sub": "subtract",
+    "Tanh": "tanh",
+}
+
+
+def match_activation(cover: Cover, value: str) -> Step | None:
+    """``value`` as a known function of one other value, however the graph spells it.
+
+    The part of the graph between them is computed on sample numbers and compared with each known
+    function. The identity (dropout, a guard against NaN) disappears.
+    """
+    frame = cover.frame
+
+    def allowed(node: Node) -> bool:
+        kind = operator_of(node).kind
+        if kind is Kind.MOVE:
+            return not frame.small.is_lookup(node)
+        return kind is Kind.ELEMENTWISE and all(
+            not i or i in frame.small.shapes or uniform(frame.small, i) is not None
+            for i in node.inputs
+        )
+
+    for x in reversed(dominators(frame, value, allowed)):
+        width = cover.width(x)
+        if frame.small.dtypes[x].kind in "iub" or width is None or width != cover.width(value):
+            continue
+        samples = cover.random.normal(size=(frame.small.length, width)) * 4
+        result = cover.probe(between(frame, x, value), x, value, samples)
+        if result is None:
+            continue
+        for name, function in _ACTIVATIONS.items():
+            expected = function(samples)
+            if (np.abs(result - expected) <= _TOLERANCE * (1 + np.abs(expected))).all():
+                source = cover.need(x)
+                return Elementwise(name, (source,)) if name else Same(source)
+    return None
+
+
+def match_elementwise(cover: Cover, value: str) -> Step:
+    """``value`` as one standard Relax op; raises UnsupportedOpError where there is none."""
+    frame = cover.frame
+    node = frame.producers[value]
+    where = frame.graph.where(node)
+    if node.op_type == "Reciprocal":
+        return Elementwise("divide", (1.0, _operand(cover, node.inputs[0], value)))
+    name = _RELAX.get(node.op_type)
+    if name is None or node.domain:
+        raise UnsupportedOpError(
+            "this operator on values that depend on tokens is supported only inside patterns "
+            "that are recognised (attention, norms, activations), and this is none of them",
+            where=where,
+        )
+    operands = tuple(_operand(cover, i, value) for i in node.inputs)
+    if len(operands) > 2:
+        raise UnsupportedOpError("more than two operands are not supported", where=where)
+    return Elementwise(name, operands)
+
+
+def _operand(cover: Cover, name: str, value: str) -> Rows | float:  # or a Param, see below
+    frame = cover.frame
+    if name not in frame.small.shapes:
+        return cover.constant_operand(name, value)  # type: ignore[return-value]
+    width, full = frame.features(name), frame.features(value)
+    if width not in (1, full):
+        raise UnsupportedOpError(
+            f"operands with {width} and {full} features for each token are not supported",
+            where=frame.where(value),
+        )
+    return cover.need(name)

@@ -1,0 +1,206 @@
+"""Rotary position embedding, found by what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slmtvm.errors import InvalidModelError
+from slmtvm.importer.cover import Cover
+from slmtvm.importer.freeze import Frozen, operator_of
+from slmtvm.importer.graph import Array, Node
+from slmtvm.importer.operators import Kind
+from slmtvm.importer.regions import between, dominators, evaluate, signature
+from slmtvm.importer.steps import Rope, Rows
+
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """``y = factor * rope(x)``: tables (context, r / 2) and how features pair up."""
+
+    cos: Array
+    sin: Array
+    interleaved: bool
+    factor: float
+
+
+def match_rope(cover: Cover, value: str, head_dim: int) -> tuple[Rope, float] | None:
+    """``value``, rows of heads of ``head_dim``, as a rotation of an earlier value, times a factor.
+
+    The map between them is linear if it is a rope; unit vectors fed through it show which feature
+    goes where at every position of the context, and so its tables.
+    """
+    frame = cover.frame
+
+    def allowed(node: Node) -> bool:
+        kind = operator_of(node).kind
+        return kind in (Kind.ELEMENTWISE, Kind.MOVE) and not frame.small.is_lookup(node)
+
+    for x in reversed(dominators(frame, value, allowed)):
+        width = cover.width(x)
+        if width is None or width != cover.width(value) or width % head_dim:
+            continue
+        nodes = between(frame, x, value)
+        if all(operator_of(n).kind is Kind.MOVE for n in nodes):
+            continue
+        key = ("rope", signature(frame, nodes, x), head_dim)
+        if key not in cover.cache:
+            cover.cache[key] = _measure(cover, x, value, nodes, head_dim)
+        rotation = cover.cache[key]
+        if isinstance(rotation, Rotation):
+            rope = Rope(
+                cover.need(x),
+                cover.table("rope.cos", rotation.cos),
+                cover.table("rope.sin", rotation.sin),
+                width // head_dim,
+                head_dim,
+                rotation.interleaved,
+            )
+            return rope, rotation.factor
+    return None
+
+
+def _measure(
+    cover: Cover, x: str, value: str, nodes: Sequence[Node], head_dim: int
+) -> Rotation | None:
+    frame = cover.frame
+    try:
+        short = _responses(cover, frame.small, x, value, nodes, head_dim)
+    except InvalidModelError:
+        return None  # not a computation on numbers
+    partner = _partners(short)
+    if partner is None:
+        return None
+    rotated = np.flatnonzero(partner != np.arange(head_dim))
+    r = rotated.size
+    half = np.arange(r).reshape(2, -1)[::-1].reshape(-1)
+    if (rotated != np.arange(r)).any():
+        return None
+    if (partner[:r] == half).all():
+        first, second = np.arange(r // 2), np.arange(r // 2, r)
+    elif (partner[:r] == np.arange(r) ^ 1).all():
+        first, second = np.arange(0, r, 2), np.arange(1, r, 2)
+    else:
+        return None
+    long = _responses(cover, frame.full, x, value, nodes, head_dim, partner)
+    small = _responses(cover, frame.small, x, value, nodes, head_dim, partner)
+    own, other = long
+    length = frame.small.length
+    if np.abs(own[:length] - small[0]).max() > _TOLERANCE or (
+        np.abs(other[:length] - small[1]).max() > _TOLERANCE
+    ):
+        return None  # the tables change with the length, they are no tables of positions
+    cos, sin = own[:, first], other[:, second]
+    pairs = np.abs(own[:, second] - cos).max() + np.abs(other[:, first] + sin).max()
+    if pairs > _TOLERANCE * max(np.abs(own).max(), 1):
+        return None
+    factor = _factor(cos, sin, own[:, r:])
+    if factor is None:
+        return None
+    rotation = Rotation(
+        (cos / factor).astype(np.float32),
+        (sin / factor).astype(np.float32),
+        bool(r > 2 and first[1] == 2),
+        factor,
+    )
+    return rotation if _agrees(cover, x, value, nodes, head_dim, rotation) else None
+
+
+def _responses(
+    cover: Cover,
+    frozen: Frozen,
+    x: str,
+    value: str,
+    nodes: Sequence[Node],
+    head_dim: int,
+    partner: Array | None = None,
+) -> Array:
+    """What each feature of a head answers to unit vectors, at every position.
+
+    Without ``partner`` (length, out, in); with it (2, length, out), the answers to a feature's own
+    unit vector and to its partner's. Several unit vectors go through at once, one for each head.
+    """
+    frame = cover.frame
+    heads = frame.features(x) // head_dim
+    length = frozen.length
+    if partner is None:
+        result = np.zeros((length, head_dim, head_dim))
+    else:
+        result = np.zeros((2, length, head_dim))
+    for start in range(0, head_dim, heads):
+        unit = np.zeros((length, heads, head_dim))
+        dims = np.arange(start, min(start + heads, head_dim))
+        unit[:, dims - start, dims] = 1
+        given = frame.from_rows(x, unit.reshape(length, -1))
+        array = evaluate(frozen, nodes, {x: given}, value)
+        answer = frame.to_rows(value, array, length).reshape(length, heads, head_dim)
+        for head, dim in enumerate(dims):
+            if partner is None:
+                result[:, :, dim] = answer[:, head]
+            else:
+                result[0, :, dim] = answer[:, head, dim]
+                result[1, :, partner[dim]] = answer[:, head, partner[dim]]
+    return result
+
+
+def _partners(response: Array) -> Array | None:
+    """The other feature that each one reads; itself where there is none; None if there are more."""
+    reads = (np.abs(response) > _TOLERANCE).any(axis=0)
+    np.fill_diagonal(reads, False)
+    if (reads.sum(axis=1) > 1).any() or not reads.any():
+        return None
+    own = np.arange(len(reads))
+    partner = np.where(reads.any(axis=1), reads.argmax(axis=1), own)
+    return partner if (partner[partner] == own).all() and (partner != own).sum() % 2 == 0 else None
+
+
+def _factor(cos: Array, sin: Array, passed: Array) -> float | None:
+    """The constant that multiplies rotated and passed-through features alike, 1 if none does."""
+    norm = np.sqrt(cos**2 + sin**2)
+    through = float(passed[0, 0]) if passed.size else None
+    if passed.size and np.abs(passed - through).max() > _TOLERANCE:
+        return None
+    factor = float(norm.mean())
+    uniform = np.abs(norm - factor).max() <= 2 * _TOLERANCE * factor
+    if uniform and (through is None or abs(through - factor) <= _TOLERANCE):
+        return 1.0 if abs(factor - 1) <= 2 * _TOLERANCE else factor
+    # Scaled tables (YaRN) are tables all the same, as long as the other features pass unchanged.
+    return 1.0 if through is None or abs(through - 1) <= _TOLERANCE else None
+
+
+def _agrees(
+    cover: Cover, x: str, value: str, nodes: Sequence[Node], head_dim: int, rotation: Rotation
+) -> bool:
+    frame = cover.frame
+    length, width = frame.small.length, frame.features(x)
+    samples = cover.random.normal(size=(length, width))
+    result = cover.probe(nodes, x, value, samples)
+    if result is None:
+        return False
+    heads = samples.reshape(length, -1, head_dim)
+    expected = rotate(heads, rotation.cos[:length], rotation.sin[:length], rotation.interleaved)
+    expected = rotation.factor * expected.reshape(length, width)
+    return bool(np.abs(result - expected).max() <= 10 * _TOLERANCE * np.abs(expected).max())
+
+
+def rotate(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
+    """Rope of x (length, heads, head_dim) with one row of the tables for each position."""
+    half = cos.shape[1]
+    r = 2 * half
+    first, second = (
+        (slice(0, r, 2), slice(1, r, 2)) if interleaved else (slice(0, half), slice(half, r))
+    )
+    c, s = cos[:, None, :], sin[:, None, :]
+    a, b = x[..., first], x[..., second]
+    result = x.copy()
+    result[..., first], result[..., second] = a * c - b * s, b * c + a * s
+    return result
+
+
+def unscaled_name(value: str) -> Rows:
+    """The rows of a rope without its factor, which attention's scale takes over."""
+    return Rows(f"{value}#rope")

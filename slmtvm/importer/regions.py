@@ -1,0 +1,109 @@
+"""Parts of the graph between two values, computed on chosen numbers.
+
+A recogniser does not compare spellings. It takes the part of the graph between a candidate input
+and an output, feeds it numbers, and looks at what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+import numpy as np
+
+from slmtvm.importer.freeze import Frozen, compute
+from slmtvm.importer.graph import Array, Constant, Node
+from slmtvm.importer.tokens import Frame
+
+_MAX_NODES = 400  # of one region; the largest real ones have a few dozen
+
+
+def dominators(frame: Frame, value: str, allowed: Callable[[Node], bool]) -> list[str]:
+    """Values that everything between them and ``value`` depends on alone, nearest first.
+
+    Only nodes that are ``allowed`` are looked through.
+    """
+    found: list[str] = []
+    frontier = {value}
+    for _ in range(_MAX_NODES):
+        latest = max(frontier, key=lambda v: frame.order.get(v, -1))
+        node = frame.producers.get(latest)
+        if node is None or not allowed(node):
+            break
+        frontier.discard(latest)
+        frontier.update(frame.dynamic(node))
+        if len(frontier) == 1:
+            found.extend(frontier)
+        if not frontier:
+            break
+    return found
+
+
+def between(frame: Frame, start: str, end: str) -> list[Node]:
+    """The nodes that compute ``end`` from ``start``, in order."""
+    nodes: dict[int, Node] = {}
+    todo = [end]
+    while todo:
+        value = todo.pop()
+        if value == start:
+            continue
+        node = frame.producers[value]
+        place = frame.order[value]
+        if place not in nodes:
+            nodes[place] = node
+            todo.extend(frame.dynamic(node))
+    return [nodes[place] for place in sorted(nodes)]
+
+
+def evaluate(
+    frozen: Frozen, nodes: Sequence[Node], given: Mapping[str, Array], output: str
+) -> Array:
+    """``output`` after ``nodes``, with ``given`` values for what they start from.
+
+    Constants take the dtype of the given values where both are floating point, and casts between
+    floating-point types do nothing, so that a probe in float64 stays exact.
+    """
+    (dtype,) = {v.dtype for v in given.values()}
+    values = dict(given)
+    for node in nodes:
+        if node.op_type == "Cast" and _floating_cast(node, values):
+            values[node.outputs[0]] = values[node.inputs[0]]
+            continue
+        inputs = [_operand(frozen, values, name, dtype) for name in node.inputs]
+        values.update(zip(node.outputs, compute(frozen.graph, node, inputs), strict=False))
+    return values[output]
+
+
+def _floating_cast(node: Node, values: Mapping[str, Array]) -> bool:
+    before = values.get(node.inputs[0])
+    integers = (1, 10, 11, 16)  # FLOAT, FLOAT16, DOUBLE, BFLOAT16
+    return before is not None and before.dtype.kind == "f" and node.attrs["to"] in integers
+
+
+def _operand(
+    frozen: Frozen, values: Mapping[str, Array], name: str, dtype: np.dtype[np.generic]
+) -> Array | None:
+    if not name:
+        return None
+    if name in values:
+        return values[name]
+    array = frozen.constants[name].values()
+    return array if array.dtype.kind in "iub" else array.astype(dtype)
+
+
+def constants_of(frozen: Frozen, nodes: Sequence[Node]) -> list[Constant]:
+    """The constants that ``nodes`` read."""
+    names = dict.fromkeys(i for node in nodes for i in node.inputs if i in frozen.constants)
+    return [frozen.constants[name] for name in names]
+
+
+def signature(frame: Frame, nodes: Sequence[Node], start: str) -> Hashable:
+    """Equal for regions that compute the same function: same nodes on the same constants."""
+    numbers = {start: -1}
+    parts: list[Hashable] = [frame.small.shapes[start]]
+    for node in nodes:
+        inputs = tuple(numbers.get(name, name) for name in node.inputs)
+        attrs = tuple(sorted((k, str(v)) for k, v in node.attrs.items()))
+        parts.append((node.domain, node.op_type, inputs, attrs))
+        for name in node.outputs:
+            numbers[name] = len(numbers)
+    return tuple(parts)

@@ -1,0 +1,108 @@
+"""What each graph input is for: the tokens, or something that follows from the position alone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from slmtvm.errors import UnsupportedOpError
+from slmtvm.importer.graph import Array, Graph, Port
+
+_TOKENS = re.compile(r"(decoder_)?input_ids?|tokens?|ids|input")
+_MASK = re.compile(r"(decoder_|encoder_)?(attention|input|padding)_mask|mask")
+_POSITIONS = re.compile(r"position_ids|positions?|cache_position")
+_SEGMENTS = re.compile(r"(token_type|segment)_ids")
+_PAST = re.compile(r"past.*|cache.*")
+
+
+@dataclass(frozen=True)
+class Roles:
+    """``tokens`` is the one input that stays an input; ``fixed`` are specialised away."""
+
+    tokens: Port
+    fixed: dict[str, tuple[str, Port]]  # name -> ("ones", "arange", "zeros" or "past"), input
+
+    def values(self, length: int) -> dict[str, Array]:
+        """The fixed inputs for one sequence of ``length`` tokens that starts at position 0."""
+        return {name: _value(role, port, length) for name, (role, port) in self.fixed.items()}
+
+
+def assign_roles(graph: Graph) -> Roles:
+    """The role of every graph input, by its name, type and rank.
+
+    Raises UnsupportedOpError naming inputs whose role is unknown, or an input of fixed length.
+    """
+    tokens: list[Port] = []
+    fixed: dict[str, tuple[str, Port]] = {}
+    unknown: list[Port] = []
+    for port in graph.inputs:
+        name = port.name.rsplit(".", 1)[-1] if port.name.startswith("model.") else port.name
+        integer = np.issubdtype(_dtype(port), np.integer)
+        rank = None if port.dims is None else len(port.dims)
+        if _PAST.fullmatch(name) and rank is not None and rank >= 3:
+            fixed[port.name] = ("past", port)
+        elif integer and _TOKENS.fullmatch(name) and rank == 2:
+            tokens.append(port)
+        elif _MASK.fullmatch(name) and rank == 2:
+            fixed[port.name] = ("ones", port)
+        elif integer and _POSITIONS.fullmatch(name) and rank in (1, 2):
+            fixed[port.name] = ("arange", port)
+        elif integer and _SEGMENTS.fullmatch(name) and rank == 2:
+            fixed[port.name] = ("zeros", port)
+        else:
+            unknown.append(port)
+    if not tokens and len(unknown) == 1 and unknown[0].dims is not None:
+        # A single integer matrix can only be the tokens, whatever its name.
+        port = unknown[0]
+        if np.issubdtype(_dtype(port), np.integer) and len(port.dims or ()) == 2:
+            tokens.append(unknown.pop())
+    where = str(graph.path)
+    if unknown or len(tokens) != 1:
+        listing = ", ".join(f"{p.name!r} {list(p.dims or ())}" for p in unknown or tokens)
+        raise UnsupportedOpError(
+            f"inputs whose role is not known: {listing or 'no token input'}; known are input_ids, "
+            "attention_mask, position_ids, token_type_ids and past_key_values.*",
+            where=where,
+        )
+    for port in (tokens[0], *(p for role, p in fixed.values() if role != "past")):
+        _check_dynamic(port, where)
+    return Roles(tokens[0], fixed)
+
+
+def _dtype(port: Port) -> np.dtype[np.generic]:
+    try:
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(port.elem_type))
+    except (KeyError, ValueError, TypeError):
+        return np.dtype(np.float32)  # an unknown type is no token type; the role check reports it
+
+
+def _check_dynamic(port: Port, where: str) -> None:
+    assert port.dims is not None
+    *batch, length = port.dims
+    if batch and isinstance(batch[0], int) and batch[0] != 1:
+        raise UnsupportedOpError(
+            f"input {port.name!r} has a fixed batch of {batch[0]}; export it with a dynamic one",
+            where=where,
+        )
+    if isinstance(length, int):
+        raise UnsupportedOpError(
+            f"input {port.name!r} has a fixed length of {length}; export it with a dynamic one",
+            where=where,
+        )
+
+
+def _value(role: str, port: Port, length: int) -> Array:
+    dtype = _dtype(port)
+    dims = port.dims or ()
+    if role == "past":
+        # Batch 1, no past: every other symbolic dimension is the past length.
+        sizes = [d if isinstance(d, int) else 0 for d in dims]
+        sizes[0] = 1 if not isinstance(dims[0], int) else sizes[0]
+        return np.zeros(sizes, dtype)
+    shape = (1, length)[2 - len(dims) :]
+    if role == "arange":
+        return np.arange(length, dtype=dtype).reshape(shape)
+    return np.full(shape, role == "ones", dtype)

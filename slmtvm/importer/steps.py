@@ -1,0 +1,127 @@
+"""The canonical model before it is Relax: one small record for each op, rows named by strings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from slmtvm.importer.graph import Array
+
+
+@dataclass(frozen=True, eq=False)
+class Param:
+    """A weight or table: what it is called and its value, a view of the file where possible."""
+
+    name: str
+    array: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Base of all steps; a field that is a string names the rows that the step reads."""
+
+    @property
+    def inputs(self) -> list[str]:
+        """The rows that this step reads, in order."""
+        found: list[str] = []
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Rows):
+                found.append(value)
+            elif isinstance(value, tuple):
+                found.extend(v for v in value if isinstance(v, Rows))
+        return found
+
+
+class Rows(str):
+    """The name of a (m, features) value."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A weight in one of the canonical formats; see ``ir.ops.linear`` and ``ir.ops.embedding``."""
+
+    format: str
+    weight: Param
+    scales: Param | None = None
+    zero_points: Param | None = None
+    group_size: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding(Step):
+    table: Weights
+    vocab: int
+    dim: int
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Step):
+    x: Rows
+    weights: Weights
+    bias: Param | None
+    n: int
+    k: int
+    activation: str
+
+
+@dataclass(frozen=True, eq=False)
+class Norm(Step):
+    """An RMS norm, or with ``beta`` a layer norm."""
+
+    x: Rows
+    gamma: Param
+    beta: Param | None
+    eps: float
+
+
+@dataclass(frozen=True, eq=False)
+class Rope(Step):
+    x: Rows
+    cos: Param
+    sin: Param
+    num_heads: int
+    head_dim: int
+    interleaved: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Attention(Step):
+    q: Rows
+    k: Rows
+    v: Rows
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    mask: str
+
+
+@dataclass(frozen=True, eq=False)
+class PositionRows(Step):
+    table: Param
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise(Step):
+    """A standard Relax op on rows, feature vectors and numbers."""
+
+    op: str
+    operands: tuple[Rows | Param | float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Columns(Step):
+    """Features ``begin`` to ``end`` of ``x``."""
+
+    x: Rows
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, eq=False)
+class Same(Step):
+    """``x`` itself."""
+
+    x: Rows
