@@ -1,0 +1,232 @@
+"""What canonical ops mean, in numpy: the whole sequence at once, from position 0, in float32.
+
+This defines the results that compiled models are compared with. It is written for clarity; it
+expands every weight and keeps every score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import relax
+from tvm.ir import Op
+from tvm.ir.expr import GenericConst
+
+from slmtvm.ir import ops
+from slmtvm.ir.model import CanonicalModel
+
+Array = npt.NDArray[Any]
+_Attrs = Mapping[str, Any]
+
+_INT8_MAX, _UINT8_MAX = 127, 255
+
+
+def evaluate(model: CanonicalModel, tokens: npt.ArrayLike) -> Array:
+    """Output of every position: logits (m, vocab) or hidden states (m, features), float32.
+
+    tokens: (m,) token ids, m at most ``model.context``.
+    """
+    main = model.module["main"]
+    values: dict[relax.Var, Array] = {main.params[0]: np.asarray(tokens, np.int32)}
+    values.update({p: model.params[p.name] for p in main.params[1:]})
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            values[binding.var] = _value(binding.value, values)
+    return values[main.body.body]
+
+
+def _value(expr: relax.Expr, values: Mapping[relax.Var, Array]) -> Array:
+    if isinstance(expr, relax.Var):
+        return values[expr]
+    if isinstance(expr, GenericConst):
+        return np.asarray(expr.value.numpy())
+    assert isinstance(expr, relax.Call) and isinstance(expr.op, Op), expr
+    name = expr.op.name
+    if name == "relax.strided_slice":
+        begin, end = (int(expr.args[i].fields[0].value) for i in (2, 3))
+        return _value(expr.args[0], values)[:, begin:end]
+    if name in _STANDARD:
+        return np.asarray(_STANDARD[name](*(_value(a, values) for a in expr.args)), np.float32)
+    attrs = {key: expr.attrs[key] for key in expr.attrs.keys()}  # noqa: SIM118 (not a dict)
+    if name in _WITH_OPERANDS:
+        named = {key: _value(arg, values) for key, arg in ops.operands(expr).items()}
+        return _WITH_OPERANDS[name](_value(expr.args[0], values), attrs, **named)
+    return _CANONICAL[name](attrs, *(_value(a, values) for a in expr.args))
+
+
+def unpack_int4(packed: Array, columns: int) -> Array:
+    """uint8 (n, bytes), low nibble first -> values 0..15 (n, columns)."""
+    nibbles = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+    return np.asarray(nibbles[:, :columns])
+
+
+def dequantize(
+    weight: Array,
+    scales: Array | None,
+    zero_points: Array | None,
+    *,
+    format: str,
+    group_size: int,
+    columns: int,
+) -> Array:
+    """A weight or table in any canonical format as float32 (rows, columns)."""
+    if format in ("f32", "f16"):
+        return weight.astype(np.float32)
+    assert scales is not None
+    values = unpack_int4(weight, columns) if format == "int4" else weight
+    default = 8 if format == "int4" else 0
+    zeros = np.full(scales.shape, default) if zero_points is None else zero_points
+
+    def spread(per: Array) -> Array:
+        if group_size:
+            return np.repeat(per, group_size, axis=1)[:, :columns]
+        return per.reshape(-1, 1)
+
+    offset = values.astype(np.float32) - spread(zeros).astype(np.float32)
+    return np.asarray(offset * spread(scales).astype(np.float32))
+
+
+def quantize_blocks(x: Array, group_size: int) -> Array:
+    """x rounded to symmetric int8 for each row and block of ``group_size``, scale amax / 127."""
+    m, k = x.shape
+    padded = np.zeros((m, -(-k // group_size) * group_size), np.float32)
+    padded[:, :k] = x
+    blocks = padded.reshape(m, -1, group_size)
+    scale = np.abs(blocks).max(axis=2, keepdims=True) / np.float32(_INT8_MAX)
+    levels = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0))
+    return np.asarray((levels * scale).reshape(m, -1)[:, :k])
+
+
+def quantize_rows(x: Array) -> Array:
+    """x rounded as ONNX DynamicQuantizeLinear does, each row on its own."""
+    low = np.minimum(x.min(axis=1, keepdims=True), 0)
+    high = np.maximum(x.max(axis=1, keepdims=True), 0)
+    scale = ((high - low) / np.float32(_UINT8_MAX)).astype(np.float32)
+    scale = np.where(scale > 0, scale, np.float32(1))
+    zero = np.clip(np.rint(-low / scale), 0, _UINT8_MAX)
+    levels = np.clip(np.rint(x / scale) + zero, 0, _UINT8_MAX)
+    return np.asarray(((levels - zero) * scale).astype(np.float32))
+
+
+def _embedding(tokens: Array, attrs: _Attrs, table: Array, **quantized: Array) -> Array:
+    dim, format, group_size = int(attrs["dim"]), str(attrs["format"]), int(attrs["group_size"])
+    rows = {k: v[tokens] if len(v) > 1 else v for k, v in quantized.items()}
+    return dequantize(
+        table[tokens], rows.get("scales"), rows.get("zero_points"),
+        format=format, group_size=group_size, columns=dim,
+    )  # fmt: skip
+
+
+def _linear(x: Array, attrs: _Attrs, weight: Array, **named: Array) -> Array:
+    group_size, activation = int(attrs["group_size"]), str(attrs["activation"])
+    w = dequantize(
+        weight, named.get("scales"), named.get("zero_points"),
+        format=str(attrs["format"]), group_size=group_size, columns=int(attrs["k"]),
+    )  # fmt: skip
+    if activation == "block":
+        x = quantize_blocks(x, group_size)
+    elif activation == "row_u8":
+        x = quantize_rows(x)
+    y = x @ w.T
+    return np.asarray(y + named["bias"] if "bias" in named else y)
+
+
+def _rms_norm(attrs: _Attrs, x: Array, gamma: Array) -> Array:
+    square = np.mean(x * x, axis=1, keepdims=True)
+    return np.asarray(x / np.sqrt(square + np.float32(attrs["eps"])) * gamma)
+
+
+def _layer_norm(attrs: _Attrs, x: Array, gamma: Array, beta: Array) -> Array:
+    centred = x - x.mean(axis=1, keepdims=True)
+    return _rms_norm(attrs, centred, gamma) + beta
+
+
+def _rope(attrs: _Attrs, x: Array, cos: Array, sin: Array) -> Array:
+    m, half = len(x), cos.shape[1]
+    heads = x.reshape(m, int(attrs["num_heads"]), int(attrs["head_dim"]))
+    if int(attrs["interleaved"]):
+        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    else:
+        first, second = slice(0, half), slice(half, 2 * half)
+    c, s = cos[:m, None, :], sin[:m, None, :]
+    a, b = heads[..., first], heads[..., second]
+    result = heads.copy()
+    result[..., first], result[..., second] = a * c - b * s, b * c + a * s
+    return result.reshape(m, -1)
+
+
+def _attention(attrs: _Attrs, q: Array, k: Array, v: Array) -> Array:
+    m, num_heads, head_dim = len(q), int(attrs["num_heads"]), int(attrs["head_dim"])
+    num_kv_heads = int(attrs["num_kv_heads"])
+
+    def split(x: Array, heads: int) -> Array:
+        per_head = x.reshape(m, heads, head_dim).transpose(1, 0, 2)
+        return np.repeat(per_head, num_heads // heads, axis=0)
+
+    queries, keys, values = split(q, num_heads), split(k, num_kv_heads), split(v, num_kv_heads)
+    scores = queries @ keys.transpose(0, 2, 1) * np.float32(attrs["scale"])
+    if str(attrs["mask"]) == "causal":
+        scores = np.where(np.tri(m, dtype=bool), scores, np.float32(-np.inf))
+    weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+    weights /= weights.sum(axis=2, keepdims=True)
+    return np.asarray((weights @ values).transpose(1, 0, 2).reshape(m, -1))
+
+
+def _position_rows(_attrs: _Attrs, tokens: Array, table: Array) -> Array:
+    return table[: len(tokens)]
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float32])
+
+
+def _sigmoid(x: Array) -> Array:
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
+
+
+def _gelu(x: Array) -> Array:
+    return np.asarray(0.5 * x * (1 + _erf(x * math.sqrt(0.5))))
+
+
+def _gelu_tanh(x: Array) -> Array:
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+
+
+_STANDARD: dict[str, Callable[..., Any]] = {
+    "relax.abs": np.abs,
+    "relax.add": np.add,
+    "relax.cos": np.cos,
+    "relax.divide": np.divide,
+    "relax.erf": _erf,
+    "relax.exp": np.exp,
+    "relax.log": np.log,
+    "relax.maximum": np.maximum,
+    "relax.minimum": np.minimum,
+    "relax.multiply": np.multiply,
+    "relax.negative": np.negative,
+    "relax.nn.gelu": _gelu,
+    "relax.nn.gelu_tanh": _gelu_tanh,
+    "relax.nn.relu": lambda x: np.maximum(x, 0),
+    "relax.nn.silu": lambda x: x * _sigmoid(x),
+    "relax.nn.softplus": lambda x: np.logaddexp(np.float32(0), x),
+    "relax.power": np.power,
+    "relax.sigmoid": _sigmoid,
+    "relax.sin": np.sin,
+    "relax.sqrt": np.sqrt,
+    "relax.subtract": np.subtract,
+    "relax.tanh": np.tanh,
+}
+_WITH_OPERANDS: dict[str, Callable[..., Array]] = {
+    "slm.embedding": _embedding,
+    "slm.linear": _linear,
+}
+_CANONICAL: dict[str, Callable[..., Array]] = {
+    "slm.attention": _attention,
+    "slm.layer_norm": _layer_norm,
+    "slm.position_rows": _position_rows,
+    "slm.rms_norm": _rms_norm,
+    "slm.rope": _rope,
+}
