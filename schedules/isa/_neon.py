@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa.base import Buffer, Expr, let, load, splat
+from slmtvm.schedules.isa.base import CHUNK, Buffer, Expr, Row, let, load, splat
 
 LANES = 4
 BYTES = "int8x16"
@@ -17,14 +17,11 @@ def nibbles(raw: Expr) -> tuple[Expr, Expr]:
     return let(T.reinterpret(BYTES, low)), let(T.reinterpret(BYTES, high))
 
 
-def broadcast_words(buffer: Buffer, at: Expr, count: int) -> list[Expr]:
-    """Each four of ``count`` (a multiple of 16) bytes from ``at``, repeated in 16 bytes.
+class LaneRow:
+    """The half of ``Dot`` that loads 16 activations and takes an operand from one of four lanes."""
 
-    Sixteen are loaded at once: the dot product takes its operand from a lane.
-    """
-    words = []
-    for k in range(0, count, 16):
-        vector = let(T.reinterpret("int32x4", load(buffer, at + k, 16)))
-        for lane in range(LANES):
-            words.append(let(T.reinterpret(BYTES, T.Shuffle([vector], [lane] * LANES))))
-    return words
+    def row(self, buffer: Buffer, at: Expr) -> Row:
+        return let(T.reinterpret("int32x4", load(buffer, at, CHUNK)))
+
+    def activation(self, row: Row, k: int) -> Expr:
+        return let(T.reinterpret(BYTES, T.Shuffle([row], [k // 4] * LANES)))

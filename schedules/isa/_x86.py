@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa.base import Buffer, Expr, let, load, splat
+from slmtvm.schedules.isa.base import Buffer, Expr, Row, let, load, splat
 
 
 def nibbles(raw: Expr, dtype: str, lanes: int) -> tuple[Expr, Expr]:
@@ -19,7 +19,13 @@ def nibbles(raw: Expr, dtype: str, lanes: int) -> tuple[Expr, Expr]:
     return let(T.reinterpret(dtype, low)), let(T.reinterpret(dtype, high))
 
 
-def broadcast_words(buffer: Buffer, at: Expr, count: int, lanes: int) -> list[Expr]:
-    """Each four of ``count`` bytes from ``at``, repeated in an int32 vector."""
-    words = [T.reinterpret("int32", load(buffer, at + k, 4)) for k in range(0, count, 4)]
-    return [let(T.Broadcast(word, lanes)) for word in words]
+def broadcast_word(buffer: Buffer, at: Expr, lanes: int) -> Expr:
+    """Four bytes from ``at``, repeated in an int32 vector; folds into the instruction using it."""
+    return let(T.Broadcast(T.reinterpret("int32", load(buffer, at, 4)), lanes))
+
+
+class BroadcastRow:
+    """The half of ``Dot`` that broadcasts four activations from memory when a step wants them."""
+
+    def row(self, buffer: Buffer, at: Expr) -> Row:
+        return buffer, at

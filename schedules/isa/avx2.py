@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa._x86 import broadcast_words, nibbles
-from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Vectors, intrinsic, let, splat
+from slmtvm.schedules.isa._x86 import BroadcastRow, broadcast_word, nibbles
+from slmtvm.schedules.isa.base import Dot, Expr, Isa, Row, Vectors, intrinsic, let, splat
 
 LANES = 8
 PAIRS = "int16x16"
@@ -22,7 +22,13 @@ def _multiply_bytes(unsigned: Expr, signed: Expr) -> Expr:
     return intrinsic(PAIRS, "llvm.x86.avx2.pmadd.ub.sw", unsigned, signed)
 
 
-class _U4S8(Dot):
+class _ByteActivations(BroadcastRow, Dot):
+    def activation(self, row: Row, k: int) -> Expr:
+        buffer, at = row
+        return let(T.reinterpret("int8x32", broadcast_word(buffer, at + k, LANES)))
+
+
+class _U4S8(_ByteActivations):
     """A step adds 2 * 15 * 127 at most to an int16: eight steps cannot overflow."""
 
     state = (PAIRS,)
@@ -30,10 +36,6 @@ class _U4S8(Dot):
 
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
         return nibbles(raw, "uint8x32", LANES)
-
-    def activations(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
-        words = broadcast_words(buffer, at, count, LANES)
-        return [let(T.reinterpret("int8x32", word)) for word in words]
 
     def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
         pairs = _multiply_bytes(weight, activation)
@@ -43,14 +45,13 @@ class _U4S8(Dot):
         return _sum_pairs(state[0])
 
 
-class _S8S8(_U4S8):
+class _S8S8(_ByteActivations):
     """``|w| * (a with the sign of w)``: two products are 2 * 128 * 127 at most: no overflow.
 
     A weight operand is the pair (|w|, w).
     """
 
     state = ("int32x8",)
-    max_steps = None
 
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
         signed = let(raw)
@@ -63,11 +64,8 @@ class _S8S8(_U4S8):
         quads = _sum_pairs(_multiply_bytes(magnitude, with_sign))
         return (quads if state is None else let(state[0] + quads),)
 
-    def finish(self, state: Vectors) -> Expr:
-        return state[0]
 
-
-class _S8Row(Dot):
+class _S8Row(BroadcastRow, Dot):
     """Bytes at even and at odd k are widened to int16 apart: products of 255 * 128 never saturate.
 
     An operand, of weights or activations, is the pair (even, odd).
@@ -81,14 +79,12 @@ class _S8Row(Dot):
         even = let(T.shift_right(T.shift_left(both, eight), eight))
         return ((even, let(T.shift_right(both, eight))),)
 
-    def activations(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
-        operands = []
-        for word in broadcast_words(buffer, at, count, LANES):
-            both = let(T.reinterpret("uint16x16", word))
-            even = T.bitwise_and(both, splat(0xFF, "uint16", 2 * LANES))
-            odd = T.shift_right(both, splat(8, "uint16", 2 * LANES))
-            operands.append((let(T.reinterpret(PAIRS, even)), let(T.reinterpret(PAIRS, odd))))
-        return operands
+    def activation(self, row: Row, k: int) -> Expr:
+        buffer, at = row
+        both = let(T.reinterpret("uint16x16", broadcast_word(buffer, at + k, LANES)))
+        even = T.bitwise_and(both, splat(0xFF, "uint16", 2 * LANES))
+        odd = T.shift_right(both, splat(8, "uint16", 2 * LANES))
+        return let(T.reinterpret(PAIRS, even)), let(T.reinterpret(PAIRS, odd))
 
     def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
         even, odd = (_sum_pairs(w, a) for w, a in zip(weight, activation, strict=True))

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa._x86 import broadcast_words, nibbles
-from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Vectors, intrinsic, let, splat
+from slmtvm.schedules.isa._x86 import BroadcastRow, broadcast_word, nibbles
+from slmtvm.schedules.isa.base import Dot, Expr, Isa, Row, Vectors, intrinsic, let, splat
 
 LANES = 16
 
 
-class _Vpdpbusd(Dot):
+class _Vpdpbusd(BroadcastRow, Dot):
     """``signed_weights``: the weights are the signed operand, the activations the unsigned one."""
 
     state = ("int32x16",)
     signed_weights = False
 
-    def activations(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
+    def activation(self, row: Row, k: int) -> Expr:
+        buffer, at = row
         dtype = "uint8x64" if self.signed_weights else "int8x64"
-        words = broadcast_words(buffer, at, count, LANES)
-        return [let(T.reinterpret(dtype, word)) for word in words]
+        return let(T.reinterpret(dtype, broadcast_word(buffer, at + k, LANES)))
 
     def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
         total = splat(0, "int32", LANES) if state is None else state[0]

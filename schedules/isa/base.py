@@ -11,9 +11,13 @@ from tvm.script.ir_builder import tirx as T
 PANEL = 16
 """Output channels whose weights lie together; a multiple of every ISA's ``lanes``."""
 
-Expr = Any
+CHUNK = 16
+"""Values of k whose activations are loaded together."""
+
+Expr = Any  # a TIR expression, or for operands of Dot.step what the ISA makes of it
 Buffer = Any
 Vectors = tuple[Expr, ...]
+Row = Any  # what Dot.row returns, for Dot.activation alone
 
 
 class Dot(ABC):
@@ -34,8 +38,12 @@ class Dot(ABC):
         """The operands of consecutive steps that one vector of packed weight bytes holds."""
 
     @abstractmethod
-    def activations(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
-        """The operands of the steps that cover ``count`` (a multiple of 16) values from ``at``."""
+    def row(self, buffer: Buffer, at: Expr) -> Row:
+        """CHUNK activations from ``at``, loaded as suits ``activation``."""
+
+    @abstractmethod
+    def activation(self, row: Row, k: int) -> Expr:
+        """The operand of the step that covers the values ``k .. k + k_step`` of a ``row``."""
 
     @abstractmethod
     def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:

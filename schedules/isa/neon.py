@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa._neon import LANES, broadcast_words, nibbles
-from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Vectors, intrinsic, let, splat
+from slmtvm.schedules.isa._neon import LANES, LaneRow, nibbles
+from slmtvm.schedules.isa.base import Dot, Expr, Isa, Vectors, intrinsic, let, splat
 
 _HALVES = (T.vectorlow, T.vectorhigh)
 
@@ -23,16 +23,13 @@ def _sum_pairs(pairs: Expr) -> Expr:
     return intrinsic("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", pairs)
 
 
-class _S8S8(Dot):
+class _S8S8(LaneRow, Dot):
     """A state's vectors hold two channels each, two partial sums a channel."""
 
     state = ("int32x4", "int32x4")
 
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
         return (let(raw),)
-
-    def activations(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
-        return broadcast_words(buffer, at, count)
 
     def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
         sums = [_sum_pairs(let(p)) for p in _products(weight, activation)]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from slmtvm.schedules.isa._neon import LANES, broadcast_words, nibbles
-from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Vectors, intrinsic, let, splat
+from slmtvm.schedules.isa._neon import LANES, LaneRow, nibbles
+from slmtvm.schedules.isa.base import Dot, Expr, Isa, Vectors, intrinsic, let, splat
 
 
-class _S8S8(Dot):
+class _S8S8(LaneRow, Dot):
     state = ("int32x4",)
 
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
         return (let(raw),)
-
-    def activations(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
-        return broadcast_words(buffer, at, count)
 
     def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
         total = splat(0, "int32", LANES) if state is None else state[0]

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Vectors, let, splat
+from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Row, Vectors, let, splat
 
 LANES = 16
 
 
 class _Widening(Dot):
-    """``state + weight * activation`` in the state's integers: vwmacc.vx. An activation is a scalar."""
+    """``state + weight * activation`` in the integers of the state: vwmacc.vx."""
 
-    def activations(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
-        return [let(buffer[at + k]) for k in range(count)]
+    def row(self, buffer: Buffer, at: Expr) -> Row:
+        return buffer, at
+
+    def activation(self, row: Row, k: int) -> Expr:
+        buffer, at = row
+        return let(buffer[at + k])
 
     def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
         wide = self.state[0]

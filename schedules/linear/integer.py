@@ -7,11 +7,8 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa.base import PANEL, Buffer, Dot, Expr, Vectors, let, load
+from slmtvm.schedules.isa.base import CHUNK, PANEL, Buffer, Dot, Expr, Vectors, let, load
 from slmtvm.schedules.linear.tile import Registers, Tile
-
-CHUNK = 16
-"""Values of k whose activations are loaded together."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +43,12 @@ def integer_sums(tile: Tile, operands: Operands, k: int, unroll: int) -> Sums:
     unroll = _divisor(k, unroll)
     dot = operands.dot
     if unroll == k:
-        return _finished(dot, _accumulate(tile, operands, cells, 0, k, {}))
+        return _finished(dot, _accumulate(tile, operands, 0, k, {}))
     lanes = tile.isa.lanes
     if dot.max_steps is not None:  # states overflow soon: carry the int32 sums instead
         totals = Registers("int32", lanes, len(cells))
         with T.serial(k // unroll) as part:
-            sums = _finished(dot, _accumulate(tile, operands, cells, part * unroll, unroll, {}))
+            sums = _finished(dot, _accumulate(tile, operands, part * unroll, unroll, {}))
             for index, cell in enumerate(cells):
                 totals[index] = totals[index] + sums[cell]
         return {cell: totals[index] for index, cell in enumerate(cells)}
@@ -65,7 +62,7 @@ def integer_sums(tile: Tile, operands: Operands, k: int, unroll: int) -> Sums:
         }
 
     with T.serial(k // unroll) as part:
-        after = _accumulate(tile, operands, cells, part * unroll, unroll, states())
+        after = _accumulate(tile, operands, part * unroll, unroll, states())
         for index, cell in enumerate(cells):
             for i, vector in enumerate(after[cell][0]):
                 carried[index * width + i] = vector
@@ -81,7 +78,6 @@ def _divisor(k: int, unroll: int) -> int:
 def _accumulate(
     tile: Tile,
     operands: Operands,
-    cells: list[tuple[int, int]],
     start: Expr,
     count: int,
     states: dict[tuple[int, int], list[Vectors]],
@@ -91,31 +87,42 @@ def _accumulate(
     A cell has several states where one would overflow.
     """
     isa, dot = tile.isa, operands.dot
-    limit = dot.max_steps
+    per_raw = 8 // operands.bits  # steps that one load of weights serves
     taken = 0
-    for k in range(0, count, CHUNK):
+    for chunk in range(0, count, CHUNK):
         rows = [
-            dot.activations(operands.activations, operands.row_at(row) + start + k, CHUNK)
+            dot.row(operands.activations, operands.row_at(row) + start + chunk)
             for row in range(tile.rows)
         ]
-        steps = CHUNK // isa.k_step
-        per_raw = 8 // operands.bits
-        for first in range(0, steps, per_raw):
-            at = (start + k + first * isa.k_step) * PANEL * operands.bits // 8
-            weights: list[tuple[Expr, ...]] = []
-            for vector in range(tile.vectors):
-                lane = operands.weight_at(vector) + at + tile.lane(vector) * isa.k_step
-                weights.append(dot.weights(load(operands.weights, lane, isa.raw_bytes)))
-            if operands.sum_rows:
-                weights.append((dot.ones(),) * per_raw)
-            for part in range(per_raw):
-                fresh = limit is not None and taken % limit == 0
-                for row, column in cells:
-                    found = states.setdefault((row, column), [])
-                    state = None if fresh or not found else found.pop()
-                    found.append(dot.step(state, weights[column][part], rows[row][first + part]))
-                taken += 1
+        for k in range(0, CHUNK, per_raw * isa.k_step):
+            offset = (start + chunk + k) * PANEL * operands.bits // 8
+            fresh = [
+                dot.max_steps is not None and (taken + i) % dot.max_steps == 0
+                for i in range(per_raw)
+            ]
+            wanted = [
+                [dot.activation(row, k + part * isa.k_step) for part in range(per_raw)]
+                for row in rows
+            ]
+            for column in range(tile.vectors + operands.sum_rows):
+                weights = _weights(tile, operands, offset, column, per_raw)
+                for part in range(per_raw):
+                    for row in range(tile.rows):
+                        found = states.setdefault((row, column), [])
+                        state = None if fresh[part] or not found else found.pop()
+                        found.append(dot.step(state, weights[part], wanted[row][part]))
+            taken += per_raw
     return states
+
+
+def _weights(
+    tile: Tile, operands: Operands, offset: Expr, column: int, per_raw: int
+) -> tuple[Expr, ...]:
+    """The operands of ``per_raw`` steps for one column of the sums."""
+    if column == tile.vectors:
+        return (operands.dot.ones(),) * per_raw
+    at = operands.weight_at(column) + offset + tile.lane(column) * tile.isa.k_step
+    return operands.dot.weights(load(operands.weights, at, tile.isa.raw_bytes))
 
 
 def _finished(dot: Dot, states: dict[tuple[int, int], list[Vectors]]) -> Sums:
