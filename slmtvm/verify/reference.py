@@ -1,0 +1,113 @@
+"""The oracle: onnxruntime on the user's own ONNX file, its graph left as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
+
+_DTYPES = {
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+}
+_PAST_PREFIX = "past"  # past_key_values.0.key, past_0, ...
+_LOGITS, _HIDDEN = "logits", "last_hidden_state"
+
+
+class Reference:
+    """A decoder's or an encoder's ONNX file under onnxruntime, on the CPU, without optimisation.
+
+    Raises InvalidModelError where there is no such file or it is damaged, UnsupportedOpError where
+    onnxruntime lacks an operator of it, or an input is none of those that language models have.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int = 1) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InvalidModelError("no such file", where=str(path))
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # what fails is raised too
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions have no base of their own
+            raise _refusal(path, error) from error
+        self._output = self._choose_output()
+
+    def rows(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The file's output for tokens (n,) as one batch without a cache: float32 (n, features).
+
+        Logits for a decoder, hidden states for an encoder.
+        """
+        ids = np.asarray(tokens, np.int64)
+        feeds = {given.name: self._feed(given, ids) for given in self._session.get_inputs()}
+        try:
+            output = self._session.run([self._output], feeds)[0]
+        except Exception as error:
+            raise _refusal(self.path, error) from error
+        rows = np.asarray(output, np.float32)
+        if rows.ndim != 3 or rows.shape[:2] != (1, len(ids)):
+            raise UnsupportedOpError(
+                f"output {self._output!r} has shape {rows.shape} for {len(ids)} tokens; "
+                "to compare, it must be (batch, sequence, features)",
+                where=str(self.path),
+            )
+        first: np.ndarray = rows[0]
+        return first
+
+    def _choose_output(self) -> str:
+        names = [output.name for output in self._session.get_outputs()]
+        for name in (_LOGITS, _HIDDEN):
+            if name in names:
+                return name
+        return str(names[0])
+
+    def _feed(self, given: Any, ids: np.ndarray) -> np.ndarray:
+        """The value of one input of the graph: a batch of one, nothing in the cache."""
+        name, dtype = given.name, _DTYPES.get(given.type)
+        if dtype is not None and name.startswith(_PAST_PREFIX):
+            return np.zeros(_empty_cache(given.shape), dtype)
+        values = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "position_ids": np.arange(len(ids)),
+            "token_type_ids": np.zeros_like(ids),
+        }
+        if dtype is None or name not in values:
+            raise UnsupportedOpError(
+                f"input {name!r} of type {given.type} is unknown; known are "
+                f"{', '.join(values)} and {_PAST_PREFIX}*",
+                where=str(self.path),
+            )
+        return values[name].astype(dtype)[None]
+
+
+def _empty_cache(shape: Sequence[int | str | None]) -> list[int]:
+    """A cache's shape at length 0: its symbolic dimensions are the batch, first, and the length."""
+    sizes = [size if isinstance(size, int) else 0 for size in shape]
+    symbolic = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
+    if len(symbolic) > 1:
+        sizes[symbolic[0]] = 1
+    return sizes
+
+
+def _refusal(path: str | Path, error: Exception) -> InvalidModelError | UnsupportedOpError:
+    words = " ".join(str(error).split())
+    if type(error).__name__ == "NotImplemented" or "is not a registered function/op" in words:
+        return UnsupportedOpError(
+            f"onnxruntime {onnxruntime.__version__} lacks an operator of this file, "
+            f"so there is nothing to compare with: {words}",
+            where=str(path),
+        )
+    return InvalidModelError(f"onnxruntime cannot run this file: {words}", where=str(path))

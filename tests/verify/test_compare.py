@@ -1,0 +1,159 @@
+"""Verification measures what it says: known errors in, known numbers out."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+
+from slmtvm.errors import SlmError
+from slmtvm.verify import Reference, VerifyReport, compare, compare_greedy
+from slmtvm.verify.metrics import HiddenDifference, LogitsDifference
+from tests.models import FORMS, heldout_ids, model_path, prompt_ids
+from tests.verify.sessions import ReferenceSession
+
+# Perplexity on the held-out text by the demo model's protocol, as torch (float32) and onnxruntime
+# (quantized) compute it from the original weights. The forms hold the weights rounded to int8.
+PERPLEXITY = {
+    "float32": 15.0917,
+    "with_past": 15.0917,
+    "int8": 15.198,
+    "int8_tied_head": 15.198,
+    "int8_per_channel": 15.1615,
+    "int4": 15.405,
+    "int4_asymmetric": 15.405,
+    "int4_float_activations": 15.405,
+    "int4_float_head": 15.2278,
+    "with_past_int4": 15.405,
+    "demo": 15.4146,
+}
+
+
+@cache
+def _reference(form: str = "demo") -> Reference:
+    return Reference(model_path(form), threads=2)
+
+
+def test_equal_logits_give_no_difference() -> None:
+    report = compare(ReferenceSession(_reference()), _reference(), heldout_ids()[:600])
+    assert (report.max_abs, report.mean_abs, report.kl_mean, report.top1) == (0, 0, 0, 1)
+    assert report.ppl == report.ppl_reference
+    assert report.tokens == 512
+
+
+def test_a_constant_added_to_all_logits_changes_no_probability() -> None:
+    session = ReferenceSession(_reference(), distort=lambda rows: rows + np.float32(0.5))
+    report = compare(session, _reference(), heldout_ids()[:100])
+    assert report.max_abs == pytest.approx(0.5, abs=1e-5)
+    assert report.mean_abs == pytest.approx(0.5, abs=1e-5)
+    assert report.kl_mean == pytest.approx(0, abs=1e-9)
+    assert report.top1 == 1
+
+
+def test_a_distorted_model_is_seen_in_every_number() -> None:
+    session = ReferenceSession(_reference(), distort=lambda rows: -rows)
+    report = compare(session, _reference(), heldout_ids()[:100])
+    assert report.kl_mean is not None and report.kl_mean > 1
+    assert report.top1 == 0
+    assert report.ppl is not None and report.ppl_reference is not None
+    assert report.ppl > 2 * report.ppl_reference
+    assert not report.agrees(max_kl=0.01, min_cosine=0.9)
+
+
+def test_kl_and_perplexity_are_those_of_two_known_distributions() -> None:
+    ours, theirs = np.log([[0.5, 0.25, 0.25]]), np.log([[0.25, 0.25, 0.5]])
+    total = LogitsDifference()
+    total.add_logits(ours.astype(np.float32), theirs.astype(np.float32), np.array([2]))
+    assert total.sum_kl == pytest.approx(0.25 * np.log(0.5) + 0.5 * np.log(2), rel=1e-6)
+    assert np.exp(total.nll) == pytest.approx(4, rel=1e-6)
+    assert np.exp(total.nll_reference) == pytest.approx(2, rel=1e-6)
+    assert total.same_top1 == 0
+
+
+def test_hidden_states_are_compared_by_angle() -> None:
+    total = HiddenDifference()
+    total.add_hidden(np.array([[1, 0], [0, 2]], np.float32), np.array([[1, 1], [0, 1]], np.float32))
+    assert total.sum_cosine == pytest.approx(1 / np.sqrt(2) + 1)
+    assert total.max_abs == 1
+
+
+def test_random_tokens_are_compared_where_no_text_is_given() -> None:
+    report = compare(ReferenceSession(_reference()), _reference())
+    assert report.tokens == 256
+    assert (report.ppl, report.ppl_reference) == (None, None)
+
+
+def test_an_encoder_is_compared_without_probabilities() -> None:
+    session = ReferenceSession(_reference(), kind="encoder", distort=lambda rows: rows * 2)
+    report = compare(session, _reference(), heldout_ids()[:300])
+    assert report.tokens == 300
+    assert report.cosine == pytest.approx(1)
+    assert report.to_json().keys() == {"max_abs", "mean_abs", "cosine"}
+    assert report.agrees(max_kl=0, min_cosine=0.99)
+
+
+def test_a_window_never_exceeds_the_context_of_the_bundle() -> None:
+    session = ReferenceSession(_reference(), context=32)
+    report = compare(session, _reference(), heldout_ids()[:100])
+    assert report.tokens == 96
+
+
+@pytest.mark.parametrize(("count", "compared"), [(2, 1), (10, 9), (257, 256), (512, 256)])
+def test_a_text_is_cut_into_whole_windows(count: int, compared: int) -> None:
+    report = compare(ReferenceSession(_reference()), _reference(), heldout_ids()[:count])
+    assert report.tokens == compared
+
+
+def test_too_short_a_text_is_an_error() -> None:
+    with pytest.raises(SlmError, match="at least 2 tokens"):
+        compare(ReferenceSession(_reference()), _reference(), [5])
+
+
+def test_a_bundle_of_another_model_is_an_error() -> None:
+    session = ReferenceSession(_reference(), distort=lambda rows: rows[:, :100])
+    with pytest.raises(SlmError, match="compiled from another file"):
+        compare(session, _reference(), heldout_ids()[:20])
+
+
+def test_the_json_has_the_documented_keys() -> None:
+    report = compare(ReferenceSession(_reference()), _reference(), heldout_ids()[:20])
+    table = json.loads(json.dumps(report.to_json()))
+    assert list(table) == ["max_abs", "mean_abs", "kl_mean", "top1", "ppl", "ppl_reference"]
+
+
+def test_not_a_number_never_agrees() -> None:
+    report = VerifyReport("decoder", 1, 0.0, 0.0, kl_mean=float("nan"))
+    assert not report.agrees(max_kl=1e9, min_cosine=0)
+
+
+def test_greedy_tokens_of_the_same_model_never_part() -> None:
+    result = compare_greedy(ReferenceSession(_reference()), _reference(), prompt_ids()[0], 12)
+    assert (result.agreed, result.gap) == (12, None)
+    assert len(result.tokens) == 12
+
+
+def test_greedy_comparison_tells_where_tokens_part_and_by_how_much() -> None:
+    best_loses = _reference().rows(prompt_ids()[0])[-1]
+    first, second = np.argsort(best_loses)[::-1][:2]
+
+    def swap(rows: np.ndarray) -> np.ndarray:
+        rows = rows.copy()
+        rows[:, [first, second]] = rows[:, [second, first]]
+        return rows
+
+    session = ReferenceSession(_reference(), distort=swap)
+    result = compare_greedy(session, _reference(), prompt_ids()[0], 4)
+    assert result.agreed == 0
+    assert result.tokens[0] == second
+    assert result.gap == pytest.approx(float(best_loses[first] - best_loses[second]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_perplexity_by_the_protocol_is_that_of_the_trained_model(form: str) -> None:
+    session = ReferenceSession(_reference(form))
+    report = compare(session, _reference(form), heldout_ids())
+    assert report.tokens == 55_040
+    assert report.ppl_reference == pytest.approx(PERPLEXITY[form], rel=2e-3)

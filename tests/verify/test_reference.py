@@ -1,0 +1,64 @@
+"""The oracle feeds every kind of graph and says plainly when it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
+from slmtvm.verify import Reference
+from tests.models import heldout_ids, model_path
+
+
+def test_a_graph_with_past_inputs_gives_what_the_graph_without_them_gives() -> None:
+    tokens = heldout_ids()[:40]
+    plain = Reference(model_path("float32")).rows(tokens)
+    past = Reference(model_path("with_past")).rows(tokens)
+    assert plain.shape == past.shape == (40, 4096)
+    assert plain.dtype == np.float32
+    assert np.abs(plain - past).max() < 1e-4
+
+
+def _save(path: Path, op: str, *, domain: str = "", input_name: str = "input_ids") -> Path:
+    inputs = [helper.make_tensor_value_info(input_name, TensorProto.INT64, ["batch", "seq"])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.INT64, ["batch", "seq"])]
+    node = helper.make_node(op, [input_name], ["logits"], domain=domain)
+    graph = helper.make_graph([node], "graph", inputs, outputs)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("made.up", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("op", "domain", "input_name", "words"),
+    [
+        ("Mystery", "made.up", "input_ids", "Mystery"),
+        ("Identity", "", "pixels", "'pixels'"),
+        ("Identity", "", "input_ids", "must be (batch, sequence, features)"),
+    ],
+)
+def test_a_graph_that_cannot_be_an_oracle_is_refused_by_name(
+    tmp_path: Path, op: str, domain: str, input_name: str, words: str
+) -> None:
+    path = _save(tmp_path / "model.onnx", op, domain=domain, input_name=input_name)
+    with pytest.raises(UnsupportedOpError) as caught:
+        Reference(path).rows([1, 2, 3])
+    assert str(path) in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_a_missing_or_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(model_path("demo").read_bytes()[:5000])
+    for path in (damaged, tmp_path / "missing.onnx"):
+        with pytest.raises(InvalidModelError, match=path.name):
+            Reference(path)
+
+
+def test_a_token_out_of_range_is_an_error_of_ours() -> None:
+    with pytest.raises(SlmError, match=r"float32\.onnx"):
+        Reference(model_path("float32")).rows([1_000_000])
