@@ -36,6 +36,8 @@ class Reference:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads
+        # Threads that spin while they wait take the cores from the bundle's own.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what fails is raised too
         try:
             self._session = onnxruntime.InferenceSession(
