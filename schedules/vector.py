@@ -136,20 +136,23 @@ class Accumulators:
     """``count`` vectors carried through a loop."""
 
     def __init__(self, count: int, initial: float = 0.0, lanes: int = LANES) -> None:
-        self._count, self._lanes = count, lanes
-        self._buffer = T.alloc_buffer((count * lanes,), "float32", scope="local")
+        self._lanes = lanes
+        # One buffer for each: LLVM does not always keep parts of a larger one in registers.
+        self._buffers = [
+            T.alloc_buffer((lanes,), "float32", scope="local") for _ in range(count)
+        ]
         for index in range(count):
             self[index] = splat(initial, lanes)
 
     def __getitem__(self, index: int) -> Expr:
-        return load(self._buffer, T.int32(index * self._lanes), self._lanes)
+        return load(self._buffers[index], T.int32(0), self._lanes)
 
     def __setitem__(self, index: int, value: Expr) -> None:
-        store(self._buffer, T.int32(index * self._lanes), value, self._lanes)
+        store(self._buffers[index], T.int32(0), value, self._lanes)
 
     def fold(self, combine: Callable[[Expr, Expr], Expr]) -> Expr:
         """All of them combined, neighbours first."""
-        values = [self[i] for i in range(self._count)]
+        values = [self[i] for i in range(len(self._buffers))]
         while len(values) > 1:
             pairs = [
                 T.bind(combine(a, b)) for a, b in zip(values[0::2], values[1::2], strict=False)

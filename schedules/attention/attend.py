@@ -197,14 +197,11 @@ def _score_tile(
     sums = Accumulators(len(rows) * width)
 
     def add_feature(feature: Expr) -> None:
-        keys = [
-            vec.load(buffers["k_cache"], start + j * lanes_of_block + feature * LANES)
-            for j in range(width)
-        ]
-        for i, row in enumerate(rows):
-            query = vec.splat(vec.load(queries, row.query_at + feature, 1))
-            for j, key in enumerate(keys):
-                sums[i * width + j] = vec.fma(query, key, sums[i * width + j])
+        loaded = [vec.load(queries, row.query_at + feature, 1) for row in rows]
+        for j in range(width):
+            key = vec.load(buffers["k_cache"], start + j * lanes_of_block + feature * LANES)
+            for i, query in enumerate(loaded):
+                sums[i * width + j] = vec.fma(vec.splat(query), key, sums[i * width + j])
 
     with T.serial(0, d // _UNROLL) as i:
         for u in range(_UNROLL):

@@ -36,7 +36,9 @@ def lower_to_pointers(func: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
 
 # A kernel made by ``schedules.kernel.define`` is flat and vectorised as it is written. On its long
 # straight-line code TVM's simplifiers would take most of the compile time and change nothing.
-_FLAT_KERNELS = (tir.FlattenBuffer(), tir.LowerIntrin())
+# FlattenBuffer must not run without them: it turns a constant index into ``Broadcast(0) + Ramp``,
+# which the code generator reads and writes lane by lane.
+_FLAT_KERNELS = (tir.LowerIntrin(),)
 # What LegalizeOps makes: TVM's default lowering, without the packed API.
 _TVM_KERNELS = (
     tvm.s_tir.transform.CanonicalizeLoop(),
