@@ -151,7 +151,9 @@ class Cover:
             if constant.plain and own.size == vector.size and (own == vector).all():
                 vector = own  # the file's own array, not a copy
             return Param(constant.name, vector.astype(np.float32, copy=False))
-        full = np.broadcast_to(frame.full.constants[name].values(), frame.full.shapes[value])
+        full = np.broadcast_to(
+            frame.full.constants[name].values(table=True), frame.full.shapes[value]
+        )
         table = frame.to_rows(value, full, frame.full.length)
         if not np.allclose(table[: len(by_token)], by_token, rtol=_SAME_TABLE, atol=_SAME_TABLE):
             raise UnsupportedOpError(

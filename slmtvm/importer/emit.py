@@ -86,6 +86,7 @@ class Emitter:
         self._where = where
         self._values: dict[str, relax.Var] = {}
         self._vars: dict[tuple[Any, ...], relax.Var] = {}
+        self._named: dict[str, relax.Var] = {}
         self._layers = 0
         self.params: dict[str, Array] = {}
 
@@ -105,7 +106,7 @@ class Emitter:
                 result = builder.emit_output(self._value(output))
             builder.emit_func_output(result)
         main = builder.get()["main"]
-        params = [self._tokens, *self._vars.values()]
+        params = [self._tokens, *self._named.values()]
         return tvm.IRModule(
             {"main": relax.Function(params, main.body, main.ret_ty, attrs=main.attrs)}
         )
@@ -183,7 +184,7 @@ class Emitter:
         function = getattr(nn if name != step.op else relax.op, name)
         return function(*exprs)
 
-    def _weights(self, weights: Weights) -> tuple[relax.Var | None, ...]:
+    def _weights(self, weights: Weights) -> tuple[relax.Var, relax.Var | None, relax.Var | None]:
         return (
             self._param(weights.weight),
             self._optional(weights.scales),
@@ -194,7 +195,10 @@ class Emitter:
         return None if param is None else self._param(param)
 
     def _param(self, param: Param) -> relax.Var:
-        """The variable of ``param``; one memory is one parameter, whatever reads it."""
+        """The variable of ``param``; one memory is one parameter, whatever reads it.
+
+        So is one array that was made twice from the same weight, which its name tells.
+        """
         array = param.array
         key = (array.__array_interface__["data"][0], array.shape, array.strides, str(array.dtype))
         if key not in self._vars:
@@ -204,7 +208,15 @@ class Emitter:
                 )
             name, count = param.name, 1
             while name in self.params or name == "tokens":
+                if name in self.params and _equal(self.params[name], array):
+                    self._vars[key] = self._named[name]
+                    return self._vars[key]
                 name, count = f"{param.name}.{count}", count + 1
             self.params[name] = array
-            self._vars[key] = relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
+            self._named[name] = relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
+            self._vars[key] = self._named[name]
         return self._vars[key]
+
+
+def _equal(a: Array, b: Array) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())

@@ -197,10 +197,14 @@ def _keep_packed(node: Node, given: Sequence[Constant | None]) -> Constant | Non
     if node.op_type == "Identity":
         return first
     if operator_of(node).kind is Kind.MOVE and first.quantization is None and first.packed is None:
-        moved = compute_quietly(node, [first.stored, *(c and c.values() for c in given[1:])])
+        rest = [None if c is None else c.values() for c in given[1:]]
+        moved = compute_quietly(node, [first.stored, *rest])
         return None if moved is None else replace(first, stored=moved)
     if node.op_type == "Transpose" and first.packed is None and first.stored.ndim == 2:
-        return _transposed(first) if node.attrs.get("perm", (1, 0)) == (1, 0) else first
+        if node.attrs.get("perm", (1, 0)) != (1, 0):
+            return first
+        assert first.quantization is not None
+        return replace(first, stored=first.stored.T, quantization=first.quantization.transposed())
     return None
 
 
@@ -212,19 +216,6 @@ def compute_quietly(node: Node, inputs: Sequence[Array | None]) -> Array | None:
         return np.asarray(operator_of(node).evaluate(node.attrs, *inputs))
     except _COMPUTE_ERRORS:
         return None
-
-
-def _transposed(constant: Constant) -> Constant:
-    old = constant.quantization
-    assert old is not None
-
-    def turn(per: Array | None) -> Array | None:
-        return per.T if per is not None and per.ndim == 2 else per
-
-    scales = turn(old.scales)
-    assert scales is not None
-    new = Quantization(scales, turn(old.zero_points), 1 - old.axis % 2, old.block_size)
-    return replace(constant, stored=constant.stored.T, quantization=new)
 
 
 def _check_size(graph: Graph, node: Node, values: Sequence[Array | None], limit: int) -> None:
@@ -311,10 +302,8 @@ def _shapes(
     count = len(node.inputs) if operator.data is None else operator.data
     if any(i and c is None for i, c in zip(node.inputs[count:], constants[count:], strict=True)):
         return None
-    moved = [
-        None if s is None else _nothing(s) if i < count else c and c.values()
-        for i, (s, c) in enumerate(zip(shapes, constants, strict=True))
-    ]
+    moved: list[Array | None] = [None if s is None else _nothing(s) for s in shapes]
+    moved[count:] = [None if c is None else c.values() for c in constants[count:]]
     return [r.shape for r in compute(frozen.graph, node, moved)]
 
 

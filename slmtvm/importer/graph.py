@@ -33,6 +33,15 @@ class Quantization:
     axis: int
     block_size: int
 
+    def transposed(self) -> Quantization:
+        """That of the transposed matrix."""
+
+        def turn(per: Array) -> Array:
+            return per.T if per.ndim == 2 else per
+
+        zeros = None if self.zero_points is None else turn(self.zero_points)
+        return Quantization(turn(self.scales), zeros, 1 - self.axis % 2, self.block_size)
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -64,14 +73,14 @@ class Constant:
         """Whether ``stored`` is the value itself."""
         return self.quantization is None and self.packed is None and self.dtype == self.stored.dtype
 
-    def values(self) -> Array:
-        """The values the graph sees; computed only for small constants.
+    def values(self, *, table: bool = False) -> Array:
+        """The values the graph sees; computed only for small constants and position ``table``s.
 
         Raises UnsupportedOpError where that would expand a weight.
         """
         if self.plain:
             return self.stored
-        if int(np.prod(self.shape, dtype=np.int64)) > EXPAND_LIMIT:
+        if not table and int(np.prod(self.shape, dtype=np.int64)) > EXPAND_LIMIT:
             raise UnsupportedOpError(
                 f"{self.name}: this operator would need the weight expanded to {self.dtype}; "
                 "only matrix products and row lookups read packed weights"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from slmtvm.errors import InvalidModelError
@@ -31,6 +32,20 @@ def load(path: str | Path) -> Graph:
         return _graph(_parse(path), path)
     except UnicodeDecodeError as error:
         raise InvalidModelError(f"a name is not valid UTF-8: {error}", where=str(path)) from error
+
+
+def count_operators(path: str | Path) -> dict[str, int]:
+    """How many nodes of each operator the file has, known or not, the most frequent first.
+
+    Raises InvalidModelError where it is no ONNX file.
+    """
+    path = Path(path)
+    model = _parse(path)
+    try:
+        names = [f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in model.graph.node]
+    except UnicodeDecodeError as error:
+        raise InvalidModelError(f"a name is not valid UTF-8: {error}", where=str(path)) from error
+    return dict(Counter(names).most_common())
 
 
 def _parse(path: Path) -> ModelProto:

@@ -60,14 +60,7 @@ def transpose(constant: Constant) -> Constant:
     old = constant.quantization
     if old is None or constant.packed is not None or len(constant.shape) != 2:
         raise UnsupportedOpError(f"weight {constant.name!r} cannot be transposed packed")
-
-    def turn(per: Array | None) -> Array | None:
-        return per.T if per is not None and per.ndim == 2 else per
-
-    turned = replace(
-        old, scales=turn(old.scales), zero_points=turn(old.zero_points), axis=1 - old.axis % 2
-    )
-    return replace(constant, stored=constant.stored.T, quantization=turned)
+    return replace(constant, stored=constant.stored.T, quantization=old.transposed())
 
 
 def _rows(cover: Cover, node: Node, k: int, n: int) -> Rows:
@@ -162,73 +155,84 @@ def match_int8_linear(cover: Cover, value: str) -> Linear | None:
     The products may come in any order. The quantization of the whole tensor becomes one of each
     row: what the file computes for a single token, and finer for several.
     """
-    factors = _factors(cover, value)
-    if factors is None:
-        return None
     frame = cover.frame
-    integer = [n for v in factors if (n := frame.producers.get(v)) and n.op_type == "MatMulInteger"]
-    if len(integer) != 1:
+    factors = _factors(cover, value)
+    product = _integer_product(cover, factors)
+    if product is None:
         return None
-    product = integer[0]
     where = frame.graph.where(product)
-    quantizer = frame.producers.get(product.inputs[0])
-    scale = [v for v in factors if v in frame.small.shapes and v != product.outputs[0]]
-    zero = product.inputs[2] if len(product.inputs) > 2 else ""
-    if (
-        quantizer is None
-        or quantizer.op_type != "DynamicQuantizeLinear"
-        or scale != [quantizer.outputs[1]]
-        or zero != quantizer.outputs[2]
-    ):
-        return None
     constant = frame.small.constants.get(product.inputs[1])
     zeros = frame.small.constants.get(product.inputs[3]) if len(product.inputs) > 3 else None
     if constant is None or len(constant.shape) != 2 or not constant.plain:
         raise UnsupportedOpError("its right side must be a constant matrix", where=where)
     k, n = constant.shape
-    names = [v for v in factors if v in frame.small.constants]
-    if len(names) == 1:
-        scales = Param(
-            frame.small.constants[names[0]].name, frame.small.constants[names[0]].values()
-        )
-    else:
-        total = np.ones((), np.float32)
-        for name in names:
-            total = total * frame.small.constants[name].values()
-        scales = Param(f"{constant.name}.scales", total.astype(np.float32))
+    scales = _product_of(
+        [c for v in factors if (c := frame.small.constants.get(v)) is not None],
+        f"{constant.name}.scales",
+    )
     if scales.array.size not in (1, n) or (zeros is not None and zeros.stored.size not in (1, n)):
         raise UnsupportedOpError(
             "weights must have one scale and zero point, or one for each output", where=where
         )
     flat = scales.array.reshape(-1)
-    offsets = None if zeros is None else zeros.stored
-    if offsets is not None and offsets.size != flat.size and flat.size == 1:
+    if zeros is not None and zeros.stored.size > flat.size:
         flat = np.broadcast_to(flat, (n,))
+    offsets = None if zeros is None else zeros.values()
     shifted = int8_zero_points(offsets, constant.stored.dtype == np.uint8, flat.shape)
-    name = constant.name if zeros is None else zeros.name
+    zero_name = f"{constant.name}.zero_points" if zeros is None else zeros.name
     weights = Weights(
         "int8",
         Param(constant.name, to_int8(constant.stored, where).T),
         Param(scales.name, flat),
-        None if shifted is None else Param(name, shifted),
+        None if shifted is None else Param(zero_name, shifted),
     )
-    x = quantizer.inputs[0]
+    x = frame.producers[product.inputs[0]].inputs[0]
     if frame.features(x) != k or frame.features(value) != n:
         raise UnsupportedOpError("it mixes only a part of each token's features", where=where)
     return Linear(cover.need(x), weights, None, n, k, "row_u8")
 
 
-def _factors(cover: Cover, value: str) -> list[str] | None:
-    """The values whose product ``value`` is, seen through casts; None where it is no product."""
+def _integer_product(cover: Cover, factors: list[str]) -> Node | None:
+    """The one MatMulInteger among ``factors`` whose other factors undo its quantization."""
+    frame = cover.frame
+    makers = [frame.producers.get(v) for v in factors]
+    products = [m for m in makers if m is not None and m.op_type == "MatMulInteger"]
+    if len(products) != 1:
+        return None
+    product = products[0]
+    quantizer = frame.producers.get(product.inputs[0])
+    dynamic = [v for v in factors if v in frame.small.shapes and v != product.outputs[0]]
+    zero = product.inputs[2] if len(product.inputs) > 2 else ""
+    if (
+        quantizer is None
+        or quantizer.op_type != "DynamicQuantizeLinear"
+        or dynamic != [quantizer.outputs[1]]
+        or zero != quantizer.outputs[2]
+    ):
+        return None
+    return product
+
+
+def _product_of(constants: list[Constant], name: str) -> Param:
+    """A constant as it is, or the product of several in float32."""
+    if len(constants) == 1:
+        return Param(constants[0].name, constants[0].values())
+    total = np.ones((), np.float32)
+    for constant in constants:
+        total = total * constant.values()
+    return Param(name, total.astype(np.float32))
+
+
+def _factors(cover: Cover, value: str) -> list[str]:
+    """The values whose product ``value`` is, seen through casts."""
     frame = cover.frame
     factors: list[str] = []
     todo = [value]
     while todo:
-        if len(factors) + len(todo) > _MAX_FACTORS:
-            return None
         name = todo.pop()
         node = frame.producers.get(name)
-        if node is not None and node.op_type == "Mul":
+        small = len(factors) + len(todo) < _MAX_FACTORS
+        if node is not None and node.op_type == "Mul" and small:
             todo.extend(node.inputs)
         elif node is not None and node.op_type == "Cast":
             todo.append(node.inputs[0])

@@ -149,7 +149,7 @@ def _responses(
 
 def _partners(response: Array) -> Array | None:
     """The other feature that each one reads; itself where there is none; None if there are more."""
-    reads = (np.abs(response) > _TOLERANCE).any(axis=0)
+    reads: Array = np.asarray((np.abs(response) > _TOLERANCE).any(axis=0))
     np.fill_diagonal(reads, False)
     if (reads.sum(axis=1) > 1).any() or not reads.any():
         return None

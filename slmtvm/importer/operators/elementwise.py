@@ -80,9 +80,7 @@ _TESTS: dict[str, tuple[int, Callable[..., Any]]] = {
     "Xor": (7, np.logical_xor),
 }
 for _name, (_since, _function) in _TESTS.items():
-    register(_name, _since, Kind.ELEMENTWISE, result=_bool)(
-        lambda attrs, *x, f=_function: f(*x)  # type: ignore[misc]
-    )
+    register(_name, _since, Kind.ELEMENTWISE, result=_bool)(lambda attrs, *x, f=_function: f(*x))
 
 _BINARY: dict[str, Callable[[Array, Array], Any]] = {
     "Add": np.add,

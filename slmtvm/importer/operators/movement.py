@@ -67,7 +67,8 @@ def _volume(dims: Sequence[int]) -> int:
 
 @register("EyeLike", 9, Kind.GENERATE)
 def eye_like(attrs: Attrs, x: Array) -> Any:
-    return np.eye(*x.shape, k=attrs.get("k", 0), dtype=x.dtype)
+    rows, columns = x.shape
+    return np.eye(rows, columns, attrs.get("k", 0), dtype=x.dtype)
 
 
 @register("Trilu", 14, Kind.GENERATE)

@@ -63,7 +63,9 @@ class Operator:
 _OPERATORS: dict[tuple[str, str], list[Operator]] = {}
 
 
-def register(op_type: str, since: int, kind: Kind, domain: str = "", **extra: Any) -> Any:
+def register(
+    op_type: str, since: int, kind: Kind, domain: str = "", **extra: Any
+) -> Callable[[Evaluate], Evaluate]:
     """Decorator: the function below evaluates ``op_type`` of ``domain`` from ``since`` on."""
 
     def add(evaluate: Evaluate) -> Evaluate:

@@ -1,0 +1,131 @@
+"""What is in an ONNX file: ``slmtvm inspect``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slmtvm.errors import UnsupportedOpError
+from slmtvm.importer import import_onnx
+from slmtvm.importer.load import count_operators
+from slmtvm.ir.model import CanonicalModel, LayerReport
+
+_KV_BYTES = 4  # the cache holds float32
+_KEYS_AND_VALUES = 2
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was recognised in a file; ``str()`` is the text, ``to_dict()`` the same as data.
+
+    Where the file cannot be compiled, ``unsupported`` says why and the recognised parts are empty.
+    Sizes are in bytes; ``kv_bytes_per_token`` is 0 for an encoder.
+    """
+
+    file: str
+    operators: dict[str, int]
+    unsupported: str = ""
+    family: str = ""
+    kind: str = ""
+    layers: int = 0
+    heads: int = 0
+    kv_heads: tuple[int, ...] = ()  # the different numbers there are; most models have one
+    head_dim: tuple[int, ...] = ()
+    hidden_size: int = 0
+    vocab_size: int = 0
+    context: int = 0
+    weight_bytes: int = 0
+    kv_bytes_per_token: int = 0
+    weights: tuple[LayerReport, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON types."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.unsupported:
+            counts = ", ".join(f"{n} {name}" for name, n in self.operators.items())
+            return f"{self.file}\n  operators  {counts}\n  cannot be compiled: {self.unsupported}"
+        heads = (
+            f"{self.heads} heads, {_some(self.kv_heads)} kv heads, head_dim {_some(self.head_dim)}"
+        )
+        lines = [
+            self.file,
+            f"  family     {self.family} ({self.kind})",
+            f"  layers     {self.layers} ({heads})",
+            f"  hidden     {self.hidden_size}",
+            f"  vocabulary {self.vocab_size}",
+            f"  context    {self.context}",
+            f"  weights    {_size(self.weight_bytes)}",
+            f"  KV cache   {_size(self.kv_bytes_per_token)} per token",
+            *_table(self.weights),
+        ]
+        lines += [f"  note: {note}" for note in self.notes] or ["  nothing was left out"]
+        return "\n".join(lines)
+
+
+def inspect(path: str | Path, *, context: int | None = None) -> Inspection:
+    """What the importer recognises in the ONNX file ``path``; ``context`` as for ``import_onnx``.
+
+    Raises InvalidModelError where the file is damaged; what is only unsupported is reported.
+    """
+    operators = count_operators(path)
+    try:
+        model = import_onnx(path, context=context)
+    except UnsupportedOpError as error:
+        return Inspection(str(path), operators, unsupported=str(error))
+    return _describe(model, operators)
+
+
+def _describe(model: CanonicalModel, operators: dict[str, int]) -> Inspection:
+    cached = sum(spec.num_kv_heads * spec.head_dim for spec in model.kv)
+    per_token = _KEYS_AND_VALUES * _KV_BYTES * cached if model.kind == "decoder" else 0
+    return Inspection(
+        file=str(model.source),
+        operators=operators,
+        family=model.family,
+        kind=model.kind,
+        layers=len(model.kv),
+        heads=model.num_heads,
+        kv_heads=tuple(sorted({spec.num_kv_heads for spec in model.kv})),
+        head_dim=tuple(sorted({spec.head_dim for spec in model.kv})),
+        hidden_size=model.hidden_size,
+        vocab_size=model.vocab_size,
+        context=model.context,
+        weight_bytes=sum(array.nbytes for array in model.params.values()),
+        kv_bytes_per_token=per_token,
+        weights=model.layers,
+        notes=model.notes,
+    )
+
+
+def _some(numbers: tuple[int, ...]) -> str:
+    return "/".join(str(n) for n in numbers)
+
+
+def _size(count: int) -> str:
+    return f"{count:,} bytes"
+
+
+def _table(layers: tuple[LayerReport, ...]) -> list[str]:
+    """One line for each kind of layer that has the same shape and quantization."""
+    groups: Counter[tuple[str, str, str]] = Counter()
+    total: Counter[tuple[str, str, str]] = Counter()
+    first: dict[tuple[str, str, str], str] = {}
+    for layer in layers:
+        shape = " x ".join(str(d) for d in layer.shape)
+        detail = f"{layer.format} group {layer.group_size}" if layer.group_size else layer.format
+        key = (layer.kind, shape, detail)
+        groups[key] += 1
+        total[key] += layer.weight_bytes
+        first.setdefault(key, layer.name)
+    rows = [("count", "layer", "shape", "weights", "bytes", "first")]
+    for key in groups:
+        kind, shape, detail = key
+        rows.append((str(groups[key]), kind, shape, detail, f"{total[key]:,}", first[key]))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows]  # fmt: skip
