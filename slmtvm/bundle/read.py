@@ -76,7 +76,7 @@ class Bundle:
         return self.check_file(self.manifest.tokenizer)
 
     def verify(self) -> None:
-        """Compare every file's SHA-256 with the manifest; raises BundleError at the first damage."""
+        """Compare each file's SHA-256 with the manifest; raises BundleError at the first damage."""
         for entry in self.files():
             self.check_file(entry)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
+import tempfile
 from ctypes import (
     POINTER,
     c_char_p,
@@ -70,14 +72,13 @@ class Library:
     def __init__(self, path: Path) -> None:
         """Load ``path``; raises BundleError where it is no library of this interface."""
         try:
-            # Resolved: without a slash dlopen would search the system's folders.
-            self._library = ctypes.CDLL(str(path.resolve()))
+            self._library: ctypes.CDLL | None = _load_afresh(path)
             for name, (result, arguments) in _PROTOTYPES.items():
                 function = getattr(self._library, name)
                 function.restype, function.argtypes = result, arguments
         except (OSError, AttributeError) as error:
             raise BundleError(f"cannot be loaded: {error}", where=f"{path}") from error
-        version = self._library.slm_abi_version()
+        version = self.call("slm_abi_version")
         if version != ABI_VERSION:
             raise BundleError(
                 f"interface version {version}, this slmtvm uses {ABI_VERSION}; "
@@ -87,14 +88,38 @@ class Library:
 
     def call(self, name: str, *arguments: object) -> int:
         """The function's result; raises BundleError or DeviceError with its message if negative."""
-        result: int = getattr(self._library, name)(*arguments)
+        library = self._loaded()
+        result: int = getattr(library, name)(*arguments)
         if result < 0:
-            message = self._library.slm_last_error().decode(errors="replace")
+            message = library.slm_last_error().decode(errors="replace")
             kind: type[SlmError] = BundleError if result in (ERR_FILE, ERR_WEIGHTS) else DeviceError
             raise kind(message)
         return result
 
     def info(self) -> str:
         """slm_info(): JSON text."""
-        text: bytes = self._library.slm_info()
+        text: bytes = self._loaded().slm_info()
         return text.decode()
+
+    def close(self) -> None:
+        """Unload the library; whatever was made by it must be gone."""
+        if self._library is not None:
+            _ctypes.dlclose(self._library._handle)
+            self._library = None
+
+    def _loaded(self) -> ctypes.CDLL:
+        if self._library is None:
+            raise DeviceError("the model is closed")
+        return self._library
+
+
+def _load_afresh(path: Path) -> ctypes.CDLL:
+    """Load the file that lies at ``path`` now.
+
+    The C library remembers what it loaded by name: after a bundle was replaced while its old library
+    is in use, the old one would come back. A name that nobody used before prevents it.
+    """
+    with tempfile.TemporaryDirectory(prefix="slm-") as folder:
+        unique = Path(folder) / path.name
+        unique.symlink_to(path.resolve())
+        return ctypes.CDLL(str(unique))

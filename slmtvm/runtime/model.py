@@ -12,7 +12,7 @@ from typing import Any
 
 from slmtvm.bundle.manifest import TargetEntry
 from slmtvm.bundle.read import Bundle
-from slmtvm.errors import BundleError, DeviceError
+from slmtvm.errors import BundleError, DeviceError, SlmError
 from slmtvm.host import CPUINFO_NAMES, cpu_features
 from slmtvm.runtime.interface import SKIP_CHECKSUM, Library, Options
 
@@ -42,18 +42,23 @@ class Model:
         self.info: dict[str, Any] = json.loads(self.library.info())
         self.handle = ctypes.c_void_p()
         options = Options(ctypes.sizeof(Options), threads, 0 if check else SKIP_CHECKSUM)
-        self.library.call(
-            "slm_open",
-            os.fsencode(self.bundle.path),
-            ctypes.byref(options),
-            ctypes.byref(self.handle),
-        )
+        try:
+            self.library.call(
+                "slm_open",
+                os.fsencode(self.bundle.path),
+                ctypes.byref(options),
+                ctypes.byref(self.handle),
+            )
+        except SlmError:
+            self.library.close()
+            raise
 
     def close(self) -> None:
         """End the workers and unmap the weights; raises DeviceError while sessions are left."""
         if self.handle:
             self.library.call("slm_close", self.handle)
             self.handle = ctypes.c_void_p()
+            self.library.close()
 
 
 def choose_target(

@@ -13,8 +13,8 @@ from tvm.script.ir_builder import tirx as T
 from slmtvm.plan.model import Function, KernelCode, Plan, Ref, Segment, Space, Step
 from slmtvm.schedules.kernel import Kernel, Tensor, define
 
-VOCAB = 37
-HIDDEN = 20  # not a multiple of 16: hidden rows are not aligned
+VOCAB = 101
+HIDDEN = 84  # not a multiple of 16: hidden rows are not aligned
 CONTEXT = 50
 CAPACITY = 64
 CHUNKS = (16, 4, 1)
@@ -81,7 +81,7 @@ def toy_decoder(
         kind="decoder", functions=tuple(functions), kernels=build.kernels,
         segments=build.segments, context=context, capacity=capacity, vocab_size=VOCAB,
         output_size=VOCAB, hidden=hidden, hidden_size=HIDDEN, state_bytes=cache.size,
-        arena_bytes=hidden.offset + hidden.size, scratch_bytes=128, kv_bytes_per_token=row,
+        arena_bytes=hidden.offset + hidden.size, scratch_bytes=row + -row % 64, kv_bytes_per_token=row,
         info={"family": "toy", "quote": 'a "\\ trigraph ??/'},
     )  # fmt: skip
 

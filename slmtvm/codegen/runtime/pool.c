@@ -38,15 +38,16 @@ struct slm_pool {
   int threads;
   int64_t spin_nanoseconds;
   pid_t process; /* that has the workers: a child made by fork() has none */
-  slm_task task;
-  void *context;
-  atomic_int stop;
-  alignas(CACHE_LINE) _Atomic uint32_t lock; /* 0 free, 1 taken, 2 taken and waited for */
+  _Atomic uint32_t lock; /* 0 free, 1 taken, 2 taken and waited for */
+  /* Written by the caller for each task, read by the workers: one cache line, one transfer. */
   alignas(CACHE_LINE) _Atomic uint32_t epoch; /* counts tasks; workers wait for it to change */
   _Atomic uint32_t sleeping_workers;
-  alignas(CACHE_LINE) _Atomic uint32_t pending; /* workers that have not finished the task */
+  slm_task task; /* NULL ends the workers */
+  void *context;
+  /* Written by the workers, read by the caller. Only ever counts up: nobody has to reset it. */
+  alignas(CACHE_LINE) _Atomic uint32_t finished; /* tasks that workers have finished, all together */
   _Atomic uint32_t sleeping_caller;
-  worker workers[SLM_MAX_THREADS];
+  alignas(CACHE_LINE) worker workers[SLM_MAX_THREADS];
 };
 
 static void futex_wait(_Atomic uint32_t *word, uint32_t expected) {
@@ -88,6 +89,11 @@ static int spin_while(_Atomic uint32_t *word, uint32_t value, int64_t nanosecond
   return atomic_load_explicit(word, memory_order_acquire) != value;
 }
 
+/* What `finished` becomes when every worker has done the task of `epoch`; both may wrap around. */
+static uint32_t all_finished(const slm_pool *pool, uint32_t epoch) {
+  return epoch * ((uint32_t)pool->threads - 1);
+}
+
 static void *work(void *argument) {
   worker *self = argument;
   slm_pool *pool = self->pool;
@@ -101,16 +107,22 @@ static void *work(void *argument) {
       atomic_fetch_sub(&pool->sleeping_workers, 1);
     }
     ++seen; /* one task at a time: the epoch is exactly one further */
-    if (atomic_load_explicit(&pool->stop, memory_order_acquire)) return NULL;
-    pool->task(pool->context, self->index, pool->threads);
-    if (atomic_fetch_sub(&pool->pending, 1) == 1 && atomic_load(&pool->sleeping_caller))
-      futex_wake(&pool->pending, 1);
+    slm_task task = pool->task;
+    if (!task) return NULL;
+    task(pool->context, self->index, pool->threads);
+    uint32_t finished = atomic_fetch_add(&pool->finished, 1) + 1;
+    if (finished == all_finished(pool, seen) && atomic_load(&pool->sleeping_caller))
+      futex_wake(&pool->finished, 1);
   }
 }
 
-static void start_epoch(slm_pool *pool) {
-  atomic_fetch_add(&pool->epoch, 1);
+/* Lets the workers run `task`; returns the epoch of it. */
+static uint32_t start(slm_pool *pool, slm_task task, void *context) {
+  pool->task = task;
+  pool->context = context;
+  uint32_t epoch = atomic_fetch_add(&pool->epoch, 1) + 1;
   if (atomic_load(&pool->sleeping_workers)) futex_wake(&pool->epoch, SLM_MAX_THREADS);
+  return epoch;
 }
 
 void slm_pool_run(slm_pool *pool, slm_task task, void *context) {
@@ -118,16 +130,14 @@ void slm_pool_run(slm_pool *pool, slm_task task, void *context) {
     task(context, 0, 1);
     return;
   }
-  pool->task = task;
-  pool->context = context;
-  atomic_store_explicit(&pool->pending, (uint32_t)pool->threads - 1, memory_order_relaxed);
-  start_epoch(pool);
+  uint32_t target = all_finished(pool, start(pool, task, context));
   task(context, 0, pool->threads);
-  uint32_t left;
-  while ((left = atomic_load_explicit(&pool->pending, memory_order_acquire)) != 0) {
-    if (spin_while(&pool->pending, left, pool->spin_nanoseconds)) continue;
+  uint32_t finished;
+  while ((finished = atomic_load_explicit(&pool->finished, memory_order_acquire)) != target) {
+    if (spin_while(&pool->finished, finished, pool->spin_nanoseconds)) continue;
     atomic_store(&pool->sleeping_caller, 1);
-    while ((left = atomic_load(&pool->pending)) != 0) futex_wait(&pool->pending, left);
+    while ((finished = atomic_load(&pool->finished)) != target)
+      futex_wait(&pool->finished, finished);
     atomic_store(&pool->sleeping_caller, 0);
   }
 }
@@ -164,8 +174,7 @@ static int usable_cores(void) {
 }
 
 static void stop_workers(slm_pool *pool) {
-  atomic_store_explicit(&pool->stop, 1, memory_order_release);
-  start_epoch(pool);
+  start(pool, NULL, NULL);
   for (int i = 1; i < pool->threads; ++i) pthread_join(pool->workers[i].thread, NULL);
 }
 

@@ -1,0 +1,86 @@
+"""Text in, text out: a session's tokens as its bundle's tokenizer reads and writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from slmtvm.errors import SlmError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from slmtvm.runtime.session import Session
+
+# What tokenizers call the token that ends a text. An ONNX file does not say which one it is.
+_END_MARKS = (
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<eos>",
+    "<end_of_turn>",
+    "</s>",
+)
+
+
+def end_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids after which a text is over."""
+    ids = (tokenizer.token_to_id(mark) for mark in _END_MARKS)
+    return frozenset(id_ for id_ in ids if id_ is not None)
+
+
+def generate_text(
+    session: Session,
+    prompt: str,
+    max_tokens: int = 64,
+    *,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    seed: int | None = None,
+) -> Iterator[str]:
+    """Continue ``prompt``: pieces of text, each as soon as its characters are whole.
+
+    Ends at a token that ends a text. The other parameters are those of ``Session.generate``. Raises
+    SlmError where the prompt is empty or does not fit the context, or the bundle has no tokenizer.
+    """
+    tokenizer = session.tokenizer
+    try:
+        ids = tokenizer.encode(prompt).ids
+    except (TypeError, UnicodeEncodeError) as error:  # a command line may hold any bytes
+        raise SlmError(f"the prompt is no valid text: {prompt!r}") from error
+    if not ids:
+        raise SlmError("the prompt is empty: a model needs at least one token to continue")
+    tokens = session.generate(
+        ids,
+        max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=end_tokens(tokenizer),
+    )
+    return decode_stream(tokenizer, ids, tokens)
+
+
+def decode_stream(tokenizer: Tokenizer, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:
+    """The text of ``tokens`` after ``prompt``, piece by piece.
+
+    A character may be spread over several tokens: they give one piece. What is left of one at the
+    end comes out as U+FFFD.
+    """
+    from tokenizers.decoders import DecodeStream
+
+    stream = DecodeStream(skip_special_tokens=True)
+    for token in prompt:  # whether a word starts with a space depends on what is before it
+        stream.step(tokenizer, token)
+    unwritten: list[int] = []
+    for token in tokens:
+        piece = stream.step(tokenizer, token)
+        unwritten = [] if piece else [*unwritten, token]
+        if piece:
+            yield piece
+    if rest := tokenizer.decode(unwritten):
+        yield rest

@@ -1,0 +1,212 @@
+/* Calls the C interface at random, half of the time with arguments that it must refuse.
+ *
+ *   hostile_calls BUNDLE SEED CALLS THREADS
+ *
+ * Exits 0 if every call answered as slm.h says; a crash or a sanitizer's report is the caller's to
+ * see. THREADS > 1 runs as many random conversations at the same time on one model. */
+#include <float.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "slm.h"
+
+#define EXPECT(condition)                                                            \
+  do {                                                                               \
+    if (!(condition)) {                                                              \
+      fprintf(stderr, "line %d: %s; last error: %s\n", __LINE__, #condition,         \
+              slm_last_error());                                                     \
+      exit(3);                                                                       \
+    }                                                                                \
+  } while (0)
+
+enum { MOST_EXTRA_TOKENS = 5 };
+
+typedef struct {
+  const char *bundle;
+  slm_model *model;
+  uint64_t random;
+  long calls;
+  int encoder;
+} conversation;
+
+static uint32_t random_bits(conversation *c) {
+  c->random = c->random * 6364136223846793005u + 1442695040888963407u;
+  return (uint32_t)(c->random >> 32);
+}
+
+static int32_t below(conversation *c, uint32_t limit) {
+  return (int32_t)(random_bits(c) % limit);
+}
+
+static float random_float(conversation *c) {
+  static const float special[] = {0, -0.0f, 1, -1, 1e-30f, 1e30f, FLT_MAX, INFINITY, -INFINITY, NAN};
+  uint32_t bits = random_bits(c);
+  float value;
+  switch (below(c, 3)) {
+    case 0: return special[below(c, sizeof special / sizeof *special)];
+    case 1: memcpy(&value, &bits, sizeof value); return value;
+    default: return (float)bits / 4294967296.0f;
+  }
+}
+
+/* Mostly small; now and then the ends of its type. */
+static int32_t random_int(conversation *c, int32_t limit) {
+  static const int32_t special[] = {INT32_MIN, INT32_MAX, -1, 0};
+  return below(c, 4) ? below(c, (uint32_t)limit + 2) - 1 : special[below(c, 4)];
+}
+
+static void expect_refusal(int64_t result) {
+  EXPECT(result <= SLM_ERR_ARGUMENT && result >= SLM_ERR_LOGITS);
+  EXPECT(slm_last_error()[0] != 0);
+}
+
+static void call_eval(conversation *c, slm_session *session, int32_t *tokens, float *rows) {
+  int32_t context = slm_context_size(), before = slm_position(session);
+  size_t count = (size_t)below(c, (uint32_t)(context + MOST_EXTRA_TOKENS));
+  int valid = count > 0 && count <= (size_t)(context - before);
+  /* Ids are valid below 2; a toy's vocabulary is larger. */
+  for (size_t i = 0; i < count; ++i) tokens[i] = below(c, 2);
+  if (count && below(c, 4) == 0) {
+    tokens[below(c, (uint32_t)count)] = below(c, 2) ? INT32_MIN : 1000000;
+    valid = 0;
+  }
+  if (below(c, 20) == 0) count = SIZE_MAX - (size_t)below(c, 4), valid = 0;
+  const int32_t *given = below(c, 20) ? tokens : (valid = 0, NULL);
+  float *output = below(c, 10) ? rows : NULL;
+  int32_t result;
+  switch (below(c, 3)) {
+    case 0:
+      result = slm_eval(session, given, count, output);
+      valid = valid && !c->encoder;
+      break;
+    case 1:
+      result = slm_eval_all(session, given, count, output);
+      valid = valid && !c->encoder && output;
+      break;
+    default:
+      result = slm_encode(session, given, count, output);
+      valid = valid && c->encoder && output;
+  }
+  if (valid)
+    EXPECT(result == SLM_OK);
+  else
+    expect_refusal(result);
+  EXPECT(slm_position(session) == before + (valid && !c->encoder ? (int32_t)count : 0));
+}
+
+static void call_sample(conversation *c, slm_session *session) {
+  slm_sampling sampling = {
+      .size = below(c, 10) ? sizeof sampling : random_bits(c) % sizeof sampling,
+      .temperature = random_float(c),
+      .top_k = random_int(c, 40),
+      .top_p = random_float(c),
+      .min_p = random_float(c),
+      .repetition_penalty = random_float(c),
+      .seed = random_bits(c),
+  };
+  int32_t token = slm_sample(session, below(c, 5) ? &sampling : NULL);
+  if (token < 0)
+    expect_refusal(token);
+  else
+    EXPECT(token < 1000);
+}
+
+static void call_open(conversation *c) {
+  static const char *const paths[] = {NULL, "", "/", "/nonexistent", "/dev"};
+  slm_options options = {
+      .size = below(c, 2) ? sizeof options : random_bits(c) % (2 * sizeof options),
+      .threads = below(c, 2) ? 1 + below(c, 3) : (below(c, 2) ? -1 : 257 + below(c, 1000)),
+      .flags = below(c, 2) ? 0 : random_bits(c) % 4,
+  };
+  const char *path = below(c, 2) ? c->bundle : paths[below(c, 5)];
+  char *long_path = NULL;
+  if (below(c, 10) == 0) {
+    long_path = malloc(70000);
+    memset(long_path, 'a', 69999);
+    long_path[69999] = 0;
+    path = long_path;
+  }
+  slm_model *model = (slm_model *)&options;
+  int32_t result = slm_open(path, &options, below(c, 10) ? &model : NULL);
+  if (result == SLM_OK) {
+    EXPECT(slm_close(model) == SLM_OK);
+  } else {
+    expect_refusal(result);
+    EXPECT(model == NULL || model == (slm_model *)&options);
+  }
+  free(long_path);
+}
+
+static void *converse(void *argument) {
+  conversation *c = argument;
+  size_t context = (size_t)slm_context_size(), width = (size_t)slm_output_size();
+  int32_t *tokens = malloc((context + MOST_EXTRA_TOKENS) * sizeof *tokens);
+  float *rows = malloc(context * width * sizeof *rows);
+  slm_session *session = NULL;
+  EXPECT(slm_session_new(c->model, &session) == SLM_OK);
+  for (long i = 0; i < c->calls; ++i) {
+    switch (below(c, 8)) {
+      case 0:
+        expect_refusal(slm_close(c->model)); /* it has sessions */
+        break;
+      case 1: {
+        int32_t to = random_int(c, (int32_t)context), at = slm_position(session);
+        int32_t result = slm_seek(session, to);
+        if (to >= 0 && to <= at)
+          EXPECT(result == SLM_OK && slm_position(session) == to);
+        else
+          expect_refusal(result);
+        break;
+      }
+      case 2: call_sample(c, session); break;
+      case 3:
+        if (below(c, 10) == 0) call_open(c);
+        break;
+      case 4: {
+        slm_session *none = session;
+        expect_refusal(slm_session_new(NULL, &none));
+        EXPECT(none == NULL);
+        expect_refusal(slm_session_new(c->model, NULL));
+        expect_refusal(slm_eval(NULL, tokens, 1, rows));
+        expect_refusal(slm_seek(NULL, 0));
+        expect_refusal(slm_position(NULL));
+        expect_refusal(slm_sample(NULL, NULL));
+        expect_refusal(slm_session_bytes(NULL));
+        break;
+      }
+      default: call_eval(c, session, tokens, rows);
+    }
+  }
+  EXPECT(slm_session_free(session) == SLM_OK);
+  EXPECT(slm_session_free(NULL) == SLM_OK);
+  free(tokens);
+  free(rows);
+  return NULL;
+}
+
+int main(int argc, char **argv) {
+  enum { MOST_THREADS = 8 };
+  if (argc != 5) return 2;
+  int threads = atoi(argv[4]);
+  slm_options options = {.size = sizeof options, .threads = threads};
+  slm_model *model;
+  EXPECT(threads >= 1 && threads <= MOST_THREADS);
+  EXPECT(slm_abi_version() == SLM_ABI_VERSION);
+  EXPECT(slm_last_error()[0] == 0);
+  EXPECT(slm_open(argv[1], &options, &model) == SLM_OK);
+  conversation conversations[MOST_THREADS];
+  pthread_t ids[MOST_THREADS];
+  for (int i = 0; i < threads; ++i) {
+    conversations[i] = (conversation){argv[1], model, strtoull(argv[2], NULL, 10) + (uint64_t)i,
+                                      atol(argv[3]), strstr(slm_info(), "\"encoder\"") != NULL};
+    EXPECT(pthread_create(&ids[i], NULL, converse, &conversations[i]) == 0);
+  }
+  for (int i = 0; i < threads; ++i) pthread_join(ids[i], NULL);
+  EXPECT(slm_close(model) == SLM_OK);
+  EXPECT(slm_close(NULL) == SLM_OK);
+  puts("done");
+  return 0;
+}
