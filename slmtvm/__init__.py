@@ -1,0 +1,88 @@
+"""slmtvm compiles small language models from ONNX into bundles that run anywhere.
+
+    bundle = slmtvm.compile("model.onnx", ["host"], output="model.slm")
+    session = slmtvm.load("model.slm")
+
+Every name below is imported when it is first used, so that running a bundle needs no compiler.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slmtvm.bundle import Bundle
+    from slmtvm.compiler import compile_model as compile
+    from slmtvm.errors import (
+        BundleError,
+        DeviceError,
+        InvalidModelError,
+        SlmError,
+        TargetError,
+        UnsupportedOpError,
+    )
+    from slmtvm.inspect import inspect
+    from slmtvm.runtime import Session, load
+    from slmtvm.target import Target
+    from slmtvm.verify import verify
+
+# public name -> module, name in it
+_PUBLIC = {
+    "Bundle": ("slmtvm.bundle", "Bundle"),
+    "BundleError": ("slmtvm.errors", "BundleError"),
+    "DeviceError": ("slmtvm.errors", "DeviceError"),
+    "InvalidModelError": ("slmtvm.errors", "InvalidModelError"),
+    "Session": ("slmtvm.runtime", "Session"),
+    "SlmError": ("slmtvm.errors", "SlmError"),
+    "Target": ("slmtvm.target", "Target"),
+    "TargetError": ("slmtvm.errors", "TargetError"),
+    "UnsupportedOpError": ("slmtvm.errors", "UnsupportedOpError"),
+    "compile": ("slmtvm.compiler", "compile_model"),
+    "inspect": ("slmtvm.inspect", "inspect"),
+    "load": ("slmtvm.runtime", "load"),
+    "verify": ("slmtvm.verify", "verify"),
+}
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "DeviceError",
+    "InvalidModelError",
+    "Session",
+    "SlmError",
+    "Target",
+    "TargetError",
+    "UnsupportedOpError",
+    "compile",
+    "inspect",
+    "load",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
+
+
+class _Package(ModuleType):
+    """Lets ``slmtvm.verify`` be the function although a submodule has the same name.
+
+    Importing a submodule binds it to its package; for the public names that is left out.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

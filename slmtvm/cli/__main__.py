@@ -1,0 +1,7 @@
+"""``python -m slmtvm.cli``."""
+
+import sys
+
+from slmtvm.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,21 @@
+"""Types of command-line values that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """``--threads``, 1 by default: small models are faster without hand-overs between cores."""
+    parser.add_argument("--threads", type=positive, default=1, help="threads (default 1)")

@@ -1,0 +1,61 @@
+"""Compile an ONNX file into a bundle for one or more targets."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slmtvm.cli.arguments import positive
+
+if TYPE_CHECKING:
+    from slmtvm.bundle import Bundle
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="the ONNX file")
+    parser.add_argument(
+        "--target", action="append", metavar="NAME",
+        help="what to compile for: a name of `slmtvm targets`, a TOML file, or host (default); "
+        "may be given several times",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the bundle, x.slm")
+    parser.add_argument(
+        "--context", type=positive, help="tokens that a session holds (default: the model's most)"
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, help="a tokenizer.json to include (default: the model's own)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from slmtvm.compiler import compile_model
+
+    with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as bar:
+        bundle = compile_model(
+            options.model,
+            options.target or ["host"],
+            output=options.output,
+            context=options.context,
+            tokenizer=options.tokenizer,
+            progress=bar.set_description_str,
+        )
+    print(_summary(bundle))
+    return 0
+
+
+def _summary(bundle: Bundle) -> str:
+    model, weights = bundle.manifest.model, bundle.manifest.weights
+    lines = [
+        f"{bundle.path}: {model['family']} {model['kind']}, context {model['context']} tokens",
+        f"  {'weights':24} {_size(weights.bytes)}",
+    ]
+    for name, target in bundle.manifest.targets.items():
+        lines.append(f"  {name:24} {_size(target.library.bytes)}")
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1000:>10,.1f} kB"
