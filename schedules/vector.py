@@ -138,9 +138,7 @@ class Accumulators:
     def __init__(self, count: int, initial: float = 0.0, lanes: int = LANES) -> None:
         self._lanes = lanes
         # One buffer for each: LLVM does not always keep parts of a larger one in registers.
-        self._buffers = [
-            T.alloc_buffer((lanes,), "float32", scope="local") for _ in range(count)
-        ]
+        self._buffers = [T.alloc_buffer((lanes,), "float32", scope="local") for _ in range(count)]
         for index in range(count):
             self[index] = splat(initial, lanes)
 

@@ -17,7 +17,7 @@ MASKS = ("causal", "bidirectional")
 # 16-lane accumulators that fit the registers beside the operands: AVX-512 has 32 registers of one
 # such vector, the others hold eight in all.
 _ACCUMULATORS = {"avx512_vnni": 16}
-_ACCUMULATORS_OTHERS = 6
+_ACCUMULATORS_OTHERS = 4
 
 
 def default_accumulators(isa: str) -> int:

@@ -8,10 +8,9 @@ from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules import vector as vec
 from slmtvm.schedules.rows.op import RowOp
-from slmtvm.schedules.rows.prologue import Buffers, Value
+from slmtvm.schedules.rows.prologue import Buffers, Value, vectors_at_once
 from slmtvm.schedules.vector import LANES, Accumulators, Expr
 
-_RANGE_CHAINS = 4  # independent minima and maxima, to hide their latency
 _SMALLEST_AMAX = 1e-30  # 127 / amax must not overflow
 
 
@@ -19,7 +18,7 @@ def _f32(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
     def emit(column: Expr, count: int, _slot: int) -> None:
         vec.store_part(buffers["y"], row * op.d + column, value(column, count), count)
 
-    vec.sweep(op.d, emit)
+    vec.sweep(op.d, emit, vectors_at_once(op))
 
 
 def _block(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
@@ -65,7 +64,8 @@ def _quantize_block(
 
 
 def _row_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
-    low, high = Accumulators(_RANGE_CHAINS), Accumulators(_RANGE_CHAINS)  # the range includes 0
+    chains = vectors_at_once(op)
+    low, high = Accumulators(chains), Accumulators(chains)  # from 0: the range includes it
     if op.needs_scratch:
         kept, start = buffers["scratch"], T.int32(0)
     else:
@@ -79,7 +79,7 @@ def _row_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
         low[slot] = T.bind(vec.minimum(v, low[slot]))
         high[slot] = T.bind(vec.maximum(v, high[slot]))
 
-    vec.sweep(op.d, find_range, _RANGE_CHAINS)
+    vec.sweep(op.d, find_range, chains)
     lowest = vec.across(low.fold(vec.minimum), vec.minimum)
     highest = vec.across(high.fold(vec.maximum), vec.maximum)
     scale = T.bind(

@@ -20,6 +20,13 @@ Buffers = dict[str, Buffer]
 Function = Callable[[Expr], Expr]
 
 _STATISTICS_CHAINS = 4  # independent sums, to hide the latency of fma
+# Long enough to keep the units busy alone; several at once would spill registers on NEON.
+_LONG = ("silu_glu", "silu", "gelu_erf", "gelu_tanh")
+
+
+def vectors_at_once(op: RowOp) -> int:
+    """How many vectors of a row an epilogue should take in one round of its loop."""
+    return 1 if op.prologue in _LONG else 4
 
 
 def _elementwise(function: Function) -> Callable[[RowOp, Expr, Buffers], Value]:

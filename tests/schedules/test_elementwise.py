@@ -1,0 +1,29 @@
+"""Sums of rows are exact at sizes that are not round."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from slmtvm.schedules.elementwise import build_add, build_add_positions
+from slmtvm.target import Target, known_targets
+from tests.schedules.harness import run
+
+
+@pytest.fixture(params=known_targets())
+def target(request: pytest.FixtureRequest) -> Target:
+    return Target.load(request.param)
+
+
+def test_add_adds_rows(target: Target) -> None:
+    a, b = np.random.default_rng(0).standard_normal((2, 3, 103)).astype(np.float32)
+    got = run(build_add(3, 103), {"a": a, "b": b}, target, cuts=(1,))
+    np.testing.assert_array_equal(got["y"], a + b)
+
+
+def test_add_positions_adds_the_rows_from_the_position_on(target: Target) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 37)).astype(np.float32)
+    table = rng.standard_normal((20, 37)).astype(np.float32)
+    got = run(build_add_positions(3, 37, 20), {"x": x, "table": table}, target, position=7)
+    np.testing.assert_array_equal(got["y"], x + table[7:10])

@@ -1,0 +1,49 @@
+"""Embedding kernels return the table's rows exactly as the file means them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from slmtvm.schedules import embedding
+from slmtvm.schedules.embedding import EmbeddingOp
+from slmtvm.schedules.kernel import Tensor
+from slmtvm.target import Target, known_targets
+from tests.schedules.harness import run
+
+VOCAB = 11
+
+OPS = [
+    EmbeddingOp(3, VOCAB, 33, "f32"),
+    EmbeddingOp(3, VOCAB, 31, "f16"),
+    EmbeddingOp(3, VOCAB, 96, "int8", scale_shape=(1,)),
+    EmbeddingOp(3, VOCAB, 70, "int8", "uint8", (VOCAB,), zero_points=True),
+    EmbeddingOp(3, VOCAB, 96, "int8", "int8", (VOCAB, 3), zero_points=True),
+    EmbeddingOp(3, VOCAB, 30, "int4", scale_shape=(VOCAB,)),
+    EmbeddingOp(3, VOCAB, 256, "int4", scale_shape=(VOCAB, 8), zero_points=True),
+]
+
+
+def random_tensor(tensor: Tensor, rng: np.random.Generator) -> np.ndarray:
+    if tensor.name == "tokens":
+        return rng.integers(0, VOCAB, tensor.shape, np.int32)
+    if tensor.name == "zero_points" and tensor.dtype == "uint8":
+        return rng.integers(0, 16, tensor.shape, np.uint8)
+    if tensor.dtype == "float16":
+        # Every finite pattern is as likely as any other: subnormal numbers and zeros too.
+        bits = rng.integers(0, 1 << 16, tensor.shape, np.uint16)
+        bits[(bits & 0x7C00) == 0x7C00] = 0x8001
+        return bits.view(np.float16)
+    if tensor.dtype == "float32":
+        return rng.standard_normal(tensor.shape).astype(np.float32)
+    limits = np.iinfo(tensor.dtype)
+    return rng.integers(limits.min, limits.max + 1, tensor.shape).astype(tensor.dtype)
+
+
+@pytest.mark.parametrize("target_name", known_targets())
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_an_embedding_is_the_dequantized_row(op: EmbeddingOp, target_name: str) -> None:
+    rng = np.random.default_rng(0)
+    inputs = {t.name: random_tensor(t, rng) for t in op.inputs}
+    got = run(embedding.build(op), inputs, Target.load(target_name), cuts=(2,))["y"]
+    np.testing.assert_array_equal(got, embedding.reference(op, inputs))

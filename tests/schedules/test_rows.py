@@ -1,0 +1,165 @@
+"""Row kernels compute what their reference says, on every target and at awkward sizes."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from slmtvm.schedules import rows
+from slmtvm.schedules.rows import RowOp
+from slmtvm.schedules.rows.op import EPILOGUES, NORMS, PROLOGUES
+from slmtvm.schedules.rows.reference import quantize_block, quantize_row_u8
+from slmtvm.target import Target, known_targets
+from tests.schedules.harness import run
+
+# A few float32 roundings of the row's largest intermediate value.
+RELATIVE = 2e-6
+
+
+def row_op(prologue: str, epilogue: str, d: int, **fields: Any) -> RowOp:
+    eps = 1e-5 if prologue in NORMS else 0.0
+    group_size = 32 if epilogue == "block" else 0
+    given = {"m": 3, "eps": eps, "group_size": group_size, **fields}
+    return RowOp(prologue=prologue, epilogue=epilogue, d=d, **given)
+
+
+def random_inputs(op: RowOp, seed: int = 0) -> dict[str, np.ndarray]:
+    """Rows of different magnitudes; the last one has negative values only."""
+    rng = np.random.default_rng(seed)
+    inputs = {t.name: rng.standard_normal(t.shape).astype(np.float32) for t in op.inputs}
+    inputs["x"] *= np.float32(10.0) ** np.arange(-1, op.m - 1, dtype=np.float32)[:, None] * 3
+    inputs["x"][-1] = -np.abs(inputs["x"][-1])
+    return inputs
+
+
+def check(op: RowOp, target: Target, inputs: dict[str, np.ndarray]) -> None:
+    got = run(rows.build(op), inputs, target, cuts=(1,))
+    want = rows.reference(op, inputs)
+    if op.residual:
+        np.testing.assert_array_equal(got["sum"], want["sum"])
+    if op.stores_y:
+        # 1 + erf(x) cancels for negative x: the error of gelu is one of x, not of the result.
+        seen = want["y"] if op.prologue in NORMS else inputs["x"]
+        scale = np.maximum(np.abs(seen).max(1, keepdims=True), np.abs(want["y"]))
+        np.testing.assert_array_less(np.abs(got["y"] - want["y"]) / scale, RELATIVE)
+    if op.epilogue == "f32":
+        return
+    # Quantization is exact; what it quantizes is the kernel's own float result.
+    y = got["y"] if op.stores_y else inputs["x"]
+    if op.epilogue == "block":
+        expected = quantize_block(y, op.group_size)
+    else:
+        expected = quantize_row_u8(y, op.k_padded, op.storage)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+@pytest.fixture(params=known_targets())
+def target(request: pytest.FixtureRequest) -> Target:
+    return Target.load(request.param)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        row_op("copy", "block", 33),
+        row_op("copy", "row_u8", 33, k_multiple=64),
+        row_op("rms_norm", "block", 96, residual=True, keep_f32=True),
+        row_op("layer_norm", "row_u8", 31, keep_f32=True, storage="int8"),
+        row_op("silu_glu", "block", 256, keep_f32=True),
+        row_op("gelu_erf", "f32", 7),
+        row_op("gelu_tanh", "f32", 96),
+        row_op("relu", "row_u8", 16, keep_f32=True),
+    ],
+    ids=lambda op: op.name,
+)
+def test_a_row_kernel_computes_its_reference(op: RowOp, target: Target) -> None:
+    check(op, target, random_inputs(op))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("d", [1, 7, 16, 31, 32, 33, 96, 256])
+def test_every_row_kernel_at_every_size(d: int, target: Target) -> None:
+    for prologue, epilogue in product(PROLOGUES, EPILOGUES):
+        op = row_op(prologue, epilogue, d, keep_f32=epilogue != "f32" and prologue != "copy")
+        check(op, target, random_inputs(op))
+
+
+@pytest.mark.parametrize("prologue", ["rms_norm", "gelu_erf"])
+@pytest.mark.parametrize("epilogue", ["block", "row_u8"])
+def test_keeping_the_float_rows_changes_nothing_else(prologue: str, epilogue: str) -> None:
+    op, keeping = (row_op(prologue, epilogue, 70, keep_f32=keep) for keep in (False, True))
+    inputs, host = random_inputs(op), Target.load("x86-64-v3")
+    plain, kept = (run(rows.build(o), inputs, host) for o in (op, keeping))
+    for tensor in op.outputs:
+        np.testing.assert_array_equal(plain[tensor.name], kept[tensor.name])
+
+
+@pytest.mark.parametrize("epilogue", ["block", "row_u8"])
+def test_rows_without_a_range_quantize_to_finite_numbers(epilogue: str) -> None:
+    op = row_op("copy", epilogue, 32, m=4)
+    x = np.zeros((4, 32), np.float32)
+    x[1] = -0.0
+    x[2] = 1e-42
+    x[3] = 5.0
+    got = run(rows.build(op), {"x": x}, Target.load("x86-64-v3"))
+    assert np.isfinite(got["xs"]).all()
+    assert not got["xq"][:2].any()
+    if epilogue == "block":
+        assert not got["xq"][2].any() and not got["xs"][:3].any() and not got["xsum"][:3].any()
+    else:
+        np.testing.assert_array_equal(got["xs"][:2], 1.0)
+        np.testing.assert_array_equal(got["xz"], 0)
+
+
+def dynamic_quantize_linear(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What onnxruntime makes of one row."""
+    node = helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"])
+    graph = helper.make_graph(
+        [node], "row",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("q", TensorProto.UINT8, x.shape),
+         helper.make_tensor_value_info("s", TensorProto.FLOAT, []),
+         helper.make_tensor_value_info("z", TensorProto.UINT8, [])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    q, s, z = session.run(None, {"x": x})
+    return q, s, z
+
+
+def test_row_u8_is_dynamic_quantize_linear() -> None:
+    m, d = 64, 256
+    rng = np.random.default_rng(1)
+    x = (rng.standard_normal((m, d)) * rng.uniform(0.01, 30, (m, 1))).astype(np.float32)
+    x[: m // 2] += rng.uniform(-20, 20, (m // 2, 1)).astype(np.float32)
+    # Multiples of half a step: rounding has to resolve ties.
+    x[0] = np.linspace(-64, 63.5, d)
+    x[1] = np.linspace(0, 127.5, d)
+    op = row_op("copy", "row_u8", d, m=m)
+    got = run(rows.build(op), {"x": x}, Target.load("x86-64-v3"))
+    for i in range(m):
+        q, s, z = dynamic_quantize_linear(x[i])
+        np.testing.assert_array_equal(got["xs"][i], s)
+        np.testing.assert_array_equal(got["xz"][i], z)
+        np.testing.assert_array_equal(got["xq"][i], q)
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    many = row_op("layer_norm", "block", 100, m=5, keep_f32=True)
+    one = row_op("layer_norm", "block", 100, m=1, keep_f32=True)
+    inputs, host = random_inputs(many), Target.load("x86-64-v3")
+    together = run(rows.build(many), inputs, host, cuts=(2, 3))
+    for i in range(5):
+        alone = run(rows.build(one), {**inputs, "x": inputs["x"][i : i + 1]}, host)
+        for tensor in one.outputs:
+            assert alone[tensor.name].tobytes() == together[tensor.name][i : i + 1].tobytes()
