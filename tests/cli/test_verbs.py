@@ -1,0 +1,152 @@
+"""Each verb does its work on the real demo model."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import slmtvm
+from slmtvm.cli.verify import DISAGREES
+from slmtvm.runtime.text import generate_text
+from tests.cli.command import ROOT
+from tests.cli.command import slmtvm as command
+from tests.models import HELDOUT, PROMPTS, model_path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--temperature", "0.9", "--seed", "7"), ("--temperature", "2", "--top-k", "1")],
+    ids=" ".join,
+)
+def test_run_prints_what_the_python_call_yields(bundle: Path, options: tuple[str, ...]) -> None:
+    result = command("run", bundle, "--prompt", PROMPTS[0], "--max-tokens", "24", *options)
+    assert result.returncode == 0, result.stderr
+    names = (name.removeprefix("--").replace("-", "_") for name in options[::2])
+    sampling = dict(zip(names, (float(value) for value in options[1::2]), strict=True))
+    with slmtvm.load(bundle) as session:
+        pieces = generate_text(
+            session,
+            PROMPTS[0],
+            24,
+            temperature=sampling.get("temperature", 0.0),
+            top_k=int(sampling.get("top_k", 0)),
+            seed=int(sampling.get("seed", 0)),
+        )
+        assert result.stdout == PROMPTS[0] + "".join(pieces) + "\n"
+
+
+def test_run_gives_the_same_text_for_every_number_of_threads(bundle: Path) -> None:
+    arguments = ("run", bundle, "--prompt", PROMPTS[1], "--max-tokens", "24")
+    one, three = (command(*arguments, "--threads", threads) for threads in ("1", "3"))
+    assert one.stdout == three.stdout
+    assert len(one.stdout) > len(PROMPTS[1]) + 24
+
+
+def test_run_needs_no_compiler(bundle: Path) -> None:
+    code = (
+        "import sys\nfrom slmtvm.cli.main import main\n"
+        f"assert main(['run', {str(bundle)!r}, '--prompt', 'def f(x):']) == 0\n"
+        "assert not {'tvm', 'onnx', 'onnxruntime', 'ziglang'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_ctrl_c_ends_a_run_cleanly(bundle: Path) -> None:
+    arguments = ["run", str(bundle), "--prompt", PROMPTS[0], "--max-tokens", "1000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slmtvm.cli", *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.read(len(PROMPTS[0])) == PROMPTS[0]
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == ""
+
+
+def test_a_reader_that_goes_away_ends_a_run_without_a_traceback(bundle: Path) -> None:
+    arguments = ["run", str(bundle), "--prompt", PROMPTS[0], "--max-tokens", "1000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slmtvm.cli", *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", "prompt is empty"),
+        ("import " * 2000, "context"),
+        (b"\xff\xfe".decode(errors="surrogateescape"), "no valid text"),
+    ],
+    ids=["empty", "too long", "no UTF-8"],
+)
+def test_a_prompt_that_cannot_be_continued_is_refused(
+    bundle: Path, prompt: str, words: str
+) -> None:
+    result = command("run", bundle, "--prompt", prompt)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_verify_compares_on_a_text_and_writes_json(bundle: Path, tmp_path: Path) -> None:
+    text, numbers = tmp_path / "text", tmp_path / "numbers.json"
+    text.write_bytes(HELDOUT.read_bytes()[-8000:])
+    result = command(
+        "verify", bundle, model_path("demo"), "--text", text, "--json", numbers, "--windows", "4"
+    )
+    assert result.returncode == 0, result.stderr
+    table = json.loads(numbers.read_text())
+    assert list(table) == ["max_abs", "mean_abs", "kl_mean", "top1", "ppl", "ppl_reference"]
+    assert 0 < table["kl_mean"] < 0.01
+    assert table["ppl"] == pytest.approx(table["ppl_reference"], rel=0.01)
+    assert f"perplexity           {table['ppl']:.4f}" in result.stdout
+
+
+def test_verify_without_a_text_reports_no_perplexity(bundle: Path, tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers.json"
+    result = command("verify", bundle, model_path("demo"), "--json", numbers)
+    assert result.returncode == 0, result.stderr
+    table = json.loads(numbers.read_text())
+    assert (table["ppl"], table["ppl_reference"]) == (None, None)
+
+
+def test_verify_fails_beyond_the_bound(bundle: Path) -> None:
+    result = command("verify", bundle, model_path("demo"), "--max-kl", "1e-12")
+    assert result.returncode == DISAGREES
+    assert "differs from onnxruntime" in result.stderr
+
+
+def test_verify_fails_for_the_bundle_of_another_model(bundle: Path) -> None:
+    text = ("--text", HELDOUT, "--windows", "4")
+    result = command("verify", bundle, model_path("float32"), *text)
+    assert result.returncode == DISAGREES
+
+
+def test_inspect_tells_what_was_recognised() -> None:
+    result = command("inspect", model_path("demo"))
+    assert result.returncode == 0, result.stderr
+    for word in ("llama", "6 (8 heads, 4 kv heads, head_dim 32)", "4096", "1024", "int4 group 32"):
+        assert word in result.stdout
+
+
+def test_compile_puts_several_targets_into_one_bundle(tmp_path: Path) -> None:
+    path = tmp_path / "two.slm"
+    targets = ("--target", "x86-64-v3", "--target", "cortex-a72", "--context", "64")
+    result = command("compile", model_path("demo"), *targets, "-o", path)
+    assert result.returncode == 0, result.stderr
+    assert "context 64 tokens" in result.stdout
+    assert {library.stem for library in (path / "lib").iterdir()} == {"x86-64-v3", "cortex-a72"}

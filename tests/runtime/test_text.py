@@ -1,0 +1,63 @@
+"""Text comes out of tokens piece by piece, whole characters only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tokenizers import Tokenizer
+
+from slmtvm.runtime.text import decode_stream, end_tokens
+from tests.models import TOKENIZER
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(TOKENIZER))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def read_file(path):\n    return path\n",
+        "naïve café — 日本語 🐍🐍 ok",
+        "   leading and trailing   ",
+        "\t\n\n\r\n",
+    ],
+)
+def test_pieces_join_to_the_whole_text(tokenizer: Tokenizer, text: str) -> None:
+    tokens = tokenizer.encode(text).ids
+    pieces = list(decode_stream(tokenizer, [], iter(tokens)))
+    assert "".join(pieces) == text
+    assert "\ufffd" not in "".join(pieces)
+
+
+def test_a_character_of_several_tokens_is_one_piece(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode("🐍").ids
+    assert len(tokens) > 1
+    assert list(decode_stream(tokenizer, [], iter(tokens))) == ["🐍"]
+
+
+def test_half_a_character_at_the_end_is_shown_as_one_that_is_damaged(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode("ok🐍").ids[:-1]
+    text = "".join(decode_stream(tokenizer, [], iter(tokens)))
+    assert text.startswith("ok")
+    assert set(text[2:]) == {"\ufffd"}
+
+
+def test_a_piece_is_given_as_soon_as_its_token_is_known(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode("for x in range(10):").ids
+    taken = []
+
+    def watched() -> Iterator[int]:
+        for token in tokens:
+            taken.append(token)
+            yield token
+
+    first = next(decode_stream(tokenizer, [], watched()))
+    assert first == tokenizer.decode(tokens[:1])
+    assert len(taken) == 1
+
+
+def test_the_end_mark_of_the_tokenizer_ends_a_text(tokenizer: Tokenizer) -> None:
+    assert end_tokens(tokenizer) == {tokenizer.token_to_id("<|endoftext|>")} == {0}
