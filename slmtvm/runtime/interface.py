@@ -116,8 +116,8 @@ class Library:
 def _load_afresh(path: Path) -> ctypes.CDLL:
     """Load the file that lies at ``path`` now.
 
-    The C library remembers what it loaded by name: after a bundle was replaced while its old library
-    is in use, the old one would come back. A name that nobody used before prevents it.
+    The C library remembers what it loaded by name: after a bundle was replaced while its old
+    library is in use, the old one would come back. A name that nobody used before prevents it.
     """
     with tempfile.TemporaryDirectory(prefix="slm-") as folder:
         unique = Path(folder) / path.name

@@ -81,7 +81,8 @@ def toy_decoder(
         kind="decoder", functions=tuple(functions), kernels=build.kernels,
         segments=build.segments, context=context, capacity=capacity, vocab_size=VOCAB,
         output_size=VOCAB, hidden=hidden, hidden_size=HIDDEN, state_bytes=cache.size,
-        arena_bytes=hidden.offset + hidden.size, scratch_bytes=row + -row % 64, kv_bytes_per_token=row,
+        arena_bytes=hidden.offset + hidden.size, scratch_bytes=row + -row % 64,
+        kv_bytes_per_token=row,
         info={"family": "toy", "quote": 'a "\\ trigraph ??/'},
     )  # fmt: skip
 
