@@ -65,7 +65,8 @@ class Isa(ABC):
     ``lanes`` float32 (or int32) fit the vector that kernels compute with. Packed weights hold
     ``k_step`` consecutive k of a channel together: targets of equal ``k_step`` share them byte for
     byte. ``row_dtype`` is how the activations of "row_u8" are stored: "uint8" q, or "int8" q - 128.
-    ``registers`` vectors of ``lanes`` fit the register file.
+    ``registers`` vectors of ``lanes`` fit the register file; activations take some of them where
+    ``row_in_registers``, elsewhere instructions read them from memory or scalar registers.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Isa(ABC):
     registers: int
     k_step: int
     row_dtype: str
+    row_in_registers: bool = False
 
     @property
     def vectors(self) -> int:
@@ -120,3 +122,10 @@ def load(buffer: Buffer, at: Expr, lanes: int) -> Expr:
 def intrinsic(dtype: str, name: str, *args: Expr) -> Expr:
     """A call of an LLVM intrinsic without side effects, computed here and once."""
     return let(T.call_llvm_pure_intrin(dtype, name, *args))
+
+
+def prefetch(buffer: Buffer, at: Expr) -> None:
+    """Ask for the cache line of element ``at``, which may lie behind the buffer's end."""
+    address = T.address_of(buffer[at])
+    level = 2  # into the second level: the first is small, and its own prefetcher does the rest
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", address, 0, level, 1))

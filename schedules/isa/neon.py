@@ -75,4 +75,4 @@ class Neon(Isa):
         return _S8S8()
 
 
-ISA = Neon("neon", lanes=LANES, registers=32, k_step=4, row_dtype="int8")
+ISA = Neon("neon", lanes=LANES, registers=32, k_step=4, row_dtype="int8", row_in_registers=True)

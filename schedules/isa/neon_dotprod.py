@@ -37,4 +37,6 @@ class NeonDotprod(Isa):
         return _S8S8()
 
 
-ISA = NeonDotprod("neon_dotprod", lanes=LANES, registers=32, k_step=4, row_dtype="int8")
+ISA = NeonDotprod(
+    "neon_dotprod", lanes=LANES, registers=32, k_step=4, row_dtype="int8", row_in_registers=True
+)

@@ -13,24 +13,23 @@ from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Row, Vectors, let,
 LANES = 16
 
 
-class _Widening(Dot):
-    """``state + weight * activation`` in the integers of the state: vwmacc.vx."""
+class _ScalarActivations(Dot):
+    """An activation is a scalar, a weight an int8 vector."""
 
     def row(self, buffer: Buffer, at: Expr) -> Row:
         return buffer, at
 
     def activation(self, row: Row, k: int) -> Expr:
         buffer, at = row
-        return let(buffer[at + k])
-
-    def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
-        wide = self.state[0]
-        scalar = T.Cast(wide.split("x")[0], activation)
-        product = T.Cast(wide, weight) * T.Broadcast(scalar, LANES)
-        return (let(product if state is None else state[0] + product),)
+        return let(T.Cast("int16", buffer[at + k]))
 
 
-class _U4S8(_Widening):
+def _products(weight: Expr, activation: Expr) -> Expr:
+    """int16 products of bytes: vwmul.vx, or vwmacc.vx where they are added to something."""
+    return T.Cast("int16x16", weight) * T.Broadcast(activation, LANES)
+
+
+class _U4S8(_ScalarActivations):
     """A step adds 15 * 127 at most to an int16: sixteen steps cannot overflow."""
 
     state = ("int16x16",)
@@ -41,20 +40,28 @@ class _U4S8(_Widening):
         high = T.shift_right(raw, splat(4, "uint8", LANES))
         return let(T.reinterpret("int8x16", low)), let(T.reinterpret("int8x16", high))
 
+    def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
+        products = _products(weight, activation)
+        return (let(products if state is None else state[0] + products),)
+
     def finish(self, state: Vectors) -> Expr:
         return let(T.Cast("int32x16", state[0]))
 
 
-class _S8S8(_Widening):
-    """Weights are widened once for all rows, so that every product can be added to an int32."""
+class _S8S8(_ScalarActivations):
+    """Products of 128 * 128 fit an int16, sums of two need not."""
 
     state = ("int32x16",)
 
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
-        return (let(T.Cast("int16x16", raw)),)
+        return (let(raw),)
+
+    def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
+        wide = let(T.Cast("int32x16", let(_products(weight, activation))))
+        return (wide if state is None else let(state[0] + wide),)
 
     def ones(self) -> Expr:
-        return splat(1, "int16", LANES)
+        return splat(1, "int8", LANES)
 
 
 class Rvv(Isa):

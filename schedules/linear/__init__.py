@@ -9,6 +9,7 @@ import numpy as np
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.schedules.linear import by_row, floating, grouped
+from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
 from slmtvm.schedules.linear.shape import LinearShape, pick_scale_dtype
 
 __all__ = [
@@ -19,7 +20,7 @@ __all__ = [
 _KERNELS: dict[str, ModuleType] = {"f32": floating, "block": grouped, "row_u8": by_row}
 
 
-def build(shape: LinearShape, isa: Isa, knobs: dict[str, int] | None = None) -> Kernel:
+def build(shape: LinearShape, isa: Isa, knobs: Knobs | None = None) -> Kernel:
     """The kernel of ``shape``; ``knobs`` default to ``default_knobs``.
 
     Tensors in order: the activations, which are x float32 (m, k), or xq, xs, xsum for "block", or
@@ -59,15 +60,16 @@ def layout(shape: LinearShape, isa: Isa) -> str:
     return f"panel16-{shape.format}-{shape.activation}-k{step}-{scale}"
 
 
-def knob_space(shape: LinearShape, isa: Isa) -> dict[str, tuple[int, ...]]:
-    """Every knob's settings: ``mr`` rows and ``nv`` panels of a tile, ``ku`` unrolled k."""
-    space: dict[str, tuple[int, ...]] = _module(shape).knob_space(shape, isa)
+def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
+    """Every knob's settings: ``mr`` rows and ``nv`` vectors of a tile, ``ku`` unrolled k, ``pf``
+    how many tiles ahead weights are prefetched."""
+    space: KnobSpace = _module(shape).knob_space(shape, isa)
     return space
 
 
-def default_knobs(shape: LinearShape, isa: Isa) -> dict[str, int]:
+def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     """The setting used where nothing was tuned."""
-    knobs: dict[str, int] = _module(shape).default_knobs(shape, isa)
+    knobs: Knobs = _module(shape).default_knobs(shape, isa)
     return knobs
 
 

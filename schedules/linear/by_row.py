@@ -12,6 +12,7 @@ from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, let, load, splat
 from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.schedules.linear.integer import Operands, Sums, integer_sums
+from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
 from slmtvm.schedules.linear.packing import panels_of_bytes
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Store, Tile, define_tiled
@@ -58,7 +59,7 @@ def pack(
     return arrays + [zeros.astype(np.int32).reshape(-1, PANEL)] * shape.has_zero_points
 
 
-def build(shape: LinearShape, isa: Isa, knobs: dict[str, int]) -> Kernel:
+def build(shape: LinearShape, isa: Isa, knobs: Knobs) -> Kernel:
     """Tensors: xq (m, padded_k) of ``isa.row_dtype``, xs float32 (m,), xz int32 (m,) 0..255,
     weights, [bias], [residual], y."""
     inputs = [
@@ -78,6 +79,7 @@ def build(shape: LinearShape, isa: Isa, knobs: dict[str, int]) -> Kernel:
             named["xq"],
             lambda row: tile.row(row) * shape.padded_k,
             sum_rows=shape.has_zero_points,
+            ahead=knobs["pf"] * knobs["nv"] * isa.lanes * shape.padded_k,
         )
         sums = integer_sums(tile, operands, shape.padded_k, knobs["ku"])
         _write(shape, tile, named, sums, store)
@@ -115,14 +117,13 @@ def _write(
             store.write(tile, row, v, value)
 
 
-def knob_space(shape: LinearShape, isa: Isa) -> dict[str, tuple[int, ...]]:
-    return {"mr": (1, 2, 3, 4, 6, 8), "nv": (1, 2, 4), "ku": (16, 32, 64, 128)}
+def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
+    return {**tile_space(isa), "ku": (16, 32, 64, 128)}
 
 
-def default_knobs(shape: LinearShape, isa: Isa) -> dict[str, int]:
-    if shape.m == 1:
-        return {"mr": 1, "nv": 4 // isa.vectors if isa.vectors < 4 else 1, "ku": 64}
-    return {"mr": {1: 8, 2: 2, 4: 4}[isa.vectors], "nv": 2 // isa.vectors or 1, "ku": 16}
+def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
+    tile = tile_knobs(shape, isa, len(isa.s8_row().state), max_rows=4)
+    return {**tile, "ku": 16, "pf": int(shape.m == 1)}
 
 
 def reference(

@@ -9,8 +9,9 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, let, load
+from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, let, load, prefetch
 from slmtvm.schedules.kernel import Kernel, Tensor
+from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
 from slmtvm.schedules.linear.packing import pad, panels_of_rows
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile, define_tiled
@@ -34,15 +35,19 @@ def pack(
     return [panels_of_rows(pad(weight.astype(dtype), shape.panels * PANEL, shape.k))]
 
 
-def build(shape: LinearShape, isa: Isa, knobs: dict[str, int]) -> Kernel:
+def build(shape: LinearShape, isa: Isa, knobs: Knobs) -> Kernel:
     """Tensors: x (m, k), weight, [bias], [residual], y."""
     inputs = [Tensor("x", (shape.m, shape.k), "float32"), *weight_tensors(shape, isa)]
 
     def emit(tile: Tile, buffers: list[Buffer], store: Store) -> None:
         x, weight = buffers
+        ahead = knobs["pf"] * knobs["nv"] * isa.lanes * shape.k
         sums = Registers("float32", isa.lanes, tile.rows * tile.vectors)
 
         def step(k: Expr) -> None:
+            for v in range(0, tile.vectors, isa.vectors):
+                if ahead:
+                    prefetch(weight, _at(shape, tile, v, k) + ahead)
             columns = [
                 _as_f32(isa, shape, load(weight, _at(shape, tile, v, k), isa.lanes))
                 for v in range(tile.vectors)
@@ -74,14 +79,13 @@ def _as_f32(isa: Isa, shape: LinearShape, vector: Expr) -> Expr:
     return let(isa.f16_to_f32(vector) if shape.format == "f16" else vector)
 
 
-def knob_space(shape: LinearShape, isa: Isa) -> dict[str, tuple[int, ...]]:
-    return {"mr": (1, 2, 3, 4, 6, 8), "nv": (1, 2, 4, 8), "ku": (1, 2, 4, 8)}
+def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
+    return {**tile_space(isa), "ku": (1, 2, 4, 8)}
 
 
-def default_knobs(shape: LinearShape, isa: Isa) -> dict[str, int]:
-    if shape.m == 1:
-        return {"mr": 1, "nv": 4, "ku": 4}
-    return {"mr": 4, "nv": max(1, isa.registers // 2 // (4 * isa.vectors)), "ku": 2}
+def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
+    tile = tile_knobs(shape, isa, registers_per_cell=1, max_rows=4)
+    return {**tile, "ku": 4, "pf": int(shape.m == 1)}
 
 
 def reference(

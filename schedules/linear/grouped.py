@@ -15,6 +15,7 @@ from slmtvm.schedules.isa import Dot, Isa
 from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, let, load, splat
 from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.schedules.linear.integer import Operands, integer_sums
+from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
 from slmtvm.schedules.linear.packing import (
     pad,
     panels_of_bytes,
@@ -67,7 +68,7 @@ def pack(
     return arrays + [panels_of_rows(zeros)] * shape.has_zero_points
 
 
-def build(shape: LinearShape, isa: Isa, knobs: dict[str, int]) -> Kernel:
+def build(shape: LinearShape, isa: Isa, knobs: Knobs) -> Kernel:
     """Tensors: xq int8 (m, padded_k), xs and xsum float32 (m, groups), weights, [bias],
     [residual], y."""
     by_group = (shape.m, shape.groups)
@@ -77,13 +78,13 @@ def build(shape: LinearShape, isa: Isa, knobs: dict[str, int]) -> Kernel:
         Tensor("xsum", by_group, "float32"),
         *weight_tensors(shape, isa),
     ]
-    dot = isa.u4_s8() if shape.format == "int4" else isa.s8_s8()
+    dot = _dot(shape, isa)
 
     def emit(tile: Tile, buffers: list[Buffer], store: Store) -> None:
         named = dict(zip((t.name for t in inputs), buffers, strict=True))
         sums = Registers("float32", isa.lanes, tile.rows * tile.vectors)
         with T.serial(shape.groups) as group:
-            _add_group(shape, tile, dot, knobs["ku"], named, group, sums)
+            _add_group(shape, tile, dot, knobs, named, group, sums)
         for row, v in tile.cells():
             store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
 
@@ -94,7 +95,7 @@ def _add_group(
     shape: LinearShape,
     tile: Tile,
     dot: Dot,
-    unroll: int,
+    knobs: Knobs,
     named: dict[str, Buffer],
     group: Expr,
     sums: Registers,
@@ -109,8 +110,9 @@ def _add_group(
         lambda v: (tile.panel(v) * shape.groups + group) * panel_bytes,
         named["xq"],
         lambda row: tile.row(row) * shape.padded_k + group * size,
+        ahead=knobs["pf"] * knobs["nv"] * shape.groups * panel_bytes // isa.vectors,
     )
-    integers = integer_sums(tile, operands, size, unroll)
+    integers = integer_sums(tile, operands, size, knobs["ku"])
 
     def by_channel(name: str, v: int) -> Expr:
         at = (tile.panel(v) * shape.groups + group) * PANEL + tile.lane(v)
@@ -154,15 +156,19 @@ def _byte_dtype(shape: LinearShape) -> str:
     return "uint8" if shape.format == "int4" else "int8"
 
 
-def knob_space(shape: LinearShape, isa: Isa) -> dict[str, tuple[int, ...]]:
-    return {"mr": (1, 2, 3, 4, 6, 8), "nv": (1, 2, 4), "ku": (16, 32, 64, 128)}
+def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
+    return {**tile_space(isa), "ku": (16, 32, 64, 128)}
 
 
-def default_knobs(shape: LinearShape, isa: Isa) -> dict[str, int]:
-    if shape.m == 1:
-        return {"mr": 1, "nv": 2 if isa.vectors < 4 else 1, "ku": 64}
-    mr = {1: 8, 2: 2, 4: 2}[isa.vectors]
-    return {"mr": mr, "nv": 1, "ku": 64}
+def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
+    registers = len(_dot(shape, isa).state) + 1  # a cell's integer sums and its float sum
+    # Rows whose activations take registers compete with the sums for them.
+    tile = tile_knobs(shape, isa, registers, max_rows=4 if isa.row_in_registers else 8)
+    return {**tile, "ku": 32, "pf": int(shape.m == 1)}
+
+
+def _dot(shape: LinearShape, isa: Isa) -> Dot:
+    return isa.u4_s8() if shape.format == "int4" else isa.s8_s8()
 
 
 def reference(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa.base import CHUNK, PANEL, Buffer, Dot, Expr, Vectors, let, load
+from slmtvm.schedules.isa.base import CHUNK, PANEL, Buffer, Dot, Expr, Vectors, let, load, prefetch
 from slmtvm.schedules.linear.tile import Registers, Tile
 
 
@@ -17,7 +17,8 @@ class Operands:
 
     ``weight_at(vector)`` is the offset of the panel of packed weights a vector belongs to,
     ``row_at(row)`` that of a row of activations. ``bits`` is the size of a weight.
-    ``sum_rows`` adds one column to the result: each row's activations summed.
+    ``sum_rows`` adds one column to the result: each row's activations summed. Where ``ahead`` is
+    not 0, the weights that lie so many elements after those in use are prefetched.
     """
 
     dot: Dot
@@ -27,6 +28,7 @@ class Operands:
     activations: Buffer
     row_at: Callable[[int], Expr]
     sum_rows: bool = False
+    ahead: int = 0
 
 
 Sums = dict[tuple[int, int], Expr]
@@ -122,6 +124,8 @@ def _weights(
     if column == tile.vectors:
         return (operands.dot.ones(),) * per_raw
     at = operands.weight_at(column) + offset + tile.lane(column) * tile.isa.k_step
+    if operands.ahead and column % tile.isa.vectors == 0:
+        prefetch(operands.weights, at + operands.ahead)
     return operands.dot.weights(load(operands.weights, at, tile.isa.raw_bytes))
 
 

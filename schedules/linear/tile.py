@@ -10,18 +10,24 @@ from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, Isa, let, load, splat
 from slmtvm.schedules.kernel import Kernel, Tensor, define
+from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.schedules.linear.shape import LinearShape
 
 
 @dataclass(frozen=True)
 class Tile:
-    """``rows`` rows by ``channels`` output channels of y, computed in registers by one block."""
+    """``rows`` rows by ``channels`` output channels of y, computed in registers by one block.
+
+    The channels start at lane ``first_lane`` of ``first_panel``; they are whole panels, or vectors
+    of one panel.
+    """
 
     isa: Isa
     rows: int
     channels: int
     first_row: Expr
     first_panel: Expr
+    first_lane: Expr
 
     @property
     def vectors(self) -> int:
@@ -32,9 +38,9 @@ class Tile:
         """The panel that a vector's channels lie in."""
         return self.first_panel + vector // self.isa.vectors
 
-    def lane(self, vector: int) -> int:
+    def lane(self, vector: int) -> Expr:
         """The place of a vector's first channel in its panel."""
-        return vector % self.isa.vectors * self.isa.lanes
+        return self.first_lane + vector % self.isa.vectors * self.isa.lanes
 
     def row(self, index: int) -> Expr:
         return self.first_row + index
@@ -63,17 +69,19 @@ class Registers:
 def define_tiled(
     shape: LinearShape,
     isa: Isa,
-    knobs: dict[str, int],
+    knobs: Knobs,
     inputs: list[Tensor],
     emit: Callable[[Tile, list[Buffer], Store], None],
 ) -> Kernel:
-    """A kernel whose block is one tile of ``knobs["mr"]`` rows by ``knobs["nv"]`` panels.
+    """A kernel whose block is one tile of ``knobs["mr"]`` rows by ``knobs["nv"]`` vectors, which
+    divide a panel or are whole panels.
 
     Blocks that share weights are neighbours, so that a panel is read from memory once. ``emit``
     writes the code of one tile; it runs once for whole tiles and once for each kind of remainder.
     """
-    mr, width = min(knobs["mr"], shape.m), knobs["nv"] * PANEL
-    row_blocks, panel_groups = -(-shape.m // mr), -(-shape.n // width)
+    mr, width = min(knobs["mr"], shape.m), knobs["nv"] * isa.lanes
+    assert PANEL % width == 0 or width % PANEL == 0, (knobs, isa.name)
+    row_blocks, column_blocks = -(-shape.m // mr), -(-shape.n // width)
     tensors = list(inputs)
     if shape.has_bias:
         tensors.append(Tensor("bias", (shape.n,), "float32"))
@@ -85,14 +93,18 @@ def define_tiled(
         named = dict(zip((t.name for t in tensors), buffers, strict=True))
         store = Store(shape.n, named["y"], named.get("bias"), named.get("residual"))
         row_block = let(T.floormod(block, row_blocks))
-        panel_group = let(T.floordiv(block, row_blocks))
+        column_block = let(T.floordiv(block, row_blocks))
 
         def tile(rows: int, channels: int) -> None:
-            made = Tile(isa, rows, channels, let(row_block * mr), let(panel_group * knobs["nv"]))
+            first = column_block * width
+            panel, lane = let(T.floordiv(first, PANEL)), let(T.floormod(first, PANEL))
+            if width % PANEL == 0:  # written out, for addresses to be constants where they can
+                panel, lane = let(column_block * (width // PANEL)), 0
+            made = Tile(isa, rows, channels, let(row_block * mr), panel, lane)
             emit(made, list(buffers[: len(inputs)]), store)
 
         def columns(rows: int) -> None:
-            _split(shape.n, width, panel_group, lambda channels: tile(rows, channels))
+            _split(shape.n, width, column_block, lambda channels: tile(rows, channels))
 
         _split(shape.m, mr, row_block, columns)
 
@@ -100,7 +112,7 @@ def define_tiled(
         shape.kernel_name(isa.name, knobs),
         tensors,
         body,
-        grid=row_blocks * panel_groups,
+        grid=row_blocks * column_blocks,
         outputs=["y"],
     )
 

@@ -101,7 +101,7 @@ def test_a_row_is_the_same_bits_in_any_number_of_rows(
 ) -> None:
     case = random_case(shape, isa)
     whole = case.run(target, isa)
-    other_tiles = case.run(target, isa, {"mr": 3, "nv": 2, "ku": 16}, cuts=(2,))
+    other_tiles = case.run(target, isa, {"mr": 3, "nv": 2, "ku": 16, "pf": 1}, cuts=(2,))
     np.testing.assert_array_equal(whole.view(np.uint32), other_tiles.view(np.uint32))
     row = 11
     one = Case(

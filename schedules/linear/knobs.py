@@ -1,0 +1,49 @@
+"""Default knobs: the tile that an ISA's registers suggest.
+
+Bigger tiles load and unpack less for each product; tiles that do not fit the registers spill, which
+costs more than that saves. About half the registers hold sums, the rest operands.
+"""
+
+from __future__ import annotations
+
+from slmtvm.schedules.isa import Isa
+from slmtvm.schedules.isa.base import PANEL
+from slmtvm.schedules.linear.shape import LinearShape
+
+Knobs = dict[str, int]
+KnobSpace = dict[str, tuple[int, ...]]
+
+_MIN_BLOCKS = 8
+"""A matrix-vector product is cut in so many blocks where it can be, for threads to share."""
+
+
+def tile_knobs(shape: LinearShape, isa: Isa, registers_per_cell: int, max_rows: int) -> Knobs:
+    """``mr`` and ``nv`` for a kernel whose (row, vector) cells take so many registers each.
+
+    For one row: whole panels, whose memory is read in order, and more of them where the layer is
+    large enough. For more: as many rows as fit, a divisor of m if there is one of useful size.
+    """
+    cells = max(1, isa.registers // 2 // registers_per_cell)
+    if shape.m == 1:
+        vectors = min(4, max(isa.vectors, cells // 2 // registers_per_cell))
+        channels = shape.n // _MIN_BLOCKS
+        return {"mr": 1, "nv": max(min(vectors, _power_of_two(channels // isa.lanes)), isa.vectors)}
+    rows = _rows(shape.m, min(max_rows, cells))
+    return {"mr": rows, "nv": min(4, _power_of_two(cells // rows))}
+
+
+def tile_space(isa: Isa) -> KnobSpace:
+    """Settings of ``mr``, ``nv`` and ``pf`` that can be worth a try."""
+    vectors = tuple(nv for nv in (1, 2, 4, 8) if nv * isa.lanes <= 4 * PANEL)
+    return {"mr": (1, 2, 3, 4, 6, 8), "nv": vectors, "pf": (0, 1)}
+
+
+def _rows(m: int, most: int) -> int:
+    """The largest divisor of m that is at most ``most`` and more than half of it, else ``most``."""
+    divisors = [rows for rows in range(most // 2 + 1, most + 1) if m % rows == 0]
+    return min(m, max(divisors, default=most))
+
+
+def _power_of_two(count: int) -> int:
+    """The largest power of two up to ``count``; 1 for less."""
+    return 1 << max(count, 1).bit_length() - 1
