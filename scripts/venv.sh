@@ -2,10 +2,12 @@
 #
 #   use_venv EXTRAS      EXTRAS: "", "test" or "test,fixtures"
 #
-# Does nothing the second time, unless pyproject.toml or the extras have changed. PYTHON chooses the
+# Does nothing where that is done already and pyproject.toml is the same. PYTHON chooses the
 # interpreter. Leaves $venv set to the environment's folder.
 
-say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
+bold='' plain=''
+if [ -t 2 ]; then bold=$'\033[1m' plain=$'\033[0m'; fi
+say() { printf '%s==> %s%s\n' "$bold" "$*" "$plain" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 # The first Python 3.10 to 3.13; a pyenv shim may exist for a version that is not there.
@@ -48,17 +50,27 @@ apt_install() {
       </dev/null >/dev/null
 }
 
+# Whether what was installed last includes all of the extras in $1, for the same pyproject.toml.
+is_installed() {
+  local stamp extras extra
+  { read -r stamp extras <"$venv/installed"; } 2>/dev/null || return 1
+  [ "$stamp" = "$2" ] || return 1
+  for extra in ${1//,/ }; do
+    case ",$extras," in *",$extra,"*) ;; *) return 1 ;; esac
+  done
+  "$venv/bin/python" -c 'import slmtvm, tvm' 2>/dev/null
+}
+
 use_venv() {
-  local extras=$1 wanted
+  local extras=$1 stamp
   venv=$root/.venv
-  wanted="$extras $(cat "$root/pyproject.toml" | sha256sum)"
-  if [ "$(cat "$venv/installed" 2>/dev/null)" = "$wanted" ] && "$venv/bin/python" -c 'import tvm_ffi' \
-      2>/dev/null; then
+  stamp=$(sha256sum <"$root/pyproject.toml" | cut -c1-16)
+  if is_installed "$extras" "$stamp"; then
     return
   fi
   "$venv/bin/python" -m pip --version >/dev/null 2>&1 || make_venv
-  say "installing slmtvm${extras:+ with $extras} (a few minutes the first time)"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    -e "$root${extras:+[$extras]}" || die "pip failed"
-  printf '%s\n' "$wanted" >"$venv/installed"
+  say "installing slmtvm${extras:+ with $extras}: a few minutes the first time"
+  "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
+    -e "$root${extras:+[$extras]}" </dev/null || die "pip failed"
+  printf '%s %s\n' "$stamp" "$extras" >"$venv/installed"
 }
