@@ -86,7 +86,7 @@ def build_attend(shape: AttentionShape) -> Kernel:
         buffers = {t.name: a for t, a in zip(tensors, arguments, strict=False)}
         scalar = arguments[-1]
         head, first = T.bind(block // blocks), T.bind(block % blocks * count)
-        queries = []
+        queries: list[_Row] = []
         for i in range(count):
             # The last block may be short: it computes the last row again.
             row = T.bind(T.min(first + i, T.int32(shape.m - 1)))

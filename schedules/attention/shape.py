@@ -34,8 +34,9 @@ class AttentionShape:
     kernel (capacity is m rounded up to 16), and every row sees positions 0 .. valid - 1.
 
     The first ``rotary_dim`` (0: none) features of each query and key head are rotated by the tables
-    cos and sin, float32 (table_rows, rotary_dim / 2), as ``slm.rope`` has it. ``accumulators``
-    bounds how much of the score matrix is computed at once; it changes speed, never a result.
+    cos and sin, float32 (table_rows, rotary_dim / 2), as ``slm.rope`` has it; there must be a row
+    for every position that a step writes, padding included. ``accumulators`` bounds how much of the
+    score matrix is computed at once; it changes speed, never a result.
     """
 
     m: int

@@ -84,7 +84,7 @@ def test_a_row_kernel_computes_its_reference(op: RowOp, target: Target) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("d", [1, 7, 16, 31, 32, 33, 96, 256])
+@pytest.mark.parametrize("d", [1, 16, 31, 96])
 def test_every_row_kernel_at_every_size(d: int, target: Target) -> None:
     for prologue, epilogue in product(PROLOGUES, EPILOGUES):
         op = row_op(prologue, epilogue, d, keep_f32=epilogue != "f32" and prologue != "copy")
