@@ -14,7 +14,7 @@ from slmtvm.target import Target
 MAX_ARGS = 32  # SLM_MAX_ARGS of plan_tables.h
 _ALIGNMENT = 64  # bytes
 # Below this many bytes of operands a step takes less time than telling other threads about it.
-_PARALLEL_BYTES = 16 * 1024
+_PARALLEL_BYTES = 32 * 1024
 _INFO_CHUNK = 100  # characters of a string literal on one line
 
 

@@ -174,6 +174,36 @@ def test_sessions_of_one_model_are_independent_even_at_the_same_time(
     model.close()
 
 
+def test_a_session_that_another_thread_is_using_is_busy_and_stays_right(decoder: Path) -> None:
+    """Both threads repeat one prompt; whatever order they come in, the context holds whole ones."""
+    prompt, rounds = TOKENS[:2], 300
+    done: list[int] = []
+    unexpected: list[str] = []
+    with load(decoder) as session:
+
+        def hammer() -> None:
+            count = 0
+            for _ in range(rounds):
+                try:
+                    session.eval(prompt)
+                    count += 1
+                except DeviceError as error:
+                    if "another thread" not in str(error) and "do not fit" not in str(error):
+                        unexpected.append(str(error))
+            done.append(count)
+
+        workers = [threading.Thread(target=hammer) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert not unexpected
+        assert session.position == sum(done) * len(prompt) == CONTEXT
+        session.seek(CONTEXT - 1)
+        wanted = decoder_reference(prompt * (CONTEXT // 2), WEIGHTS)[-1]
+        np.testing.assert_array_equal(session.eval(prompt[1:]), wanted)
+
+
 def test_a_model_with_sessions_does_not_close(decoder: Path) -> None:
     model = Model(decoder)
     with Session(model), pytest.raises(DeviceError, match="1 sessions"):

@@ -104,8 +104,10 @@ static int has(const char *name) {
 
 #elif defined(__riscv) && __riscv_xlen == 64
 
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -113,6 +115,7 @@ static int has(const char *name) {
 static sigjmp_buf not_there;
 static volatile long probing_thread;
 static struct sigaction previous;
+static atomic_flag probing = ATOMIC_FLAG_INIT;
 
 static void on_illegal_instruction(int number) {
   if (syscall(SYS_gettid) == probing_thread) siglongjmp(not_there, 1);
@@ -131,14 +134,18 @@ static unsigned long read_vlenb(void) {
  * see whether it is an illegal instruction. */
 static unsigned long vector_bytes(void) {
   if (getauxval(AT_HWCAP) >> ('V' - 'A') & 1) return read_vlenb();
+  while (atomic_flag_test_and_set(&probing)) sched_yield();
   struct sigaction probe;
   memset(&probe, 0, sizeof probe);
   probe.sa_handler = on_illegal_instruction;
   sigemptyset(&probe.sa_mask);
   probing_thread = syscall(SYS_gettid);
-  if (sigaction(SIGILL, &probe, &previous) != 0) return 0;
-  unsigned long bytes = sigsetjmp(not_there, 1) == 0 ? read_vlenb() : 0;
-  sigaction(SIGILL, &previous, NULL);
+  unsigned long bytes = 0;
+  if (sigaction(SIGILL, &probe, &previous) == 0) {
+    if (sigsetjmp(not_there, 1) == 0) bytes = read_vlenb();
+    sigaction(SIGILL, &previous, NULL);
+  }
+  atomic_flag_clear(&probing);
   return bytes;
 }
 

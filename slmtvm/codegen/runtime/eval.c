@@ -4,13 +4,7 @@
 #include "error.h"
 #include "execute.h"
 
-static int32_t check_tokens(const slm_session *session, const int32_t *tokens, size_t count,
-                            int encoder) {
-  int32_t code = slm_check_session(session);
-  if (code != SLM_OK) return code;
-  if (encoder != slm_plan.encoder)
-    return slm_fail(SLM_ERR_KIND, slm_plan.encoder ? "this model is an encoder: use slm_encode"
-                                                   : "this model is a decoder: use slm_eval");
+static int32_t check_tokens(const slm_session *session, const int32_t *tokens, size_t count) {
   if (!tokens || count == 0) return slm_fail(SLM_ERR_ARGUMENT, "no tokens given");
   if (count > (size_t)(slm_plan.context - session->position))
     return slm_fail(SLM_ERR_CONTEXT, "%zu tokens at position %d do not fit the context of %d",
@@ -52,56 +46,71 @@ static void run_heads(slm_session *session, int32_t position, int32_t first, int
   }
 }
 
-static int32_t eval(slm_session *session, const int32_t *tokens, size_t count, float *logits,
-                    int all) {
-  int32_t code = check_tokens(session, tokens, count, 0);
-  if (code != SLM_OK) return code;
-  if ((code = slm_pool_acquire(session->model->pool)) != SLM_OK) return code;
-  int32_t left = (int32_t)count;
-  while (left > 0) {
+static void eval_tokens(slm_session *session, const int32_t *tokens, int32_t count, float *logits,
+                        int all) {
+  for (int32_t rows = 0, left = count; left > 0; left -= rows, tokens += rows) {
     int32_t position = session->position;
     const slm_function *body = slm_choose(slm_plan.bodies, slm_plan.body_count, left,
                                           slm_plan.capacity - position);
-    int32_t rows = body->rows < left ? body->rows : left;
+    rows = body->rows < left ? body->rows : left;
     put_tokens(session, tokens, rows, body->rows);
     slm_execute(session, body, position, rows);
-    left -= rows;
     if (all) {
       run_heads(session, position, 0, rows, logits);
       logits += (size_t)rows * (size_t)slm_plan.output_size;
-    } else if (left == 0) {
+    } else if (rows == left) {
       run_heads(session, position, rows - 1, 1, logits);
     }
     memcpy(session->history + position, tokens, (size_t)rows * sizeof *tokens);
-    tokens += rows;
     session->position = position + rows;
   }
   session->has_logits = 1;
-  slm_pool_release(session->model->pool);
-  return SLM_OK;
+}
+
+static void encode_tokens(slm_session *session, const int32_t *tokens, int32_t count,
+                          float *output) {
+  /* The smallest body that takes them all: an encoder cannot be run in pieces. */
+  const slm_function *body = &slm_plan.bodies[slm_plan.body_count - 1];
+  while (body->rows < count) --body;
+  put_tokens(session, tokens, count, body->rows);
+  slm_execute(session, body, 0, count);
+  memcpy(output, session->base[SLM_SPACE_OUTPUT],
+         (size_t)count * (size_t)slm_plan.output_size * sizeof(float));
+}
+
+typedef enum { LAST_ROW, ALL_ROWS, ENCODE } output_mode;
+
+static int32_t run(slm_session *session, const int32_t *tokens, size_t count, float *output,
+                   output_mode mode) {
+  int32_t code = slm_enter(session);
+  if (code != SLM_OK) return code;
+  if ((mode == ENCODE) != slm_plan.encoder)
+    code = slm_fail(SLM_ERR_KIND, slm_plan.encoder ? "this model is an encoder: use slm_encode"
+                                                   : "this model is a decoder: use slm_eval");
+  else if (mode != LAST_ROW && !output)
+    code = slm_fail(SLM_ERR_ARGUMENT, "the place for the output is NULL");
+  else
+    code = check_tokens(session, tokens, count);
+  if (code == SLM_OK) code = slm_pool_acquire(session->model->pool);
+  if (code == SLM_OK) {
+    if (mode == ENCODE)
+      encode_tokens(session, tokens, (int32_t)count, output);
+    else
+      eval_tokens(session, tokens, (int32_t)count, output, mode == ALL_ROWS);
+    slm_pool_release(session->model->pool);
+  }
+  slm_leave(session);
+  return code;
 }
 
 int32_t slm_eval(slm_session *session, const int32_t *tokens, size_t count, float *logits) {
-  return eval(session, tokens, count, logits, 0);
+  return run(session, tokens, count, logits, LAST_ROW);
 }
 
 int32_t slm_eval_all(slm_session *session, const int32_t *tokens, size_t count, float *logits) {
-  if (!logits) return slm_fail(SLM_ERR_ARGUMENT, "slm_eval_all: logits is NULL");
-  return eval(session, tokens, count, logits, 1);
+  return run(session, tokens, count, logits, ALL_ROWS);
 }
 
 int32_t slm_encode(slm_session *session, const int32_t *tokens, size_t count, float *output) {
-  int32_t code = check_tokens(session, tokens, count, 1);
-  if (code != SLM_OK) return code;
-  if (!output) return slm_fail(SLM_ERR_ARGUMENT, "slm_encode: output is NULL");
-  if ((code = slm_pool_acquire(session->model->pool)) != SLM_OK) return code;
-  /* The smallest body that takes them all: an encoder cannot be run in pieces. */
-  const slm_function *body = &slm_plan.bodies[slm_plan.body_count - 1];
-  while (body->rows < (int32_t)count) --body;
-  put_tokens(session, tokens, (int32_t)count, body->rows);
-  slm_execute(session, body, 0, (int32_t)count);
-  memcpy(output, session->base[SLM_SPACE_OUTPUT],
-         count * (size_t)slm_plan.output_size * sizeof(float));
-  slm_pool_release(session->model->pool);
-  return SLM_OK;
+  return run(session, tokens, count, output, ENCODE);
 }

@@ -111,16 +111,10 @@ static int32_t draw(const slm_candidate *from, int32_t count, slm_candidate like
   return likeliest.token; /* rounding only */
 }
 
-int32_t slm_sample(slm_session *session, const slm_sampling *sampling) {
-  const slm_sampling greedy = {sizeof greedy, 0, 0, 0, 0, 0, 0};
-  int32_t code = slm_check_session(session);
-  if (code != SLM_OK) return code;
-  if (!sampling) sampling = &greedy;
-  if ((code = check_sampling(sampling)) != SLM_OK) return code;
+static int32_t sample(slm_session *session, const slm_sampling *sampling) {
   if (slm_plan.encoder) return slm_fail(SLM_ERR_KIND, "this model is an encoder: nothing to sample");
   if (!session->has_logits)
     return slm_fail(SLM_ERR_LOGITS, "no logits to sample from: call slm_eval first");
-
   list_candidates(session, sampling->repetition_penalty);
   slm_candidate *all = session->candidates, likeliest = all[0];
   int32_t count = slm_plan.vocab_size, numbers = 1;
@@ -134,4 +128,15 @@ int32_t slm_sample(slm_session *session, const slm_sampling *sampling) {
   int32_t kept = keep_likeliest(all, count, sampling);
   return draw(all + (count - kept), kept, likeliest, sampling->temperature,
               uniform(sampling->seed, session->position));
+}
+
+int32_t slm_sample(slm_session *session, const slm_sampling *sampling) {
+  const slm_sampling greedy = {sizeof greedy, 0, 0, 0, 0, 0, 0};
+  if (!sampling) sampling = &greedy;
+  int32_t code = slm_enter(session);
+  if (code != SLM_OK) return code;
+  code = check_sampling(sampling);
+  if (code == SLM_OK) code = sample(session, sampling);
+  slm_leave(session);
+  return code;
 }

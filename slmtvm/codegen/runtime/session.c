@@ -50,6 +50,18 @@ int32_t slm_check_session(const slm_session *session) {
   return SLM_OK;
 }
 
+int32_t slm_enter(slm_session *session) {
+  int32_t code = slm_check_session(session);
+  if (code != SLM_OK) return code;
+  if (atomic_exchange_explicit(&session->in_use, 1, memory_order_acquire))
+    return slm_fail(SLM_ERR_BUSY, "another thread is using the session: one at a time");
+  return SLM_OK;
+}
+
+void slm_leave(slm_session *session) {
+  atomic_store_explicit(&session->in_use, 0, memory_order_release);
+}
+
 int64_t slm_session_bytes(const slm_model *model) {
   int32_t code = slm_check_model(model);
   return code != SLM_OK ? code : (int64_t)plan_memory(slm_pool_threads(model->pool)).total;
@@ -87,7 +99,7 @@ int32_t slm_session_new(slm_model *model, slm_session **result) {
 
 int32_t slm_session_free(slm_session *session) {
   if (!session) return SLM_OK;
-  int32_t code = slm_check_session(session);
+  int32_t code = slm_enter(session);
   if (code != SLM_OK) return code;
   slm_model *model = session->model;
   session->mark = 0;
@@ -102,12 +114,15 @@ int32_t slm_position(const slm_session *session) {
 }
 
 int32_t slm_seek(slm_session *session, int32_t position) {
-  int32_t code = slm_check_session(session);
+  int32_t code = slm_enter(session);
   if (code != SLM_OK) return code;
-  if (position < 0 || position > session->position)
-    return slm_fail(SLM_ERR_ARGUMENT, "cannot seek to position %d: the context holds %d tokens",
+  if (position < 0 || position > session->position) {
+    code = slm_fail(SLM_ERR_ARGUMENT, "cannot seek to position %d: the context holds %d tokens",
                     position, session->position);
-  if (position != session->position) session->has_logits = 0;
-  session->position = position;
-  return SLM_OK;
+  } else {
+    if (position != session->position) session->has_logits = 0;
+    session->position = position;
+  }
+  slm_leave(session);
+  return code;
 }

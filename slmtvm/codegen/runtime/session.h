@@ -2,6 +2,7 @@
 #ifndef SLM_SESSION_H
 #define SLM_SESSION_H
 
+#include <stdatomic.h>
 #include <stdint.h>
 
 #include "model.h"
@@ -17,6 +18,7 @@ struct slm_session {
   uint32_t mark; /* SLM_SESSION_MARK */
   int32_t position;
   int32_t has_logits;
+  atomic_int in_use; /* a call is running: two threads in one session would write over each other */
   slm_model *model;
   char *base[SLM_SPACES]; /* scratch: that of thread 0 */
   float *logits;          /* after the last token of the context */
@@ -29,5 +31,9 @@ enum { SLM_SESSION_MARK = 0x534d4c53 };
 
 /* SLM_OK where `session` looks like one. */
 int32_t slm_check_session(const slm_session *session);
+
+/* Makes the session this call's own until slm_leave; fails where another thread has it. */
+int32_t slm_enter(slm_session *session);
+void slm_leave(slm_session *session);
 
 #endif

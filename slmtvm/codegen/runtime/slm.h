@@ -6,9 +6,9 @@
  * aborts the process, and a call that fails leaves its session as it was.
  *
  * Threads: sessions are independent of each other and may be used from different threads at the
- * same time. One session may be used by one thread at a time. Where a model has several worker
- * threads (slm_options.threads > 1), its sessions take turns: a call waits until the workers are
- * free. Results do not depend on the number of threads.
+ * same time. One session is used by one thread at a time, others get SLM_ERR_BUSY. Where a model
+ * has several worker threads (slm_options.threads > 1), its sessions take turns: a call waits until
+ * the workers are free. Results do not depend on the number of threads.
  *
  * A bundle must not be changed in place while it is open: put a new one beside it and rename.
  */
@@ -37,7 +37,8 @@ enum {
   SLM_ERR_WEIGHTS = -6,  /* the weights are damaged or belong to another library */
   SLM_ERR_CPU = -7,      /* this CPU lacks a feature that the library was built for */
   SLM_ERR_MEMORY = -8,   /* no memory or no thread to be had */
-  SLM_ERR_BUSY = -9,     /* the model still has sessions, or its workers are in another process */
+  SLM_ERR_BUSY = -9,     /* the model has sessions, the session is in use in another thread, or the
+                          * model was opened before fork() */
   SLM_ERR_LOGITS = -10   /* no logits to sample from yet, or they are not numbers */
 };
 
