@@ -42,7 +42,7 @@ def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
     if call.op.name == "relax.add":
         for x, other in (call.args, list(call.args)[::-1]):
             positions = rewriter.call_to(other, ops.POSITION_ROWS)
-            if positions is not None and x.ty.shape.ndim == 2:
+            if positions is not None and len(x.ty.shape.values) == 2:
                 return fused.add_positions(x, positions.args[1])
     if call.op.name == "relax.multiply":
         for gate, up in (call.args, list(call.args)[::-1]):

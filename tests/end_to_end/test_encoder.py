@@ -1,0 +1,58 @@
+"""all-MiniLM-L6-v2, compiled for every CPU target, against onnxruntime on its file."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from slmtvm.compiler import compile_model
+from slmtvm.target import Target
+from tests.emulation.session import open_sessions
+from tests.end_to_end.bundles import CPU_TARGETS
+from tests.models.encoder import ENCODER_FORMS, encoder_path
+
+# Wordpiece ids of a sentence: odd lengths, shorter than the bucket they run in.
+_SENTENCE = (101, 1037, 4937, 7719, 2006, 1996, 13523, 2096, 1996, 3899, 25126, 2012, 2009, 102)
+LENGTHS = (14, 5, 45)
+MIN_COSINE = {"float32": 1 - 1e-6, "int8": 0.999}
+CONTEXT = 64
+
+
+def _tokens(length: int) -> np.ndarray:
+    return np.resize(np.array(_SENTENCE, np.int32), length)
+
+
+def _wanted(path: Path, tokens: np.ndarray) -> np.ndarray:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    ids = np.asarray(tokens, np.int64)[None]
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": ids * 0}
+    return session.run(["last_hidden_state"], feed)[0][0]
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return (a * b).sum(-1) / norms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ENCODER_FORMS)
+def test_every_row_points_where_onnxruntimes_does(form: str, tmp_path: Path) -> None:
+    path = encoder_path(form)
+    bundle = tmp_path / "minilm.slm"
+    compile_model(path, CPU_TARGETS, output=bundle, context=CONTEXT)
+    for name in CPU_TARGETS:
+        target = Target.load(name)
+        native = target.arch == platform.machine()
+        for session in open_sessions(bundle, target, tmp_path):
+            for length in LENGTHS if native or "SLMTVM_EXHAUSTIVE" in os.environ else LENGTHS[:1]:
+                tokens = _tokens(length)
+                cosines = _cosines(session.encode(tokens, CONTEXT), _wanted(path, tokens))
+                print(f"minilm {form} on {name} ({session.cpu or 'native'}): {cosines.min():.6f}")
+                assert cosines.min() > MIN_COSINE[form], (name, session.cpu, length)
