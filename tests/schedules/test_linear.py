@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -116,21 +117,19 @@ def test_a_row_is_the_same_bits_in_any_number_of_rows(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=name)
-def test_every_knob_setting_is_correct(shape: LinearShape, target: Target, isa: Isa) -> None:
+def test_any_knob_setting_gives_the_same_bits(shape: LinearShape, target: Target, isa: Isa) -> None:
     case = random_case(shape, isa)
     default = case.run(target, isa)
     space = linear.knob_space(shape, isa)
-    for values in itertools.product(*space.values()):
+    for values in random.Random(shape.n).sample(list(itertools.product(*space.values())), 5):
         knobs = dict(zip(space, values, strict=True))
-        if knobs["mr"] > shape.m > 1 or knobs["mr"] * knobs["nv"] > 8:
-            continue  # the same code as a smaller one, or far too many registers to be of use
         np.testing.assert_array_equal(case.run(target, isa, knobs, cuts=(1,)), default, str(knobs))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 7, 16, 33, 48])
-@pytest.mark.parametrize("k", [32, 33, 47, 64, 95, 100])
-@pytest.mark.parametrize("m", [1, 2, 5, 16, 17])
+@pytest.mark.parametrize("k", [32, 47, 100])
+@pytest.mark.parametrize("m", [1, 2, 17])
 def test_awkward_sizes_are_correct(m: int, k: int, n: int) -> None:
     host = Target.load("x86-64-v3")
     isa = isas.get(host.isa)
