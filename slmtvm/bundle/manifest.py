@@ -1,4 +1,8 @@
-"""manifest.json: what a bundle holds and how to tell that it is whole."""
+"""manifest.json: what a bundle holds and how to tell that it is whole.
+
+It names the SHA-256 of every other file: whoever trusts its bytes trusts the bundle, so a signature
+(manifest.json.sig) has to cover this one file only.
+"""
 
 from __future__ import annotations
 
