@@ -47,6 +47,11 @@ class EmulatedSession:
         raw = self._run("greedy", tokens, count, 1)
         return np.frombuffer(raw, np.int32).tolist()
 
+    def peak_resident_bytes(self, tokens: np.ndarray, count: int) -> int:
+        """The most memory that evaluating ``tokens`` and ``count`` greedy ones took."""
+        raw = self._run("memory", tokens, count, 1)
+        return int(np.frombuffer(raw, np.int32)[0]) * 1024
+
     def _rows(self, mode: str, tokens: np.ndarray, window: int, threads: int) -> np.ndarray:
         raw = self._run(mode, tokens, window, threads)
         return np.frombuffer(raw, np.float32).reshape(len(tokens), -1)

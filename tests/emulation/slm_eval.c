@@ -1,9 +1,10 @@
 /* Runs a bundle's library on a list of tokens, for machines that the test runner only emulates.
  *
- *   slm_eval BUNDLE TOKENS OUTPUT all|encode|greedy THREADS WINDOW
+ *   slm_eval BUNDLE TOKENS OUTPUT all|encode|greedy|memory THREADS WINDOW
  *
  * TOKENS holds int32 ids. "all" and "encode" start afresh for each WINDOW of them and write a float
- * row for each; "greedy" evaluates them and writes the WINDOW int32 ids that follow. */
+ * row for each; "greedy" evaluates them and writes the WINDOW int32 ids that follow; "memory" does
+ * the same and writes one int32, the most memory that was ever resident, in kB. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,15 @@ static void check(int32_t status) {
   if (status >= 0) return;
   fprintf(stderr, "error %d: %s\n", status, slm_last_error());
   exit(3);
+}
+
+static int32_t peak_resident_kb(void) {
+  char line[256];
+  int kb = -1;
+  FILE *status = fopen("/proc/self/status", "r");
+  while (status && fgets(line, sizeof line, status)) sscanf(line, "VmHWM: %d kB", &kb);
+  if (status) fclose(status);
+  return kb;
 }
 
 int main(int argc, char **argv) {
@@ -34,14 +44,17 @@ int main(int argc, char **argv) {
   check(slm_open(argv[1], &options, &model));
   check(slm_session_new(model, &session));
   size_t width = (size_t)slm_output_size();
-  if (!strcmp(mode, "greedy")) {
+  int measure = !strcmp(mode, "memory");
+  if (measure || !strcmp(mode, "greedy")) {
     check(slm_eval(session, tokens, count, NULL));
     for (size_t i = 0; i < window; ++i) {
       int32_t next = slm_sample(session, NULL);
       check(next);
-      fwrite(&next, sizeof next, 1, out);
+      if (!measure) fwrite(&next, sizeof next, 1, out);
       check(slm_eval(session, &next, 1, NULL));
     }
+    int32_t kb = peak_resident_kb();
+    if (measure) fwrite(&kb, sizeof kb, 1, out);
   } else {
     float *rows = malloc(window * width * sizeof *rows);
     for (size_t at = 0; at < count; at += window) {

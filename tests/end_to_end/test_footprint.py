@@ -1,0 +1,46 @@
+"""What a compiled model takes: bytes of library on disk, bytes of memory as it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slmtvm.bundle import Bundle
+from slmtvm.target import Target
+from tests.emulation.session import open_sessions
+from tests.end_to_end.bundles import CONTEXT, CPU_TARGETS, bundle_for
+from tests.models import heldout_ids
+
+MAX_LIBRARY_BYTES = 400_000
+# The process and its C library take a little besides what the manifest predicts.
+MAX_MEMORY_RATIO = 1.1
+MAX_MEMORY_MORE = 3_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["float32", "int4_asymmetric", "int8"])
+@pytest.mark.parametrize("target", CPU_TARGETS)
+def test_a_library_without_weights_is_small(
+    form: str, target: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    bundle = bundle_for(tmp_path_factory, form, CPU_TARGETS)
+    size = (bundle / "lib" / f"{target}.so").stat().st_size
+    print(f"{form} on {target}: {size} bytes")
+    assert size < MAX_LIBRARY_BYTES
+
+
+def test_a_process_takes_the_memory_that_the_manifest_predicts(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    path = bundle_for(tmp_path_factory, "demo", ("host",))
+    target = Target.load("host")
+    (session,) = open_sessions(path, target, tmp_path)
+    # All of the context, so that every page of the cache is touched.
+    resident = session.peak_resident_bytes(heldout_ids()[: CONTEXT - 8], 8)
+    memory = Bundle.open(path).manifest.targets[target.name].memory
+    predicted = sum(memory.values())
+    print(f"predicted {predicted} bytes, resident {resident} bytes")
+    assert resident < predicted * MAX_MEMORY_RATIO + MAX_MEMORY_MORE
+    # The prediction is no wild guess on the safe side either.
+    assert resident > predicted * 0.8
