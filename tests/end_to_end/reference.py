@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 import onnxruntime as ort
@@ -43,7 +43,7 @@ class Reference:
         return tokens[len(prompt) :], leads
 
 
-@cache
+@lru_cache(maxsize=3)
 def reference(form: str) -> Reference:
     """The oracle of one of the demo model's forms."""
     options = ort.SessionOptions()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +63,13 @@ def _effort(sessions: Sessions) -> Effort:
     return Effort(48, 48, 1, 12)
 
 
-@cache
+@lru_cache(maxsize=2)  # forms are tested one after another
 def _wanted(form: str, tokens: int, window: int) -> np.ndarray:
     windows = heldout_ids()[:tokens].reshape(-1, window)
     return np.concatenate([reference(form).logits(w) for w in windows])
 
 
-@cache
+@lru_cache(maxsize=16)
 def _wanted_greedy(form: str, prompt: tuple[int, ...], count: int) -> tuple[list[int], list[float]]:
     return reference(form).greedy(prompt, count)
 
