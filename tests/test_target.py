@@ -11,8 +11,9 @@ from slmtvm.host import cpu_features, host_target
 from slmtvm.schedules import isa
 from slmtvm.target import Target, known_targets
 
-ICE_LAKE = "flags : fpu avx2 fma f16c avx512f avx512bw avx512vl avx512dq avx512_vnni\n"
-HASWELL = "flags : fpu avx2 fma f16c\n"
+_V3 = "sse4_2 popcnt movbe abm bmi1 bmi2 f16c fma avx2"
+ICE_LAKE = f"flags : fpu {_V3} avx512f avx512bw avx512cd avx512dq avx512vl avx512_vnni\n"
+HASWELL = f"flags : fpu {_V3}\n"
 NEHALEM = "flags : fpu sse4_2\n"
 CORTEX_A78 = "Features : fp asimd evtstrm aes asimdhp asimddp\n"
 CORTEX_A72 = "Features : fp asimd evtstrm\n"
