@@ -96,7 +96,7 @@ class _S8Row(BroadcastRow, Dot):
 
 
 class Avx2(Isa):
-    def u4_s8(self) -> Dot:
+    def u4_s8(self, rows: int) -> Dot:
         return _U4S8()
 
     def s8_s8(self) -> Dot:

@@ -13,7 +13,7 @@ LANES = 16
 class _Vpdpbusd(BroadcastRow, Dot):
     """``signed_weights``: the weights are the signed operand, the activations the unsigned one."""
 
-    state = ("int32x16",)
+    state: tuple[str, ...] = ("int32x16",)
     signed_weights = False
 
     def activation(self, row: Row, k: int) -> Expr:
@@ -30,6 +30,30 @@ class _Vpdpbusd(BroadcastRow, Dot):
 class _U4S8(_Vpdpbusd):
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
         return nibbles(raw, "uint8x64", LANES)
+
+
+class _U4S8OneRow(_Vpdpbusd):
+    """High nibbles stay in place: their sums, apart, are shifted once instead of every weight.
+
+    A weight operand is the place of its sum in the state, and the bytes.
+    """
+
+    state = ("int32x16", "int32x16")
+
+    def weights(self, raw: Expr) -> tuple[Expr, ...]:
+        words = let(T.reinterpret("int32x16", raw))
+        masked = [T.bitwise_and(words, splat(m, "int32", LANES)) for m in (0x0F0F0F0F, -0x0F0F0F10)]
+        return tuple((place, let(T.reinterpret("uint8x64", m))) for place, m in enumerate(masked))
+
+    def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
+        sums = [splat(0, "int32", LANES)] * 2 if state is None else list(state)
+        place, operand = weight
+        (sums[place],) = super().step((sums[place],), operand, activation)
+        return tuple(sums)
+
+    def finish(self, state: Vectors) -> Expr:
+        low, high = state
+        return let(low + let(T.shift_right(high, splat(4, "int32", LANES))))
 
 
 class _S8S8(_Vpdpbusd):
@@ -54,8 +78,8 @@ class _S8Row(_Vpdpbusd):
 
 
 class Avx512Vnni(Isa):
-    def u4_s8(self) -> Dot:
-        return _U4S8()
+    def u4_s8(self, rows: int) -> Dot:
+        return _U4S8OneRow() if rows == 1 else _U4S8()
 
     def s8_s8(self) -> Dot:
         return _S8S8()

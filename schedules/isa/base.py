@@ -91,8 +91,11 @@ class Isa(ABC):
         return T.Cast(f"float32x{self.lanes}", halves)
 
     @abstractmethod
-    def u4_s8(self) -> Dot:
-        """int4 weights 0..15, two operands in a byte (low nibbles first), activations -127..127."""
+    def u4_s8(self, rows: int) -> Dot:
+        """int4 weights 0..15, two operands in a byte (low nibbles first), activations -127..127.
+
+        ``rows`` rows of activations use the weights while they are in registers.
+        """
 
     @abstractmethod
     def s8_s8(self) -> Dot:

@@ -65,7 +65,7 @@ class _U4S8(_S8S8):
 
 
 class Neon(Isa):
-    def u4_s8(self) -> Dot:
+    def u4_s8(self, rows: int) -> Dot:
         return _U4S8()
 
     def s8_s8(self) -> Dot:

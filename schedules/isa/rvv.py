@@ -75,7 +75,7 @@ class Rvv(Isa):
         placed = T.bitwise_and(shifted, splat(-0x70002000, "int32", LANES))
         return T.reinterpret("float32x16", placed) * splat(2.0**112, "float32", LANES)
 
-    def u4_s8(self) -> Dot:
+    def u4_s8(self, rows: int) -> Dot:
         return _U4S8()
 
     def s8_s8(self) -> Dot:

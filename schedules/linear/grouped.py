@@ -78,7 +78,7 @@ def build(shape: LinearShape, isa: Isa, knobs: Knobs) -> Kernel:
         Tensor("xsum", by_group, "float32"),
         *weight_tensors(shape, isa),
     ]
-    dot = _dot(shape, isa)
+    dot = _dot(shape, isa, min(knobs["mr"], shape.m))
 
     def emit(tile: Tile, buffers: list[Buffer], store: Store) -> None:
         named = dict(zip((t.name for t in inputs), buffers, strict=True))
@@ -161,14 +161,14 @@ def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
-    registers = len(_dot(shape, isa).state) + 1  # a cell's integer sums and its float sum
+    registers = len(_dot(shape, isa, shape.m).state) + 1  # a cell's integer sums and its float sum
     # Rows whose activations take registers compete with the sums for them.
     tile = tile_knobs(shape, isa, registers, max_rows=4 if isa.row_in_registers else 8)
     return {**tile, "ku": 32, "pf": int(shape.m == 1)}
 
 
-def _dot(shape: LinearShape, isa: Isa) -> Dot:
-    return isa.u4_s8() if shape.format == "int4" else isa.s8_s8()
+def _dot(shape: LinearShape, isa: Isa, rows: int) -> Dot:
+    return isa.u4_s8(rows) if shape.format == "int4" else isa.s8_s8()
 
 
 def reference(

@@ -23,11 +23,11 @@ def tile_knobs(shape: LinearShape, isa: Isa, registers_per_cell: int, max_rows: 
     For one row: whole panels, whose memory is read in order, and more of them where the layer is
     large enough. For more: as many rows as fit, a divisor of m if there is one of useful size.
     """
-    cells = max(1, isa.registers // 2 // registers_per_cell)
     if shape.m == 1:
-        vectors = min(4, max(isa.vectors, cells // 2 // registers_per_cell))
-        channels = shape.n // _MIN_BLOCKS
-        return {"mr": 1, "nv": max(min(vectors, _power_of_two(channels // isa.lanes)), isa.vectors)}
+        fitting = isa.registers // 4 // registers_per_cell
+        sharing = shape.n // _MIN_BLOCKS // isa.lanes
+        return {"mr": 1, "nv": max(isa.vectors, _power_of_two(min(4, fitting, sharing)))}
+    cells = max(1, isa.registers // 2 // registers_per_cell)
     rows = _rows(shape.m, min(max_rows, cells))
     return {"mr": rows, "nv": min(4, _power_of_two(cells // rows))}
 
