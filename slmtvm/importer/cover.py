@@ -41,7 +41,9 @@ class Cover:
         while self._todo:
             value = self._todo.pop()
             if value not in self.steps:
-                self.steps[value] = _match(self, value)
+                # Probes may overflow or divide by zero; what is not finite matches nothing.
+                with np.errstate(all="ignore"):
+                    self.steps[value] = _match(self, value)
         return rows
 
     def add(self, rows: Rows, step: Step) -> None:

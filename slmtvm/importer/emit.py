@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -92,10 +93,12 @@ class Emitter:
 
     def run(self, output: str) -> tvm.IRModule:
         """The module with ``main(tokens, *params)`` that returns the rows of ``output``."""
+        order = schedule(self._steps, output)
+        for rows in order:
+            self._declare(self._steps[rows])
         builder = relax.BlockBuilder()
         m = tirx.Var("m", "int64")
         self._tokens = relax.Var("tokens", relax.TensorType((m,), "int32"))
-        order = schedule(self._steps, output)
         depth = {rows: i for i, rows in enumerate(order)}
         inputs = [self._tokens]
         with builder.function("main", inputs):
@@ -110,6 +113,16 @@ class Emitter:
         return tvm.IRModule(
             {"main": relax.Function(params, main.body, main.ret_ty, attrs=main.attrs)}
         )
+
+    def _declare(self, step: object) -> None:
+        """Make the parameters of ``step``, and check them, before anything is built."""
+        for entry in fields(step):  # type: ignore[arg-type]
+            value = getattr(step, entry.name)
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, Param):
+                    self._param(part)
+                elif isinstance(part, Weights):
+                    self._declare(part)
 
     def _value(self, rows: str) -> relax.Var:
         return self._values[resolve(self._steps, rows)]

@@ -13,6 +13,7 @@ import numpy as np
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.graph import Array, Constant, Graph, Node, Quantization
 from slmtvm.importer.operators import Kind, Operator, find
+from slmtvm.importer.operators.elementwise import cast_dtype
 from slmtvm.importer.roles import Roles
 
 Shape = tuple[int, ...]
@@ -22,7 +23,6 @@ _COMPUTE_ERRORS = (
     ArithmeticError,
     AttributeError,
     LookupError,
-    MemoryError,
     RuntimeError,
     TypeError,
     ValueError,
@@ -132,14 +132,18 @@ def _nothing(shape: Shape) -> Array:
 
 def _fold(frozen: Frozen, node: Node, limit: int) -> None:
     given = [frozen.constants[i] if i else None for i in node.inputs]
-    lazy = _keep_packed(node, given)
-    if lazy is not None:
-        frozen.constants[node.outputs[0]] = lazy
-        return
     try:
+        lazy = _keep_packed(node, given)
+        if lazy is not None:
+            frozen.constants[node.outputs[0]] = lazy
+            return
         values = [None if c is None else c.values() for c in given]
     except UnsupportedOpError as error:
         raise UnsupportedOpError(str(error), where=frozen.graph.where(node)) from error
+    except _COMPUTE_ERRORS as error:
+        raise InvalidModelError(
+            f"cannot be computed: {error}", where=frozen.graph.where(node)
+        ) from error
     _check_size(frozen.graph, node, values, limit)
     results = compute(frozen.graph, node, values)
     source = given[0] if given else None
@@ -185,9 +189,10 @@ def _keep_packed(node: Node, given: Sequence[Constant | None]) -> Constant | Non
         quantization = Quantization(
             scales.stored, zero_points, node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
         )
+        quantization.check(first.shape)
         return replace(first, dtype=scales.dtype, quantization=quantization)
     if node.op_type == "Cast":
-        dtype = operator_of(node).result([first.dtype], node.attrs)  # type: ignore[misc]
+        dtype = cast_dtype(node.attrs)
         floats = first.dtype.kind not in "iub" and dtype.kind not in "iub"
         if floats and dtype.itemsize >= first.dtype.itemsize:
             return replace(first, dtype=dtype)
@@ -261,11 +266,7 @@ def _infer(frozen: Frozen, node: Node, limit: int) -> None:
         raise InvalidModelError(
             f"has an impossible shape {[list(s) for s in results]}", where=frozen.graph.where(node)
         )
-    dtypes = [None if not i else _dtype(frozen, i) for i in node.inputs]
-    result = dtypes[0] if operator.result is None else operator.result(dtypes, node.attrs)
-    if frozen.is_lookup(node) and node.op_type == "Gather":
-        result = dtypes[0]
-    many = result if isinstance(result, tuple) else (result,) * len(node.outputs)
+    many = _result_dtypes(frozen, node, operator)
     for index, name in enumerate(node.outputs):
         if not name:
             continue
@@ -274,6 +275,17 @@ def _infer(frozen: Frozen, node: Node, limit: int) -> None:
                 f"output {name!r} is not supported", where=frozen.graph.where(node)
             )
         frozen.shapes[name], frozen.dtypes[name] = results[index], np.dtype(many[index])
+
+
+def _result_dtypes(frozen: Frozen, node: Node, operator: Operator) -> tuple[Any, ...]:
+    dtypes = [None if not i else _dtype(frozen, i) for i in node.inputs]
+    try:
+        result = dtypes[0] if operator.result is None else operator.result(dtypes, node.attrs)
+    except _COMPUTE_ERRORS as error:
+        raise InvalidModelError(
+            f"input types {dtypes} do not fit: {error}", where=frozen.graph.where(node)
+        ) from error
+    return result if isinstance(result, tuple) else (result,) * len(node.outputs)
 
 
 def _shapes(

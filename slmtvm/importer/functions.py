@@ -57,7 +57,7 @@ def inline_functions(model: ModelProto, path: Path) -> list[NodeProto]:
                     where=str(path),
                 )
             calls += 1
-            inner_prefix = f"{prefix}{node.name or function.name}.{calls}/"
+            inner_prefix = f"{node.name or prefix + function.name}.{calls}/"
             inner_names, inner_attributes = _bindings(function, node, path)
             stack.extend(
                 (inner, inner_names, inner_attributes, depth + 1, inner_prefix)

@@ -33,6 +33,21 @@ class Quantization:
     axis: int
     block_size: int
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError where scales or zero points do not fit stored values of ``shape``."""
+        if self.zero_points is not None and self.zero_points.size != self.scales.size:
+            raise ValueError(f"{self.zero_points.size} zero points, {self.scales.size} scales")
+        for per in (self.scales, self.zero_points):
+            if per is None or per.size == 1:
+                continue
+            axis = self.axis % len(shape)
+            expected: tuple[int, ...] = (shape[axis],)
+            if self.block_size:
+                blocks = -(-shape[axis] // self.block_size)
+                expected = (*shape[:axis], blocks, *shape[axis + 1 :])
+            if per.shape != expected:
+                raise ValueError(f"scales of shape {list(per.shape)} for values {list(shape)}")
+
     def transposed(self) -> Quantization:
         """That of the transposed matrix."""
 

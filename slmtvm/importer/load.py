@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,7 @@ def load(path: str | Path) -> Graph:
     UnsupportedOpError, listing all of them, for operators that the importer does not know.
     """
     path = Path(path)
-    try:
-        return _graph(_parse(path), path)
-    except UnicodeDecodeError as error:
-        raise InvalidModelError(f"a name is not valid UTF-8: {error}", where=str(path)) from error
+    return _graph(_parse(path), path)
 
 
 def count_operators(path: str | Path) -> dict[str, int]:
@@ -40,11 +37,8 @@ def count_operators(path: str | Path) -> dict[str, int]:
     Raises InvalidModelError where it is no ONNX file.
     """
     path = Path(path)
-    model = _parse(path)
-    try:
-        names = [f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in model.graph.node]
-    except UnicodeDecodeError as error:
-        raise InvalidModelError(f"a name is not valid UTF-8: {error}", where=str(path)) from error
+    nodes = _parse(path).graph.node
+    names = [f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in nodes]
     return dict(Counter(names).most_common())
 
 
@@ -70,7 +64,32 @@ def _parse(path: Path) -> ModelProto:
             f"ONNX IR version {model.ir_version}; {_MIN_IR_VERSION} or later is needed",
             where=str(path),
         )
+    for text in _texts(model):
+        if not isinstance(text, str):
+            raise InvalidModelError(f"the name {text!r} is not UTF-8", where=str(path))
     return model
+
+
+def _texts(model: ModelProto) -> Iterator[object]:
+    """All names that the importer reads: protobuf hands out bytes where they are not UTF-8."""
+    graph = model.graph
+    nodes = [*graph.node, *(node for function in model.functions for node in function.node)]
+    for node in nodes:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield from (attribute.name, attribute.ref_attr_name, attribute.t.name)
+    for function in model.functions:
+        yield from (function.name, function.domain, *function.input, *function.output)
+        yield from (a.name for a in function.attribute_proto)
+        yield from (entry.domain for entry in function.opset_import)
+    yield from (entry.domain for entry in model.opset_import)
+    for tensor in graph.initializer:
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
+    for port in (*graph.input, *graph.output, *graph.value_info):
+        yield port.name
+        yield from (d.dim_param for d in port.type.tensor_type.shape.dim)
 
 
 def _graph(model: ModelProto, path: Path) -> Graph:
@@ -165,7 +184,7 @@ def _attribute(attribute: AttributeProto, reader: TensorReader, where: str) -> A
     if kind == AttributeProto.FLOAT:
         return attribute.f
     if kind == AttributeProto.STRING:
-        return attribute.s.decode("utf-8")
+        return attribute.s.decode("utf-8", errors="replace")
     if kind == AttributeProto.INTS:
         return tuple(attribute.ints)
     if kind == AttributeProto.FLOATS:

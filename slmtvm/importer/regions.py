@@ -87,7 +87,8 @@ def _operand(
     if name in values:
         return values[name]
     array = frozen.constants[name].values()
-    return array if array.dtype.kind in "iub" else array.astype(dtype)
+    with np.errstate(all="ignore"):
+        return array if array.dtype.kind in "iub" else array.astype(dtype)
 
 
 def constants_of(frozen: Frozen, nodes: Sequence[Node]) -> list[Constant]:

@@ -132,6 +132,8 @@ def _count(text: str, field: str, where: str) -> int:
 def _dtype(elem_type: int, where: str) -> np.dtype[Any]:
     if elem_type == TensorProto.STRING:
         raise UnsupportedOpError("string tensors are not supported", where=where)
+    if elem_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
+        raise UnsupportedOpError("complex tensors are not supported", where=where)
     try:
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
     except (KeyError, ValueError, TypeError) as error:

@@ -44,9 +44,11 @@ def match_dequantized_rows(cover: Cover, value: str) -> Embedding | None:
     given = [frame.small.constants.get(i) if i else None for i in node.inputs[1:]]
     scales, zeros = given[0], given[1] if len(given) > 1 else None
     table = frame.small.constants[lookup.inputs[0]]
-    if scales is None or scales.stored.size != 1 or not table.plain or len(table.shape) != 2:
+    single = scales is not None and scales.stored.size == 1
+    single = single and (zeros is None or zeros.stored.size == 1)
+    if scales is None or not single or not table.plain or len(table.shape) != 2:
         raise UnsupportedOpError(
-            "rows looked up in a quantized table need one scale for the whole table", where=where
+            "rows looked up in a quantized table need one scale and zero point for the whole table", where=where
         )
     _check_tokens(cover, lookup, where)
     quantization = Quantization(scales.stored, None if zeros is None else zeros.stored, 0, 0)

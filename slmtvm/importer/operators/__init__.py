@@ -71,27 +71,25 @@ def _check_schema(node: NodeProto, operator: Operator, version: int, path: Path)
     where = f"{path}: {node.op_type} node {node.name!r}"
     if operator.domain or not onnx.defs.has(node.op_type, version, ""):
         fewest, most = operator.arity
-        kinds = None
+        kinds = dict(operator.attributes)
     else:
         schema = onnx.defs.get_schema(node.op_type, version, "")
         fewest, most = schema.min_input, schema.max_input
-        kinds = dict(schema.attributes)
+        kinds = {k: (int(a.type), a.required) for k, a in schema.attributes.items()}
     if not fewest <= len(node.input) <= most:
         raise InvalidModelError(
             f"has {len(node.input)} inputs; the operator takes {fewest} to {most}", where=where
         )
     if any(not name for name in list(node.input)[:fewest]):
         raise InvalidModelError("a required input is absent", where=where)
-    if kinds is None:
-        return
     for attribute in node.attribute:
         expected = kinds.get(attribute.name)
-        if expected is None or int(expected.type) != attribute.type:
+        if expected is None or expected[0] != attribute.type:
             raise InvalidModelError(
                 f"attribute {attribute.name!r} is not one of the operator, or of another type",
                 where=where,
             )
     given = {attribute.name for attribute in node.attribute}
-    for name, expected in kinds.items():
-        if expected.required and name not in given:
+    for name, (_, required) in kinds.items():
+        if required and name not in given:
             raise InvalidModelError(f"attribute {name!r} is missing", where=where)

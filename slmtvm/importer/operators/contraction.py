@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from slmtvm.importer.graph import Array
-from slmtvm.importer.operators.registry import Attrs, Kind, Shape, register
+from slmtvm.importer.operators.registry import INT, Attrs, Kind, Shape, register
 
 
 def _matmul_shape(a: Shape, b: Shape) -> Shape:
@@ -85,8 +85,20 @@ def _nbits_shapes(attrs: Attrs, shapes: Sequence[Any], _constants: Sequence[Any]
 
 
 @register(
-    "MatMulNBits", 1, Kind.CONTRACT, "com.microsoft", shapes=_nbits_shapes, arity=(3, 6),
+    "MatMulNBits",
+    1,
+    Kind.CONTRACT,
+    "com.microsoft",
+    shapes=_nbits_shapes,
     result=lambda dtypes, _: dtypes[0],
-)  # fmt: skip
+    arity=(3, 6),
+    attributes={
+        "K": (INT, True),
+        "N": (INT, True),
+        "block_size": (INT, True),
+        "bits": (INT, False),
+        "accuracy_level": (INT, False),
+    },
+)
 def matmul_nbits(_attrs: Attrs, *_inputs: Array) -> Any:
     raise ValueError("a quantized matrix product of two constants is not supported")

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from slmtvm.importer.graph import Array, Constant
-from slmtvm.importer.operators.registry import Attrs, Kind, register
+from slmtvm.importer.operators.registry import FLOAT, Attrs, Kind, register
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -190,7 +190,7 @@ def bias_gelu(_attrs: Attrs, x: Array, bias: Array) -> Any:
     return gelu_erf(x + bias)
 
 
-@register("QuickGelu", 1, Kind.ELEMENTWISE, "com.microsoft")
+@register("QuickGelu", 1, Kind.ELEMENTWISE, "com.microsoft", attributes={"alpha": (FLOAT, False)})
 def quick_gelu(attrs: Attrs, x: Array) -> Any:
     return x * sigmoid(attrs.get("alpha", 1.702) * x)
 
@@ -202,7 +202,10 @@ def swish(attrs: Attrs, x: Array) -> Any:
 
 def cast_dtype(attrs: Attrs) -> np.dtype[Any]:
     """The dtype a Cast asks for."""
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(attrs["to"]))
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(attrs["to"]))
+    if dtype.kind in "cO":
+        raise TypeError(f"a cast to {dtype} is not supported")
+    return dtype
 
 
 @register("Cast", 6, Kind.ELEMENTWISE, result=lambda _, attrs: cast_dtype(attrs))

@@ -229,7 +229,19 @@ def _gathered(attrs: Attrs, x: Sequence[Array]) -> int:
 def gather(attrs: Attrs, x: Array, indices: Array) -> Any:
     if indices.dtype.kind not in "iu":
         raise TypeError(f"indices are {indices.dtype}")
-    return np.take(x, indices, axis=attrs.get("axis", 0))
+    axis = attrs.get("axis", 0)
+    run = _consecutive(indices)
+    if run is not None and axis == 0 and run[1] <= x.shape[0]:
+        return x[run[0] : run[1]].reshape(indices.shape + x.shape[1:])
+    return np.take(x, indices, axis=axis)
+
+
+def _consecutive(indices: Array) -> tuple[int, int] | None:
+    """(first, last + 1) where indices count up one by one: then the rows are a view, not a copy."""
+    flat = indices.reshape(-1)
+    if flat.size < 2 or flat[0] < 0 or flat[-1] - flat[0] != flat.size - 1:
+        return None
+    return (int(flat[0]), int(flat[-1]) + 1) if (np.diff(flat) == 1).all() else None
 
 
 @register("GatherElements", 11, Kind.MOVE)

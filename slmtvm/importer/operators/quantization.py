@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from slmtvm.importer.graph import Array, Quantization, dequantize
-from slmtvm.importer.operators.registry import Attrs, Kind, Shape, register
+from slmtvm.importer.operators.registry import INT, Attrs, Kind, Shape, register
 
 _UINT8_STEPS = 255
 
@@ -67,6 +67,12 @@ def _lookup_shapes(attrs: Attrs, shapes: Sequence[Any], constants: Sequence[Any]
     "com.microsoft",
     shapes=_lookup_shapes,
     arity=(3, 4),
+    attributes={
+        "gather_axis": (INT, False),
+        "quantize_axis": (INT, False),
+        "block_size": (INT, False),
+        "bits": (INT, False),
+    },
     result=lambda dtypes, _: dtypes[2],
 )
 def gather_block_quantized(_attrs: Attrs, *_inputs: Array) -> Any:

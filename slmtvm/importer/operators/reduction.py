@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from slmtvm.importer.graph import Array
-from slmtvm.importer.operators.registry import Attrs, Kind, as_scalar, ints, register
+from slmtvm.importer.operators.registry import FLOAT, INT, Attrs, Kind, as_scalar, ints, register
 
 _Axes = tuple[tuple[int, ...], bool | None]
 
@@ -101,7 +101,10 @@ def cumsum(attrs: Attrs, x: Array, axis: Array) -> Any:
     return np.flip(sums, along) if attrs.get("reverse", 0) else sums
 
 
-@register("LayerNormalization", 1, Kind.REDUCE, axes=_trailing(-1), arity=(2, 3))
+_NORM = {"axis": (INT, False), "epsilon": (FLOAT, False), "stash_type": (INT, False)}
+
+
+@register("LayerNormalization", 1, Kind.REDUCE, axes=_trailing(-1), arity=(2, 3), attributes=_NORM)
 def layer_normalization(attrs: Attrs, x: Array, scale: Array, bias: Array | None = None) -> Any:
     """Registered from version 1 on too: onnxruntime takes it in every operator set."""
     axes = tuple(range(attrs.get("axis", -1) % x.ndim, x.ndim))
@@ -111,7 +114,14 @@ def layer_normalization(attrs: Attrs, x: Array, scale: Array, bias: Array | None
     return result if bias is None else result + bias
 
 
-@register("SimplifiedLayerNormalization", 1, Kind.REDUCE, axes=_trailing(-1), arity=(2, 2))
+@register(
+    "SimplifiedLayerNormalization",
+    1,
+    Kind.REDUCE,
+    axes=_trailing(-1),
+    arity=(2, 2),
+    attributes=_NORM,
+)
 @register("RMSNormalization", 23, Kind.REDUCE, axes=_trailing(-1))
 def rms_normalization(attrs: Attrs, x: Array, scale: Array) -> Any:
     axes = tuple(range(attrs.get("axis", -1) % x.ndim, x.ndim))

@@ -8,11 +8,12 @@ numerically and, on arrays of indices, follows data movement.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 import numpy as np
+from onnx import AttributeProto
 
 from slmtvm.importer.graph import Array
 
@@ -44,7 +45,8 @@ class Operator:
     ``shapes(attrs, shapes, constants)``: output shapes, where the kind does not imply them.
     ``size(attrs, inputs)``: elements that evaluating needs, where that is not the inputs' size.
     ``result(dtypes, attrs)``: dtype of each output where it is not the first input's.
-    ``arity``: fewest and most inputs, for operators that onnx has no schema of.
+    ``arity`` (fewest and most inputs) and ``attributes`` (name -> type and whether it must be
+    there) are for operators that onnx has no schema of.
     """
 
     domain: str
@@ -58,7 +60,10 @@ class Operator:
     size: Callable[[Attrs, Sequence[Any]], int] | None = None
     result: Callable[[Sequence[Any], Attrs], Any] | None = None
     arity: tuple[int, int] = (1, 1)
+    attributes: Mapping[str, tuple[int, bool]] = field(default_factory=dict)
 
+
+INT, FLOAT = int(AttributeProto.INT), int(AttributeProto.FLOAT)
 
 _OPERATORS: dict[tuple[str, str], list[Operator]] = {}
 

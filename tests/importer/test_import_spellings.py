@@ -1,0 +1,157 @@
+"""One model in many spellings: what is recognised, and that it computes what the file computes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slmtvm.errors import UnsupportedOpError
+from slmtvm.importer import import_onnx
+from slmtvm.ir.model import CanonicalModel
+from slmtvm.ir.reference import evaluate
+from tests.importer.graphs import (
+    ACTIVATIONS,
+    MASK_POSITIONS,
+    MASKS,
+    NORMS,
+    OTHER_MASKS,
+    ROPES,
+    Tiny,
+    build,
+    run_onnxruntime,
+    save,
+)
+
+TOLERANCE = 2e-4  # of the logits' range
+
+
+def op_names(model: CanonicalModel) -> list[str]:
+    """The ops of ``main`` in order."""
+    (block,) = model.module["main"].body.blocks
+    return [b.value.op.name for b in block.bindings if hasattr(b.value, "op")]
+
+
+def calls_of(model: CanonicalModel, name: str) -> list:
+    (block,) = model.module["main"].body.blocks
+    calls = [b.value for b in block.bindings if hasattr(b.value, "op")]
+    return [call for call in calls if call.op.name == name]
+
+
+def check(tiny: Tiny, folder: Path, context: int | None = 64) -> CanonicalModel:
+    """Import the model and compare it with onnxruntime on random tokens."""
+    path = save(build(tiny), folder)
+    model = import_onnx(path, context=context)
+    tokens = np.random.default_rng(1).integers(0, tiny.vocab, 45)
+    want = run_onnxruntime(path, tokens)
+    got = evaluate(model, tokens)
+    assert np.abs(got - want).max() <= TOLERANCE * np.ptp(want)
+    return model
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_spelling_of_a_norm_becomes_one_op(norm, tmp_path):
+    model = check(Tiny(norm=norm), tmp_path)
+    expected = "slm.rms_norm" if norm.startswith("rms") else "slm.layer_norm"
+    assert op_names(model).count(expected) == 3
+    assert not {"relax.sqrt", "relax.power", "relax.divide"} & set(op_names(model))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_spelling_of_an_activation_becomes_one_op(activation, tmp_path):
+    model = check(Tiny(activation=activation), tmp_path)
+    names = [n for n in op_names(model) if not n.startswith("slm.")]
+    gated = ["relax.multiply"] if activation.startswith("silu") else []
+    assert names == ["relax.add", ACTIVATIONS[activation][1], *gated, "relax.add"]
+
+
+@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_every_spelling_of_a_rope_becomes_tables_of_the_whole_context(rope, kv_heads, tmp_path):
+    model = check(Tiny(rope=rope, heads=4, kv_heads=kv_heads, layers=2), tmp_path)
+    assert op_names(model).count("slm.rope") == 4
+    _, part, interleaved = ROPES[rope]
+    for call in calls_of(model, "slm.rope"):
+        assert bool(call.attrs["interleaved"]) == interleaved
+    half = 8 // part // 2
+    angles = np.arange(64)[:, None] * 10000.0 ** (-np.arange(half) / half)
+    assert np.allclose(model.params["rope.cos"], np.cos(angles), atol=2e-5)
+    assert np.allclose(model.params["rope.sin"], np.sin(angles), atol=2e-5)
+    assert {spec.num_kv_heads for spec in model.kv} == {kv_heads}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_every_spelling_of_a_mask_is_named(mask, tmp_path):
+    model = check(Tiny(mask=mask, learned_positions=70), tmp_path)
+    (attention,) = calls_of(model, "slm.attention")
+    assert attention.attrs["mask"] == MASKS[mask][1]
+    assert model.kind == ("encoder" if mask == "none" else "decoder")
+
+
+@pytest.mark.parametrize("mask", OTHER_MASKS)
+def test_a_mask_that_cannot_be_compiled_is_refused_by_name(mask, tmp_path):
+    path = save(build(Tiny(mask=mask)), tmp_path)
+    with pytest.raises(UnsupportedOpError, match=re.escape(OTHER_MASKS[mask][1])):
+        import_onnx(path, context=64)
+
+
+def test_a_window_wider_than_the_context_is_a_causal_mask(tmp_path):
+    path = save(build(Tiny(mask="window")), tmp_path)
+    assert import_onnx(path, context=40).kind == "decoder"
+
+
+@pytest.mark.parametrize("scale_on", ["scores", "queries", "both"])
+@pytest.mark.parametrize("rope", ["", "rotate_half"])
+def test_the_scale_of_attention_is_found_wherever_it_stands(scale_on, rope, tmp_path):
+    model = check(Tiny(scale_on=scale_on, rope=rope, heads=4, kv_heads=2), tmp_path)
+    (attention,) = calls_of(model, "slm.attention")
+    assert float(attention.attrs["scale"]) == pytest.approx(8**-0.5, rel=1e-6)
+    assert "relax.divide" not in op_names(model)
+
+
+@pytest.mark.parametrize("rope", ["", "rotate_half"])
+def test_packed_projections_are_sliced_by_columns(rope, tmp_path):
+    model = check(Tiny(packed_qkv=True, bias=True, rope=rope, heads=4, kv_heads=2), tmp_path)
+    assert op_names(model).count("relax.strided_slice") == 3
+
+
+def test_a_bias_belongs_to_its_linear_layer(tmp_path):
+    model = check(Tiny(bias=True, learned_positions=64), tmp_path)
+    with_bias = [c for c in calls_of(model, "slm.linear") if "bias" in str(c.attrs["operands"])]
+    assert len(with_bias) == 7  # all but the head
+    assert op_names(model).count("relax.add") == 3  # positions and the two residuals
+
+
+def test_learned_positions_become_rows_of_a_table_and_bound_the_context(tmp_path):
+    tiny = Tiny(learned_positions=70)
+    model = check(tiny, tmp_path, context=None)
+    assert model.context == 70
+    assert model.params["positions.weight"].shape == (70, 24)
+    with pytest.raises(UnsupportedOpError, match="the model's own tables have 70"):
+        import_onnx(tmp_path / "model.onnx", context=71)
+
+
+def test_a_stored_mask_bounds_the_context(tmp_path):
+    path = save(build(Tiny(mask="sliced")), tmp_path)
+    assert import_onnx(path).context == MASK_POSITIONS
+
+
+def test_without_tables_the_context_is_1024(tmp_path):
+    path = save(build(Tiny(rope="rotate_half")), tmp_path)
+    assert import_onnx(path).context == 1024
+
+
+def test_a_tied_head_reads_the_embedding_s_own_array(tmp_path):
+    model = check(Tiny(tied=True), tmp_path)
+    head = calls_of(model, "slm.linear")[-1]
+    embedding = calls_of(model, "slm.embedding")[0]
+    assert head.args[1].same_as(embedding.args[1])
+
+
+def test_weights_are_views_of_the_file(tmp_path):
+    model = check(Tiny(), tmp_path)
+    for name, array in model.params.items():
+        if array.ndim == 2 and not name.startswith("rope"):
+            assert array.base is not None and not array.flags.writeable, name
