@@ -5,5 +5,6 @@ from __future__ import annotations
 from slmtvm.schedules.rows.op import RowOp
 from slmtvm.schedules.rows.reference import reference
 from slmtvm.schedules.rows.template import build
+from slmtvm.schedules.rows.tensor import build_quantize_tensor
 
-__all__ = ["RowOp", "build", "reference"]
+__all__ = ["RowOp", "build", "build_quantize_tensor", "reference"]

@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 from slmtvm.schedules import vector as vec
 from slmtvm.schedules.rows.op import RowOp
 from slmtvm.schedules.rows.prologue import Buffers, Value, vectors_at_once
-from slmtvm.schedules.vector import LANES, Accumulators, Expr
+from slmtvm.schedules.vector import LANES, Accumulators, Buffer, Expr
 
 _SMALLEST_AMAX = 1e-30  # 127 / amax must not overflow
 
@@ -64,24 +64,52 @@ def _quantize_block(
 
 
 def _row_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
-    chains = vectors_at_once(op)
-    low, high = Accumulators(chains), Accumulators(chains)  # from 0: the range includes it
     if op.needs_scratch:
         kept, start = buffers["scratch"], T.int32(0)
     else:
         kept, start = buffers["y" if op.keep_f32 else "x"], row * op.d
     copies = op.prologue != "copy" or op.keep_f32
+    lowest, highest = _find_range(op, value, kept if copies else None, start)
+    quantize_row_u8(
+        kept, start, op.d, lowest, highest, buffers, row, op.k_padded, op.storage
+    )  # fmt: skip
 
-    def find_range(column: Expr, count: int, slot: int) -> None:
+
+def _range(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
+    lowest, highest = _find_range(op, value, buffers["y"], row * op.d)
+    vec.store(buffers["low"], row, lowest, 1)
+    vec.store(buffers["high"], row, highest, 1)
+
+
+def _find_range(op: RowOp, value: Value, kept: Buffer | None, start: Expr) -> tuple[Expr, Expr]:
+    """The least and the greatest value of a row, 0 among them; copies the row to ``kept``."""
+    chains = vectors_at_once(op)
+    low, high = Accumulators(chains), Accumulators(chains)  # from 0: the range includes it
+
+    def find(column: Expr, count: int, slot: int) -> None:
         v = value(column, count)
-        if copies:
+        if kept is not None:
             vec.store_part(kept, start + column, v, count)
         low[slot] = T.bind(vec.minimum(v, low[slot]))
         high[slot] = T.bind(vec.maximum(v, high[slot]))
 
-    vec.sweep(op.d, find_range, chains)
+    vec.sweep(op.d, find, chains)
     lowest = vec.across(low.fold(vec.minimum), vec.minimum)
-    highest = vec.across(high.fold(vec.maximum), vec.maximum)
+    return lowest, vec.across(high.fold(vec.maximum), vec.maximum)
+
+
+def quantize_row_u8(
+    source: Buffer,
+    start: Expr,
+    d: int,
+    lowest: Expr,
+    highest: Expr,
+    buffers: Buffers,
+    row: Expr,
+    k_padded: int,
+    storage: str,
+) -> None:
+    """ONNX DynamicQuantizeLinear for a range, on the d values at ``start`` -> xq, xs and xz."""
     scale = T.bind(
         T.Select(
             highest <= lowest,
@@ -95,7 +123,7 @@ def _row_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
     vec.store(buffers["xs"], row, scale, 1)
     vec.store(buffers["xz"], row, zero_point, 1)
     scales, zeros = vec.splat(scale), vec.splat(zero_point)
-    bias = vec.splat_int(128 if op.storage == "int8" else 0)
+    bias = vec.splat_int(128 if storage == "int8" else 0)
 
     def quantize(column: Expr, v: Expr | None) -> None:
         q = zeros
@@ -103,14 +131,11 @@ def _row_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
             # A division, as onnxruntime has it: a product with the reciprocal rounds otherwise.
             q = T.bind(vec.round_to_int(T.bind(v / scales)) + zeros)
             q = T.bind(T.max(T.min(q, vec.splat_int(255)), vec.splat_int(0)))
-        stored = T.cast(T.bind(q - bias), f"{op.storage}x{LANES}")
-        vec.store(buffers["xq"], row * op.k_padded + column, stored)
+        stored = T.cast(T.bind(q - bias), f"{storage}x{LANES}")
+        vec.store(buffers["xq"], row * k_padded + column, stored)
 
-    vec.sweep(
-        op.d,
-        lambda column, count, _: quantize(column, vec.load_part(kept, start + column, count)),
-    )
-    for column in range(-(-op.d // LANES) * LANES, op.k_padded, LANES):
+    vec.sweep(d, lambda at, count, _: quantize(at, vec.load_part(source, start + at, count)))
+    for column in range(-(-d // LANES) * LANES, k_padded, LANES):
         quantize(T.int32(column), None)
 
 
@@ -118,4 +143,5 @@ EPILOGUE_CODE: dict[str, Callable[[RowOp, Expr, Buffers, Value], None]] = {
     "f32": _f32,
     "block": _block,
     "row_u8": _row_u8,
+    "range": _range,
 }

@@ -9,7 +9,7 @@ from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.vector import LANES
 
 PROLOGUES = ("copy", "rms_norm", "layer_norm", "silu_glu", "silu", "relu", "gelu_erf", "gelu_tanh")
-EPILOGUES = ("f32", "block", "row_u8")
+EPILOGUES = ("f32", "block", "row_u8", "range")
 NORMS = ("rms_norm", "layer_norm")
 
 
@@ -32,6 +32,7 @@ class RowOp:
       row_u8: ONNX DynamicQuantizeLinear on each row: xs float32 (m,), xz int32 (m,) the unsigned
         zero point, xq (m, k_padded) as ``storage`` says: "uint8", or "int8" for 128 less. A row of
         zeros has xs 1 and xz 0.
+      range: y, and low and high float32 (m_padded,): the least and greatest of the row and 0.
     With ``keep_f32`` a quantizing epilogue stores y, too.
     """
 
@@ -69,7 +70,7 @@ class RowOp:
     @property
     def stores_y(self) -> bool:
         """Whether y is an output."""
-        return self.epilogue == "f32" or self.keep_f32
+        return self.epilogue in ("f32", "range") or self.keep_f32
 
     @property
     def needs_scratch(self) -> bool:
@@ -88,7 +89,7 @@ class RowOp:
             parts.append(f"g{self.group_size}")
         if self.epilogue == "row_u8":
             parts.append(f"{self.storage}_k{self.k_padded}")
-        if self.epilogue != "f32" and self.keep_f32:
+        if self.epilogue in ("block", "row_u8") and self.keep_f32:
             parts.append("keep")
         return "_".join(["row", *parts, f"m{self.m}", f"d{self.d}"])
 
@@ -126,6 +127,9 @@ class RowOp:
                 Tensor("xs", (m,), "float32"),
                 Tensor("xz", (m,), "int32"),
             ]
+        if self.epilogue == "range":
+            padded = -(-m // LANES) * LANES  # whole vectors can be read
+            tensors += [Tensor("low", (padded,), "float32"), Tensor("high", (padded,), "float32")]
         return tuple(tensors)
 
     @property

@@ -67,11 +67,24 @@ def quantize_block(y: Array, group_size: int) -> dict[str, Array]:
     }
 
 
-def quantize_row_u8(y: Array, k_padded: int, storage: str) -> dict[str, Array]:
-    """The epilogue "row_u8" of y float32 (m, d)."""
+def row_ranges(y: Array) -> tuple[Array, Array]:
+    """The least and the greatest of each row of y float32 (m, d), 0 among them."""
+    return np.minimum(y.min(1), np.float32(0)), np.maximum(y.max(1), np.float32(0))
+
+
+def quantize_tensor_u8(y: Array, valid: int, k_padded: int, storage: str) -> dict[str, Array]:
+    """DynamicQuantizeLinear of y float32 (m, d) with the range of its first ``valid`` rows."""
+    low, high = row_ranges(y[:valid])
+    whole = np.full(len(y), low.min()), np.full(len(y), high.max())
+    return quantize_row_u8(y, k_padded, storage, whole)
+
+
+def quantize_row_u8(
+    y: Array, k_padded: int, storage: str, ranges: tuple[Array, Array] | None = None
+) -> dict[str, Array]:
+    """The epilogue "row_u8" of y float32 (m, d); each row's own range unless given."""
     d = y.shape[1]
-    low = np.minimum(y.min(1), np.float32(0))
-    high = np.maximum(y.max(1), np.float32(0))
+    low, high = ranges or row_ranges(y)
     scale = np.where(high == low, np.float32(1), (high - low) / np.float32(255))
     zero_point = np.rint(np.clip((np.float32(0) - low) / scale, 0, 255)).astype(np.int32)
     q = np.tile(zero_point[:, None], (1, k_padded))
@@ -91,6 +104,8 @@ def reference(op: RowOp, inputs: Mapping[str, Array]) -> dict[str, Array]:
         results["y"] = y
     if op.epilogue == "block":
         results |= quantize_block(y, op.group_size)
+    if op.epilogue == "range":
+        results["low"], results["high"] = row_ranges(y)
     if op.epilogue == "row_u8":
         results |= quantize_row_u8(y, op.k_padded, op.storage)
     return results

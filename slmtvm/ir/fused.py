@@ -23,11 +23,11 @@ PROLOGUES = {
     "silu": "",
 }
 # How a row op leaves its result, see ``row``.
-EPILOGUES = ("f32", "block", "row_u8")
+EPILOGUES = ("f32", "block", "row_u8", "tensor_u8")
 
 
 def padded_features(features: int, epilogue: str, group_size: int) -> int:
-    """Columns of a quantized row: whole groups for "block", whole 16s for "row_u8"."""
+    """Columns of a quantized row: whole groups for "block", else whole 16s."""
     multiple = group_size if epilogue == "block" else 16
     return -(-features // multiple) * multiple
 
@@ -82,7 +82,8 @@ def row(
 
     ``epilogue`` "f32": float32 (m, features). "block": the tuple (q int8 (m, padded),
     scale float32 (m, padded / group_size), sum of q float32, same shape). "row_u8": the tuple
-    (q one byte each (m, padded), scale float32 (m, 1), zero_point int32 (m, 1)). ``keep_float``
+    (q one byte each (m, padded), scale float32 (m, 1), zero_point int32 (m, 1)); "tensor_u8" the
+    same with one range for all valid rows. ``keep_float``
     adds the float32 result as the tuple's last field.
     """
     return make_call(

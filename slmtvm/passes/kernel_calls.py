@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -38,9 +39,10 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     m, width = _shape(x)
     attrs = call.attrs
     prologue, epilogue = str(attrs["prologue"]), str(attrs["epilogue"])
+    whole = epilogue == "tensor_u8"
     op = rows.RowOp(
         prologue=prologue,
-        epilogue=epilogue,
+        epilogue="row_u8" if whole else epilogue,
         m=m,
         d=width // 2 if prologue == "silu_glu" else width,
         eps=float(attrs["eps"]),
@@ -50,7 +52,13 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     )
     assert epilogue == "f32" or op.k_padded == padded_features(op.d, epilogue, op.group_size)
     operands = [emitter.weight(p.name, emitter.array(p)) for p in params]
-    results = emitter.call(rows.build(op), [x, *operands])
+    if whole:
+        ranged = dataclasses.replace(op, epilogue="range", keep_f32=False)
+        made = emitter.call(rows.build(ranged), [x, *operands])
+        kernel = rows.build_quantize_tensor(op)
+        results = made | emitter.call(kernel, [made[name] for name in ("y", "low", "high")])
+    else:
+        results = emitter.call(rows.build(op), [x, *operands])
     if epilogue == "f32":
         return results["y"]
     third = "xsum" if epilogue == "block" else "xz"
@@ -77,6 +85,8 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         rotary_dim=2 * _shape(tables[0])[1] if tables else 0,
         interleaved=bool(int(attrs["interleaved"])),
         table_rows=capacity if tables else 0,
+        kv_dtype=emitter.kv_dtype if causal else "float32",
+        native_f16=emitter.isa.native_f16,
         accumulators=attention.default_accumulators(emitter.isa.name),
     )
     if not causal:
@@ -84,7 +94,7 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         inputs = [made[name] for name in ("q", "k_cache", "v_cache")]
         return emitter.call(attention.build_attend(shape), inputs)["o"]
     layer = int(attrs["layer"])
-    caches = [emitter.cache(f"layer{layer}.{t.name}", t.shape) for t in shape.cache]
+    caches = [emitter.cache(f"layer{layer}.{t.name}", t) for t in shape.cache]
     if m == 1:
         return emitter.call(attention.build_decode(shape), [qkv, *tables, *caches])["o"]
     q = emitter.call(attention.build_append(shape), [qkv, *tables, *caches])["q"]

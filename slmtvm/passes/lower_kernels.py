@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import tvm
@@ -17,14 +17,20 @@ from slmtvm.passes.kernel_calls import CACHE_BLOCK, HANDLERS
 from slmtvm.passes.rewrite import bindings, function_names, rebuild, result, variables, with_params
 from slmtvm.schedules import isa
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.kernel import Kernel
+from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.target import Target
 
 
-def lower_kernels(model: CanonicalModel, target: Target) -> LoweredModel:
-    """Every op as a call of a kernel of ours, or of a PrimFunc of TVM's where we have none."""
+def lower_kernels(
+    model: CanonicalModel, target: Target, kv_dtype: str | None = None
+) -> LoweredModel:
+    """Every op as a call of a kernel of ours, or of a PrimFunc of TVM's where we have none.
+
+    kv_dtype: "float32" or "float16", how the KV cache holds its values; None is what suits the ISA.
+    """
     capacity = -(-model.context // CACHE_BLOCK) * CACHE_BLOCK
-    emitter = KernelEmitter(model, isa.get(target.isa), capacity)
+    primitives = isa.get(target.isa)
+    emitter = KernelEmitter(model, primitives, capacity, kv_dtype or primitives.kv_dtype)
     functions = {name: emitter.lower(model.module[name]) for name in function_names(model.module)}
     with target.tvm:
         module = relax.transform.LegalizeOps()(tvm.IRModule(functions))
@@ -40,9 +46,10 @@ class KernelEmitter:
     model: CanonicalModel
     isa: Isa
     capacity: int
+    kv_dtype: str
     kernels: dict[str, Kernel] = field(default_factory=dict)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
-    state: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)
     _builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
     _params: dict[str, relax.Var] = field(default_factory=dict)
 
@@ -55,10 +62,10 @@ class KernelEmitter:
         self.weights.setdefault(name, array)
         return self._param(name, array.shape, str(array.dtype))
 
-    def cache(self, name: str, shape: tuple[int, ...]) -> relax.Var:
-        """A float32 buffer that lives as long as the session."""
-        self.state.setdefault(name, shape)
-        return self._param(name, shape, "float32")
+    def cache(self, name: str, tensor: Tensor) -> relax.Var:
+        """A buffer like ``tensor`` that lives as long as the session."""
+        self.state.setdefault(name, replace(tensor, name=name))
+        return self._param(name, tensor.shape, tensor.dtype)
 
     def _param(self, name: str, shape: tuple[int, ...], dtype: str) -> relax.Var:
         if name not in self._params:

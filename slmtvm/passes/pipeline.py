@@ -45,6 +45,6 @@ def fuse(model: CanonicalModel, progress: Callable[[str], None] = lambda _: None
     return model
 
 
-def lower(fused: CanonicalModel, target: Target) -> LoweredModel:
-    """The fused model as calls of the target's kernels."""
-    return lower_kernels(fused, target)
+def lower(fused: CanonicalModel, target: Target, kv_dtype: str | None = None) -> LoweredModel:
+    """The fused model as calls of the target's kernels; ``kv_dtype`` as for ``lower_kernels``."""
+    return lower_kernels(fused, target, kv_dtype)

@@ -25,13 +25,14 @@ class QuantizeActivations:
     name = "quantize-activations"
 
     def apply(self, model: CanonicalModel) -> CanonicalModel:
-        return rewrite(model, _Rule())
+        return rewrite(model, _Rule(model.kind))
 
 
 @dataclass
 class _Rule:
     """Remembers the quantized rows that it has emitted."""
 
+    kind: str  # of the model
     rows: dict[_RowKey, list[relax.Expr]] = field(default_factory=dict)
 
     def __call__(self, call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
@@ -41,22 +42,25 @@ class _Rule:
             return None
         x = call.args[0]
         named = _with_weight_shapes(call, rewriter)
-        activation, group = row_format(call)
+        activation, group = self._row_format(call)
         if activation == "f32":
             return fused.linear_on([x], call, named, fused.FLOAT_LINEAR, "f32")
         key = (x, activation, group)
         if key not in self.rows:
             row = fused.row(x, [], prologue="copy", epilogue=activation, group_size=group)
             self.rows[key] = _fields(rewriter.emit(row), rewriter)
-        return fused.linear_on(self.rows[key], call, named, fused.QUANTIZED_LINEAR, activation)
+        scheme = "block" if activation == "block" else "row_u8"
+        return fused.linear_on(self.rows[key], call, named, fused.QUANTIZED_LINEAR, scheme)
 
     def _quantize_where_made(self, call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
         """The row op with the epilogue its readers want, and its float result if one reads it."""
-        wanted = {row_format(r) for r in rewriter.now_read_by if _is_linear(r)} - {("f32", 0)}
+        wanted = {self._row_format(r) for r in rewriter.now_read_by if _is_linear(r)} - {("f32", 0)}
         if len(wanted) != 1:
             return None
         ((activation, group),) = wanted
-        keep = any(not _is_linear(r) or row_format(r)[0] == "f32" for r in rewriter.now_read_by)
+        keep = any(
+            not _is_linear(r) or self._row_format(r)[0] == "f32" for r in rewriter.now_read_by
+        )
         x, *params = call.args
         row = rewriter.emit(
             fused.row(
@@ -69,6 +73,18 @@ class _Rule:
         self.rows[value, activation, group] = _fields(row, rewriter)
         return value
 
+    def _row_format(self, call: relax.Call) -> tuple[str, int]:
+        """How ``slm.linear`` wants its input: the epilogue of a row op, and its group size."""
+        weights, group = str(call.attrs["format"]), int(call.attrs["group_size"])
+        if weights in ("f32", "f16"):
+            return "f32", 0
+        if group:
+            return "block", group
+        # An encoder sees all tokens at once, as the file's DynamicQuantizeLinear does. A decoder
+        # sees them in chunks, whose division must not change results.
+        dynamic = str(call.attrs["activation"]) == "row_u8"
+        return ("tensor_u8" if self.kind == "encoder" and dynamic else "row_u8"), 0
+
 
 def _is_linear(expr: relax.Expr) -> bool:
     return isinstance(expr, relax.Call) and expr.op == ops.LINEAR
@@ -76,14 +92,6 @@ def _is_linear(expr: relax.Expr) -> bool:
 
 def _fields(row: relax.Expr, rewriter: Rewriter) -> list[relax.Expr]:
     return [rewriter.emit(relax.TupleGetItem(row, i)) for i in range(3)]
-
-
-def row_format(call: relax.Call) -> tuple[str, int]:
-    """How ``slm.linear`` wants its input: the epilogue of a row op, and its group size."""
-    weights, group = str(call.attrs["format"]), int(call.attrs["group_size"])
-    if weights in ("f32", "f16"):
-        return "f32", 0
-    return ("block", group) if group else ("row_u8", 0)
 
 
 def _with_weight_shapes(call: relax.Call, rewriter: Rewriter) -> dict[str, relax.Expr]:

@@ -14,7 +14,12 @@ from onnx import TensorProto, helper
 from slmtvm.schedules import rows
 from slmtvm.schedules.rows import RowOp
 from slmtvm.schedules.rows.op import EPILOGUES, NORMS, PROLOGUES
-from slmtvm.schedules.rows.reference import quantize_block, quantize_row_u8
+from slmtvm.schedules.rows.reference import (
+    quantize_block,
+    quantize_row_u8,
+    quantize_tensor_u8,
+    row_ranges,
+)
 from slmtvm.target import Target, known_targets
 from tests.schedules.harness import run
 
@@ -50,6 +55,10 @@ def check(op: RowOp, target: Target, inputs: dict[str, np.ndarray]) -> None:
         np.testing.assert_array_less(np.abs(got["y"] - want["y"]) / scale, RELATIVE)
     if op.epilogue == "f32":
         return
+    if op.epilogue == "range":
+        for name, value in zip(("low", "high"), row_ranges(got["y"]), strict=True):
+            np.testing.assert_array_equal(got[name][: op.m], value, err_msg=name)
+        return
     # Quantization is exact; what it quantizes is the kernel's own float result.
     y = got["y"] if op.stores_y else inputs["x"]
     if op.epilogue == "block":
@@ -76,6 +85,7 @@ def target(request: pytest.FixtureRequest) -> Target:
         row_op("gelu_erf", "f32", 7),
         row_op("gelu_tanh", "f32", 96),
         row_op("relu", "row_u8", 16, keep_f32=True),
+        row_op("layer_norm", "range", 40),
     ],
     ids=lambda op: op.name,
 )
@@ -87,7 +97,9 @@ def test_a_row_kernel_computes_its_reference(op: RowOp, target: Target) -> None:
 @pytest.mark.parametrize("d", [1, 16, 31, 96])
 def test_every_row_kernel_at_every_size(d: int, target: Target) -> None:
     for prologue, epilogue in product(PROLOGUES, EPILOGUES):
-        op = row_op(prologue, epilogue, d, keep_f32=epilogue != "f32" and prologue != "copy")
+        op = row_op(
+            prologue, epilogue, d, keep_f32=epilogue in ("block", "row_u8") and prologue != "copy"
+        )
         check(op, target, random_inputs(op))
 
 
@@ -163,3 +175,17 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         alone = run(rows.build(one), {**inputs, "x": inputs["x"][i : i + 1]}, host)
         for tensor in one.outputs:
             assert alone[tensor.name].tobytes() == together[tensor.name][i : i + 1].tobytes()
+
+
+@pytest.mark.parametrize("valid", [1, 16, 19])
+def test_a_tensor_is_quantized_with_the_range_of_its_valid_rows(target: Target, valid: int) -> None:
+    m, d = 19, 33
+    op = row_op("copy", "row_u8", d, m=m, storage="int8")
+    y = np.random.default_rng(valid).standard_normal((m, d)).astype(np.float32)
+    y[valid:] *= 100  # what lies behind must not widen the range
+    low, high = (np.full(32, np.nan, np.float32) for _ in range(2))
+    low[:m], high[:m] = row_ranges(y)
+    kernel = rows.build_quantize_tensor(op)
+    got = run(kernel, {"y": y, "low": low, "high": high}, target, valid=valid, cuts=(5,))
+    for name, value in quantize_tensor_u8(y, valid, op.k_padded, op.storage).items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
