@@ -124,7 +124,8 @@ def linear(
 
     ``activation`` is what the file asks of x: "f32" nothing; "block" symmetric int8 per row and
     block of ``group_size``, scale amax / 127 (MatMulNBits accuracy_level 4); "row_u8" ONNX
-    DynamicQuantizeLinear on each row. -> float32 (m, n)
+    DynamicQuantizeLinear, on each row of a decoder, whose results must not depend on how a prompt
+    is divided into steps, and on all rows together in an encoder. -> float32 (m, n)
     """
     args, names = name_operands(
         [x], {"weight": weight, "scales": scales, "zero_points": zero_points, "bias": bias}

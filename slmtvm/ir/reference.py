@@ -35,11 +35,11 @@ def evaluate(model: CanonicalModel, tokens: npt.ArrayLike) -> Array:
     values.update({p: model.params[p.name] for p in main.params[1:]})
     for block in main.body.blocks:
         for binding in block.bindings:
-            values[binding.var] = _value(binding.value, values)
+            values[binding.var] = _value(binding.value, values, model.kind)
     return values[main.body.body]
 
 
-def _value(expr: relax.Expr, values: Mapping[relax.Var, Array]) -> Array:
+def _value(expr: relax.Expr, values: Mapping[relax.Var, Array], kind: str) -> Array:
     if isinstance(expr, relax.Var):
         return values[expr]
     if isinstance(expr, GenericConst):
@@ -48,14 +48,15 @@ def _value(expr: relax.Expr, values: Mapping[relax.Var, Array]) -> Array:
     name = expr.op.name
     if name == "relax.strided_slice":
         begin, end = (int(expr.args[i].fields[0].value) for i in (2, 3))
-        return _value(expr.args[0], values)[:, begin:end]
+        return _value(expr.args[0], values, kind)[:, begin:end]
     if name in _STANDARD:
-        return np.asarray(_STANDARD[name](*(_value(a, values) for a in expr.args)), np.float32)
+        operands = [_value(a, values, kind) for a in expr.args]
+        return np.asarray(_STANDARD[name](*operands), np.float32)
     attrs = {key: expr.attrs[key] for key in expr.attrs.keys()}  # noqa: SIM118 (not a dict)
     if name in _WITH_OPERANDS:
-        named = {key: _value(arg, values) for key, arg in ops.operands(expr).items()}
-        return _WITH_OPERANDS[name](_value(expr.args[0], values), attrs, **named)
-    return _CANONICAL[name](attrs, *(_value(a, values) for a in expr.args))
+        named = {key: _value(arg, values, kind) for key, arg in ops.operands(expr).items()}
+        return _WITH_OPERANDS[name](_value(expr.args[0], values, kind), attrs, kind, **named)
+    return _CANONICAL[name](attrs, *(_value(a, values, kind) for a in expr.args))
 
 
 def unpack_int4(packed: Array, columns: int) -> Array:
@@ -112,7 +113,7 @@ def quantize_rows(x: Array) -> Array:
     return np.asarray(((levels - zero) * scale).astype(np.float32))
 
 
-def _embedding(tokens: Array, attrs: _Attrs, table: Array, **quantized: Array) -> Array:
+def _embedding(tokens: Array, attrs: _Attrs, _kind: str, table: Array, **quantized: Array) -> Array:
     dim, format, group_size = int(attrs["dim"]), str(attrs["format"]), int(attrs["group_size"])
     rows = {k: v[tokens] if len(v) > 1 else v for k, v in quantized.items()}
     return dequantize(
@@ -121,7 +122,7 @@ def _embedding(tokens: Array, attrs: _Attrs, table: Array, **quantized: Array) -
     )  # fmt: skip
 
 
-def _linear(x: Array, attrs: _Attrs, weight: Array, **named: Array) -> Array:
+def _linear(x: Array, attrs: _Attrs, kind: str, weight: Array, **named: Array) -> Array:
     group_size, activation = int(attrs["group_size"]), str(attrs["activation"])
     w = dequantize(
         weight, named.get("scales"), named.get("zero_points"),
@@ -130,7 +131,9 @@ def _linear(x: Array, attrs: _Attrs, weight: Array, **named: Array) -> Array:
     if activation == "block":
         x = quantize_blocks(x, group_size)
     elif activation == "row_u8":
-        x = quantize_rows(x)
+        # An encoder's only step is the whole sequence: one range, as in the file.
+        x = quantize_rows(x) if kind == "decoder" else quantize_rows(x.reshape(1, -1))
+        x = x.reshape(-1, int(attrs["k"]))
     y = x @ w.T
     return np.asarray(y + named["bias"] if "bias" in named else y)
 
