@@ -272,17 +272,38 @@ def erf(x: Expr) -> Expr:
 
 
 def half_to_float(bits: Expr) -> Expr:
-    """IEEE half-precision bits (uint16 vector) of finite values as float32, exactly.
+    """IEEE half-precision bits (uint16) of finite values as float32, exactly.
 
-    Done on integers, since RVV without Zvfhmin would call a library function for each element.
+    Done on integers, since RVV without Zvfhmin would call a library function for each element. An
+    infinity or what is no number becomes a number of magnitude 65536 or more.
     """
     lanes = lanes_of(bits)
-    wide = T.bind(T.cast(bits, dtype_of("int32", lanes)))
-    magnitude = T.bind(
-        T.shift_left(T.bitwise_and(wide, splat_int(0x7FFF, lanes)), splat_int(13, lanes))
-    )
-    # The exponent is still biased for half precision; the product also makes subnormals normal.
-    value = T.bind(T.reinterpret(dtype_of("float32", lanes), magnitude) * splat(2.0**112, lanes))
-    sign = T.shift_left(T.bitwise_and(wide, splat_int(0x8000, lanes)), splat_int(16, lanes))
-    signed = T.bitwise_or(T.reinterpret(dtype_of("int32", lanes), value), sign)
-    return T.bind(T.reinterpret(dtype_of("float32", lanes), signed))
+    signed = T.cast(T.reinterpret(dtype_of("int16", lanes), bits), dtype_of("int32", lanes))
+    shifted = T.shift_left(T.bind(signed), splat_int(13, lanes))
+    # Without the copies of the sign, the exponent is still biased for half precision; the product
+    # also makes subnormals normal.
+    placed = T.bind(T.bitwise_and(shifted, splat_int(-0x70002000, lanes)))
+    return T.bind(T.reinterpret(dtype_of("float32", lanes), placed) * splat(2.0**112, lanes))
+
+
+def float_to_half(x: Expr) -> Expr:
+    """IEEE half-precision bits (uint16) of float32 up to 65504, to nearest, ties to even.
+
+    What is no number stays so. Done on integers, for ISAs without an instruction.
+    """
+    lanes = lanes_of(x)
+    bits = T.bind(T.reinterpret(dtype_of("int32", lanes), x))
+    magnitude = T.bind(T.bitwise_and(bits, splat_int(0x7FFFFFFF, lanes)))
+    odd = T.bitwise_and(T.shift_right(magnitude, splat_int(13, lanes)), splat_int(1, lanes))
+    # Exponent biased by 15 in the place of 127; just under a half is added, and the last bit kept.
+    rebias = splat_int(((15 - 127) << 23) + 0xFFF, lanes)
+    normal = T.shift_right(T.bind(magnitude + T.bind(rebias + odd)), splat_int(13, lanes))
+    # A sum with 0.5 is rounded to multiples of 2**-24, the unit of subnormal halves.
+    sum_bits = T.reinterpret(dtype_of("int32", lanes), T.bind(absolute(x) + splat(0.5, lanes)))
+    subnormal = sum_bits - splat_int(0x3F000000, lanes)
+    is_subnormal = magnitude < splat_int((127 - 14) << 23, lanes)
+    value = T.bind(T.Select(is_subnormal, subnormal, normal))
+    no_number = magnitude > splat_int(0x7F800000, lanes)
+    value = T.bind(T.Select(no_number, splat_int(0x7E00, lanes), value))
+    sign = T.bitwise_and(T.shift_right(bits, splat_int(16, lanes)), splat_int(0x8000, lanes))
+    return T.bind(T.cast(T.bitwise_or(value, sign), dtype_of("uint16", lanes)))

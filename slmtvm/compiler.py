@@ -7,6 +7,7 @@ from pathlib import Path
 
 from slmtvm.bundle import Bundle
 from slmtvm.bundle.write import write_bundle
+from slmtvm.errors import SlmError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.pipeline import fuse, lower
@@ -15,6 +16,7 @@ from slmtvm.plan.model import Plan
 from slmtvm.target import Target
 
 Progress = Callable[[str], None]
+KV_DTYPES = {"f16": "float16", "f32": "float32"}
 
 
 def compile_model(
@@ -24,15 +26,18 @@ def compile_model(
     output: str | Path,
     context: int | None = None,
     tokenizer: str | Path | None = None,
+    kv: str | None = None,
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Compile an ONNX file for one or more targets into the bundle ``output``.
 
     context: tokens that a session holds; the model's own maximum where None. tokenizer: a
     tokenizer.json to put into the bundle; the one beside the model where None and there is one.
+    kv: "f16" or "f32", how the KV cache holds keys and values; what suits each target where None.
     progress: called with the name of each step as it begins. Raises SlmError; nothing is left at
     ``output`` then, and what was there before stays.
     """
+    kv_dtype = _kv_dtype(kv)
     resolved = [t if isinstance(t, Target) else Target.load(t) for t in targets]
     progress("import")
     canonical = import_onnx(model, context=context)
@@ -40,11 +45,17 @@ def compile_model(
     plans: list[tuple[Target, Plan]] = []
     for target in resolved:
         progress(f"kernels for {target.name}")
-        plans.append((target, build_plan(lower(fused, target), _info(canonical))))
+        plans.append((target, build_plan(lower(fused, target, kv_dtype), _info(canonical))))
     progress("bundle")
     return write_bundle(
         output, plans, source=Path(model), tokenizer=_tokenizer(model, tokenizer), progress=progress
     )
+
+
+def _kv_dtype(kv: str | None) -> str | None:
+    if kv is not None and kv not in KV_DTYPES:
+        raise SlmError(f"must be one of {', '.join(KV_DTYPES)}, not {kv!r}", where="kv")
+    return None if kv is None else KV_DTYPES[kv]
 
 
 def _tokenizer(model: str | Path, given: str | Path | None) -> Path | None:

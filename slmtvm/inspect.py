@@ -12,7 +12,7 @@ from slmtvm.importer import import_onnx
 from slmtvm.importer.load import count_operators
 from slmtvm.ir.model import CanonicalModel, LayerReport
 
-_KV_BYTES = 4  # the cache holds float32
+_KV_BYTES = 2  # of a float16
 _KEYS_AND_VALUES = 2
 
 
@@ -21,7 +21,8 @@ class Inspection:
     """What was recognised in a file; ``str()`` is the text, ``to_dict()`` the same as data.
 
     Where the file cannot be compiled, ``unsupported`` says why and the recognised parts are empty.
-    Sizes are in bytes; ``kv_bytes_per_token`` is 0 for an encoder.
+    Sizes are in bytes; ``kv_bytes_per_token`` is of a float16 cache (twice that for
+    float32), 0 for an encoder.
     """
 
     file: str
@@ -60,7 +61,7 @@ class Inspection:
             f"  vocabulary {self.vocab_size}",
             f"  context    {self.context}",
             f"  weights    {_size(self.weight_bytes)}",
-            f"  KV cache   {_size(self.kv_bytes_per_token)} per token",
+            f"  KV cache   {_size(self.kv_bytes_per_token)} per token in float16",
             *_table(self.weights),
         ]
         lines += [f"  note: {note}" for note in self.notes] or ["  nothing was left out"]

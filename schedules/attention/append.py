@@ -7,6 +7,7 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules import vector as vec
+from slmtvm.schedules.attention.cache import narrow
 from slmtvm.schedules.attention.shape import AttentionShape
 from slmtvm.schedules.kernel import Kernel, define
 from slmtvm.schedules.vector import LANES, Buffer, Expr
@@ -62,15 +63,28 @@ def append_row(
         rotate_head(
             shape, buffers, position, qkv, q_at + member * d, queries, queries_at + member * d
         )
-    key = T.alloc_buffer((d,), "float32", scope="local")
-    rotate_head(shape, buffers, position, qkv, k_at, key, T.int32(0))
+    rotated = T.alloc_buffer((d,), "float32", scope="local")
+    rotate_head(shape, buffers, position, qkv, k_at, rotated, T.int32(0))
+    key = _stored_key(shape, rotated)
     blocks = shape.capacity // LANES
     start = T.bind((head * blocks + position // LANES) * (d * LANES) + position % LANES)
     with T.serial(0, d) as i:
         vec.store(buffers["k_cache"], start + i * LANES, vec.load(key, i, 1), 1)
     v_out = T.bind((head * shape.capacity + position) * d)
     for at, lanes in vec.pieces(d):
-        vec.store(buffers["v_cache"], v_out + at, vec.load(qkv, v_at + at, lanes), lanes)
+        value = narrow(shape, vec.load(qkv, v_at + at, lanes))
+        vec.store(buffers["v_cache"], v_out + at, value, lanes)
+
+
+def _stored_key(shape: AttentionShape, rotated: Buffer) -> Buffer:
+    """The key as the cache stores it: converted by vectors, since its elements go far apart."""
+    if shape.kv_dtype == "float32":
+        return rotated
+    key = T.alloc_buffer((shape.head_dim,), shape.kv_dtype, scope="local")
+    for at, lanes in vec.pieces(shape.head_dim):
+        value = narrow(shape, vec.load(rotated, T.int32(at), lanes))
+        vec.store(key, T.int32(at), value, lanes)
+    return key
 
 
 def rotate_head(

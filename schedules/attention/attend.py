@@ -18,6 +18,7 @@ from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules import vector as vec
 from slmtvm.schedules.attention.append import append_row
+from slmtvm.schedules.attention.cache import widen
 from slmtvm.schedules.attention.shape import AttentionShape
 from slmtvm.schedules.kernel import Kernel, Tensor, define
 from slmtvm.schedules.vector import LANES, Accumulators, Buffer, Expr
@@ -199,7 +200,8 @@ def _score_tile(
     def add_feature(feature: Expr) -> None:
         loaded = [vec.load(queries, row.query_at + feature, 1) for row in rows]
         for j in range(width):
-            key = vec.load(buffers["k_cache"], start + j * lanes_of_block + feature * LANES)
+            stored = vec.load(buffers["k_cache"], start + j * lanes_of_block + feature * LANES)
+            key = widen(shape, stored)
             for i, query in enumerate(loaded):
                 sums[i * width + j] = vec.fma(vec.splat(query), key, sums[i * width + j])
 
@@ -257,7 +259,7 @@ def _weighted_values(
 
         def add_position(position: Expr, chunk: Any = chunk, sums: Any = sums) -> None:
             place = T.bind(start + position * shape.head_dim)
-            loaded = [vec.load(values, place + at, lanes) for at, lanes in chunk]
+            loaded = [widen(shape, vec.load(values, place + at, lanes)) for at, lanes in chunk]
             for row, row_sums in zip(rows, sums, strict=True):
                 weight = vec.load(memory, position + row.index * scratch.stride, 1)
                 for (_, lanes), value, total in zip(chunk, loaded, row_sums, strict=True):

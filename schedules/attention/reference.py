@@ -26,6 +26,12 @@ def rotate(shape: AttentionShape, x: Array, cos: Array, sin: Array) -> Array:
     return result
 
 
+def stored(shape: AttentionShape, x: Array) -> Array:
+    """x as the cache holds it: rounded once; float16 has no infinities."""
+    largest = np.finfo(shape.kv_dtype).max
+    return np.clip(x, -largest, largest).astype(shape.kv_dtype)
+
+
 def append(shape: AttentionShape, inputs: Mapping[str, Array], position: int) -> dict[str, Array]:
     """Outputs q, k_cache and v_cache of the append kernel, computed in float64."""
     m, h, kv, d = shape.m, shape.num_heads, shape.num_kv_heads, shape.head_dim
@@ -38,8 +44,8 @@ def append(shape: AttentionShape, inputs: Mapping[str, Array], position: int) ->
     k_cache, v_cache = inputs["k_cache"].copy(), inputs["v_cache"].copy()
     for i in range(m):
         block, lane = divmod(position + i, LANES)
-        k_cache[:, block, :, lane] = k[i]
-        v_cache[:, position + i] = v[i]
+        k_cache[:, block, :, lane] = stored(shape, k[i])
+        v_cache[:, position + i] = stored(shape, v[i])
     return {
         "q": q.reshape(m, h * d).astype(np.float32),
         "k_cache": k_cache,

@@ -14,6 +14,7 @@ from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.vector import LANES
 
 MASKS = ("causal", "bidirectional")
+KV_DTYPES = ("float32", "float16")
 # 16-lane accumulators that fit the registers beside the operands: AVX-512 has 32 registers of one
 # such vector, the others hold eight in all.
 _ACCUMULATORS = {"avx512_vnni": 16}
@@ -37,6 +38,9 @@ class AttentionShape:
     cos and sin, float32 (table_rows, rotary_dim / 2), as ``slm.rope`` has it; there must be a row
     for every position that a step writes, padding included. ``accumulators`` bounds how much of the
     score matrix is computed at once; it changes speed, never a result.
+
+    ``kv_dtype`` is how the cache holds keys and values, "float32" or "float16"; arithmetic is on
+    float32. ``native_f16`` says whether the ISA converts between the two; the values are the same.
     """
 
     m: int
@@ -50,6 +54,7 @@ class AttentionShape:
     interleaved: bool = False
     table_rows: int = 0
     kv_dtype: str = "float32"
+    native_f16: bool = True
     accumulators: int = _ACCUMULATORS_OTHERS
 
     def __post_init__(self) -> None:
@@ -59,7 +64,7 @@ class AttentionShape:
         assert self.scale > 0, self
         assert self.rotary_dim % 2 == 0 and self.rotary_dim <= self.head_dim, self
         assert (self.table_rows > 0) == (self.rotary_dim > 0), self
-        assert self.kv_dtype == "float32", self.kv_dtype
+        assert self.kv_dtype in KV_DTYPES, self.kv_dtype
 
     @property
     def group(self) -> int:
@@ -116,6 +121,8 @@ class AttentionShape:
             f"h{self.num_heads}x{self.num_kv_heads}x{self.head_dim}",
             f"c{self.capacity}",
         ]
+        if self.kv_dtype == "float16":
+            parts.append("f16" if self.native_f16 else "f16int")
         if kind != "attend" and self.rotary_dim:
             order = "interleaved" if self.interleaved else "halves"
             parts.append(f"r{self.rotary_dim}{order}{self.table_rows}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tvm.script.ir_builder import tirx as T
 
@@ -75,6 +75,19 @@ class Isa(ABC):
     k_step: int
     row_dtype: str
     row_in_registers: bool = False
+
+    native_f16: ClassVar[bool] = True
+    """Whether one instruction converts a vector between float16 and float32."""
+
+    @property
+    def kv_dtype(self) -> str:
+        """How the KV cache holds keys and values unless the user says otherwise.
+
+        In float16 it is half as large, and read in half the time once the caches of all layers
+        exceed the core's own. Converting with integers (three instructions a vector, beside two or
+        three multiply-adds) would cost more than that gains.
+        """
+        return "float16" if self.native_f16 else "float32"
 
     @property
     def vectors(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Row, Vectors, let, splat
+from slmtvm.schedules.vector import half_to_float
 
 LANES = 16
 
@@ -65,15 +66,10 @@ class _S8S8(_ScalarActivations):
 
 
 class Rvv(Isa):
-    def f16_to_f32(self, halves: Expr) -> Expr:
-        """Shift exponent and mantissa into place, then correct the exponent's bias by 2**112.
+    native_f16 = False
 
-        Base V has no float16. Exact for zero and subnormal numbers too.
-        """
-        bits = T.Cast("int32x16", T.reinterpret("int16x16", halves))
-        shifted = T.shift_left(bits, splat(13, "int32", LANES))
-        placed = T.bitwise_and(shifted, splat(-0x70002000, "int32", LANES))
-        return T.reinterpret("float32x16", placed) * splat(2.0**112, "float32", LANES)
+    def f16_to_f32(self, halves: Expr) -> Expr:
+        return half_to_float(T.reinterpret(f"uint16x{LANES}", halves))
 
     def u4_s8(self, rows: int) -> Dot:
         return _U4S8()

@@ -117,7 +117,6 @@ def _model_facts(plan: Plan) -> dict[str, Any]:
         "context": plan.context,
         "vocab_size": plan.vocab_size,
         "output_size": plan.output_size,
-        "kv_bytes_per_token": plan.kv_bytes_per_token,
     }
 
 

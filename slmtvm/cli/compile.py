@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context", type=positive, help="tokens that a session holds (default: the model's most)"
     )
     parser.add_argument(
+        "--kv", choices=("f16", "f32"),
+        help="how the KV cache holds keys and values (default: f16 where the CPU converts it in "
+        "one instruction)",
+    )  # fmt: skip
+    parser.add_argument(
         "--tokenizer", type=Path, help="a tokenizer.json to include (default: the model's own)"
     )
 
@@ -40,6 +45,7 @@ def run(options: argparse.Namespace) -> int:
             output=options.output,
             context=options.context,
             tokenizer=options.tokenizer,
+            kv=options.kv,
             progress=bar.set_description_str,
         )
     print(_summary(bundle))

@@ -10,7 +10,7 @@ from tvm import relax
 
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.ops import define, make_call
-from slmtvm.schedules.kernel import Kernel
+from slmtvm.schedules.kernel import Kernel, Tensor
 
 # Not call_tir: our kernels take the bounds of their grid, and change their state in place.
 CALL_KERNEL = define("slm.call_kernel", lambda call: call.attrs["out"])
@@ -34,6 +34,6 @@ class LoweredModel:
     module: tvm.IRModule
     kernels: dict[str, Kernel]
     weights: dict[str, np.ndarray]
-    state: dict[str, tuple[int, ...]]  # name -> shape; float32
+    state: dict[str, Tensor]  # the KV cache: each has ``capacity`` positions
     capacity: int  # positions the KV cache holds
     model: CanonicalModel

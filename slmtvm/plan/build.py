@@ -14,7 +14,7 @@ from slmtvm.ir.lowered import CALL_KERNEL, LoweredModel
 from slmtvm.passes.rewrite import bindings, function_names, result
 from slmtvm.plan.arena import Lifetime, align, place
 from slmtvm.plan.model import Function, KernelCode, Plan, Ref, Segment, Space, Step
-from slmtvm.schedules.kernel import Kernel
+from slmtvm.schedules.kernel import Kernel, Tensor
 
 _FLOAT_BYTES = 4
 
@@ -36,7 +36,6 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
         functions.append(Function(kind, int(rows), tuple(steps)))
         kernels.update(writer.kernels)
         arena, scratch = max(arena, end), max(scratch, writer.scratch_bytes)
-    kv_per_token = sum(2 * s.num_kv_heads * s.head_dim * _FLOAT_BYTES for s in model.kv)
     return Plan(
         kind=model.kind,
         functions=tuple(functions),
@@ -51,7 +50,7 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
         state_bytes=state_bytes,
         arena_bytes=arena,
         scratch_bytes=scratch,
-        kv_bytes_per_token=kv_per_token if model.kind == "decoder" else 0,
+        kv_bytes_per_token=sum(map(_bytes, lowered.state.values())) // lowered.capacity,
         info=info,
     )
 
@@ -65,13 +64,17 @@ def _lay_out_weights(weights: dict[str, np.ndarray]) -> tuple[list[Segment], dic
     return segments, refs
 
 
-def _lay_out_state(state: dict[str, tuple[int, ...]]) -> tuple[dict[str, Ref], int]:
+def _lay_out_state(state: dict[str, Tensor]) -> tuple[dict[str, Ref], int]:
     refs, offset = {}, 0
-    for name, shape in state.items():
-        size = math.prod(shape) * _FLOAT_BYTES
+    for name, tensor in state.items():
+        size = _bytes(tensor)
         refs[name] = Ref(Space.STATE, offset, size)
         offset += align(size)
     return refs, offset
+
+
+def _bytes(tensor: Tensor) -> int:
+    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
 
 
 def _type_bytes(tensor: relax.TensorType) -> int:
@@ -191,11 +194,7 @@ class _FunctionWriter:
 
 
 def _scratch_bytes(kernel: Kernel) -> int:
-    return sum(
-        math.prod(t.shape) * np.dtype(t.dtype).itemsize
-        for t in kernel.tensors
-        if t.name == "scratch"
-    )
+    return sum(_bytes(t) for t in kernel.tensors if t.name == "scratch")
 
 
 def _with_grid(func: tirx.PrimFunc) -> tirx.PrimFunc:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from slmtvm.codegen.objects import build_module
 from slmtvm.schedules import attention
+from slmtvm.schedules import isa as isas
 from slmtvm.schedules.attention import AttentionShape
 from slmtvm.schedules.attention import reference as ref
+from slmtvm.schedules.attention.shape import KV_DTYPES
 from slmtvm.schedules.vector import LANES
 from slmtvm.target import Target, known_targets
 from tests.schedules.harness import run
@@ -49,7 +53,7 @@ def cache(shape: AttentionShape, position: int) -> Arrays:
     lane = np.arange(CAPACITY).reshape(1, -1, 1, LANES)
     keys = np.where(lane < position, keys, np.float32(np.nan))
     values[:, position:] = np.nan
-    return {"k_cache": keys, "v_cache": values}
+    return {"k_cache": keys.astype(shape.kv_dtype), "v_cache": values.astype(shape.kv_dtype)}
 
 
 def step(shape: AttentionShape, qkv: np.ndarray, kept: Arrays, position: int, target: Target,
@@ -63,12 +67,16 @@ def step(shape: AttentionShape, qkv: np.ndarray, kept: Arrays, position: int, ta
 
 
 def bits(array: np.ndarray) -> np.ndarray:
-    return array.view(np.uint32)
+    return array.view(f"u{array.itemsize}")
 
 
 @pytest.fixture(params=known_targets())
 def target(request: pytest.FixtureRequest) -> Target:
     return Target.load(request.param)
+
+
+def with_kv(shape: AttentionShape, kv_dtype: str, target: Target) -> AttentionShape:
+    return replace(shape, kv_dtype=kv_dtype, native_f16=isas.get(target.isa).native_f16)
 
 
 CASES = [
@@ -78,15 +86,22 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize(("shape", "position"), CASES, ids=lambda v: getattr(v, "m", v))
 def test_a_step_computes_its_reference(
-    shape: AttentionShape, position: int, target: Target
+    shape: AttentionShape, position: int, kv_dtype: str, target: Target
 ) -> None:
+    shape = with_kv(shape, kv_dtype, target)
     qkv, kept = random_floats(*shape.qkv.shape, seed=3), cache(shape, position)
     got = step(shape, qkv, kept, position, target, cuts=(1, 2))
     want = ref.append(shape, {"qkv": qkv, **tables(shape), **kept}, position)
     for name, value in want.items():
-        np.testing.assert_allclose(got[name], value, atol=ABSOLUTE, err_msg=name)
+        # A sum's own error may carry it over the boundary between two float16.
+        relative = 1e-7 if value.dtype == np.float32 else np.finfo(np.float16).eps
+        np.testing.assert_allclose(
+            got[name].astype(np.float32), value.astype(np.float32),
+            rtol=relative, atol=ABSOLUTE, err_msg=name,
+        )  # fmt: skip
     expected = ref.attend(shape, got, position)
     np.testing.assert_allclose(got["o"], expected, atol=ABSOLUTE)
 
@@ -99,12 +114,16 @@ def test_head_sizes_at_positions_around_a_block(
     head_dim: int, position: int, target: Target
 ) -> None:
     shape = attention_shape(6, 6, 2, head_dim, head_dim)
-    test_a_step_computes_its_reference(shape, position, target)
+    for kv_dtype in KV_DTYPES:
+        test_a_step_computes_its_reference(shape, position, kv_dtype, target)
 
 
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("rotary_dim", [0, 32])
-def test_decoding_in_one_kernel_changes_no_bit(rotary_dim: int, target: Target) -> None:
-    shape, position = attention_shape(1, 6, 2, 32, rotary_dim), 37
+def test_decoding_in_one_kernel_changes_no_bit(
+    rotary_dim: int, kv_dtype: str, target: Target
+) -> None:
+    shape, position = with_kv(attention_shape(1, 6, 2, 32, rotary_dim), kv_dtype, target), 37
     qkv, kept = random_floats(*shape.qkv.shape, seed=3), cache(shape, position)
     two = step(shape, qkv, kept, position, target)
     kernel = attention.build_decode(shape)
@@ -125,11 +144,14 @@ def chunked(shape: AttentionShape, qkv: np.ndarray, start: int, chunk: int, accu
     return {**kept, "o": np.concatenate(outputs)}
 
 
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize(
     ("chunk", "accumulators"), [(1, 4), (5, 4), (5, 16), (10, 16)], ids=lambda v: str(v)
 )
-def test_chunks_of_any_size_give_the_same_bits(chunk: int, accumulators: int) -> None:
-    shape, host = attention_shape(10, 6, 2, 40, 40), Target.load("x86-64-v3")
+def test_chunks_of_any_size_give_the_same_bits(
+    chunk: int, accumulators: int, kv_dtype: str
+) -> None:
+    shape, host = attention_shape(10, 6, 2, 40, 40, kv_dtype=kv_dtype), Target.load("x86-64-v3")
     qkv = random_floats(10, shape.qkv.shape[1], seed=4)
     whole = chunked(shape, qkv, 11, 10, 4, host)
     parts = chunked(shape, qkv, 11, chunk, accumulators, host)
@@ -150,3 +172,63 @@ def test_a_bidirectional_row_sees_the_valid_positions_only(target: Target) -> No
     }
     got = run(attention.build_attend(shape), inputs, target, valid=valid, cuts=(3,))["o"]
     np.testing.assert_allclose(got, ref.attend(shape, inputs, valid), atol=ABSOLUTE)
+
+
+def awkward_floats(count: int) -> np.ndarray:
+    """Float32 at, between and just beside neighbouring float16, and beyond the largest."""
+    rng = np.random.default_rng(6)
+    low = rng.integers(0, 0x7BFF, count).astype(np.uint16)  # the largest finite one is 0x7BFF
+    pair = [(low + np.uint16(i)).view(np.float16).astype(np.float32) for i in range(2)]
+    middle = (pair[0] + pair[1]) / 2
+    beyond = rng.choice(
+        np.float32([65504, 65510, 65519.99, 65520, 65536, 1e6, 3e38, np.inf]), count
+    )
+    no_number = np.full(count, np.nan, np.float32)
+    below, above = (np.nextafter(middle, np.float32(to)) for to in (0, np.inf))
+    kinds = [pair[0], middle, below, above, beyond, no_number]
+    picked = np.choose(rng.choice(len(kinds), count, p=[0.2, 0.3, 0.2, 0.2, 0.08, 0.02]), kinds)
+    return picked * rng.choice(np.float32([-1, 1]), count)
+
+
+@pytest.mark.parametrize(
+    ("target_name", "native"),
+    [(name, True) for name in known_targets() if isas.get(Target.load(name).isa).native_f16]
+    + [("x86-64-v3", False), ("riscv64-rvv", False)],
+)
+def test_a_float16_cache_rounds_to_nearest_even_and_saturates(
+    target_name: str, native: bool
+) -> None:
+    target = Target.load(target_name)
+    shape = attention_shape(CAPACITY, 2, 2, 64, kv_dtype="float16", native_f16=native)
+    qkv = awkward_floats(shape.qkv.shape[0] * shape.qkv.shape[1]).reshape(shape.qkv.shape)
+    got = run(attention.build_append(shape), {"qkv": qkv, **cache(shape, 0)}, target)
+    _, k, v = np.split(np.clip(qkv, -65504, 65504).astype(np.float16), 3, axis=1)
+    keys = got["k_cache"].transpose(0, 1, 3, 2).reshape(2, CAPACITY, 64)
+    for stored, want in ((keys, k), (got["v_cache"], v)):
+        want = want.reshape(CAPACITY, 2, 64).swapaxes(0, 1)
+        # The sign and payload of what is no number are nobody's business.
+        known = ~np.isnan(want)
+        np.testing.assert_array_equal(np.isnan(stored), ~known)
+        np.testing.assert_array_equal(bits(stored[known]), bits(want[known]))
+
+
+@pytest.mark.parametrize(
+    ("target_name", "widening", "narrowing"),
+    [
+        ("x86-64-v4-vnni", r"\bvcvtph2ps\b.*%zmm", r"\bvcvtps2ph\b.*%zmm"),
+        ("x86-64-v3", r"\bvcvtph2ps\b.*%ymm", r"\bvcvtps2ph\b.*%ymm"),
+        ("cortex-a78", r"\bfcvtl\tv\d+\.4s", r"\bfcvtn\tv\d+\.4h"),
+        ("cortex-a72", r"\bfcvtl\tv\d+\.4s", r"\bfcvtn\tv\d+\.4h"),
+        ("riscv64-rvv", r"\bvand\.vx\b", r"\bvmerge\."),
+    ],
+)
+def test_a_float16_cache_is_converted_by_vectors(
+    target_name: str, widening: str, narrowing: str
+) -> None:
+    target = Target.load(target_name)
+    shape = with_kv(attention_shape(1, 4, 2, 64, 64), "float16", target)
+    name = shape.name("decode")
+    code = build_module({name: attention.build_decode(shape).func}, target).inspect_source("asm")
+    kernel = code[code.index(f"\n{name}:") : code.index(".Lfunc_end0")]
+    assert re.search(widening, kernel) and re.search(narrowing, kernel), kernel
+    assert not re.search(r"__\w*hf\w*|\bfcvt\ts\d+, h", kernel), "converted one by one"
