@@ -61,6 +61,11 @@ class Cover:
         source, features = self._features(value)
         return self.columns(source, features)
 
+    def part(self, value: str, begin: int, end: int) -> Rows:
+        """Features ``begin`` to ``end`` of the rows of ``value``, to be found."""
+        source, features = self._features(value)
+        return self.columns(source, features[begin:end])
+
     def columns(self, source: str, features: Array) -> Rows:
         """Some features of the rows of ``source``, which are to be found."""
         width = self.frame.features(source)
@@ -181,6 +186,7 @@ def _match(cover: Cover, value: str) -> Step:
     """What ``value`` is; raises UnsupportedOpError where nothing recognises it."""
     from slmtvm.importer.match.attention import match_attention
     from slmtvm.importer.match.embedding import match_dequantized_rows, match_embedding
+    from slmtvm.importer.match.fused import match_fused
     from slmtvm.importer.match.linear import match_int8_linear, match_linear, with_bias
     from slmtvm.importer.match.norm import match_norm
     from slmtvm.importer.match.pointwise import match_activation, match_elementwise
@@ -195,6 +201,8 @@ def _match(cover: Cover, value: str) -> Step:
     kind = operator_of(node).kind
     if frame.small.is_lookup(node):
         return match_embedding(cover, node)
+    if kind is Kind.FUSED:
+        return match_fused(cover, node, value)
     if kind is Kind.CONTRACT:
         return match_linear(cover, node) or match_attention(cover, node)
     if kind is Kind.ELEMENTWISE:

@@ -252,12 +252,15 @@ def _infer(frozen: Frozen, node: Node, limit: int) -> None:
     shapes = [_shape(frozen, i) for i in node.inputs]
     try:
         results = _shapes(frozen, node, operator, shapes)
+        reach = _reach(frozen, node, operator)
     except _COMPUTE_ERRORS as error:
         listing = [None if s is None else list(s) for s in shapes]
         raise InvalidModelError(
             f"input shapes {listing} contradict each other: {error}",
             where=frozen.graph.where(node),
         ) from error
+    if reach is not None:
+        frozen.limits[node.outputs[0]] = reach
     if results is None:
         reason = f"{node.label}: its result depends on token values in a way that is not supported"
         frozen.broken.update(dict.fromkeys(filter(None, node.outputs), reason))
@@ -275,6 +278,11 @@ def _infer(frozen: Frozen, node: Node, limit: int) -> None:
                 f"output {name!r} is not supported", where=frozen.graph.where(node)
             )
         frozen.shapes[name], frozen.dtypes[name] = results[index], np.dtype(many[index])
+
+
+def _reach(frozen: Frozen, node: Node, operator: Operator) -> int | None:
+    constants = [frozen.constants.get(i) for i in node.inputs]
+    return None if operator.reach is None else operator.reach(node.attrs, constants)
 
 
 def _result_dtypes(frozen: Frozen, node: Node, operator: Operator) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
 
 from slmtvm.errors import InvalidModelError
 
-_MAX_NODES = 1_000_000  # nested calls can multiply: a small file must not become an endless graph
+_MAX_NODES = 200_000  # nested calls can multiply: a small file must not become an endless graph
 _MAX_DEPTH = 64
 
 _Functions = Mapping[tuple[str, str], FunctionProto]
@@ -19,7 +19,7 @@ def inline_functions(model: ModelProto, path: Path) -> list[NodeProto]:
     """The nodes of ``model``'s graph with every call of a local function replaced by its body.
 
     Raises InvalidModelError where functions call each other in a circle, a body uses another
-    version of an operator set than the model, or the result passes a million nodes.
+    version of an operator set than the model, or the result passes a limit.
     """
     if not model.functions:
         return list(model.graph.node)
@@ -57,14 +57,16 @@ def inline_functions(model: ModelProto, path: Path) -> list[NodeProto]:
                     where=str(path),
                 )
             calls += 1
-            inner_prefix = f"{node.name or prefix + function.name}.{calls}/"
+            inner_prefix = f"{function.name}.{calls}/"
             inner_names, inner_attributes = _bindings(function, node, path)
             stack.extend(
                 (inner, inner_names, inner_attributes, depth + 1, inner_prefix)
                 for inner in reversed(function.node)
             )
         if len(result) + len(stack) > _MAX_NODES:
-            raise InvalidModelError("its functions expand to over a million nodes", where=str(path))
+            raise InvalidModelError(
+                f"its functions expand to over {_MAX_NODES} nodes", where=str(path)
+            )
     return result
 
 

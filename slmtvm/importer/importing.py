@@ -14,6 +14,7 @@ from slmtvm.importer.load import load
 from slmtvm.importer.merge import merge_duplicates
 from slmtvm.importer.report import family_of, layer_reports
 from slmtvm.importer.roles import Roles, assign_roles
+from slmtvm.importer.split import split_packed
 from slmtvm.importer.steps import Attention, Embedding, Linear
 from slmtvm.importer.tokens import Frame
 from slmtvm.ir.model import CanonicalModel, KvSpec
@@ -75,7 +76,7 @@ def _choose_output(frame: Frame) -> tuple[str, list[str]]:
     """The output to compile: logits, else hidden states, else the first that has rows of tokens."""
     candidates: list[str] = []
     notes: list[str] = []
-    problems: list[str] = []
+    problems: list[SlmError] = []
     for port in frame.graph.outputs:
         if _CACHE_OUTPUT.fullmatch(port.name):
             continue
@@ -83,12 +84,14 @@ def _choose_output(frame: Frame) -> tuple[str, list[str]]:
             _check_rows(frame, port.name)
             candidates.append(port.name)
         except SlmError as error:
-            problems.append(str(error))
+            problems.append(error)
             notes.append(f"output {port.name!r} is not emitted: {error}")
     candidates.sort(key=lambda n: _PREFERRED.index(n) if n in _PREFERRED else len(_PREFERRED))
     if not candidates:
+        if len(problems) == 1:
+            raise problems[0]
         raise UnsupportedOpError(
-            "no output has one row of numbers for each token: " + "; ".join(problems),
+            "no output has one row of numbers for each token: " + "; ".join(map(str, problems)),
             where=str(frame.graph.path),
         )
     chosen, *rest = candidates
@@ -113,8 +116,9 @@ def _check_rows(frame: Frame, value: str) -> None:
 def _canonical(
     cover: Cover, rows: str, roles: Roles, notes: list[str], path: Path
 ) -> CanonicalModel:
-    order = schedule(cover.steps, rows)
-    steps = [cover.steps[name] for name in order]
+    by_name = split_packed(cover.steps)
+    order = schedule(by_name, rows)
+    steps = [by_name[name] for name in order]
     embeddings = [s for s in steps if isinstance(s, Embedding)]
     attentions = [s for s in steps if isinstance(s, Attention)]
     masks = {a.mask for a in attentions}
@@ -124,7 +128,7 @@ def _canonical(
             f"{sorted(masks)}; a model with one embedding and one kind of attention is supported",
             where=str(path),
         )
-    emitter = Emitter(cover.steps, str(path))
+    emitter = Emitter(by_name, str(path))
     module = emitter.run(rows)
     kind = "decoder" if masks == {"causal"} else "encoder"
     last = steps[-1]

@@ -268,6 +268,8 @@ def _propagate(frozen: Frozen, node: Node, maps: dict[str, Array]) -> list[Array
         # Scale and zero point belong to no token: the row-wise meaning replaces them.
         assert given[0] is not None
         return [given[0], *(np.full(s, NO_TOKEN, np.int32) for s in shapes[1:])]
+    if kind is Kind.FUSED:
+        return _layer(given[: operator_of(node).data], shapes)
     if kind is Kind.REDUCE:
         return [_reduce(frozen, node, given[0], shapes[0])] * len(shapes)
     return [_contract(given, shapes[0])]
@@ -297,6 +299,16 @@ def _reduce(frozen: Frozen, node: Node, tokens: Array | None, shape: Shape) -> A
     axes, keep = operator.axes(node.attrs, values, tokens.ndim)
     lines = _along(tokens, axes)
     return np.broadcast_to(lines, shape) if keep is None else lines.reshape(shape)
+
+
+def _layer(given: Sequence[Array | None], shapes: Sequence[Shape]) -> list[Array]:
+    """Lines of a layer's outputs belong to the tokens of its inputs; its cache belongs to none."""
+    lines = [_along(tokens, (tokens.ndim - 1,)) for tokens in given if tokens is not None]
+    lead = max((line.shape[:-1] for line in lines), key=len, default=None)
+    return [
+        _combine(lines, shape) if shape[:-1] == lead else np.full(shape, NO_TOKEN, np.int32)
+        for shape in shapes
+    ]
 
 
 def _contract(given: Sequence[Array | None], shape: Shape) -> Array:

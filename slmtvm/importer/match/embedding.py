@@ -48,7 +48,8 @@ def match_dequantized_rows(cover: Cover, value: str) -> Embedding | None:
     single = single and (zeros is None or zeros.stored.size == 1)
     if scales is None or not single or not table.plain or len(table.shape) != 2:
         raise UnsupportedOpError(
-            "rows looked up in a quantized table need one scale and zero point for the whole table", where=where
+            "rows looked up in a quantized table need one scale and zero point for the whole table",
+            where=where,
         )
     _check_tokens(cover, lookup, where)
     quantization = Quantization(scales.stored, None if zeros is None else zeros.stored, 0, 0)

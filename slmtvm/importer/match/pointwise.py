@@ -91,7 +91,7 @@ def match_elementwise(cover: Cover, value: str) -> Step:
     node = frame.producers[value]
     where = frame.graph.where(node)
     if node.op_type == "Reciprocal":
-        return Elementwise("divide", (1.0, _operand(cover, node.inputs[0], value)))
+        return Elementwise("divide", (1.0, operand(cover, node.inputs[0], value)))
     name = _RELAX.get(node.op_type)
     if name is None or node.domain:
         raise UnsupportedOpError(
@@ -99,13 +99,13 @@ def match_elementwise(cover: Cover, value: str) -> Step:
             "that are recognised (attention, norms, activations), and this is none of them",
             where=where,
         )
-    operands = tuple(_operand(cover, i, value) for i in node.inputs)
+    operands = tuple(operand(cover, i, value) for i in node.inputs)
     if len(operands) > 2:
         raise UnsupportedOpError("more than two operands are not supported", where=where)
     return Elementwise(name, operands)
 
 
-def _operand(cover: Cover, name: str, value: str) -> Rows | float:  # or a Param, see below
+def operand(cover: Cover, name: str, value: str) -> Rows | float:  # or a Param, see below
     frame = cover.frame
     if name not in frame.small.shapes:
         return cover.constant_operand(name, value)  # type: ignore[return-value]

@@ -12,6 +12,7 @@ from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.operators import (  # noqa: F401  (imported to fill the registry)
     contraction,
     elementwise,
+    fused,
     movement,
     quantization,
     reduction,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from onnx import AttributeProto
 
 from slmtvm.importer.graph import Array, Constant
@@ -15,6 +16,7 @@ from slmtvm.importer.operators.registry import FLOAT, INT, Attrs, Kind, Shape, r
 
 _MICROSOFT = "com.microsoft"
 _STRING = int(AttributeProto.STRING)
+_ON_CONSTANTS = "a whole layer that reads constants alone is not supported"
 
 GROUP_QUERY_INPUTS = (
     "query",
@@ -42,15 +44,11 @@ def _at(values: Sequence[Any], index: int) -> Any:
     return values[index] if index < len(values) else None
 
 
-def _reach(table: Constant | None, positions: Constant | None) -> int | None:
-    """How many positions the rows of ``table`` serve."""
-    if table is None:
+def _reach(tables: Constant | None, positions: Constant | None) -> int | None:
+    """How many positions the rows of ``tables`` serve, the first of ``positions`` being 0."""
+    if tables is None:
         return None
-    if positions is None:
-        return table.shape[0]
-    values = positions.values()
-    last = values.size - 1 if values.size > 1 else 0
-    return int(table.shape[0] - (values.max() - last))
+    return tables.shape[0] - (0 if positions is None else int(positions.values().flat[0]))
 
 
 def _group_query_shapes(
@@ -85,8 +83,7 @@ def _group_query_shapes(
         if attrs.get("do_rotary", 0)
         else None
     ),
-    arity=(7, len(GROUP_QUERY_INPUTS)),
-    optional=("key", "value", "past_key", "past_value"),
+    arity=(1, len(GROUP_QUERY_INPUTS)),
     attributes={
         "num_heads": (INT, True),
         "kv_num_heads": (INT, True),
@@ -106,4 +103,61 @@ def _group_query_shapes(
     },
 )
 def group_query_attention(_attrs: Attrs, *_inputs: Array | None) -> Any:
-    raise ValueError("an attention over constants is not supported")
+    raise ValueError(_ON_CONSTANTS)
+
+
+def _rotary_shapes(_attrs: Attrs, shapes: Sequence[Any], _constants: Sequence[Any]) -> list[Shape]:
+    if len(shapes[0]) not in (3, 4):
+        raise ValueError("(batch, length, features) or (batch, heads, length, head_dim) is needed")
+    return [shapes[0]]
+
+
+@register(
+    "RotaryEmbedding",
+    1,
+    Kind.FUSED,
+    _MICROSOFT,
+    shapes=_rotary_shapes,
+    reach=lambda _, constants: _reach(constants[2], constants[1]),
+    arity=(4, 4),
+    attributes={
+        "num_heads": (INT, False),
+        "rotary_embedding_dim": (INT, False),
+        "interleaved": (INT, False),
+        "is_packed_batching": (INT, False),
+        "scale": (FLOAT, False),
+    },
+)
+def rotary_embedding(_attrs: Attrs, *_inputs: Array) -> Any:
+    raise ValueError(_ON_CONSTANTS)
+
+
+def _skip_shapes(_attrs: Attrs, shapes: Sequence[Any], _constants: Sequence[Any]) -> list[Shape]:
+    total = np.broadcast_shapes(shapes[0], shapes[1])
+    if total != shapes[0] or len(total) < 2:
+        raise ValueError(f"{list(shapes[1])} cannot be added to {list(shapes[0])}")
+    return [total, (*total[:-1], 1), (*total[:-1], 1), total]
+
+
+@register(
+    "SkipSimplifiedLayerNormalization",
+    1,
+    Kind.FUSED,
+    _MICROSOFT,
+    data=2,
+    shapes=_skip_shapes,
+    arity=(3, 4),
+    attributes={"epsilon": (FLOAT, False)},
+)
+@register(
+    "SkipLayerNormalization",
+    1,
+    Kind.FUSED,
+    _MICROSOFT,
+    data=2,
+    shapes=_skip_shapes,
+    arity=(3, 5),
+    attributes={"epsilon": (FLOAT, False)},
+)
+def skip_layer_normalization(_attrs: Attrs, *_inputs: Array | None) -> Any:
+    raise ValueError(_ON_CONSTANTS)

@@ -33,18 +33,20 @@ class Kind(Enum):
     CONTRACT = "contract"  # matrix products
     LOOKUP = "lookup"  # rows of a constant table, chosen by the second input
     QUANTIZE = "quantize"  # scales computed from the whole input
+    FUSED = "fused"  # a whole layer; the first ``data`` inputs say which token a line belongs to
 
 
 @dataclass(frozen=True)
 class Operator:
     """One operator from version ``since`` on.
 
-    ``data``: how many leading inputs of a MOVE operator are data; None where all are.
+    ``data``: how many leading inputs of a MOVE or FUSED operator are data; None where all are.
     ``axes(attrs, inputs, rank)``: the axes along which a REDUCE operator mixes, and whether its
     output keeps them as 1 (True), drops them (False) or has the input's shape (None).
     ``shapes(attrs, shapes, constants)``: output shapes, where the kind does not imply them.
     ``size(attrs, inputs)``: elements that evaluating needs, where that is not the inputs' size.
     ``result(dtypes, attrs)``: dtype of each output where it is not the first input's.
+    ``reach(attrs, constants)``: how many positions the operator has tables for, or None.
     ``arity`` (fewest and most inputs) and ``attributes`` (name -> type and whether it must be
     there) are for operators that onnx has no schema of.
     """
@@ -59,6 +61,7 @@ class Operator:
     shapes: Callable[[Attrs, Sequence[Any], Sequence[Any]], list[Shape]] | None = None
     size: Callable[[Attrs, Sequence[Any]], int] | None = None
     result: Callable[[Sequence[Any], Attrs], Any] | None = None
+    reach: Callable[[Attrs, Sequence[Any]], int | None] | None = None
     arity: tuple[int, int] = (1, 1)
     attributes: Mapping[str, tuple[int, bool]] = field(default_factory=dict)
 

@@ -1,0 +1,277 @@
+"""Operators that are whole layers become the steps that the layer is written with elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+
+import numpy as np
+
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.cover import Cover
+from slmtvm.importer.freeze import Frozen
+from slmtvm.importer.graph import Array, Node
+from slmtvm.importer.match.pointwise import operand
+from slmtvm.importer.operators.fused import GROUP_QUERY_INPUTS
+from slmtvm.importer.steps import Attention, Elementwise, Norm, Param, Rope, Rows, Step
+
+_SKIP_EPSILON = 1e-12  # the operators' default
+_SKIP_SUM = 3  # the output that holds the sum
+_SAME_TABLE = 1e-6
+
+_UNSUPPORTED_INPUTS = {
+    "attention_bias": "an attention bias",
+    "head_sink": "attention sinks",
+    "k_scale": "a quantized cache",
+    "v_scale": "a quantized cache",
+    "q_norm_weight": "a norm of each query head",
+    "k_norm_weight": "a norm of each key head",
+}
+_UNSUPPORTED_ATTRIBUTES: dict[str, tuple[tuple[object, ...], str]] = {
+    # name: (values that mean there is none, what it is)
+    "softcap": ((0.0,), "capped scores (softcap)"),
+    "smooth_softmax": ((0, -1), "a smooth softmax"),
+    "sliding_window_cache": ((0,), "a cache of a sliding window"),
+    "k_quant_type": (("NONE", ""), "a quantized cache"),
+    "v_quant_type": (("NONE", ""), "a quantized cache"),
+}
+
+
+def match_fused(cover: Cover, node: Node, value: str) -> Step:
+    """What the output ``value`` of ``node`` is; steps for what lies inside the layer are added.
+
+    Raises UnsupportedOpError for a variant of the operator that cannot be compiled.
+    """
+    if node.op_type == "GroupQueryAttention":
+        return _group_query(cover, node)
+    if node.op_type == "RotaryEmbedding":
+        return _rotary(cover, node)
+    return _skip_norm(cover, node, value)
+
+
+def _group_query(cover: Cover, node: Node) -> Attention:
+    frame, attrs = cover.frame, node.attrs
+    where = frame.graph.where(node)
+    given = {n: v for n, v in zip(GROUP_QUERY_INPUTS, node.inputs, strict=False) if v}
+    _refuse_variants(cover, node, given, where)
+    _check_starts_empty(cover.frame.small, given, where)
+    _check_starts_empty(cover.frame.full, given, where)
+    heads, kv_heads = attrs["num_heads"], attrs["kv_num_heads"]
+    head_dim = frame.features(node.outputs[0]) // heads
+    for name in ("query", "key", "value"):
+        if name in given:
+            _check_axis(cover, given[name], 1, where)
+    width, kv_width = heads * head_dim, kv_heads * head_dim
+    if "key" in given:
+        q, k, v = (cover.need(given[name]) for name in ("query", "key", "value"))
+    else:
+        ends = (0, width, width + kv_width, width + 2 * kv_width)
+        q, k, v = (cover.part(given["query"], *part) for part in pairwise(ends))
+    if attrs.get("do_rotary", 0):
+        cos, sin = _tables(
+            cover, given.get("cos_cache"), given.get("sin_cache"), given.get("position_ids"), where,
+            first_position_only=True,
+        )  # fmt: skip
+        _check_rotated(cos, head_dim, where)
+        interleaved = bool(attrs.get("rotary_interleaved", 0))
+        name = node.outputs[0]
+        q = _rotated(cover, f"{name}#q", Rope(q, cos, sin, heads, head_dim, interleaved))
+        k = _rotated(cover, f"{name}#k", Rope(k, cos, sin, kv_heads, head_dim, interleaved))
+    scale = _finite(node, "scale", 0.0, where) or 1 / math.sqrt(head_dim)
+    return Attention(
+        q,
+        k,
+        v,
+        heads,
+        kv_heads,
+        head_dim,
+        scale,
+        "causal" if attrs.get("causal", 1) else "bidirectional",
+    )
+
+
+def _refuse_variants(cover: Cover, node: Node, given: Mapping[str, str], where: str) -> None:
+    found = [what for name, what in _UNSUPPORTED_INPUTS.items() if name in given]
+    for name, (none, what) in _UNSUPPORTED_ATTRIBUTES.items():
+        if node.attrs.get(name, none[0]) not in none:
+            found.append(what)
+    window, context = node.attrs.get("local_window_size", -1), cover.frame.full.length
+    if 0 <= window < context:
+        found.append(
+            f"a sliding window of {window} positions (a context of at most {window} does without)"
+        )
+    if found:
+        raise UnsupportedOpError(
+            f"attention with {' and '.join(dict.fromkeys(found))} is not supported", where=where
+        )
+
+
+def _check_starts_empty(frozen: Frozen, given: Mapping[str, str], where: str) -> None:
+    """Raise where the lengths do not say that these tokens are all there are."""
+    for name, expected in (
+        ("seqlens_k", frozen.length - 1),
+        ("total_sequence_length", frozen.length),
+    ):
+        constant = frozen.constants.get(given.get(name, ""))
+        found = [] if constant is None else constant.values().reshape(-1)[:2].tolist()
+        if found != [expected]:
+            raise UnsupportedOpError(
+                f"its {name} must follow from the attention mask or the length of the tokens: "
+                f"{expected} for {frozen.length} tokens without a past, found "
+                f"{found or 'no constant'}",
+                where=where,
+            )
+    for name in ("past_key", "past_value"):
+        if name in given and given[name] not in frozen.constants:
+            raise UnsupportedOpError(f"its {name} is not an input of the graph", where=where)
+
+
+def _finite(node: Node, name: str, default: float, where: str) -> float:
+    value = float(node.attrs.get(name, default))
+    if not math.isfinite(value):
+        raise InvalidModelError(f"attribute {name!r} is {value}", where=where)
+    return value
+
+
+def _check_axis(cover: Cover, value: str, axis: int, where: str) -> None:
+    if value not in cover.frame.small.shapes:
+        raise UnsupportedOpError(f"its input {value!r} depends on no tokens", where=where)
+    if cover.frame.sequence_axis(value) != axis:
+        raise UnsupportedOpError(
+            f"{value!r} does not have its tokens along axis {axis}", where=cover.frame.where(value)
+        )
+
+
+def _rotated(cover: Cover, name: str, rope: Rope) -> Rows:
+    rows = Rows(name)
+    cover.add(rows, rope)
+    return rows
+
+
+def _rotary(cover: Cover, node: Node) -> Rope:
+    frame, attrs = cover.frame, node.attrs
+    where = frame.graph.where(node)
+    x, positions, cos_name, sin_name = node.inputs
+    if attrs.get("is_packed_batching", 0) or attrs.get("scale", 1.0) != 1.0:
+        raise UnsupportedOpError(
+            "rotary embeddings of packed batches or with a scale are not supported", where=where
+        )
+    shape = frame.small.shapes[node.outputs[0]]
+    _check_axis(cover, x, len(shape) - 2, where)
+    cos, sin = _tables(cover, cos_name, sin_name, positions, where)
+    width = frame.features(x)
+    if len(shape) == 4:
+        head_dim = shape[3]
+    elif attrs.get("num_heads", 0) > 0:
+        head_dim = width // attrs["num_heads"]
+    else:
+        head_dim = 2 * cos.array.shape[1]
+    _check_rotated(cos, head_dim, where)
+    if width % head_dim:
+        raise InvalidModelError(f"{width} features are not heads of {head_dim}", where=where)
+    interleaved = bool(attrs.get("interleaved", 0))
+    return Rope(cover.need(x), cos, sin, width // head_dim, head_dim, interleaved)
+
+
+def _check_rotated(cos: Param, head_dim: int, where: str) -> None:
+    rotated = 2 * cos.array.shape[1]
+    if not 0 < rotated <= head_dim:
+        raise InvalidModelError(
+            f"tables that rotate {rotated} features of heads of {head_dim}", where=where
+        )
+
+
+def _tables(
+    cover: Cover,
+    cos: str | None,
+    sin: str | None,
+    positions: str | None,
+    where: str,
+    *,
+    first_position_only: bool = False,
+) -> tuple[Param, Param]:
+    """The rows of both tables for the positions of the whole context."""
+    tables = []
+    for title, name in (("rope.cos", cos), ("rope.sin", sin)):
+        short, long = (
+            _table_rows(frozen, name, positions, where, first_position_only)
+            for frozen in (cover.frame.small, cover.frame.full)
+        )
+        if np.abs(long[: len(short)] - short).max(initial=0) > _SAME_TABLE:
+            raise UnsupportedOpError(
+                f"table {name!r} changes with the sequence length, not only with the position",
+                where=where,
+            )
+        tables.append(cover.table(title, long))
+    if tables[0].array.shape != tables[1].array.shape:
+        raise InvalidModelError("its tables of cosines and sines differ in shape", where=where)
+    return tables[0], tables[1]
+
+
+def _table_rows(
+    frozen: Frozen, name: str | None, positions: str | None, where: str, first_only: bool
+) -> Array:
+    table = frozen.constants.get(name or "")
+    if table is None or len(table.shape) != 2 or table.dtype.kind in "iub":
+        raise UnsupportedOpError(
+            f"its table {name!r} must be a constant matrix of numbers", where=where
+        )
+    places = np.arange(frozen.length)
+    if positions is not None:
+        given = frozen.constants.get(positions)
+        if given is None or given.dtype.kind not in "iu":
+            raise UnsupportedOpError(
+                "its positions must be integers that do not depend on the tokens", where=where
+            )
+        values = given.values().reshape(-1)
+        places = values if values.size == frozen.length and not first_only else places + values[0]
+    first, last = int(places.min()), int(places.max())
+    if first < 0 or last >= table.shape[0]:
+        raise UnsupportedOpError(
+            f"positions {first} to {last}; its table {name!r} has {table.shape[0]} rows",
+            where=where,
+        )
+    values = table.values(table=True)
+    if (places == np.arange(first, first + places.size)).all():
+        rows = values[first : last + 1]  # a view of the file
+    else:
+        rows = values[places]
+    return rows.astype(np.float32, copy=False)
+
+
+def _skip_norm(cover: Cover, node: Node, value: str) -> Step:
+    """``norm(input + skip + bias)``: the sum, or the norm over it."""
+    frame = cover.frame
+    where = frame.graph.where(node)
+    width = frame.features(value)
+    simplified = node.op_type == "SkipSimplifiedLayerNormalization"
+    names = ("gamma", "bias") if simplified else ("gamma", "beta", "bias")
+    given = {n: i for n, i in zip(names, node.inputs[2:], strict=False) if i}
+    total = Elementwise(
+        "add", (operand(cover, node.inputs[0], value), operand(cover, node.inputs[1], value))
+    )
+    bias = given.get("bias")
+    if bias is not None:
+        inner = Rows(f"{node.outputs[0]}#skip")
+        cover.add(inner, total)
+        total = Elementwise("add", (inner, cover.vector(bias, width, 1.0, where)))
+    if value in node.outputs[_SKIP_SUM:]:
+        return total
+    if value != node.outputs[0]:
+        raise UnsupportedOpError(f"its output {value!r} is not supported", where=where)
+    rows = Rows(f"{value}#sum")
+    if len(node.outputs) > _SKIP_SUM and node.outputs[_SKIP_SUM]:
+        rows = cover.need(node.outputs[_SKIP_SUM])
+    else:
+        cover.add(rows, total)
+    gamma = cover.vector(given["gamma"], width, 1.0, where)
+    beta = None
+    if not simplified:
+        shift = given.get("beta")
+        beta = (
+            Param(f"{value}.beta", np.zeros(width, np.float32))
+            if shift is None
+            else cover.vector(shift, width, 1.0, where)
+        )
+    return Norm(rows, gamma, beta, _finite(node, "epsilon", _SKIP_EPSILON, where))
