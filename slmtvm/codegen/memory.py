@@ -42,7 +42,6 @@ def predict_memory(plan: Plan, weights_bytes: int) -> MemoryPrediction:
         _SESSION_STRUCT,
         body_rows * 4,  # token ids of a step
         output_rows * plan.output_size * 4,
-        vocabulary * 4,  # logits of the last token
         context * 4,  # token ids of the context
         vocabulary,  # marks of the tokens in the context
         vocabulary * 8,  # candidates for sampling: a logit and an id

@@ -42,7 +42,7 @@ static void run_heads(slm_session *session, int32_t position, int32_t first, int
               (size_t)rows * hidden_row_bytes);
     slm_execute(session, head, position + first + done, rows);
     if (logits) memcpy(logits + (size_t)done * row, output, (size_t)rows * row * sizeof(float));
-    memcpy(session->logits, output + (size_t)(rows - 1) * row, row * sizeof(float));
+    session->logits = output + (size_t)(rows - 1) * row;
   }
 }
 

@@ -111,10 +111,36 @@ static int32_t draw(const slm_candidate *from, int32_t count, slm_candidate like
   return likeliest.token; /* rounding only */
 }
 
+/* A number that orders as the float does; every NaN is above every other. -0 counts as 0. */
+static int32_t order(float logit) {
+  int32_t bits;
+  logit += 0.0f;
+  memcpy(&bits, &logit, sizeof bits);
+  if ((bits & 0x7fffffff) > 0x7f800000) return INT32_MAX;
+  return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+
+/* The first of the likeliest tokens. Greedy decoding comes here for each token: compilers make
+ * vector code of a maximum of integers, not of floats or of pairs. */
+static int32_t likeliest_token(const float *logits, int32_t count) {
+  int32_t greatest = INT32_MIN, token = 0;
+  for (int32_t i = 0; i < count; ++i) {
+    int32_t here = order(logits[i]);
+    greatest = here > greatest ? here : greatest;
+  }
+  while (order(logits[token]) != greatest) ++token;
+  if (isnan(logits[token]) || isinf(logits[token]))
+    return slm_fail(SLM_ERR_LOGITS, "the logits are not finite numbers");
+  return token;
+}
+
 static int32_t sample(slm_session *session, const slm_sampling *sampling) {
   if (slm_plan.encoder) return slm_fail(SLM_ERR_KIND, "this model is an encoder: nothing to sample");
   if (!session->has_logits)
     return slm_fail(SLM_ERR_LOGITS, "no logits to sample from: call slm_eval first");
+  int penalised = sampling->repetition_penalty != 0 && sampling->repetition_penalty != 1;
+  if (sampling->temperature == 0 && !penalised)
+    return likeliest_token(session->logits, slm_plan.vocab_size);
   list_candidates(session, sampling->repetition_penalty);
   slm_candidate *all = session->candidates, likeliest = all[0];
   int32_t count = slm_plan.vocab_size, numbers = 1;

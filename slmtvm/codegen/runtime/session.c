@@ -11,7 +11,7 @@
 /* The pieces of a session's mapping, each at an offset that is a multiple of ALIGNMENT.
  * slmtvm/codegen/memory.py predicts the same numbers for the manifest. */
 typedef struct {
-  size_t session, state, arena, scratch, tokens, output, logits, history, candidates, seen, total;
+  size_t session, state, arena, scratch, tokens, output, history, candidates, seen, total;
 } layout;
 
 enum { ALIGNMENT = 64 };
@@ -36,7 +36,6 @@ static layout plan_memory(int threads) {
   l.arena = append(&l, p->arena_bytes);
   l.scratch = append(&l, p->scratch_bytes * (size_t)threads);
   l.output = append(&l, rows * row_bytes);
-  l.logits = append(&l, vocabulary * sizeof(float));
   l.history = append(&l, context * sizeof(int32_t));
   l.seen = append(&l, vocabulary);
   l.candidates = append(&l, vocabulary * sizeof(slm_candidate));
@@ -87,7 +86,6 @@ int32_t slm_session_new(slm_model *model, slm_session **result) {
   s->base[SLM_SPACE_SCRATCH] = memory + l.scratch;
   s->base[SLM_SPACE_TOKENS] = memory + l.tokens;
   s->base[SLM_SPACE_OUTPUT] = memory + l.output;
-  s->logits = (float *)(memory + l.logits);
   s->history = (int32_t *)(memory + l.history);
   s->seen = (uint8_t *)(memory + l.seen);
   s->candidates = (slm_candidate *)(memory + l.candidates);

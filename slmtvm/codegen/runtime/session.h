@@ -21,7 +21,7 @@ struct slm_session {
   atomic_int in_use; /* a call is running: two threads in one session would write over each other */
   slm_model *model;
   char *base[SLM_SPACES]; /* scratch: that of thread 0 */
-  float *logits;          /* after the last token of the context */
+  const float *logits;    /* after the last token of the context: a row of SLM_SPACE_OUTPUT */
   int32_t *history;       /* the context's tokens */
   slm_candidate *candidates;
   uint8_t *seen; /* by token: is it in the context */
