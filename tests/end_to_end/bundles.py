@@ -14,16 +14,18 @@ CPU_TARGETS = ("x86-64-v4-vnni", "x86-64-v3", "cortex-a78", "cortex-a72", "riscv
 CONTEXT = 320  # tokens: a window of 256 and some
 
 
-def bundle_for(factory: pytest.TempPathFactory, form: str, targets: tuple[str, ...]) -> Path:
+def bundle_for(
+    factory: pytest.TempPathFactory, form: str, targets: tuple[str, ...], kv: str | None = None
+) -> Path:
     """The bundle of a form of the demo model for ``targets``; test processes share it."""
     # pytest-xdist gives each worker a folder in the run's own.
     folder = factory.getbasetemp().parent / "bundles"
     folder.mkdir(exist_ok=True)
-    path = folder / f"{form}-{'+'.join(targets)}.slm"
+    path = folder / f"{form}-{'+'.join(targets)}{'-' + kv if kv else ''}.slm"
     with (folder / f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             compile_model(
-                model_path(form), targets, output=path, context=CONTEXT, tokenizer=TOKENIZER
+                model_path(form), targets, output=path, context=CONTEXT, tokenizer=TOKENIZER, kv=kv
             )
     return path

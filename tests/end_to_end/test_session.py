@@ -11,13 +11,15 @@ import slmtvm
 from tests.end_to_end.bundles import bundle_for
 from tests.models import heldout_ids
 
-FORMS = ("demo", "float32", "int8_per_channel")
+# form of the demo model, kind of KV cache
+CASES = [("demo", "f16"), ("demo", "f32"), ("float32", "f16"), ("int8_per_channel", None)]
 TOKENS = 150  # one chunk of 128 and some
 
 
-@pytest.fixture(scope="module", params=FORMS)
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundle_for(tmp_path_factory, str(request.param), ("host",))
+    form, kv = request.param
+    return bundle_for(tmp_path_factory, form, ("host",), kv)
 
 
 def test_a_prompt_in_chunks_gives_the_bits_of_one_token_at_a_time(bundle: Path) -> None:
