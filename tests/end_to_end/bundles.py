@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ def bundle_for(
     factory: pytest.TempPathFactory, form: str, targets: tuple[str, ...], kv: str | None = None
 ) -> Path:
     """The bundle of a form of the demo model for ``targets``; test processes share it."""
-    # pytest-xdist gives each worker a folder in the run's own.
-    folder = factory.getbasetemp().parent / "bundles"
+    # pytest-xdist gives each worker a folder in the run's own. Without it, what is above the run's
+    # folder belongs to earlier runs too, of another compiler.
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bundles"
     folder.mkdir(exist_ok=True)
     path = folder / f"{form}-{'+'.join(targets)}{'-' + kv if kv else ''}.slm"
     with (folder / f"{path.name}.lock").open("w") as lock:
