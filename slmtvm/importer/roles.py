@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
-from slmtvm.errors import UnsupportedOpError
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.graph import Array, Graph, Port
 
 _TOKENS = re.compile(r"(decoder_)?input_ids?|tokens?|ids|input")
@@ -16,6 +17,8 @@ _MASK = re.compile(r"(decoder_|encoder_)?(attention|input|padding)_mask|mask")
 _POSITIONS = re.compile(r"position_ids|positions?|cache_position")
 _SEGMENTS = re.compile(r"(token_type|segment)_ids")
 _PAST = re.compile(r"past.*|cache.*")
+
+_MAX_PAST_ELEMENTS = 1 << 28  # of one layer
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Roles:
 def assign_roles(graph: Graph) -> Roles:
     """The role of every graph input, by its name, type and rank.
 
-    Raises UnsupportedOpError naming inputs whose role is unknown, or an input of fixed length.
+    Raises UnsupportedOpError naming inputs whose role is unknown, or an input of fixed length, and
+    InvalidModelError for a cache of impossible size.
     """
     tokens: list[Port] = []
     fixed: dict[str, tuple[str, Port]] = {}
@@ -69,6 +73,8 @@ def assign_roles(graph: Graph) -> Roles:
         )
     for port in (tokens[0], *(p for role, p in fixed.values() if role != "past")):
         _check_dynamic(port, where)
+    for port in (p for role, p in fixed.values() if role == "past"):
+        _check_size(port, where)
     return Roles(tokens[0], fixed)
 
 
@@ -91,6 +97,14 @@ def _check_dynamic(port: Port, where: str) -> None:
         raise UnsupportedOpError(
             f"input {port.name!r} has a fixed length of {length}; export it with a dynamic one",
             where=where,
+        )
+
+
+def _check_size(port: Port, where: str) -> None:
+    sizes = [d for d in port.dims or () if isinstance(d, int)]
+    if any(d < 0 for d in sizes) or math.prod(max(d, 1) for d in sizes) > _MAX_PAST_ELEMENTS:
+        raise InvalidModelError(
+            f"input {port.name!r} has impossible dimensions {list(port.dims or ())}", where=where
         )
 
 

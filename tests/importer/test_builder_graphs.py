@@ -235,9 +235,9 @@ def test_whole_layer_operators_give_the_ops_of_other_exports(packed, rotary, kv_
 
 @pytest.mark.parametrize("rotary", ["inside", "outside", "heads"])
 @pytest.mark.parametrize("interleaved", [True, False])
-@pytest.mark.parametrize("rotated", [8, 16])
+@pytest.mark.parametrize("rotated", [16, 32])
 def test_rotary_tables_are_the_file_s_own_rows(rotary, interleaved, rotated, tmp_path):
-    built = Built(rotary=rotary, interleaved=interleaved, rotated=rotated)
+    built = Built(rotary=rotary, interleaved=interleaved, head_dim=32, rotated=rotated)
     model = import_checked(built, tmp_path)
     angles = np.arange(CONTEXT)[:, None] * 10000.0 ** (-np.arange(rotated // 2) / (rotated // 2))
     assert np.array_equal(model.params["rope.cos"], np.cos(angles).astype(np.float32))
@@ -289,7 +289,7 @@ def test_the_rotary_tables_bound_the_context(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "attributes, inputs, said",
+    ("attributes", "inputs", "said"),
     [
         ({"softcap": 30.0}, (), "capped scores"),
         ({"smooth_softmax": 1}, (), "a smooth softmax"),
@@ -318,7 +318,7 @@ def test_a_past_that_does_not_follow_from_the_mask_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    ("change", "said"),
     [
         ({"kv_heads": 3}, "4 query heads cannot share 3 key and value heads"),
         ({"attention": (("scale", float("nan")),)}, "attribute 'scale' is nan"),
@@ -331,3 +331,14 @@ def test_contradictions_are_errors_that_name_the_node(change, said, tmp_path):
     with pytest.raises(InvalidModelError, match=said) as caught:
         import_onnx(path, context=CONTEXT)
     assert "GroupQueryAttention node" in str(caught.value)
+
+
+@pytest.mark.parametrize("sizes", [(2, -16), (1 << 20, 1 << 20)])
+def test_a_cache_of_impossible_size_is_refused(sizes, tmp_path):
+    model = write(Built(layers=1))
+    for port in model.graph.input:
+        if port.name.startswith("past"):
+            _, heads, _, head_dim = port.type.tensor_type.shape.dim
+            heads.dim_value, head_dim.dim_value = sizes
+    with pytest.raises(InvalidModelError, match=r"'past_key_values.0.key' has impossible"):
+        import_onnx(save(model, tmp_path), context=CONTEXT)

@@ -17,6 +17,7 @@ from slmtvm.errors import SlmError
 from slmtvm.importer import import_onnx
 from tests.importer.graphs import Tiny, build
 from tests.importer.mutations import damaged_files
+from tests.importer.test_builder_graphs import Built, write
 from tests.models.quantizers import quantize_int4, quantize_int8
 
 CONTEXT = 48
@@ -45,7 +46,15 @@ def int8_encoder(folder: Path) -> onnx.ModelProto:
     return onnx.load(folder / "int8.onnx")
 
 
-MODELS = (decoder, old_decoder, int4, int8_encoder)
+def whole_layers(folder: Path) -> onnx.ModelProto:
+    return write(Built(layers=1, hidden=64, accuracy_level=4, shared_embedding=True))
+
+
+def rotary_operators(folder: Path) -> onnx.ModelProto:
+    return write(Built(layers=1, rotary="heads", skip="SkipLayerNormalization", skip_bias=True))
+
+
+MODELS = (decoder, old_decoder, int4, int8_encoder, whole_layers, rotary_operators)
 
 
 @contextmanager
