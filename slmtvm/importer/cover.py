@@ -32,19 +32,22 @@ class Cover:
     steps: dict[str, Step] = field(default_factory=dict)
     cache: dict[Hashable, object] = field(default_factory=dict)
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(_SEED))
-    _todo: list[str] = field(default_factory=list)
     _tables: list[Param] = field(default_factory=list)
 
     def run(self, output: str) -> Rows:
         """Find steps for ``output`` and all that it needs; returns its rows."""
-        rows = self.need(output)
-        while self._todo:
-            value = self._todo.pop()
-            if value not in self.steps:
+        root = self.need(output)
+        todo, seen = [root], {root}
+        while todo:
+            rows = todo.pop()
+            if rows not in self.steps:
                 # Probes may overflow or divide by zero; what is not finite matches nothing.
                 with np.errstate(all="ignore"):
-                    self.steps[value] = _match(self, value)
-        return rows
+                    self.steps[rows] = _match(self, rows)
+            fresh = [i for i in self.steps[rows].inputs if i not in seen]
+            seen.update(fresh)
+            todo.extend(fresh)
+        return root
 
     def add(self, rows: Rows, step: Step) -> None:
         """Record a step that a recogniser found for another value than it was asked about."""
@@ -69,7 +72,6 @@ class Cover:
     def columns(self, source: str, features: Array) -> Rows:
         """Some features of the rows of ``source``, which are to be found."""
         width = self.frame.features(source)
-        self._todo.append(source)
         begin = int(features[0])
         if (features != np.arange(begin, begin + features.size)).any():
             raise UnsupportedOpError(

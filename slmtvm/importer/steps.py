@@ -20,9 +20,9 @@ class Step:
     """Base of all steps; a field that is a string names the rows that the step reads."""
 
     @property
-    def inputs(self) -> list[str]:
+    def inputs(self) -> list[Rows]:
         """The rows that this step reads, in order."""
-        found: list[str] = []
+        found: list[Rows] = []
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, Rows):

@@ -39,6 +39,7 @@ class Frame:
     small: Frozen
     full: Frozen
     _layouts: dict[str, Array] = field(default_factory=dict)
+    _axes: dict[str, int] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
@@ -112,12 +113,15 @@ class Frame:
 
         Raises UnsupportedOpError where there is no such axis, or it does not give the rows.
         """
+        if value in self._axes:
+            return self._axes[value]
         small, full = self.small.shapes[value], self.full.shapes[value]
         axes = [i for i, (a, b) in enumerate(zip(small, full, strict=True)) if a != b]
         if len(axes) == 1 and small[axes[0]] == self.small.length:
             numbers = np.arange(int(np.prod(small, dtype=np.int64))).reshape(small)
             by_token = np.moveaxis(numbers, axes[0], 0).reshape(self.small.length, -1)
             if (by_token == self.rows(value)).all():
+                self._axes[value] = axes[0]
                 return axes[0]
         raise UnsupportedOpError(
             f"value {value!r} has no axis of tokens: {list(small)}", where=self.where(value)
@@ -221,14 +225,13 @@ def uniform(frozen: Frozen, name: str) -> float | None:
     if constant is None or not constant.plain or constant.stored.size == 0:
         return None
     flat = constant.stored.reshape(-1)
-    return float(flat[0]) if flat.dtype.kind in "iuf" and (flat == flat[0]).all() else None
+    return float(flat[0]) if flat.dtype.kind in "biuf" and (flat == flat[0]).all() else None
 
 
 def _token_maps(frozen: Frozen) -> dict[str, Array]:
     maps: dict[str, Array] = {}
-    (tokens,) = (
-        n for n in frozen.shapes if all(n not in node.outputs for node in frozen.graph.nodes)
-    )
+    produced = {output for node in frozen.graph.nodes for output in node.outputs}
+    (tokens,) = frozen.shapes.keys() - produced
     maps[tokens] = np.arange(frozen.length, dtype=np.int32).reshape(1, -1)
     for node in frozen.graph.nodes:
         outputs = [o for o in node.outputs if o in frozen.shapes]

@@ -102,6 +102,13 @@ def layer_spelled(b: GraphBuilder, x: str, d: int) -> str:
     return b.op("Add", b.op("Mul", unit, b.near(1, d)), b.near(0, d))
 
 
+def layer_without_beta(b: GraphBuilder, x: str, d: int) -> str:
+    centred = b.op("Sub", x, b.op("ReduceMean", x, b.ints(-1)))
+    variance = b.op("ReduceMean", b.op("Pow", centred, b.constant(2.0)), b.ints(-1))
+    root = b.op("Sqrt", b.op("Add", variance, b.constant(1e-5)))
+    return b.op("Mul", b.near(1, d), b.op("Mul", centred, b.op("Reciprocal", root)))
+
+
 def layer_operator(b: GraphBuilder, x: str, d: int) -> str:
     return b.op("LayerNormalization", x, b.near(1, d), b.near(0, d), epsilon=1e-5, axis=-1)
 
@@ -114,6 +121,7 @@ NORMS: dict[str, Callable[[GraphBuilder, str, int], str]] = {
         rms_power,
         rms_operator,
         layer_spelled,
+        layer_without_beta,
         layer_operator,
     )
 }

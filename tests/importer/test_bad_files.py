@@ -356,6 +356,24 @@ def test_mixing_positions_outside_attention_names_the_node(tmp_path):
     assert "ReduceMean node 'pool': combines different positions" in message
 
 
+def test_dropout_in_training_mode_is_refused_and_else_ignored(tmp_path):
+    def dropping(training: bool) -> Edit:
+        def edit(model):
+            for name, value in (("ratio", np.float32(0.1)), ("training", np.bool_(training))):
+                model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+            head = model.graph.node[-1]
+            inputs = [head.input[0], "ratio", "training"]
+            model.graph.node.append(helper.make_node("Dropout", inputs, ["kept"], name="drop"))
+            head.input[0] = "kept"
+
+        return edit
+
+    assert import_onnx(edited(tmp_path, dropping(False)), context=48).kind == "decoder"
+    message = refused(edited(tmp_path, dropping(True)), UnsupportedOpError)
+    assert "Dropout node 'drop'" in message
+    assert "evaluation mode" in message
+
+
 def local_function(body_domain: str = "") -> onnx.FunctionProto:
     node = helper.make_node("Sigmoid" if not body_domain else "Gate", ["x"], ["s"], name="inner",
                             domain=body_domain)  # fmt: skip

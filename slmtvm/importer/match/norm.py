@@ -33,17 +33,21 @@ def match_norm(cover: Cover, value: str) -> Norm | None:
             return not frame.small.is_lookup(node)
         return kind is Kind.ELEMENTWISE or (kind is Kind.REDUCE and node.op_type != "Softmax")
 
+    found: Norm | None = None
+    reductions = 0
     for x in dominators(frame, value, allowed):
         nodes = between(frame, x, value)
-        if not any(operator_of(n).kind is Kind.REDUCE for n in nodes):
-            continue
         width = cover.width(x)
         if width is None or width < 2 or width != cover.width(value):
             continue
-        norm = _measure(cover, x, value, nodes, width)
-        if norm is not None:
-            return norm
-    return None
+        count = sum(operator_of(n).kind is Kind.REDUCE for n in nodes)
+        # The nearest value will do, unless another reduction lies before it: an RMS norm of a
+        # value that was centred is a layer norm.
+        if count > reductions:
+            norm = _measure(cover, x, value, nodes, width)
+            if norm is not None:
+                found, reductions = norm, count
+    return found
 
 
 def normalize(x: Array, eps: float, *, centred: bool) -> Array:

@@ -90,6 +90,11 @@ def match_elementwise(cover: Cover, value: str) -> Step:
     frame = cover.frame
     node = frame.producers[value]
     where = frame.graph.where(node)
+    if node.op_type == "Dropout":
+        raise UnsupportedOpError(
+            "its training_mode is on, so it drops at random; export the model in evaluation mode",
+            where=where,
+        )
     if node.op_type == "Reciprocal":
         return Elementwise("divide", (1.0, operand(cover, node.inputs[0], value)))
     name = _RELAX.get(node.op_type)

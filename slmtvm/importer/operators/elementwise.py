@@ -225,8 +225,12 @@ def cast_like(_attrs: Attrs, x: Array, like: Array) -> Any:
 
 
 @register("Dropout", 7, Kind.ELEMENTWISE)
-def dropout(_attrs: Attrs, x: Array, *_ratio_and_mode: Array | None) -> Any:
+def dropout(
+    _attrs: Attrs, x: Array, ratio: Array | None = None, training: Array | None = None
+) -> Any:
     """At inference nothing is dropped."""
+    if training is not None and training.any() and (ratio is None or ratio.any()):
+        raise ValueError("it drops at random; export the model in evaluation mode")
     return x, np.ones(x.shape, np.bool_)
 
 
