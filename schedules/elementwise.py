@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules import vector as vec
-from slmtvm.schedules.kernel import Kernel, Tensor, define
+from slmtvm.schedules.kernel import Kernel, Tensor, Work, define
 from slmtvm.schedules.vector import Buffer, Expr
 
 
@@ -32,8 +32,9 @@ def build_add_positions(m: int, d: int, table_rows: int) -> Kernel:
         _add_row(d, x, row * d, table, T.bind((position + row) * d), y, row * d)
 
     return define(
-        f"add_positions_m{m}_d{d}", tensors, body, grid=m, outputs=["y"], scalars=["position"]
-    )
+        f"add_positions_m{m}_d{d}", tensors, body, grid=m, outputs=["y"], scalars=["position"],
+        work=Work(touched={"table": m * d * 4}),
+    )  # fmt: skip
 
 
 def _add_row(d: int, a: Buffer, a_at: Expr, b: Buffer, b_at: Expr, y: Buffer, y_at: Expr) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules import vector as vec
-from slmtvm.schedules.kernel import Kernel, Tensor, define
+from slmtvm.schedules.kernel import Kernel, Tensor, Work, define
 from slmtvm.schedules.vector import Buffer, Expr
 
 FORMATS = ("f32", "f16", "int8", "int4")
@@ -96,7 +97,12 @@ def build(op: EmbeddingOp) -> Kernel:
             with T.serial(0, groups) as group:
                 _group(op, row, token, group, buffers)
 
-    return define(op.name, tensors, body, grid=op.m, outputs=["y"])
+    touched = {t.name: op.m * _row_bytes(t) for t in op.inputs[1:] if t.shape != (1,)}
+    return define(op.name, tensors, body, grid=op.m, outputs=["y"], work=Work(touched=touched))
+
+
+def _row_bytes(tensor: Tensor) -> int:
+    return math.prod(tensor.shape[1:]) * np.dtype(tensor.dtype).itemsize
 
 
 def _group(

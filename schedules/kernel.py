@@ -10,8 +10,8 @@ every number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tvm import tirx
@@ -34,6 +34,19 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What one call computes and reads, for the bench; nothing depends on it.
+
+    ``multiply_adds`` in all, and ``context_multiply_adds`` for each position that a row attends to.
+    ``touched``: bytes, of those tensors of which a call reads only a part.
+    """
+
+    multiply_adds: int = 0
+    context_multiply_adds: int = 0
+    touched: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Kernel:
     """A PrimFunc and how it is run.
 
@@ -48,6 +61,7 @@ class Kernel:
     state: tuple[str, ...]
     scalars: tuple[str, ...]
     grid: int
+    work: Work = Work()
 
 
 def define(
@@ -59,6 +73,7 @@ def define(
     outputs: Sequence[str],
     state: Sequence[str] = (),
     scalars: Sequence[str] = (),
+    work: Work | None = None,
 ) -> Kernel:
     """Build a kernel: ``body(block, *buffers, *scalars)`` emits TIR for one block of the grid.
 
@@ -74,7 +89,15 @@ def define(
         begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
         with T.serial(begin, end) as block:
             body(block, *buffers, *ambient)
-    return Kernel(builder.get(), tuple(tensors), tuple(outputs), tuple(state), tuple(scalars), grid)
+    return Kernel(
+        builder.get(),
+        tuple(tensors),
+        tuple(outputs),
+        tuple(state),
+        tuple(scalars),
+        grid,
+        work or Work(),
+    )
 
 
 def _elements(tensor: Tensor) -> int:

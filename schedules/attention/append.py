@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 from slmtvm.schedules import vector as vec
 from slmtvm.schedules.attention.cache import narrow
 from slmtvm.schedules.attention.shape import AttentionShape
-from slmtvm.schedules.kernel import Kernel, define
+from slmtvm.schedules.kernel import Kernel, Work, define
 from slmtvm.schedules.vector import LANES, Buffer, Expr
 
 
@@ -40,7 +40,7 @@ def build_append(shape: AttentionShape) -> Kernel:
 
     return define(
         shape.name("append"), tensors, body, grid=shape.num_kv_heads * shape.m,
-        outputs=outputs, state=state, scalars=scalars,
+        outputs=outputs, state=state, scalars=scalars, work=Work(touched=shape.table_bytes),
     )  # fmt: skip
 
 

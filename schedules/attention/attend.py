@@ -99,7 +99,7 @@ def build_attend(shape: AttentionShape) -> Kernel:
 
     return define(
         shape.name("attend"), tensors, body, grid=shape.num_kv_heads * blocks,
-        outputs=["o"], scalars=shape.scalars,
+        outputs=["o"], scalars=shape.scalars, work=shape.work,
     )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def build_decode(shape: AttentionShape) -> Kernel:
 
     return define(
         shape.name("decode"), tensors, body, grid=shape.num_kv_heads,
-        outputs=["o"], state=[t.name for t in shape.cache], scalars=["position"],
+        outputs=["o"], state=[t.name for t in shape.cache], scalars=["position"], work=shape.work,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from slmtvm.schedules.kernel import Tensor
+from slmtvm.schedules.kernel import Tensor, Work
 from slmtvm.schedules.vector import LANES
 
 MASKS = ("causal", "bidirectional")
@@ -113,6 +113,19 @@ class AttentionShape:
     def o(self) -> Tensor:
         """The result."""
         return Tensor("o", (self.m, self.num_heads * self.head_dim), "float32")
+
+    @property
+    def table_bytes(self) -> dict[str, int]:
+        """What a step of m rows reads of each table."""
+        return {t.name: self.m * self.rotary_dim // 2 * 4 for t in self.tables}
+
+    @property
+    def work(self) -> Work:
+        """What attending computes: scores and weighted values."""
+        per_position = 2 * self.m * self.num_heads * self.head_dim
+        if self.causal:
+            return Work(context_multiply_adds=per_position, touched=self.table_bytes)
+        return Work(multiply_adds=per_position * self.m)
 
     def name(self, kind: str) -> str:
         """A name that says all that the code of the kernel ``kind`` depends on."""

@@ -9,7 +9,7 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, Isa, let, load, splat
-from slmtvm.schedules.kernel import Kernel, Tensor, define
+from slmtvm.schedules.kernel import Kernel, Tensor, Work, define
 from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.schedules.linear.shape import LinearShape
 
@@ -114,6 +114,7 @@ def define_tiled(
         body,
         grid=row_blocks * column_blocks,
         outputs=["y"],
+        work=Work(multiply_adds=shape.m * shape.n * shape.k),
     )
 
 

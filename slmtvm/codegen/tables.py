@@ -35,6 +35,7 @@ def library_info(plan: Plan, target: Target, weights: WeightsFile) -> dict[str, 
         "output_size": plan.output_size,
         "chunks": sorted({f.rows for f in plan.functions if f.name == "body"}),
         "kv_bytes_per_token": plan.kv_bytes_per_token,
+        "kernels": [{"name": n, **asdict(plan.kernels[n].work)} for n in sorted(plan.kernels)],
         "memory": asdict(predict_memory(plan, weights.size)),
     }
 
@@ -89,6 +90,7 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
                     "refs": "refs",
                     "bodies": "bodies",
                     "heads": "heads",
+                    "kernel_count": len(names),
                     "body_count": len(bodies),
                     "head_count": len(heads),
                     "encoder": int(plan.kind == "encoder"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tvm import relax, tirx
@@ -14,6 +14,7 @@ from slmtvm.ir.lowered import CALL_KERNEL, LoweredModel
 from slmtvm.passes.rewrite import bindings, function_names, result
 from slmtvm.plan.arena import Lifetime, align, place
 from slmtvm.plan.model import Function, KernelCode, Plan, Ref, Segment, Space, Step
+from slmtvm.plan.work import kernel_work
 from slmtvm.schedules.kernel import Kernel, Tensor
 
 _FLOAT_BYTES = 4
@@ -136,6 +137,7 @@ class _FunctionWriter:
             if scratch:
                 args.append(Ref(Space.SCRATCH, 0, scratch))
             steps.append(Step(kernel, tuple(args), grid))
+            self._note_work(kernel, args)
         ends = [r.offset + align(r.size) for r in refs if r.space == Space.ARENA]
         return steps, max(ends, default=0)
 
@@ -177,6 +179,12 @@ class _FunctionWriter:
         scratch = _scratch_bytes(kernel)
         self.scratch_bytes = max(self.scratch_bytes, align(scratch))
         return kernel.grid, scratch
+
+    def _note_work(self, name: str, args: list[Ref]) -> None:
+        kernel, code = self.lowered.kernels.get(name), self.kernels[name]
+        if kernel is not None:
+            work = kernel_work(kernel, args, self.lowered.capacity)
+            self.kernels[name] = replace(code, work=work)
 
     def _place(
         self, values: list[_Value], output: relax.Var | int, hidden: Ref, to_output: bool

@@ -55,6 +55,21 @@ class Function:
 
 
 @dataclass(frozen=True)
+class KernelWork:
+    """Bytes read and multiply-adds of one call of a kernel, for the bench.
+
+    ``context_bytes`` are those of the KV cache for each position that is attended to;
+    ``context_multiply_adds`` those for each position that every row of the call attends to.
+    """
+
+    weight_bytes: int = 0
+    activation_bytes: int = 0  # written ones too
+    multiply_adds: int = 0
+    context_bytes: int = 0
+    context_multiply_adds: int = 0
+
+
+@dataclass(frozen=True)
 class KernelCode:
     """A kernel as the code generator needs it.
 
@@ -65,6 +80,7 @@ class KernelCode:
     func: tirx.PrimFunc
     buffers: int
     scalars: tuple[str, ...]
+    work: KernelWork = field(default_factory=KernelWork)
 
 
 @dataclass(frozen=True)

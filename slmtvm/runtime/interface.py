@@ -21,7 +21,7 @@ from pathlib import Path
 from slmtvm.errors import BundleError, DeviceError, SlmError
 
 ABI_VERSION = 1
-SKIP_CHECKSUM = 1
+SKIP_CHECKSUM, PROFILE = 1, 2  # flags of slm_open
 ERR_FILE, ERR_WEIGHTS = -5, -6
 
 
@@ -45,6 +45,12 @@ class Sampling(ctypes.Structure):
     )
 
 
+class KernelTime(ctypes.Structure):
+    """slm_kernel_time."""
+
+    _fields_ = (("calls", c_uint64), ("nanoseconds", c_uint64), ("own_nanoseconds", c_uint64))
+
+
 _TOKENS, _FLOATS = c_void_p, c_void_p
 _PROTOTYPES = {
     "slm_abi_version": (c_uint32, ()),
@@ -62,6 +68,7 @@ _PROTOTYPES = {
     "slm_encode": (c_int32, (c_void_p, _TOKENS, c_size_t, _FLOATS)),
     "slm_position": (c_int32, (c_void_p,)),
     "slm_seek": (c_int32, (c_void_p, c_int32)),
+    "slm_profile": (c_int32, (c_void_p, POINTER(KernelTime), c_size_t)),
     "slm_sample": (c_int32, (c_void_p, POINTER(Sampling))),
 }
 

@@ -14,7 +14,7 @@ from slmtvm.bundle.manifest import TargetEntry
 from slmtvm.bundle.read import Bundle
 from slmtvm.errors import BundleError, DeviceError, SlmError
 from slmtvm.host import CPUINFO_NAMES, cpu_features
-from slmtvm.runtime.interface import SKIP_CHECKSUM, Library, Options
+from slmtvm.runtime.interface import PROFILE, SKIP_CHECKSUM, KernelTime, Library, Options
 
 _MAX_THREADS = 256  # SLM_MAX_THREADS of pool.h
 
@@ -23,14 +23,20 @@ class Model:
     """A bundle's library and weights, open; sessions are made from it by ``Session``."""
 
     def __init__(
-        self, path: str | Path, *, threads: int = 1, target: str | None = None, check: bool = True
+        self,
+        path: str | Path,
+        *,
+        threads: int = 1,
+        target: str | None = None,
+        check: bool = True,
+        profile: bool = False,
     ) -> None:
         """Open the bundle ``path`` for ``target``, by default the best one for this machine.
 
         ``threads`` 0 means one for each core. ``check`` reads all weights once and compares their
-        checksum. A library whose SHA-256 is not the manifest's is never loaded. Raises BundleError
-        where the bundle is missing, damaged or has nothing for this machine, DeviceError where it
-        cannot run here.
+        checksum. ``profile`` measures each kernel, for ``take_profile``. A library whose SHA-256 is
+        not the manifest's is never loaded. Raises BundleError where the bundle is missing, damaged
+        or has nothing for this machine, DeviceError where it cannot run here.
         """
         if not 0 <= threads <= _MAX_THREADS:
             raise DeviceError(f"threads is {threads}, must be 0 to {_MAX_THREADS}")
@@ -41,7 +47,8 @@ class Model:
         self.library = Library(self.bundle.library(self.target))
         self.info: dict[str, Any] = json.loads(self.library.info())
         self.handle = ctypes.c_void_p()
-        options = Options(ctypes.sizeof(Options), threads, 0 if check else SKIP_CHECKSUM)
+        flags = (0 if check else SKIP_CHECKSUM) | (PROFILE if profile else 0)
+        options = Options(ctypes.sizeof(Options), threads, flags)
         try:
             self.library.call(
                 "slm_open",
@@ -52,6 +59,16 @@ class Model:
         except SlmError:
             self.library.close()
             raise
+
+    def take_profile(self) -> dict[str, KernelTime]:
+        """Calls and nanoseconds since the last time, by the name of the kernel.
+
+        Raises DeviceError where the model was opened without ``profile``.
+        """
+        names = [kernel["name"] for kernel in self.info["kernels"]]
+        times = (KernelTime * len(names))()
+        self.library.call("slm_profile", self.handle, times, len(names))
+        return dict(zip(names, times, strict=True))
 
     def close(self) -> None:
         """End the workers and unmap the weights; raises DeviceError while sessions are left."""

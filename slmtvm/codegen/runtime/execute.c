@@ -3,6 +3,8 @@
 
 #include <stddef.h>
 
+#include "clock.h"
+
 typedef struct {
   const slm_session *session;
   const slm_step *step;
@@ -28,9 +30,38 @@ static void run_part(void *context, int thread, int threads) {
   slm_plan.kernels[step->kernel](args, p->position, p->valid, begin, end);
 }
 
+static void run_part_measured(void *context, int thread, int threads) {
+  const part *p = context;
+  if (thread != 0) {
+    run_part(context, thread, threads);
+    return;
+  }
+  int64_t begin = slm_now_nanoseconds();
+  run_part(context, thread, threads);
+  slm_kernel_time *time = &p->session->model->profile[p->step->kernel];
+  time->own_nanoseconds += (uint64_t)(slm_now_nanoseconds() - begin);
+}
+
+static void execute_measured(part *p, uint32_t steps) {
+  for (uint32_t i = 0; i < steps; ++i, ++p->step) {
+    int64_t begin = slm_now_nanoseconds();
+    if (p->step->parallel)
+      slm_pool_run(p->session->model->pool, run_part_measured, p);
+    else
+      run_part_measured(p, 0, 1);
+    slm_kernel_time *time = &p->session->model->profile[p->step->kernel];
+    time->nanoseconds += (uint64_t)(slm_now_nanoseconds() - begin);
+    ++time->calls;
+  }
+}
+
 void slm_execute(slm_session *session, const slm_function *function, int32_t position,
                  int32_t valid) {
   part p = {session, slm_plan.steps + function->first_step, position, valid};
+  if (session->model->profile) {
+    execute_measured(&p, function->steps);
+    return;
+  }
   for (uint32_t i = 0; i < function->steps; ++i, ++p.step) {
     if (p.step->parallel)
       slm_pool_run(session->model->pool, run_part, &p);

@@ -6,6 +6,7 @@
 #include "cpu.h"
 #include "error.h"
 #include "plan_tables.h"
+#include "profile.h"
 #include "weights.h"
 
 uint32_t slm_abi_version(void) { return SLM_ABI_VERSION; }
@@ -29,7 +30,7 @@ static int32_t check_options(const slm_options *options) {
   if (options->threads < 0 || options->threads > SLM_MAX_THREADS)
     return slm_fail(SLM_ERR_ARGUMENT, "threads is %d, must be 0 (one for each core) to %d",
                     options->threads, SLM_MAX_THREADS);
-  if (options->flags & ~(uint32_t)SLM_SKIP_CHECKSUM)
+  if (options->flags & ~(uint32_t)(SLM_SKIP_CHECKSUM | SLM_PROFILE))
     return slm_fail(SLM_ERR_ARGUMENT, "unknown flags %#x", options->flags);
   return SLM_OK;
 }
@@ -50,12 +51,15 @@ int32_t slm_open(const char *bundle, const slm_options *options, slm_model **res
 
   slm_model *model = calloc(1, sizeof *model);
   if (!model) return slm_fail(SLM_ERR_MEMORY, "no memory for the model");
-  code = slm_weights_map(bundle, !(options->flags & SLM_SKIP_CHECKSUM), &model->weights);
+  code = slm_profile_new(options->flags, &model->profile);
+  if (code == SLM_OK)
+    code = slm_weights_map(bundle, !(options->flags & SLM_SKIP_CHECKSUM), &model->weights);
   if (code == SLM_OK) {
     code = slm_pool_new(options->threads, &model->pool);
     if (code != SLM_OK) slm_weights_unmap(model->weights);
   }
   if (code != SLM_OK) {
+    free(model->profile);
     free(model);
     return code;
   }
@@ -75,6 +79,7 @@ int32_t slm_close(slm_model *model) {
   slm_pool_free(model->pool);
   slm_weights_unmap(model->weights);
   model->mark = 0;
+  free(model->profile);
   free(model);
   return SLM_OK;
 }

@@ -13,6 +13,7 @@ struct slm_model {
   atomic_int sessions;
   const void *weights;
   slm_pool *pool;
+  slm_kernel_time *profile; /* by kernel; NULL unless opened with SLM_PROFILE */
 };
 
 enum { SLM_MODEL_MARK = 0x4d4d4c53 };

@@ -51,6 +51,7 @@ typedef struct slm_plan_tables {
   const uint64_t *refs;
   const slm_function *bodies; /* most rows first */
   const slm_function *heads;  /* most rows first; none for an encoder */
+  int32_t kernel_count;
   int32_t body_count;
   int32_t head_count;
   int32_t encoder;

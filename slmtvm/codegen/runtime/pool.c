@@ -17,9 +17,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "error.h"
 #include "slm.h"
 
@@ -68,12 +68,6 @@ static void pause_briefly(void) {
 #endif
 }
 
-static int64_t now_nanoseconds(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
-}
-
 /* Spins until *word differs from `value`, for at most `nanoseconds`; whether it does. */
 static int spin_while(_Atomic uint32_t *word, uint32_t value, int64_t nanoseconds) {
   if (nanoseconds > 0) {
@@ -83,8 +77,8 @@ static int spin_while(_Atomic uint32_t *word, uint32_t value, int64_t nanosecond
         if (atomic_load_explicit(word, memory_order_acquire) != value) return 1;
         pause_briefly();
       }
-      if (end == 0) end = now_nanoseconds() + nanoseconds;
-    } while (now_nanoseconds() < end);
+      if (end == 0) end = slm_now_nanoseconds() + nanoseconds;
+    } while (slm_now_nanoseconds() < end);
   }
   return atomic_load_explicit(word, memory_order_acquire) != value;
 }

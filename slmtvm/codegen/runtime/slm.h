@@ -48,13 +48,15 @@ typedef struct slm_session slm_session;
 enum {
   /* Do not read all weights once to compare their checksum: opening takes no longer than mapping
    * the file. Header and size are still checked. */
-  SLM_SKIP_CHECKSUM = 1
+  SLM_SKIP_CHECKSUM = 1,
+  /* Measure each kernel, for slm_profile: two readings of the clock for each call of one. */
+  SLM_PROFILE = 2
 };
 
 typedef struct slm_options {
   uint32_t size;   /* sizeof(slm_options) */
   int32_t threads; /* threads that compute, the caller included; 0 means one for each core */
-  uint32_t flags;  /* SLM_SKIP_CHECKSUM or 0 */
+  uint32_t flags;  /* SLM_SKIP_CHECKSUM, SLM_PROFILE, both or 0 */
 } slm_options;
 
 /* How to choose the next token. Zero turns each part off; all zero is greedy. */
@@ -123,6 +125,18 @@ SLM_API int32_t slm_seek(slm_session *session, int32_t position);
 /* Chooses the token that follows the last one of the context: its id, or a negative error. It is not
  * appended; pass it to slm_eval. `sampling` may be NULL: greedy. */
 SLM_API int32_t slm_sample(slm_session *session, const slm_sampling *sampling);
+
+/* Where the time went, by kernel, in the order of "kernels" in slm_info(). */
+typedef struct slm_kernel_time {
+  uint64_t calls;
+  uint64_t nanoseconds;     /* of the whole calls, seen by their caller */
+  uint64_t own_nanoseconds; /* of the caller's own share: the rest is handing over and waiting */
+} slm_kernel_time;
+
+/* Takes the times since the last slm_profile of a model that was opened with SLM_PROFILE, and starts
+ * anew; nothing may run on the model meanwhile. `times` takes the first `count` of them. Returns how
+ * many kernels there are. */
+SLM_API int32_t slm_profile(slm_model *model, slm_kernel_time *times, size_t count);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,23 @@
+"""What each kernel of a plan reads and computes in one call: what the bench divides by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slmtvm.plan.model import KernelWork, Ref, Space
+from slmtvm.schedules.kernel import Kernel
+
+
+def kernel_work(kernel: Kernel, args: Sequence[Ref], capacity: int) -> KernelWork:
+    """The work of ``kernel`` called on ``args``, where ``capacity`` positions fit the KV cache."""
+    bytes_of = dict.fromkeys(Space, 0)
+    for tensor, ref in zip(kernel.tensors, args, strict=True):
+        bytes_of[ref.space] += kernel.work.touched.get(tensor.name, ref.size)
+    attends = kernel.work.context_multiply_adds > 0
+    return KernelWork(
+        weight_bytes=bytes_of[Space.WEIGHTS],
+        activation_bytes=sum(bytes_of[s] for s in (Space.ARENA, Space.TOKENS, Space.OUTPUT)),
+        multiply_adds=kernel.work.multiply_adds,
+        context_bytes=bytes_of[Space.STATE] // capacity if attends else 0,
+        context_multiply_adds=kernel.work.context_multiply_adds,
+    )

@@ -1,0 +1,51 @@
+"""What the kernels of a small decoder are said to read and compute."""
+
+from __future__ import annotations
+
+import pytest
+
+from slmtvm.passes.pipeline import fuse, lower
+from slmtvm.plan.build import build_plan
+from slmtvm.plan.model import Plan
+from slmtvm.target import Target
+from tests.passes.toy import DIM, FFN, HEAD_DIM, HEADS, KV_HEADS, VOCAB, decoder
+
+LAYERS = 2
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return build_plan(lower(fuse(decoder(layers=LAYERS)), Target.load("x86-64-v3"), "float16"), {})
+
+
+def total(plan: Plan, name: str, rows: int, field: str) -> int:
+    """The sum of a field of KernelWork over the steps of a function."""
+    (function,) = [f for f in plan.functions if (f.name, f.rows) == (name, rows)]
+    return sum(getattr(plan.kernels[s.kernel].work, field) for s in function.steps)
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_multiply_adds_of_a_body_are_those_of_its_matrices(plan: Plan, rows: int) -> None:
+    attention = DIM * HEAD_DIM * (2 * HEADS + 2 * KV_HEADS)
+    matrices = attention + 3 * DIM * FFN
+    assert total(plan, "body", rows, "multiply_adds") == rows * LAYERS * matrices
+
+
+def test_a_head_multiplies_by_the_whole_vocabulary(plan: Plan) -> None:
+    assert total(plan, "head", 1, "multiply_adds") == DIM * VOCAB
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_the_cache_is_read_once_by_attention(plan: Plan, rows: int) -> None:
+    assert total(plan, "body", rows, "context_bytes") == plan.kv_bytes_per_token
+    per_position = 2 * rows * HEADS * HEAD_DIM * LAYERS
+    assert total(plan, "body", rows, "context_multiply_adds") == per_position
+
+
+def test_a_decoded_token_reads_every_matrix_once(plan: Plan) -> None:
+    read = total(plan, "body", 1, "weight_bytes") + total(plan, "head", 1, "weight_bytes")
+    looked_up = ("embedding", "cos", "sin")  # of these one row is read, not the whole
+    whole = sum(
+        s.data.nbytes for s in plan.segments if not any(part in s.name for part in looked_up)
+    )
+    assert whole <= read < 1.02 * whole
