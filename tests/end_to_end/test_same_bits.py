@@ -1,0 +1,36 @@
+"""A model computes the same logits, to the last bit, on every kind of CPU.
+
+So what is measured of a model's accuracy on one machine holds for all of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slmtvm.target import Target
+from tests.emulation.session import open_sessions
+from tests.end_to_end.bundles import CPU_TARGETS, bundle_for
+from tests.models import heldout_ids
+
+TOKENS = 17  # a chunk of 16 and a single token
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kv", ["f32", "f16"])
+@pytest.mark.parametrize("form", ["float32", "int4_asymmetric", "int8"])
+def test_every_target_computes_the_same_bits(
+    form: str, kv: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    bundle = bundle_for(tmp_path_factory, form, CPU_TARGETS, kv)
+    tokens = heldout_ids()[:TOKENS]
+    computed = {
+        f"{name} {session.cpu}": session.eval_all(tokens, TOKENS)
+        for name in CPU_TARGETS
+        for session in open_sessions(bundle, Target.load(name), tmp_path)
+    }
+    first = next(iter(computed.values()))
+    for where, logits in computed.items():
+        np.testing.assert_array_equal(logits, first, err_msg=where)
