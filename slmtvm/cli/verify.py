@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from slmtvm.cli.arguments import add_threads, positive
+from slmtvm.cli.files import write_text
 from slmtvm.errors import SlmError
 
 DISAGREES = 2
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         )
     print(report)
     if options.json:
-        _write(options.json, json.dumps(report.to_json(), indent=2) + "\n")
+        write_text(options.json, json.dumps(report.to_json(), indent=2) + "\n")
     if report.agrees(max_kl=options.max_kl, min_cosine=options.min_cosine):
         return 0
     print("slmtvm: the bundle differs from onnxruntime by more than allowed", file=sys.stderr)
@@ -70,10 +71,3 @@ def _read(path: Path) -> str:
         return path.read_bytes().decode()  # no newline is translated: it is one more token or less
     except (OSError, UnicodeDecodeError) as error:
         raise SlmError(f"not a readable UTF-8 text: {error}", where=str(path)) from error
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise SlmError(f"cannot be written: {error.strerror}", where=str(path)) from error

@@ -1,0 +1,41 @@
+"""Measure a bundle on this machine, beside what the machine would allow."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from slmtvm.cli.arguments import positive
+from slmtvm.cli.files import write_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, help="the bundle, x.slm")
+    parser.add_argument(
+        "--threads", type=positive, nargs="+", metavar="N",
+        help="numbers of threads to measure (default: 1 to all cores)",
+    )  # fmt: skip
+    parser.add_argument("--target", help="which of the bundle's libraries (default: the best here)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
+
+
+def run(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from slmtvm.bench import bench, html_page
+
+    with tqdm(bar_format="{desc}", leave=False, disable=None) as bar:
+        report = bench(
+            options.bundle,
+            threads=options.threads,
+            target=options.target,
+            progress=bar.set_description_str,
+        )
+    print(report)
+    if options.json:
+        write_text(options.json, json.dumps(report.to_json(), indent=2) + "\n")
+    if options.html:
+        write_text(options.html, html_page(report))
+    return 0
