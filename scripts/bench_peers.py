@@ -125,15 +125,15 @@ def engine_files(model: str, folder: Path) -> dict[str, Path]:
     if model in ENCODERS:
         return {"onnxruntime-encoder": folder / "model_int8.onnx"}
     return {
-        "onnxruntime": folder / "genai" / "model.onnx",
-        "onnxruntime-genai": folder / "genai",
-        "llama.cpp": folder / "model.gguf",
+        "onnxruntime": folder / "int4" / "model.onnx",
+        "onnxruntime-genai": folder / "int4",
+        "llama.cpp": folder / "int4.gguf",
     }
 
 
 def compile_ours(model: str, folder: Path, target: str, output: Path) -> Path:
     """The bundle of the ONNX file that the peers run too."""
-    name = "model_int8.onnx" if model in ENCODERS else "genai/model.onnx"
+    name = "model_int8.onnx" if model in ENCODERS else "int4/model.onnx"
     context = None if model in ENCODERS else 1024
     slmtvm.compile(folder / name, [target], output=output, context=context)
     return output

@@ -5,8 +5,9 @@
     python scripts/make_bench_models.py OUT [--models demo tiny15 smol135 minilm]
 
 OUT/NAME/hf/            the float weights (safetensors) with a tokenizer
-OUT/NAME/genai/         onnxruntime-genai's model builder, int4 in blocks of 32: ours reads it too
-OUT/NAME/model.gguf     llama.cpp's Q4_0 (blocks of 32) in all matrices, the embedding included
+OUT/NAME/int4/, int8/   onnxruntime-genai's model builder, blocks of 32: ours reads it too
+OUT/NAME/int4.gguf, int8.gguf   llama.cpp's Q4_0, Q8_0 (blocks of 32) in all matrices, the embedding
+                        included
 OUT/minilm/model_int8.onnx   MiniLM by torch's exporter and onnxruntime's dynamic quantization
 
 tiny15 and smol135 have random weights: only their sizes matter for speed. The demo model's weights
@@ -53,7 +54,12 @@ DEMO = {
     "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 4096,
 }  # fmt: skip
 CONTEXT = {"demo": 1024, "tiny15": 1024, "smol135": 2048}
-INT4_OPTIONS = ("int4_accuracy_level=4", "int4_block_size=32")
+# They apply to int8 as well.
+BUILDER_OPTIONS = ("int4_accuracy_level=4", "int4_block_size=32")
+GGUF_TYPES = {
+    "int4": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
+    "int8": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+}
 
 
 def llama(name: str) -> LlamaForCausalLM:
@@ -90,21 +96,21 @@ def write_hf(name: str, demo: Path | None, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write_genai(hf: Path, folder: Path) -> None:
+def write_genai(hf: Path, precision: str, folder: Path) -> None:
     """onnxruntime-genai's own builder, as its documentation calls it."""
     with tempfile.TemporaryDirectory() as scratch:
         result = subprocess.run(
             [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(hf),
-             "-o", str(folder), "-p", "int4", "-e", "cpu", "-c", scratch,
-             "--extra_options", *INT4_OPTIONS],
+             "-o", str(folder), "-p", precision, "-e", "cpu", "-c", scratch,
+             "--extra_options", *BUILDER_OPTIONS],
             env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
         )  # fmt: skip
     if result.returncode != 0:
         sys.exit(f"onnxruntime-genai's model builder failed:\n{result.stderr}")
 
 
-def write_gguf(hf: Path, path: Path) -> None:
-    """llama.cpp's file: matrices in Q4_0, no head (it is tied), no vocabulary (token ids only)."""
+def write_gguf(hf: Path, precision: str, path: Path) -> None:
+    """llama.cpp's file: matrices in Q4_0 or Q8_0; no head, it is tied, and no vocabulary."""
     model = LlamaForCausalLM.from_pretrained(hf, dtype=torch.float32)
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -120,7 +126,8 @@ def write_gguf(hf: Path, path: Path) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("none")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
+    kind, file_type = GGUF_TYPES[precision]
+    writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
@@ -135,8 +142,7 @@ def write_gguf(hf: Path, path: Path) -> None:
         if value.ndim == 1:
             writer.add_tensor(target, value)
         else:
-            q4_0 = gguf.GGMLQuantizationType.Q4_0
-            writer.add_tensor(target, gguf.quants.quantize(value, q4_0), raw_dtype=q4_0)
+            writer.add_tensor(target, gguf.quants.quantize(value, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -171,8 +177,9 @@ def main() -> None:
             write_minilm(folder / "model_int8.onnx")
         else:
             write_hf(name, arguments.demo, folder / "hf")
-            write_genai(folder / "hf", folder / "genai")
-            write_gguf(folder / "hf", folder / "model.gguf")
+            for precision in GGUF_TYPES:
+                write_genai(folder / "hf", precision, folder / precision)
+                write_gguf(folder / "hf", precision, folder / f"{precision}.gguf")
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             print(f"{path.stat().st_size:>12,} {path.relative_to(arguments.out)}", flush=True)
 
