@@ -6,7 +6,7 @@ import mmap
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +31,16 @@ class Limits:
     working_set: int
     read_bytes_per_second: float
     multiply_adds_per_second: float
+
+    def best(self, other: Limits) -> Limits:
+        """The better of two measurements of the same."""
+        return replace(
+            self,
+            read_bytes_per_second=max(self.read_bytes_per_second, other.read_bytes_per_second),
+            multiply_adds_per_second=max(
+                self.multiply_adds_per_second, other.multiply_adds_per_second
+            ),
+        )
 
     def seconds(self, bytes_read: float, multiply_adds: float) -> float:
         """The least time for so much work."""

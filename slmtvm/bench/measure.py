@@ -5,29 +5,23 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
 from slmtvm.bench.limits import LimitProbe, Limits
-from slmtvm.bench.report import BenchReport, KernelTime, Rate
+from slmtvm.bench.phases import REPETITIONS, Phases, Timed, attended, some_tokens
+from slmtvm.bench.report import BenchReport, Rate
 from slmtvm.bench.work import kernel_times, total_work
-from slmtvm.runtime import Session, load
-from slmtvm.runtime.model import Model
-from slmtvm.target import Target
+from slmtvm.runtime import load
+from slmtvm.target import Target, known_targets
 
-PREFILLS = (16, 128, 512)  # tokens
-POSITIONS = (0, 128, 256, 512, 1024, 2048)  # of a decode; the last that the context allows as well
-DECODE_TOKENS = 100
 FIRST_PROMPT = 16
-PROFILED_PREFILL, PROFILED_POSITION = 128, 512
-_REPETITIONS = 5
-_LEAST_SECONDS = 0.3  # of repeated prefills
 
 Progress = Callable[[str], None]
-Times = list[float]
 
 
 def bench(
@@ -52,17 +46,22 @@ def bench(
     probe: LimitProbe | None = None
     for count in counts:
         progress(f"threads {count}: what takes the time")
-        with _Bench(path, target, count) as run:
+        with Phases(path, target, count) as run:
             info = run.session.info
             if probe is None:
                 working_set = int(run.working_set())
                 progress("limits of this machine")
-                probe = LimitProbe(Target.load(info["target"]), working_set)
-            limit = probe.measure(count)
-            limits.append(limit)
-            kernels += run.profile(limit)
+                probe = LimitProbe(_target(info["target"]), working_set)
+            before = probe.measure(count)
+            profiles = run.profiles()
             progress(f"threads {count}: tokens per second")
-            rates += run.rates(limit)
+            timed = run.timed()
+            limit = before.best(probe.measure(count))  # others may have used the machine meanwhile
+            limits.append(limit)
+            for phase in profiles:
+                described = info["kernels"]
+                kernels += kernel_times(phase.name, described, phase.times, phase.attended, limit)
+            rates += [_rate(phase, info["kernels"], limit) for phase in timed]
     return BenchReport(
         bundle=path.name,
         target=info["target"],
@@ -81,142 +80,25 @@ def bench(
     )
 
 
-class _Bench:
-    """One bundle with one number of threads: a session to time, and one that is profiled."""
+def _rate(timed: Timed, described: Sequence[Mapping[str, Any]], limits: Limits) -> Rate:
+    work = total_work(described, timed.calls, attended(timed.position, timed.tokens))
+    middle = median(timed.times)
+    return Rate(
+        phase=timed.phase,
+        threads=timed.threads,
+        position=timed.position,
+        tokens=timed.tokens,
+        tokens_per_second=timed.tokens / timed.parts / middle,
+        p50_ms=1e3 * middle,
+        p99_ms=1e3 * float(np.quantile(timed.times, 0.99)),
+        read_limit=_limit(timed.tokens, work.bytes_read, limits.read_bytes_per_second),
+        compute_limit=_limit(timed.tokens, work.multiply_adds, limits.multiply_adds_per_second),
+    )
 
-    def __init__(self, path: Path, target: str | None, threads: int) -> None:
-        self.threads = threads
-        self.session = load(path, threads=threads, target=target)
-        model = Model(path, threads=threads, target=target, profile=True)
-        self.profiled = Session(model, owns_model=True)
-        self._described = self.session.info["kernels"]
-        self._decoder = self.session.info["kind"] == "decoder"
-        context = self.session.info["context"]
-        self._prefills = [n for n in PREFILLS if n <= context] or [context]
-        self._count = min(DECODE_TOKENS, context // 2)
-        last = context - self._count
-        self._positions = sorted({*(p for p in POSITIONS if p < last), last})
 
-    def __enter__(self) -> _Bench:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.session.close()
-        self.profiled.close()
-
-    def working_set(self) -> float:
-        """Bytes of weights that are read again and again: for a token, or a short text."""
-        self._decode_once(self.profiled, 0) if self._decoder else self._prefill(self.profiled, 1)
-        return total_work(self._described, self._calls(), 0).bytes_read
-
-    def profile(self, limits: Limits) -> list[KernelTime]:
-        """Where the time goes in a prefill and, for a decoder, in a decode in mid context."""
-        phase = "prefill" if self._decoder else "encode"
-        tokens = max(n for n in self._prefills if n <= PROFILED_PREFILL or n == self._prefills[0])
-        self._prefill(self.profiled, tokens)
-        self._calls()
-        self._prefill(self.profiled, tokens)
-        rows = kernel_times(
-            f"{phase} {tokens}", self._described, self.profiled.model.take_profile(),
-            _attended(0, tokens), limits,
-        )  # fmt: skip
-        if self._decoder:
-            position = max(p for p in self._positions if p <= PROFILED_POSITION)
-            self._fill(self.profiled, position)
-            self._calls()
-            self._decode(self.profiled, position)
-            rows += kernel_times(
-                f"decode at {position}", self._described, self.profiled.model.take_profile(),
-                _attended(position, self._count), limits,
-            )  # fmt: skip
-        return rows
-
-    def rates(self, limits: Limits) -> list[Rate]:
-        """Tokens a second of every phase."""
-        found = []
-        for tokens in self._prefills:
-            self._prefill(self.profiled, tokens)
-            calls = self._calls()
-            times = _repeated(lambda n=tokens: self._prefill(self.session, n))  # type: ignore[misc]
-            phase = "prefill" if self._decoder else "encode"
-            found.append(self._rate(phase, 0, tokens, 1, times, calls, limits))
-        if not self._decoder:
-            return found
-        self._fill(self.session, self._positions[-1])
-        decodes = []
-        for position in reversed(self._positions):  # stepping back keeps what lies before
-            self._fill(self.profiled, position)
-            self._calls()
-            self._decode(self.profiled, position)
-            calls = self._calls()
-            times = self._decode(self.session, position)
-            decodes.append(
-                self._rate("decode", position, self._count, self._count, times, calls, limits)
-            )
-        return found + decodes[::-1]
-
-    def _rate(
-        self,
-        phase: str,
-        position: int,
-        tokens: int,
-        parts: int,
-        times: Times,
-        calls: dict[str, int],
-        limits: Limits,
-    ) -> Rate:
-        """``times`` are of equal parts of ``tokens``, ``parts`` of which make them all."""
-        work = total_work(self._described, calls, _attended(position, tokens))
-        return Rate(
-            phase=phase,
-            threads=self.threads,
-            position=position,
-            tokens=tokens,
-            tokens_per_second=tokens / parts / median(times),
-            p50_ms=1e3 * median(times),
-            p99_ms=1e3 * float(np.quantile(times, 0.99)),
-            read_limit=_limit(tokens, work.bytes_read, limits.read_bytes_per_second),
-            compute_limit=_limit(tokens, work.multiply_adds, limits.multiply_adds_per_second),
-        )
-
-    def _prefill(self, session: Session, tokens: int) -> float:
-        """Seconds of one call on an empty context."""
-        ids = _tokens(tokens, session.info["vocab_size"])
-        if self._decoder:
-            session.reset()
-        started = time.perf_counter()
-        if self._decoder:
-            session.eval(ids)
-        else:
-            session.encode(ids)
-        return time.perf_counter() - started
-
-    def _decode(self, session: Session, position: int) -> Times:
-        """Seconds of each of the tokens from ``position`` on; what is before them must be there."""
-        session.seek(position)
-        first = _tokens(1, session.info["vocab_size"])
-        times = []
-        before = time.perf_counter()
-        for _ in session.generate(first, self._count):
-            now = time.perf_counter()
-            times.append(now - before)
-            before = now
-        return times
-
-    def _decode_once(self, session: Session, position: int) -> None:
-        session.seek(position)
-        session.eval(_tokens(1, session.info["vocab_size"]))
-
-    def _fill(self, session: Session, position: int) -> None:
-        """Have ``position`` tokens in the context."""
-        missing = position - session.position
-        if missing > 0:
-            session.eval(_tokens(missing, session.info["vocab_size"]))
-        session.seek(position)
-
-    def _calls(self) -> dict[str, int]:
-        """Calls of each kernel since the last time."""
-        return {name: time.calls for name, time in self.profiled.model.take_profile().items()}
+def _target(name: str) -> Target:
+    """The target whose instructions reach the limits; the best of ours for one of somebody's own."""
+    return Target.load(name if name in known_targets() else "host")
 
 
 def _first_and_full(path: Path, target: str | None) -> tuple[float, int, int]:
@@ -227,48 +109,29 @@ def _first_and_full(path: Path, target: str | None) -> tuple[float, int, int]:
         prompt = min(FIRST_PROMPT, info["context"])
         started = time.perf_counter()
         if info["kind"] == "decoder":
-            next(session.generate(_tokens(prompt, info["vocab_size"]), 1))
+            next(session.generate(some_tokens(prompt, info["vocab_size"]), 1))
         else:
-            session.encode(_tokens(prompt, info["vocab_size"]))
+            session.encode(some_tokens(prompt, info["vocab_size"]))
         milliseconds = 1e3 * (time.perf_counter() - started)
         rest = info["context"] - prompt
         if info["kind"] == "decoder" and rest:
-            session.eval(_tokens(rest, info["vocab_size"]))
+            session.eval(some_tokens(rest, info["vocab_size"]))
         elif rest:
-            session.encode(_tokens(info["context"], info["vocab_size"]))
+            session.encode(some_tokens(info["context"], info["vocab_size"]))
         return milliseconds, prompt, _resident() - before
-
-
-def _attended(position: int, tokens: int) -> float:
-    """Positions that ``tokens`` rows from ``position`` on attend to, on average."""
-    return position + (tokens + 1) / 2
 
 
 def _limit(tokens: int, work: float, work_per_second: float) -> float | None:
     return tokens * work_per_second / work if work else None
 
 
-def _tokens(count: int, vocab_size: int) -> np.ndarray:
-    """Token ids; every token costs the same, whatever it is."""
-    return (np.arange(count, dtype=np.int32) * 7 + 3) % vocab_size
-
-
 def _best(action: Callable[[], object]) -> float:
     times = []
-    for _ in range(_REPETITIONS):
+    for _ in range(REPETITIONS):
         started = time.perf_counter()
         action()
         times.append(time.perf_counter() - started)
     return min(times)
-
-
-def _repeated(measure: Callable[[], float]) -> Times:
-    """At least _REPETITIONS results of ``measure``, for at least _LEAST_SECONDS, after one more."""
-    measure()
-    times: Times = []
-    while len(times) < _REPETITIONS or sum(times) < _LEAST_SECONDS:
-        times.append(measure())
-    return times
 
 
 def _resident() -> int:

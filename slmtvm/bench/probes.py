@@ -32,7 +32,7 @@ _LEAST_SUMS = 4
 _WEIGHT_DTYPES = {4: "uint8", 8: "int8"}
 _ACCUMULATORS = 4  # of the reading kernel, of 16 lanes each
 # How far ahead of its use a cache line is asked for, in bytes; 0 leaves it to the hardware.
-READ_AHEAD = (0, 1024, 4096)
+READ_AHEAD = (0, 1024, 4096, 16384)
 
 
 def read_kernel(ahead: int, pieces: int) -> Kernel:

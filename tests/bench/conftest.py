@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slmtvm.bench import BenchReport, bench, limits, measure
+from slmtvm.bench import BenchReport, bench, limits, phases
 from slmtvm.bundle.write import write_bundle
 from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.plan.build import build_plan
@@ -21,7 +21,7 @@ def short_measurements() -> Iterator[None]:
     """No test depends on a time: measure as briefly as possible."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "_SECONDS", 0.001)
-        patch.setattr(measure, "_LEAST_SECONDS", 0.001)
+        patch.setattr(phases, "LEAST_SECONDS", 0.001)
         yield
 
 
