@@ -97,7 +97,7 @@ def _rate(timed: Timed, described: Sequence[Mapping[str, Any]], limits: Limits) 
 
 
 def _target(name: str) -> Target:
-    """The target whose instructions reach the limits; our best one here for one of your own."""
+    """The target whose instructions reach the limits; the host's for one of somebody's own."""
     return Target.load(name if name in known_targets() else "host")
 
 
