@@ -151,8 +151,9 @@ class Emitter:
         if isinstance(step, Norm):
             x, gamma = self._value(step.x), self._param(step.gamma)
             if step.beta is None:
-                return ops.rms_norm(x, gamma, eps=step.eps)
-            return ops.layer_norm(x, gamma, self._param(step.beta), eps=step.eps)
+                return ops.rms_norm(x, gamma, eps=step.eps, groups=step.groups)
+            beta = self._param(step.beta)
+            return ops.layer_norm(x, gamma, beta, eps=step.eps, groups=step.groups)
         if isinstance(step, Rope):
             return ops.rope(
                 self._value(step.x),
@@ -165,13 +166,18 @@ class Emitter:
         if isinstance(step, Attention):
             self._layers += 1
             return ops.attention(
-                *(self._value(i) for i in (step.q, step.k, step.v)),
+                self._value(step.q),
+                self._value(step.k),
+                self._value(step.v),
+                self._optional(step.bias),
                 layer=self._layers - 1,
                 num_heads=step.num_heads,
                 num_kv_heads=step.num_kv_heads,
                 head_dim=step.head_dim,
                 scale=step.scale,
                 mask=step.mask,
+                window=step.window,
+                softcap=step.softcap,
             )
         if isinstance(step, PositionRows):
             return ops.position_rows(self._tokens, self._param(step.table))

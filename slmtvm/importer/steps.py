@@ -74,6 +74,7 @@ class Norm(Step):
     gamma: Param
     beta: Param | None
     eps: float
+    groups: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +97,9 @@ class Attention(Step):
     head_dim: int
     scale: float
     mask: str
+    window: int = 0
+    softcap: float = 0.0
+    bias: Param | None = None
 
 
 @dataclass(frozen=True, eq=False)

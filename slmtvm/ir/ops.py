@@ -136,14 +136,20 @@ def linear(
     )  # fmt: skip
 
 
-def rms_norm(x: Expr, gamma: Expr, *, eps: float) -> relax.Call:
-    """``x / sqrt(mean(x**2) + eps) * gamma``; x float32 (m, d), gamma float32 (d,)."""
-    return make_call(RMS_NORM, [x, gamma], eps=eps)
+def rms_norm(x: Expr, gamma: Expr, *, eps: float, groups: int = 1) -> relax.Call:
+    """``x / sqrt(mean(x**2) + eps) * gamma``; x float32 (m, groups * d), gamma float32 (d,).
+
+    Each of the ``groups`` equal parts of a row is normed on its own, such as the heads of queries.
+    """
+    return make_call(RMS_NORM, [x, gamma], eps=eps, groups=groups)
 
 
-def layer_norm(x: Expr, gamma: Expr, beta: Expr, *, eps: float) -> relax.Call:
-    """``(x - mean) / sqrt(var + eps) * gamma + beta``; x float32 (m, d), biased variance."""
-    return make_call(LAYER_NORM, [x, gamma, beta], eps=eps)
+def layer_norm(x: Expr, gamma: Expr, beta: Expr, *, eps: float, groups: int = 1) -> relax.Call:
+    """``(x - mean) / sqrt(var + eps) * gamma + beta`` of each part of a row, as ``rms_norm``.
+
+    x float32 (m, groups * d), gamma and beta float32 (d,), biased variance.
+    """
+    return make_call(LAYER_NORM, [x, gamma, beta], eps=eps, groups=groups)
 
 
 def rope(
@@ -164,6 +170,7 @@ def attention(
     q: Expr,
     k: Expr,
     v: Expr,
+    bias: Expr | None = None,
     *,
     layer: int,
     num_heads: int,
@@ -171,17 +178,27 @@ def attention(
     head_dim: int,
     scale: float,
     mask: str,
+    window: int = 0,
+    softcap: float = 0.0,
 ) -> relax.Call:
     """Softmax attention of the step's queries over all positions up to now.
 
     q: float32 (m, num_heads * head_dim); k, v: float32 (m, num_kv_heads * head_dim), appended to
     the cache of ``layer``; query head h reads kv head ``h // (num_heads // num_kv_heads)``.
     ``mask``: "causal", or "bidirectional" over the valid tokens of the (only) step, without a
-    cache. -> float32 (m, num_heads * head_dim)
+    cache.
+
+    A score is ``s = scale * q . k``; then ``softcap * tanh(s / softcap)`` where ``softcap`` is not
+    0; then plus ``bias[head, context - 1 + j - i]`` for position i's view of position j. bias:
+    float32 (num_heads, context) for "causal", (num_heads, 2 * context - 1) for "bidirectional".
+    Where ``window`` is not 0, position i sees only positions j with ``i - j < window`` ("causal"
+    only). -> float32 (m, num_heads * head_dim)
     """
+    args, names = name_operands([q, k, v], {"bias": bias})
     return make_call(
-        ATTENTION, [q, k, v], layer=layer, num_heads=num_heads, num_kv_heads=num_kv_heads,
-        head_dim=head_dim, scale=scale, mask=mask,
+        ATTENTION, args, operands=names, layer=layer, num_heads=num_heads,
+        num_kv_heads=num_kv_heads, head_dim=head_dim, scale=scale, mask=mask, window=window,
+        softcap=softcap,
     )  # fmt: skip
 
 

@@ -139,13 +139,15 @@ def _linear(x: Array, attrs: _Attrs, kind: str, weight: Array, **named: Array) -
 
 
 def _rms_norm(attrs: _Attrs, x: Array, gamma: Array) -> Array:
-    square = np.mean(x * x, axis=1, keepdims=True)
-    return np.asarray(x / np.sqrt(square + np.float32(attrs["eps"])) * gamma)
+    parts = x.reshape(len(x), int(attrs["groups"]), -1)
+    square = np.mean(parts * parts, axis=2, keepdims=True)
+    return np.asarray(parts / np.sqrt(square + np.float32(attrs["eps"])) * gamma).reshape(x.shape)
 
 
 def _layer_norm(attrs: _Attrs, x: Array, gamma: Array, beta: Array) -> Array:
-    centred = x - x.mean(axis=1, keepdims=True)
-    return _rms_norm(attrs, centred, gamma) + beta
+    parts = x.reshape(len(x), int(attrs["groups"]), -1)
+    centred = (parts - parts.mean(axis=2, keepdims=True)).reshape(x.shape)
+    return np.asarray(_rms_norm(attrs, centred, gamma).reshape(parts.shape) + beta).reshape(x.shape)
 
 
 def _rope(attrs: _Attrs, x: Array, cos: Array, sin: Array) -> Array:
@@ -162,7 +164,7 @@ def _rope(attrs: _Attrs, x: Array, cos: Array, sin: Array) -> Array:
     return result.reshape(m, -1)
 
 
-def _attention(attrs: _Attrs, q: Array, k: Array, v: Array) -> Array:
+def _attention(attrs: _Attrs, q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
     m, num_heads, head_dim = len(q), int(attrs["num_heads"]), int(attrs["head_dim"])
     num_kv_heads = int(attrs["num_kv_heads"])
 
@@ -172,8 +174,20 @@ def _attention(attrs: _Attrs, q: Array, k: Array, v: Array) -> Array:
 
     queries, keys, values = split(q, num_heads), split(k, num_kv_heads), split(v, num_kv_heads)
     scores = queries @ keys.transpose(0, 2, 1) * np.float32(attrs["scale"])
-    if str(attrs["mask"]) == "causal":
-        scores = np.where(np.tri(m, dtype=bool), scores, np.float32(-np.inf))
+    softcap, window = np.float32(attrs["softcap"]), int(attrs["window"])
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+    causal = str(attrs["mask"]) == "causal"
+    if bias is not None:
+        context = bias.shape[1] if causal else (bias.shape[1] + 1) // 2
+        behind = np.subtract.outer(np.arange(m), np.arange(m))
+        # What is ahead has no column in a causal bias, and is hidden below.
+        scores = scores + bias[:, context - 1 - np.maximum(behind, 0 if causal else -context)]
+    if causal:
+        seen = np.tri(m, dtype=bool)
+        if window:
+            seen &= ~np.tri(m, k=-window, dtype=bool)
+        scores = np.where(seen, scores, np.float32(-np.inf))
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))
     weights /= weights.sum(axis=2, keepdims=True)
     return np.asarray((weights @ values).transpose(1, 0, 2).reshape(m, -1))

@@ -26,7 +26,12 @@ class FuseAttention:
 def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
     if call.op != ops.ATTENTION:
         return None
-    q, k, v = call.args
+    q, k, v = call.args[:3]
+    if int(call.attrs["window"]) or float(call.attrs["softcap"]) or str(call.attrs["operands"]):
+        raise UnsupportedOpError(
+            "attention with a window, a cap on its scores or a bias has no kernel",
+            where=f"attention layer {int(call.attrs['layer'])}",
+        )
     q_rope, k_rope = rewriter.call_to(q, ops.ROPE), rewriter.call_to(k, ops.ROPE)
     cos = sin = None
     interleaved = False

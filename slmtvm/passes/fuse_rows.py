@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tvm import relax
 from tvm.ir import Op
 
+from slmtvm.errors import UnsupportedOpError
 from slmtvm.ir import fused, ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.merge_linears import merge_linears
@@ -34,6 +35,8 @@ def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
     if call.op == ops.RMS_NORM or call.op == ops.LAYER_NORM:
         prologue = "rms_norm" if call.op == ops.RMS_NORM else "layer_norm"
         x, *params = call.args
+        if int(call.attrs["groups"]) != 1:
+            raise UnsupportedOpError("norms of parts of a row have no kernel")
         return fused.row(x, params, prologue=prologue, eps=float(call.attrs["eps"]))
     if not isinstance(call.op, Op):
         return None
