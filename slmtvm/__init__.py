@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UnsupportedOpError,
     )
     from slmtvm.inspect import inspect
+    from slmtvm.quantize import quantize
     from slmtvm.runtime import Session, load
     from slmtvm.target import Target
     from slmtvm.verify import verify
@@ -43,6 +44,7 @@ _PUBLIC = {
     "compile": ("slmtvm.compiler", "compile_model"),
     "inspect": ("slmtvm.inspect", "inspect"),
     "load": ("slmtvm.runtime", "load"),
+    "quantize": ("slmtvm.quantize", "quantize"),
     "verify": ("slmtvm.verify", "verify"),
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "compile",
     "inspect",
     "load",
+    "quantize",
     "verify",
 ]
 

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmtvm.errors import UnsupportedOpError
+from slmtvm.errors import SlmError, UnsupportedOpError
 from slmtvm.importer import import_onnx
 from slmtvm.importer.load import count_operators
+from slmtvm.importer.redact import redact
 from slmtvm.ir.model import CanonicalModel, LayerReport
+from slmtvm.target import Target, known_targets
 
+_READ_ONCE = ("embedding", "position table")  # a token reads one row
 _KV_BYTES = 2  # of a float16
 _KEYS_AND_VALUES = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What reading alone would allow on one core of a target: a model, not a measurement.
+
+    ``bytes_per_token``: the weights that a decoded token reads, and half a context of KV cache.
+    """
+
+    target: str
+    bytes_per_token: int
+    read_gb_per_second: float
+    tokens_per_second: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.target}: {_size(self.bytes_per_token)} a token at "
+            f"{self.read_gb_per_second:g} GB/s, {self.tokens_per_second:,.0f} tokens/s"
+        )
 
 
 @dataclass(frozen=True)
@@ -40,6 +63,7 @@ class Inspection:
     weight_bytes: int = 0
     kv_bytes_per_token: int = 0
     weights: tuple[LayerReport, ...] = field(default=())
+    estimates: tuple[Estimate, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,6 +88,9 @@ class Inspection:
             f"  KV cache   {_size(self.kv_bytes_per_token)} per token in float16",
             *_table(self.weights),
         ]
+        if self.estimates:
+            lines.append("  limits of one core by reading alone, modelled, not measured:")
+            lines += [f"    {estimate}" for estimate in self.estimates]
         lines += [f"  note: {note}" for note in self.notes] or ["  nothing was left out"]
         return "\n".join(lines)
 
@@ -99,8 +126,34 @@ def _describe(model: CanonicalModel, operators: dict[str, int]) -> Inspection:
         weight_bytes=sum(array.nbytes for array in model.params.values()),
         kv_bytes_per_token=per_token,
         weights=model.layers,
+        estimates=_estimates(model, per_token) if model.kind == "decoder" else (),
         notes=model.notes,
     )
+
+
+def _estimates(model: CanonicalModel, kv_bytes: int) -> tuple[Estimate, ...]:
+    read = sum(layer.weight_bytes for layer in model.layers if layer.kind not in _READ_ONCE)
+    read += kv_bytes * model.context // 2
+    found = []
+    for name in known_targets():
+        rate = Target.load(name).read_gb_per_second
+        if rate is not None:
+            found.append(Estimate(name, read, rate, rate * 1e9 / read))
+    return tuple(found)
+
+
+def write_report(path: str | Path, output: str | Path) -> None:
+    """Write the ONNX file ``path`` without its weights' values, for others to look into.
+
+    ``slmtvm inspect`` reads the result like any model, with random weights. Raises
+    InvalidModelError where ``path`` is no ONNX file, SlmError where ``output`` cannot be written.
+    """
+    count_operators(path)  # says what is wrong with the file
+    data = redact(Path(path)).SerializeToString()
+    try:
+        Path(output).write_bytes(data)
+    except OSError as error:
+        raise SlmError(f"cannot be written: {error.strerror}", where=str(output)) from error
 
 
 def _some(numbers: tuple[int, ...]) -> str:
@@ -117,9 +170,7 @@ def _table(layers: tuple[LayerReport, ...]) -> list[str]:
     total: Counter[tuple[str, str, str]] = Counter()
     first: dict[tuple[str, str, str], str] = {}
     for layer in layers:
-        shape = " x ".join(str(d) for d in layer.shape)
-        detail = f"{layer.format} group {layer.group_size}" if layer.group_size else layer.format
-        key = (layer.kind, shape, detail)
+        key = (layer.kind, *_shape_and_format(layer))
         groups[key] += 1
         total[key] += layer.weight_bytes
         first.setdefault(key, layer.name)
@@ -127,6 +178,26 @@ def _table(layers: tuple[LayerReport, ...]) -> list[str]:
     for key in groups:
         kind, shape, detail = key
         rows.append((str(groups[key]), kind, shape, detail, f"{total[key]:,}", first[key]))
+    return _aligned(rows)
+
+
+def layer_table(layers: tuple[LayerReport, ...]) -> str:
+    """A line for every layer that has weights, in the order in which they are computed."""
+    rows = [("layer", "shape", "weights", "bytes", "name")]
+    for layer in layers:
+        shape, detail = _shape_and_format(layer)
+        rows.append((layer.kind, shape, detail, f"{layer.weight_bytes:,}", layer.name))
+    return "\n".join(_aligned(rows))
+
+
+def _shape_and_format(layer: LayerReport) -> tuple[str, str]:
+    shape = " x ".join(str(d) for d in layer.shape)
+    return shape, f"{layer.format} group {layer.group_size}" if layer.group_size else layer.format
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows]  # fmt: skip
+    return [
+        "  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

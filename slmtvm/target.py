@@ -20,7 +20,8 @@ _FIELDS = {
     "name": str, "description": str, "isa": str, "arch": str, "llvm": dict, "link": str,
     "requires": list,
 }  # fmt: skip
-_TOML_NAMES = {str: "a string", dict: "a table", list: "a list"}
+_OPTIONAL = {"read_gb_per_second": float}
+_TOML_NAMES = {str: "a string", dict: "a table", list: "a list", float: "a number"}
 ARCHITECTURES = ("x86_64", "aarch64", "riscv64")
 
 
@@ -30,7 +31,8 @@ class Target:
 
     ``isa`` names the file of schedules/isa/ whose primitives the kernels use; ``llvm`` is TVM's
     target dict; ``link`` is the triple ziglang links for; ``requires`` lists the CPU features the
-    library checks before it runs, named as in codegen/runtime/cpu.c.
+    library checks before it runs, named as in codegen/runtime/cpu.c. ``read_gb_per_second`` is what
+    one core typically reads from memory: estimates are made with it, nothing else.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Target:
     llvm: dict[str, Any]
     link: str
     requires: tuple[str, ...]
+    read_gb_per_second: float | None = None
 
     @cached_property
     def tvm(self) -> Any:
@@ -87,15 +90,15 @@ def _parse(text: str, where: str) -> Target:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise TargetError(f"not valid TOML: {error}", where=where) from error
-    if table.keys() != _FIELDS.keys():
+    if not _FIELDS.keys() <= table.keys() <= _FIELDS.keys() | _OPTIONAL.keys():
         raise TargetError(
-            f"fields must be {', '.join(sorted(_FIELDS))}; "
+            f"fields must be {', '.join(sorted(_FIELDS))}, and may be {', '.join(_OPTIONAL)}; "
             f"missing: {', '.join(sorted(_FIELDS.keys() - table.keys())) or 'none'}; "
-            f"unknown: {', '.join(sorted(table.keys() - _FIELDS.keys())) or 'none'}",
+            f"unknown: {', '.join(sorted(table.keys() - {*_FIELDS, *_OPTIONAL})) or 'none'}",
             where=where,
         )
-    for field, type_ in _FIELDS.items():
-        if not isinstance(table[field], type_):
+    for field, type_ in {**_FIELDS, **_OPTIONAL}.items():
+        if field in table and not isinstance(table[field], type_):
             raise TargetError(f"{field} must be {_TOML_NAMES[type_]}", where=where)
     if table["arch"] not in ARCHITECTURES:
         raise TargetError(

@@ -8,10 +8,22 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="the ONNX file")
+    parser.add_argument("--layers", action="store_true", help="list every layer that has weights")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE",
+        help="write the graph, its weights replaced by their shapes, to send with a problem",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
-    from slmtvm.inspect import inspect
+    from slmtvm.inspect import inspect, layer_table, write_report
 
-    print(inspect(options.model))
+    if options.report:
+        write_report(options.model, options.report)
+    inspection = inspect(options.model)
+    print(inspection)
+    if options.layers:
+        print(layer_table(inspection.weights))
+    if options.report:
+        print(f"{options.report}: the graph without the values of its weights")
     return 0

@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from slmtvm.cli import bench, compile, inspect, run, targets, verify
+from slmtvm.cli import bench, compile, inspect, quantize, run, targets, verify
 from slmtvm.errors import SlmError
 
 FAILED = 1
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
-_VERBS = (compile, run, inspect, verify, bench, targets)
+_VERBS = (compile, run, inspect, verify, quantize, bench, targets)
 
 
 def _parser() -> argparse.ArgumentParser:

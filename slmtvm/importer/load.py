@@ -15,6 +15,7 @@ from slmtvm.errors import InvalidModelError
 from slmtvm.importer.functions import inline_functions
 from slmtvm.importer.graph import Constant, Graph, Node, Port, sort_nodes
 from slmtvm.importer.operators import check_supported
+from slmtvm.importer.redact import fill, is_redacted
 from slmtvm.importer.tensors import TensorReader
 
 _MAX_FILE_BYTES = 2 << 30  # protobuf's own limit
@@ -64,6 +65,8 @@ def _parse(path: Path) -> ModelProto:
             f"ONNX IR version {model.ir_version}; {_MIN_IR_VERSION} or later is needed",
             where=str(path),
         )
+    if is_redacted(model):
+        fill(model)
     for text in _texts(model):
         if not isinstance(text, str):
             raise InvalidModelError(f"the name {text!r} is not UTF-8", where=str(path))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 
 _DTYPES = {
     "tensor(int64)": np.int64,
@@ -52,21 +52,34 @@ class Reference:
 
         Logits for a decoder, hidden states for an encoder.
         """
-        ids = np.asarray(tokens, np.int64)
-        feeds = {given.name: self._feed(given, ids) for given in self._session.get_inputs()}
-        try:
-            output = self._session.run([self._output], feeds)[0]
-        except Exception as error:
-            raise _refusal(self.path, error) from error
-        rows = np.asarray(output, np.float32)
-        if rows.ndim != 3 or rows.shape[:2] != (1, len(ids)):
+        rows = np.asarray(self.run(tokens, [self._output])[0], np.float32)
+        if rows.ndim != 3 or rows.shape[:2] != (1, len(tokens)):
             raise UnsupportedOpError(
-                f"output {self._output!r} has shape {rows.shape} for {len(ids)} tokens; "
+                f"output {self._output!r} has shape {rows.shape} for {len(tokens)} tokens; "
                 "to compare, it must be (batch, sequence, features)",
                 where=str(self.path),
             )
         first: np.ndarray = rows[0]
         return first
+
+    def run(self, tokens: Sequence[int] | np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        """Some of the file's outputs for tokens (n,) as one batch without a cache."""
+        try:
+            return [np.asarray(v) for v in self._session.run(list(outputs), self.feeds(tokens))]
+        except SlmError:
+            raise
+        except Exception as error:
+            raise _refusal(self.path, error) from error
+
+    def feeds(self, tokens: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """The values of all inputs for tokens (n,), as onnxruntime takes them."""
+        ids = np.asarray(tokens, np.int64)
+        return {given.name: self._feed(given, ids) for given in self._session.get_inputs()}
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether its output is logits."""
+        return self._output == _LOGITS
 
     def _choose_output(self) -> str:
         names = [output.name for output in self._session.get_outputs()]
