@@ -16,7 +16,7 @@ from slmtvm.importer.freeze import operator_of
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import evaluate
-from slmtvm.importer.steps import Columns, Linear, Param, PositionRows, Rows, Step
+from slmtvm.importer.steps import Columns, Linear, Param, PositionRows, Reordered, Rows, Step
 from slmtvm.importer.tokens import Frame
 
 _SEED = 0
@@ -74,10 +74,10 @@ class Cover:
         width = self.frame.features(source)
         begin = int(features[0])
         if (features != np.arange(begin, begin + features.size)).any():
-            raise UnsupportedOpError(
-                f"the features of {source!r} are used in another order, which is not supported",
-                where=self.frame.where(source),
-            )
+            label = ",".join(map(str, features))
+            rows = Rows(f"{source}#{label}")
+            self.add(rows, Reordered(Rows(source), features, self.frame.where(source)))
+            return rows
         if features.size == width:
             return Rows(source)
         rows = Rows(f"{source}#{begin}:{begin + features.size}")

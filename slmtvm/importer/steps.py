@@ -125,6 +125,15 @@ class Columns(Step):
 
 
 @dataclass(frozen=True, eq=False)
+class Reordered(Step):
+    """Features of ``x`` in the order of ``features`` int (n,); ``where`` names x in errors."""
+
+    x: Rows
+    features: Array
+    where: str
+
+
+@dataclass(frozen=True, eq=False)
 class Same(Step):
     """``x`` itself."""
 

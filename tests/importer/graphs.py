@@ -223,6 +223,9 @@ ROPES: dict[str, tuple[Callable[..., str], int, bool]] = {
 # --- masks ---------------------------------------------------------------------------------------
 
 
+WINDOW, NARROW = 40, 3
+
+
 def mask_trilu(b: GraphBuilder, scores: str, length: str) -> str:
     """Adds triu(full(min), 1)."""
     shape = b.op("Concat", length, length, axis=0)
@@ -249,21 +252,81 @@ def mask_none(b: GraphBuilder, scores: str, length: str) -> str:
     return scores
 
 
-def mask_window(b: GraphBuilder, scores: str, length: str) -> str:
-    """The last 40 positions only."""
+def _distances(b: GraphBuilder, length: str) -> tuple[str, str]:
+    """Key positions j int64 (n,), and i - j (n, n)."""
     number = b.op("Squeeze", length)
     places = b.op("Range", b.constant(0, np.int64), number, b.constant(1, np.int64))
-    distance = b.op("Sub", b.op("Unsqueeze", places, b.ints(1)), places)
+    return places, b.op("Sub", b.op("Unsqueeze", places, b.ints(1)), places)
+
+
+def mask_window(b: GraphBuilder, scores: str, length: str, window: int = WINDOW) -> str:
+    """The last ``window`` positions only."""
+    _, distance = _distances(b, length)
     ahead = b.op("Less", distance, b.constant(0, np.int64))
-    far = b.op("GreaterOrEqual", distance, b.constant(40, np.int64))
+    far = b.op("GreaterOrEqual", distance, b.constant(window, np.int64))
     return b.op("Where", b.op("Or", ahead, far), b.constant(-np.inf), scores)
 
 
-def mask_alibi(b: GraphBuilder, scores: str, length: str) -> str:
-    number = b.op("Squeeze", length)
-    places = b.op("Range", b.constant(0, np.int64), number, b.constant(1, np.int64))
-    bias = b.op("Mul", b.op("Cast", places, to=TensorProto.FLOAT), b.constant(0.25))
-    return mask_trilu(b, b.op("Add", scores, bias), length)
+def mask_narrow(b: GraphBuilder, scores: str, length: str) -> str:
+    """A window smaller than the lengths at which the importer looks at a graph's structure."""
+    return mask_window(b, scores, length, NARROW)
+
+
+def mask_chunked(b: GraphBuilder, scores: str, length: str) -> str:
+    """Blocks of ten positions that see each other."""
+    places, _ = _distances(b, length)
+    block = b.op("Div", places, b.constant(10, np.int64))
+    same = b.op("Equal", b.op("Unsqueeze", block, b.ints(1)), block)
+    return mask_trilu(b, b.op("Where", same, scores, b.constant(MASK_VALUE)), length)
+
+
+def mask_padded(b: GraphBuilder, scores: str, length: str) -> str:
+    """The first two positions hidden from those after them."""
+    places, _ = _distances(b, length)
+    first = b.op("Less", places, b.constant(2, np.int64))
+    late = b.op("Unsqueeze", b.op("GreaterOrEqual", places, b.constant(2, np.int64)), b.ints(1))
+    hidden = b.op("Where", b.op("And", first, late), b.constant(-1e30), scores)
+    return mask_trilu(b, hidden, length)
+
+
+def mask_of_length(b: GraphBuilder, scores: str, length: str) -> str:
+    """A bias by distance, divided by the sequence's length."""
+    _, distance = _distances(b, length)
+    near = b.op("Div", *(b.op("Cast", x, to=TensorProto.FLOAT) for x in (distance, length)))
+    return mask_trilu(b, b.op("Sub", scores, near), length)
+
+
+def bias_by_key(b: GraphBuilder, scores: str, length: str) -> str:
+    """ALiBi as BLOOM has it: a slope of each head times the key's position."""
+    places, _ = _distances(b, length)
+    slopes = b.constant([[[0.5]], [[0.25]], [[0.125]]])
+    bias = b.op("Mul", slopes, b.op("Cast", places, to=TensorProto.FLOAT))
+    return mask_trilu(b, b.op("Add", bias, scores), length)
+
+
+def bias_by_distance(b: GraphBuilder, scores: str, length: str) -> str:
+    """ALiBi as MPT has it: minus a slope of each head times the distance."""
+    _, distance = _distances(b, length)
+    slopes = b.constant([[[0.5]], [[0.25]], [[0.125]]])
+    bias = b.op("Mul", slopes, b.op("Cast", distance, to=TensorProto.FLOAT))
+    return mask_trilu(b, b.op("Sub", scores, bias), length)
+
+
+def bias_by_bucket(b: GraphBuilder, scores: str, length: str) -> str:
+    """A learned bias of each bucket of distances both ways, as MPNet's and T5's encoders."""
+    _, distance = _distances(b, length)
+    low, high = b.constant(-9, np.int64), b.constant(9, np.int64)
+    bucket = b.op("Add", b.op("Clip", distance, low, high), high)
+    picked = b.op("Gather", b.near(0, 19, 3), bucket)
+    bias = b.op("Unsqueeze", b.op("Transpose", picked, perm=[2, 0, 1]), b.ints(0))
+    return b.op("Add", scores, bias)
+
+
+def bias_both_ways(b: GraphBuilder, scores: str, length: str) -> str:
+    """Positions nearer than five, before and after, as ModernBERT's local layers."""
+    _, distance = _distances(b, length)
+    near = b.op("Less", b.op("Abs", distance), b.constant(5, np.int64))
+    return b.op("Where", near, scores, b.constant(-np.inf))
 
 
 MASK_POSITIONS = 96
@@ -273,7 +336,18 @@ MASKS = {
     "sliced": (mask_sliced, "causal"),
     "none": (mask_none, "bidirectional"),
 }
-OTHER_MASKS = {"window": (mask_window, "sliding window of 40"), "alibi": (mask_alibi, "ALiBi")}
+WINDOWS = {"window": (mask_window, WINDOW), "narrow": (mask_narrow, NARROW)}
+BIASES = {
+    "by_key": (bias_by_key, "causal"),
+    "by_distance": (bias_by_distance, "causal"),
+    "by_bucket": (bias_by_bucket, "bidirectional"),
+    "both_ways": (bias_both_ways, "bidirectional"),
+}
+OTHER_MASKS = {
+    "chunked": (mask_chunked, "which positions the mask hides depends on more"),
+    "padded": (mask_padded, "which positions the mask hides depends on more"),
+    "of_length": (mask_of_length, "the mask changes with the length of the sequence"),
+}
 
 
 # --- models --------------------------------------------------------------------------------------
@@ -297,7 +371,9 @@ class Tiny:
     mask: str = "trilu"
     bias: bool = False
     scale_on: str = "scores"  # or "queries", "both": sqrt(scale) on queries and keys
-    packed_qkv: bool = False
+    packed_qkv: str = ""  # "parts": [q | k | v]; "heads": (q, k, v) of each head in turn
+    qk_norm: str = ""  # "shared": one gamma for all heads; "own": one for each
+    softcap: float = 0.0
     tied: bool = False
     seed: int = 0
 
@@ -371,14 +447,23 @@ def _attention(
         tiny.heads * tiny.head_dim,
         tiny.kv_heads * tiny.head_dim,
     )
-    if tiny.packed_qkv:
-        packed = _linear(b, tiny, x, tiny.hidden, width + 2 * kv_width)
-        sizes = b.ints(width, kv_width, kv_width)
-        q, k, v = b.ops("Split", packed, sizes, outputs=3, axis=2)
+    if tiny.packed_qkv == "heads":
+        packed = _linear(b, tiny, x, tiny.hidden, 3 * width)
+        shaped = b.op("Reshape", packed, b.ints(0, 0, tiny.heads, 3 * d))
+        turned = b.op("Transpose", shaped, perm=[0, 2, 1, 3])
+        q, k, v = b.ops("Split", turned, b.ints(d, d, d), outputs=3, axis=3)
     else:
-        q, k, v = (_linear(b, tiny, x, tiny.hidden, n) for n in (width, kv_width, kv_width))
-    q = _split_heads(b, q, tiny.heads, d)
-    k, v = (_split_heads(b, part, tiny.kv_heads, d) for part in (k, v))
+        if tiny.packed_qkv:
+            packed = _linear(b, tiny, x, tiny.hidden, width + 2 * kv_width)
+            sizes = b.ints(width, kv_width, kv_width)
+            q, k, v = b.ops("Split", packed, sizes, outputs=3, axis=2)
+        else:
+            q, k, v = (_linear(b, tiny, x, tiny.hidden, n) for n in (width, kv_width, kv_width))
+        q = _split_heads(b, q, tiny.heads, d)
+        k, v = (_split_heads(b, part, tiny.kv_heads, d) for part in (k, v))
+    if tiny.qk_norm:
+        q = _norm_heads(b, tiny, q, tiny.heads)
+        k = _norm_heads(b, tiny, k, tiny.kv_heads)
     if tables is not None:
         rope, _, _ = ROPES[tiny.rope]
         q, k = (rope(b, part, *tables, d) for part in (q, k))
@@ -392,10 +477,21 @@ def _attention(
     scores = b.op("MatMul", q, k)
     if tiny.scale_on == "scores":
         scores = b.op("Mul", scores, b.constant(scale))
-    mask, _ = {**MASKS, **OTHER_MASKS}[tiny.mask]
+    if tiny.softcap:
+        capped = b.op("Tanh", b.op("Div", scores, b.constant(tiny.softcap)))
+        scores = b.op("Mul", capped, b.constant(tiny.softcap))
+    mask, _ = {**MASKS, **WINDOWS, **BIASES, **OTHER_MASKS}[tiny.mask]
     weights = b.op("Softmax", mask(b, scores, length), axis=-1)
     joined = b.op("Transpose", b.op("MatMul", weights, v), perm=[0, 2, 1, 3])
     return _linear(b, tiny, b.op("Reshape", joined, b.ints(0, 0, width)), width, tiny.hidden)
+
+
+def _norm_heads(b: GraphBuilder, tiny: Tiny, x: str, heads: int) -> str:
+    """An RMS norm of each head of x (1, heads, n, head_dim), times a gamma for all or for each."""
+    mean = b.op("ReduceMean", b.op("Pow", x, b.constant(2.0)), b.ints(-1))
+    root = b.op("Sqrt", b.op("Add", mean, b.constant(1e-6)))
+    shape = (heads, 1, tiny.head_dim) if tiny.qk_norm == "own" else (tiny.head_dim,)
+    return b.op("Mul", b.near(1, *shape), b.op("Div", x, root))
 
 
 def _mlp(b: GraphBuilder, tiny: Tiny, x: str) -> str:

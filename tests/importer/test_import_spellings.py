@@ -15,11 +15,13 @@ from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
 from tests.importer.graphs import (
     ACTIVATIONS,
+    BIASES,
     MASK_POSITIONS,
     MASKS,
     NORMS,
     OTHER_MASKS,
     ROPES,
+    WINDOWS,
     Tiny,
     build,
     run_onnxruntime,
@@ -98,9 +100,73 @@ def test_a_mask_that_cannot_be_compiled_is_refused_by_name(mask, tmp_path):
         import_onnx(path, context=64)
 
 
-def test_a_window_wider_than_the_context_is_a_causal_mask(tmp_path):
+@pytest.mark.parametrize("mask", WINDOWS)
+@pytest.mark.parametrize("rope", ["", "rotate_half"])
+def test_every_window_is_measured_on_the_whole_context(mask, rope, tmp_path):
+    model = check(Tiny(mask=mask, rope=rope), tmp_path)
+    (attention,) = calls_of(model, "slm.attention")
+    assert attention.attrs["mask"] == "causal"
+    assert int(attention.attrs["window"]) == WINDOWS[mask][1]
+
+
+def test_a_window_as_wide_as_the_context_is_a_causal_mask(tmp_path):
     path = save(build(Tiny(mask="window")), tmp_path)
-    assert import_onnx(path, context=40).kind == "decoder"
+    (attention,) = calls_of(import_onnx(path, context=40), "slm.attention")
+    assert int(attention.attrs["window"]) == 0
+    (attention,) = calls_of(import_onnx(path, context=41), "slm.attention")
+    assert int(attention.attrs["window"]) == 40
+
+
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize("bias", BIASES)
+def test_a_bias_by_distance_is_a_row_for_each_head(bias, softcap, tmp_path):
+    model = check(Tiny(mask=bias, softcap=softcap), tmp_path)
+    (attention,) = calls_of(model, "slm.attention")
+    assert attention.attrs["mask"] == BIASES[bias][1]
+    assert float(attention.attrs["softcap"]) == pytest.approx(softcap, rel=1e-6)
+    table = model.params["attention.bias"]
+    assert table.shape == ((3, 64) if BIASES[bias][1] == "causal" else (3, 127))
+    if bias == "by_distance":
+        slopes = np.array([[0.5], [0.25], [0.125]])
+        assert np.allclose(table, slopes * np.arange(-63, 1), rtol=1e-6)
+
+
+def test_layers_of_one_bias_share_its_table(tmp_path):
+    model = check(Tiny(mask="by_distance", layers=2), tmp_path)
+    assert [name for name in model.params if name.startswith("attention.bias")] == [
+        "attention.bias"
+    ]
+
+
+@pytest.mark.parametrize("softcap", [0.3, 50.0])
+@pytest.mark.parametrize("scale_on", ["scores", "queries"])
+@pytest.mark.parametrize("mask", ["trilu", "where", "window"])
+def test_a_cap_on_scores_is_found_under_every_mask(mask, scale_on, softcap, tmp_path):
+    model = check(Tiny(mask=mask, softcap=softcap, scale_on=scale_on), tmp_path)
+    (attention,) = calls_of(model, "slm.attention")
+    assert float(attention.attrs["softcap"]) == pytest.approx(softcap, rel=1e-6)
+    assert float(attention.attrs["scale"]) == pytest.approx(8**-0.5, rel=1e-5)
+    assert "relax.tanh" not in op_names(model)
+
+
+@pytest.mark.parametrize("qk_norm", ["shared", "own"])
+@pytest.mark.parametrize("rope", ["", "rotate_half", "partial"])
+def test_norms_of_heads_are_norms_of_parts_of_a_row(rope, qk_norm, tmp_path):
+    model = check(Tiny(rope=rope, qk_norm=qk_norm, heads=4, kv_heads=2), tmp_path)
+    groups = [int(c.attrs["groups"]) for c in calls_of(model, "slm.rms_norm")]
+    assert sorted(groups) == [1, 1, 1, 2, 4]
+    assert "relax.sqrt" not in op_names(model)
+    own = [v for v in model.params.values() if v.shape in ((32,), (16,))]
+    assert len(own) == (2 if qk_norm == "own" else 0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rope", ["", "rotate_half", "partial"])
+def test_projections_packed_head_by_head_become_linear_layers_of_their_own(rope, bias, tmp_path):
+    model = check(Tiny(bias=bias, rope=rope, packed_qkv="heads"), tmp_path)
+    apart = check(Tiny(bias=bias, rope=rope), tmp_path)
+    assert op_names(model) == op_names(apart)
+    assert "relax.strided_slice" not in op_names(model)
 
 
 @pytest.mark.parametrize("scale_on", ["scores", "queries", "both"])
@@ -115,7 +181,7 @@ def test_the_scale_of_attention_is_found_wherever_it_stands(scale_on, rope, tmp_
 @pytest.mark.parametrize("rope", ["", "rotate_half"])
 def test_packed_projections_become_linear_layers_of_their_own(rope, tmp_path):
     sizes = Tiny(bias=True, rope=rope, heads=4, kv_heads=2)
-    packed = check(replace(sizes, packed_qkv=True), tmp_path)
+    packed = check(replace(sizes, packed_qkv="parts"), tmp_path)
     assert op_names(packed) == op_names(check(sizes, tmp_path))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,22 +10,11 @@ from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.freeze import operator_of
 from slmtvm.importer.graph import Array, Node
-from slmtvm.importer.match.masks import describe
 from slmtvm.importer.match.rope import match_rope, unscaled_name
+from slmtvm.importer.match.scores import match_scores
 from slmtvm.importer.operators import Kind
-from slmtvm.importer.regions import between, dominators, evaluate, signature
-from slmtvm.importer.steps import Attention, Rows
-
-_TOLERANCE = 1e-5
-MASKED = -9999.0  # scores at or below this vanish in the softmax
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """``softmax input = scale * raw scores + mask``."""
-
-    scale: float
-    mask: str
+from slmtvm.importer.regions import between, dominators, evaluate
+from slmtvm.importer.steps import Attention, Param, Rows
 
 
 def match_attention(cover: Cover, node: Node) -> Attention:
@@ -42,7 +30,6 @@ def match_attention(cover: Cover, node: Node) -> Attention:
     softmax = frame.producers[probabilities]
     raw = _raw_scores(cover, softmax)
     product = frame.producers[raw]
-    scores = _scores(cover, raw, softmax)
     shape = frame.small.shapes[raw]
     lead, length = shape[:-2], frame.small.length
     if shape[-2:] != (length, length):
@@ -50,6 +37,7 @@ def match_attention(cover: Cover, node: Node) -> Attention:
             f"scores of shape {list(shape)} are not one square for each head",
             where=frame.graph.where(product),
         )
+    scores = match_scores(cover, raw, softmax)
     q, q_factor = _heads(cover, product.inputs[0], lead, transposed=False)
     k, k_factor = _heads(cover, product.inputs[1], lead, transposed=True)
     v, v_factor = _heads(cover, node.inputs[1], lead, transposed=False)
@@ -74,8 +62,22 @@ def match_attention(cover: Cover, node: Node) -> Attention:
         kv_heads,
         head_dim,
         scores.scale * q_factor * k_factor * q_scale * k_scale,
-        scores.mask,
+        scores.mask.kind,
+        scores.mask.window,
+        scores.softcap,
+        _bias(cover, scores.mask.bias, num_heads, where),
     )
+
+
+def _bias(cover: Cover, bias: Array | None, num_heads: int, where: str) -> Param | None:
+    """The bias with a row for each head."""
+    if bias is None:
+        return None
+    if len(bias) not in (1, num_heads):
+        raise UnsupportedOpError(
+            f"a bias for {len(bias)} heads on scores of {num_heads}", where=where
+        )
+    return cover.table("attention.bias", np.broadcast_to(bias, (num_heads, bias.shape[1])))
 
 
 def _pass_through(cover: Cover, node: Node) -> bool:
@@ -127,62 +129,6 @@ def _raw_scores(cover: Cover, softmax: Node) -> str:
             where=frame.graph.where(softmax),
         )
     return chain[-1]
-
-
-def _scores(cover: Cover, raw: str, softmax: Node) -> _Scores:
-    frame = cover.frame
-    nodes = between(frame, raw, softmax.inputs[0])
-    key = ("scores", signature(frame, nodes, raw))
-    if key not in cover.cache:
-        cover.cache[key] = _measure(cover, raw, softmax, nodes)
-    scores = cover.cache[key]
-    assert isinstance(scores, _Scores)
-    return scores
-
-
-def _measure(cover: Cover, raw: str, softmax: Node, nodes: Sequence[Node]) -> _Scores:
-    frame = cover.frame
-    output = softmax.inputs[0]
-    where = frame.graph.where(softmax)
-
-    def at(full: bool, scores: Array) -> Array:
-        frozen = frame.full if full else frame.small
-        length = frozen.length
-        result = evaluate(frozen, nodes, {raw: scores}, output)
-        return np.asarray(result.reshape(-1, length, length))
-
-    short = frame.small.shapes[raw]
-    samples = cover.random.normal(size=short)
-    zero, one = at(False, np.zeros(short)), at(False, np.ones(short))
-    seen = zero > MASKED
-    if not seen.any():
-        raise UnsupportedOpError("the mask hides every position", where=where)
-    scale = float(np.median(one[seen] - zero[seen]))
-    result = at(False, samples)
-    expected = scale * samples.reshape(result.shape)[seen] + zero[seen]
-    if not np.abs(result[seen] - expected).max() <= _TOLERANCE * max(abs(scale), 1e-3):
-        raise UnsupportedOpError(
-            "scores pass through more than a scale and a mask on their way to the softmax",
-            where=where,
-        )
-    if (result[~seen] > MASKED).any():
-        raise UnsupportedOpError("the mask does not hide what it masks", where=where)
-    shape = frame.full.shapes[raw]
-    if all(operator_of(n).kind is Kind.ELEMENTWISE for n in nodes):
-        # Constants bring back the heads they distinguish; most do not, and one matrix is enough.
-        shape = (1,) * (len(shape) - 2) + shape[-2:]
-    mask = at(True, np.zeros(shape, np.float32))
-    visible = mask > MASKED
-    slope = at(True, np.ones(shape, np.float32))[visible] - mask[visible]
-    if not np.abs(slope - scale).max(initial=0) <= _TOLERANCE * max(abs(scale), 1e-3):
-        raise UnsupportedOpError("the scale of scores changes with the position", where=where)
-    description = describe(mask, visible)
-    if description not in ("causal", "bidirectional"):
-        raise UnsupportedOpError(
-            f"the mask is {description}; causal and bidirectional attention are supported",
-            where=where,
-        )
-    return _Scores(scale, description)
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,112 @@
-"""What kind of mask an attention has, in words."""
+"""What is added to an attention's scores before the softmax: a mask, and a bias by distance."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.graph import Array
 
+HIDDEN = np.float32(-1e9)  # a bias that hides: far below every score, and finite
+_ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of the largest bias, as the file computes it
 
-def describe(mask: Array, visible: Array) -> str:
-    """mask: float (heads or 1, n, n) added to scores; visible: bool, where it hides nothing.
 
-    -> "causal", "bidirectional", or what it is instead.
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """``kind`` "causal" or "bidirectional"; window and bias as ``ir.ops.attention`` has them.
+
+    A bias of one row holds for every head.
     """
-    if (visible != visible[:1]).any():
-        return "different from head to head"
-    if (mask[visible] != 0).any():
-        return "a bias that grows with the distance or is learned (ALiBi, relative positions)"
-    n = mask.shape[-1]
-    seen = visible[0]
-    if seen.all():
-        return "bidirectional"
-    rows, columns = np.indices((n, n), sparse=True)
-    if (seen == (columns <= rows)).all():
-        return "causal"
-    window = int(seen[-1].sum())
-    if (seen == ((columns <= rows) & (columns > rows - window))).all():
-        return f"a sliding window of {window} positions"
-    return "neither causal nor bidirectional nor a sliding window"
+
+    kind: str
+    window: int = 0
+    bias: Array | None = None
+
+
+def read_mask(added: Array, visible: Array, where: str) -> Mask:
+    """The mask that adds ``added`` where positions are visible, and hides all others.
+
+    added: float (heads or 1, n, n), row i is what position i sees; visible: bool, of its shape.
+    Raises UnsupportedOpError for a mask that is neither a window nor a function of the distance.
+    """
+    n = visible.shape[-1]
+    if not visible.any():
+        raise UnsupportedOpError("the mask hides every position", where=where)
+    kind = "bidirectional" if np.triu(visible.any(axis=0), 1).any() else "causal"
+    window = _window(visible) if kind == "causal" else 0 if visible.all() else None
+    biased = bool((added[visible] != 0).any())
+    if window is not None and not biased:
+        return Mask(kind, window)
+    seen = _by_distance(visible, kind) if window is None else np.ones((1, 2 * n - 1), bool)
+    if seen is None or not seen[:, n - 1].all():
+        raise UnsupportedOpError(
+            "which positions the mask hides depends on more than their distance (a padded, "
+            "packed or chunked sequence?), which is not supported; causal attention, windows, and "
+            "masks and biases that depend on head and distance are",
+            where=where,
+        )
+    table = _bias_by_distance(added, visible, kind)
+    if table is None:
+        raise UnsupportedOpError(
+            "what is added to the scores depends on more than head and distance, which is not "
+            "supported",
+            where=where,
+        )
+    full = np.where(seen, table, HIDDEN)
+    columns = slice(0, n) if kind == "causal" else slice(None)
+    return Mask(kind, window or 0, np.ascontiguousarray(full[:, columns], np.float32))
+
+
+def _window(visible: Array) -> int | None:
+    """The window of a causal mask, 0 for none; None where it is no window."""
+    n = visible.shape[-1]
+    sizes = visible.sum(axis=-1)
+    window = int(sizes[0, -1])
+    expected = np.minimum(np.arange(n) + 1, window)
+    places = np.arange(n)
+    first = np.where(visible, places, n).min(axis=-1)
+    regular = (sizes == expected).all() and (first == places + 1 - expected).all()
+    if not regular or not visible[:, places, places].all():
+        return None
+    return 0 if window == n else window
+
+
+def _table(square: Array, kind: str) -> Array:
+    """(heads, 2 n - 1) values by ``n - 1 + j - i``, from the last and the first row."""
+    ahead = square[:, 0, 1:]
+    if kind == "causal":
+        ahead = np.zeros_like(ahead)
+    return np.concatenate([square[:, -1], ahead], axis=1)
+
+
+def _by_distance(visible: Array, kind: str) -> Array | None:
+    """Which distances are visible, bool (heads, 2 n - 1); None where more than these counts."""
+    n = visible.shape[-1]
+    table = _table(visible, kind)
+    same = all((table[:, n - 1 - i : 2 * n - 1 - i] == visible[:, i]).all() for i in range(n))
+    return table if same else None
+
+
+def _bias_by_distance(added: Array, visible: Array, kind: str) -> Array | None:
+    """The bias of each distance, float (heads, 2 n - 1); None where more than these counts.
+
+    What is added to all scores of a position does not change its softmax, so a bias that grows
+    with the key's position alone (ALiBi, as BLOOM has it) is one by distance too.
+    """
+    n = added.shape[-1]
+    bias = np.where(visible, added, 0)
+    tolerance = _ROUNDING * max(float(np.abs(bias).max()), 1e-3)
+    own = np.einsum("hii->hi", bias)
+    for shift in (np.zeros_like(own), own):
+        table = _table(bias - shift[..., None], kind)
+        if all(
+            (
+                np.abs(table[:, n - 1 - i : 2 * n - 1 - i] + shift[:, i, None] - bias[:, i])
+                <= tolerance
+            )[visible[:, i]].all()
+            for i in range(n)
+        ):
+            return table
+    return None

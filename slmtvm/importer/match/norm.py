@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from slmtvm.importer.freeze import operator_of
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, constants_of, dominators
-from slmtvm.importer.steps import Norm, Param
+from slmtvm.importer.steps import Elementwise, Norm, Param, Rows, Step
 
 _LARGE = 1e3  # inputs at which epsilon does not count
 _SMALL = 1e-6  # inputs at which it does
@@ -19,7 +21,17 @@ _FIT_TOLERANCE = 1e-6
 _SNAP = 1e-3  # how near the measured epsilon must be to a number in the graph to be that number
 
 
-def match_norm(cover: Cover, value: str) -> Norm | None:
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """``gamma * n + beta`` of x float64 (length, width), n its ``groups`` parts each normed."""
+
+    gamma: Array
+    beta: Array | None  # of a layer norm
+    eps: float
+    groups: int
+
+
+def match_norm(cover: Cover, value: str) -> Step | None:
     """``value`` as a norm of a nearer value.
 
     The graph between them is measured: at large inputs it shows the form, gamma and beta, at tiny
@@ -33,7 +45,7 @@ def match_norm(cover: Cover, value: str) -> Norm | None:
             return not frame.small.is_lookup(node)
         return kind is Kind.ELEMENTWISE or (kind is Kind.REDUCE and node.op_type != "Softmax")
 
-    found: Norm | None = None
+    found: tuple[str, Sequence[Node], _Measured] | None = None
     reductions = 0
     for x in dominators(frame, value, allowed):
         nodes = between(frame, x, value)
@@ -44,21 +56,76 @@ def match_norm(cover: Cover, value: str) -> Norm | None:
         # The nearest value will do, unless another reduction lies before it: an RMS norm of a
         # value that was centred is a layer norm.
         if count > reductions:
-            norm = _measure(cover, x, value, nodes, width)
-            if norm is not None:
-                found, reductions = norm, count
-    return found
+            measured = _measure(cover, x, value, nodes, width)
+            if measured is not None:
+                found, reductions = (x, nodes, measured), count
+    return None if found is None else _step(cover, value, *found)
 
 
-def normalize(x: Array, eps: float, *, centred: bool) -> Array:
-    """x / sqrt(mean(x**2) + eps) of each row, after subtracting the mean where ``centred``."""
+def _step(cover: Cover, value: str, x: str, nodes: Sequence[Node], norm: _Measured) -> Step:
+    part = norm.gamma.size // norm.groups
+    shared = [v for v in (norm.gamma, norm.beta) if v is not None]
+    if all(_repeats(vector, norm.groups) for vector in shared):
+        gamma = _named(cover, nodes, norm.gamma[:part], f"{value}.gamma")
+        beta = None
+        if norm.beta is not None:
+            beta = _named(cover, nodes, norm.beta[:part], f"{value}.beta")
+        return Norm(cover.need(x), gamma, beta, norm.eps, norm.groups)
+    # A gamma of its own for each part: the parts are normed, the gammas a product of features.
+    unit, scaled = Rows(f"{value}#unit"), Rows(f"{value}#scaled")
+    ones = Param(f"{value}.ones", np.ones(part, np.float32))
+    zeros = Param(f"{value}.zeros", np.zeros(part, np.float32))
+    cover.add(
+        unit,
+        Norm(cover.need(x), ones, None if norm.beta is None else zeros, norm.eps, norm.groups),
+    )
+    product = Elementwise("multiply", (unit, _named(cover, nodes, norm.gamma, f"{value}.gamma")))
+    if norm.beta is None or not norm.beta.any():
+        return product
+    cover.add(scaled, product)
+    return Elementwise("add", (scaled, _named(cover, nodes, norm.beta, f"{value}.beta")))
+
+
+def _repeats(vector: Array, groups: int) -> bool:
+    parts = vector.reshape(groups, -1)
+    return bool(np.abs(parts - parts[:1]).max() <= _FIT_TOLERANCE * max(np.abs(vector).max(), 1e-3))
+
+
+def normalize(x: Array, eps: float, *, centred: bool, groups: int = 1) -> Array:
+    """x / sqrt(mean(x**2) + eps) of each part of a row, the mean subtracted where ``centred``."""
+    parts = x.reshape(len(x), groups, -1)
     if centred:
-        x = x - x.mean(axis=1, keepdims=True)
-    return np.asarray(x / np.sqrt((x * x).mean(axis=1, keepdims=True) + eps))
+        parts = parts - parts.mean(axis=2, keepdims=True)
+    normed = parts / np.sqrt((parts * parts).mean(axis=2, keepdims=True) + eps)
+    return np.asarray(normed).reshape(x.shape)
 
 
-def _measure(cover: Cover, x: str, value: str, nodes: Sequence[Node], width: int) -> Norm | None:
-    length = cover.frame.small.length
+def _parts(cover: Cover, nodes: Sequence[Node]) -> int | None:
+    """In how many parts the reductions among ``nodes`` take a row; None where they disagree."""
+    frozen = cover.frame.small
+    counts = set()
+    for node in nodes:
+        operator = operator_of(node)
+        if operator.kind is not Kind.REDUCE:
+            continue
+        assert operator.axes is not None
+        shape = frozen.shapes[node.inputs[0]]
+        given = [
+            None if c is None else c.values()
+            for c in (frozen.constants.get(i) for i in node.inputs)
+        ]
+        axes, _ = operator.axes(node.attrs, given, len(shape))
+        lines = math.prod(d for i, d in enumerate(shape) if i not in axes)
+        counts.add(lines // frozen.length)
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _measure(
+    cover: Cover, x: str, value: str, nodes: Sequence[Node], width: int
+) -> _Measured | None:
+    length, groups = cover.frame.small.length, _parts(cover, nodes)
+    if not groups or width % groups or width == groups:
+        return None
     samples = [cover.random.normal(size=(length, width)) + 0.5 for _ in range(3)]
     large = [cover.probe(nodes, x, value, s * _LARGE) for s in samples[:2]]
     small = cover.probe(nodes, x, value, samples[2] * _SMALL)
@@ -67,7 +134,7 @@ def _measure(cover: Cover, x: str, value: str, nodes: Sequence[Node], width: int
         return None
     y = np.concatenate([part for part in large if part is not None])
     for centred in (False, True):
-        n = normalize(np.concatenate(samples[:2]) * _LARGE, 0.0, centred=centred)
+        n = normalize(np.concatenate(samples[:2]) * _LARGE, 0.0, centred=centred, groups=groups)
         gamma, beta = _line(n, y)
         size = np.abs(y).max()
         if not np.abs(n * gamma + beta - y).max() <= _FIT_TOLERANCE * size:
@@ -76,15 +143,17 @@ def _measure(cover: Cover, x: str, value: str, nodes: Sequence[Node], width: int
             beta = np.zeros_like(beta)
         elif not centred:
             continue  # an RMS norm and a bias: the bias is an addition of its own
-        eps = _epsilon(samples[2] * _SMALL, small - beta, gamma, centred)
+        parts = (samples[2] * _SMALL).reshape(length * groups, -1)
+        gammas = np.tile(gamma.reshape(groups, -1), (length, 1))
+        eps = _epsilon(parts, (small - beta).reshape(parts.shape), gammas, centred)
         if eps is None:
             return None
         eps = _snap(eps, cover, nodes)
-        expected = normalize(samples[2] * np.sqrt(_SMALL), eps, centred=centred) * gamma + beta
+        near = samples[2] * np.sqrt(_SMALL)
+        expected = normalize(near, eps, centred=centred, groups=groups) * gamma + beta
         if not np.abs(expected - check).max() <= 10 * _FIT_TOLERANCE * np.abs(check).max():
             return None
-        shift = _named(cover, nodes, beta, f"{value}.beta") if centred else None
-        return Norm(cover.need(x), _named(cover, nodes, gamma, f"{value}.gamma"), shift, eps)
+        return _Measured(gamma, beta if centred else None, eps, groups)
     return None
 
 
