@@ -97,8 +97,12 @@ def quantize_blocks(x: Array, group_size: int) -> Array:
     padded = np.zeros((m, -(-k // group_size) * group_size), np.float32)
     padded[:, :k] = x
     blocks = padded.reshape(m, -1, group_size)
-    scale = np.abs(blocks).max(axis=2, keepdims=True) / np.float32(_INT8_MAX)
-    levels = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0))
+    largest = np.abs(blocks).max(axis=2, keepdims=True)
+    scale = largest / np.float32(_INT8_MAX)
+    # A product with the inverse, as onnxruntime has it: a division rounds otherwise.
+    full = np.full_like(largest, _INT8_MAX)
+    inverse = np.divide(full, largest, out=np.zeros_like(largest), where=scale > 0)
+    levels = np.rint(blocks * inverse)
     return np.asarray((levels * scale).reshape(m, -1)[:, :k])
 
 

@@ -194,15 +194,15 @@ def test_an_unsupported_layer_is_refused_by_name(fields: dict[str, object]) -> N
 @pytest.mark.parametrize(
     ("scales", "dtype"),
     [
-        ([0.01, -0.3, 0.0], "float16"),
-        ([6.2e-5, 65504.0], "float16"),
-        ([0.01, 5e-5], "float32"),
-        ([0.01, 7e4], "float32"),
+        ([0.5, -0.25, 0.0], "float16"),
+        ([65504.0, 2.0**-24], "float16"),
+        (list(np.float16([0.01, -0.3])), "float16"),
+        ([0.01, 0.5], "float32"),
+        ([65520.0], "float32"),
+        ([2.0**-25], "float32"),
     ],
 )
-def test_scales_are_halved_only_where_all_are_normal_halves(
-    scales: list[float], dtype: str
-) -> None:
+def test_scales_are_halved_only_where_none_changes(scales: list[float], dtype: str) -> None:
     assert linear.pick_scale_dtype(np.array(scales, np.float32)) == dtype
 
 
