@@ -8,7 +8,7 @@ import numpy as np
 
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.kernel import Kernel, Tensor
-from slmtvm.schedules.linear import by_row, floating, grouped
+from slmtvm.schedules.linear import by_row, floating, grouped, weight_only
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
 from slmtvm.schedules.linear.shape import LinearShape, pick_scale_dtype
 
@@ -18,6 +18,7 @@ __all__ = [
 ]  # fmt: skip
 
 _KERNELS: dict[str, ModuleType] = {"f32": floating, "block": grouped, "row_u8": by_row}
+"""By activation; weights with scales on float32 activations are ``weight_only``."""
 
 
 def build(shape: LinearShape, isa: Isa, knobs: Knobs | None = None) -> Kernel:
@@ -54,10 +55,12 @@ def pack(
 
 
 def layout(shape: LinearShape, isa: Isa) -> str:
-    """Two targets for which this is equal share packed weights byte for byte."""
-    step = 1 if shape.activation == "f32" else isa.k_step
-    scale = f"s{shape.scale_dtype[5:]}" if shape.activation == "block" else "s32"
-    return f"panel16-{shape.format}-{shape.activation}-k{step}-{scale}"
+    """Two targets, and two kernels, for which this is equal share packed weights byte for byte."""
+    if shape.activation == "f32" and not shape.weight_only:
+        return f"panel16-{shape.format}-f32-k1-s32"
+    grouped_as = "block" if shape.group_size else shape.activation
+    scale = f"s{shape.scale_dtype[5:]}" if shape.group_size else "s32"
+    return f"panel16-{shape.format}-{grouped_as}-k{isa.k_step}-{scale}"
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
@@ -92,7 +95,7 @@ def reference(
 
 
 def _module(shape: LinearShape) -> ModuleType:
-    return _KERNELS[shape.activation]
+    return weight_only if shape.weight_only else _KERNELS[shape.activation]
 
 
 def _weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:

@@ -1,15 +1,16 @@
-"""Linear layers on float32 activations: float32 or float16 weights, float32 sums.
+"""Linear layers on float32 activations: float32, float16 or bfloat16 weights, float32 sums.
 
 ``y[i, j]`` is one chain of fused multiply-adds over k from 0, then ``+ bias + residual``.
 """
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, let, load, prefetch
+from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, let, load, prefetch, splat
 from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
 from slmtvm.schedules.linear.packing import pad, panels_of_rows
@@ -18,8 +19,8 @@ from slmtvm.schedules.linear.tile import Registers, Store, Tile, define_tiled
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
-    """weight: (panels, k, 16)."""
-    dtype = {"f32": "float32", "f16": "float16"}[shape.format]
+    """weight: (panels, k, 16); bfloat16 as its bits."""
+    dtype = {"f32": "float32", "f16": "float16", "bf16": "uint16"}[shape.format]
     return [Tensor("weight", (shape.panels, shape.k, PANEL), dtype)]
 
 
@@ -30,9 +31,10 @@ def pack(
     scales: np.ndarray | None,
     zero_points: np.ndarray | None,
 ) -> list[np.ndarray]:
-    """weight float (n, k) -> the arrays of ``weight_tensors``."""
-    dtype = weight_tensors(shape, isa)[0].dtype
-    return [panels_of_rows(pad(weight.astype(dtype), shape.panels * PANEL, shape.k))]
+    """weight float (n, k) -> the arrays of ``weight_tensors``; bfloat16 as such or as its bits."""
+    dtype = np.dtype(weight_tensors(shape, isa)[0].dtype)
+    stored = weight.view(dtype) if shape.format == "bf16" else weight.astype(dtype)
+    return [panels_of_rows(pad(stored, shape.panels * PANEL, shape.k))]
 
 
 def build(shape: LinearShape, isa: Isa, knobs: Knobs) -> Kernel:
@@ -76,6 +78,10 @@ def _at(shape: LinearShape, tile: Tile, vector: int, k: Expr) -> Expr:
 
 
 def _as_f32(isa: Isa, shape: LinearShape, vector: Expr) -> Expr:
+    if shape.format == "bf16":  # the upper half of a float32
+        wide = let(T.Cast(f"int32x{isa.lanes}", vector))
+        bits = let(T.shift_left(wide, splat(16, "int32", isa.lanes)))
+        return let(T.reinterpret(f"float32x{isa.lanes}", bits))
     return let(isa.f16_to_f32(vector) if shape.format == "f16" else vector)
 
 
@@ -98,6 +104,7 @@ def reference(
     residual: np.ndarray | None = None,
 ) -> np.ndarray:
     """float64 x (m, k), weight (n, k) -> (m, n)."""
-    y = x.astype(np.float64) @ weight.astype(np.float64).T
+    values = weight.view(ml_dtypes.bfloat16) if shape.format == "bf16" else weight
+    y = x.astype(np.float64) @ values.astype(np.float64).T
     y = y if bias is None else y + bias
     return y if residual is None else y + residual

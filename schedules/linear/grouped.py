@@ -29,14 +29,15 @@ from slmtvm.schedules.linear.tile import Registers, Store, Tile, define_tiled
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
     """weight: bytes (panels, padded_k * bits / 8, 16); scales and zero_points: (panels, groups,
-    16)."""
-    dtype = {"int4": "uint8", "int8": "int8"}[shape.format]
+    16), the latter bytes or float32."""
+    dtype = _byte_dtype(shape)
     by_group = (shape.panels, shape.groups, PANEL)
     tensors = [
         Tensor("weight", (shape.panels, shape.padded_k * shape.bits // 8, PANEL), dtype),
         Tensor("scales", by_group, shape.scale_dtype),
     ]
-    return tensors + [Tensor("zero_points", by_group, dtype)] * shape.has_zero_points
+    zero_dtype = "float32" if shape.float_zero_points else dtype
+    return tensors + [Tensor("zero_points", by_group, zero_dtype)] * shape.has_zero_points
 
 
 def pack(
@@ -46,21 +47,25 @@ def pack(
     scales: np.ndarray | None,
     zero_points: np.ndarray | None,
 ) -> list[np.ndarray]:
-    """int4: weight uint8 (n, ceil(k / 2)), low nibble first; int8: int8 (n, k).
+    """int4: weight uint8 (n, ceil(k / 2)), low nibble first; int8: int8 (n, k); others: bytes.
 
-    scales float (n, groups); zero_points of the same shape, uint8 for int4 and int8 for int8.
-    Padding counts as zero: it holds the zero point.
+    scales float (n, groups); zero_points of the same shape, uint8 for int4 and int8 for int8, or
+    floats. Padding counts as zero: it holds the zero point, and where that is a float, activations
+    are padded with zeros.
     """
     assert scales is not None
     rows = shape.panels * PANEL
     packed_scales = pad(scales.reshape(shape.n, shape.groups), rows, shape.groups)
-    zeros = np.full(packed_scales.shape, _default_zero(shape), _byte_dtype(shape))
+    byte = np.dtype(_byte_dtype(shape))
+    zero_dtype = np.dtype(np.float32) if shape.float_zero_points else byte
+    zeros = np.full(packed_scales.shape, _default_zero(shape), zero_dtype)
     if zero_points is not None:
         zeros[: shape.n] = zero_points.reshape(shape.n, shape.groups)
-    quantized = weight if shape.format == "int8" else unpack_nibbles(weight, shape.k)
-    whole = np.repeat(zeros, shape.group_size, axis=1)
+    quantized = unpack_nibbles(weight, shape.k) if shape.format == "int4" else weight.view(byte)
+    padding = np.zeros_like(zeros, byte) if shape.float_zero_points else zeros
+    whole = np.repeat(padding, shape.padded_k // shape.groups, axis=1)
     whole[: shape.n, : shape.k] = quantized
-    to_panels = panels_of_bytes if shape.format == "int8" else panels_of_nibbles
+    to_panels = panels_of_nibbles if shape.format == "int4" else panels_of_bytes
     arrays = [
         to_panels(whole, isa.k_step).reshape(weight_tensors(shape, isa)[0].shape),
         panels_of_rows(packed_scales.astype(shape.scale_dtype)),
@@ -140,6 +145,8 @@ def _minus_zero_point(
     shape: LinearShape, isa: Isa, dot: Dot, by_channel: Callable[[str, int], Expr], v: int
 ) -> Expr | None:
     """What a channel's sum takes for each unit of the activations' sum; None where nothing."""
+    if shape.float_zero_points:
+        return let(splat(float(-dot.offset), "float32", isa.lanes) - by_channel("zero_points", v))
     if shape.has_zero_points:
         wide = T.Cast(f"int32x{isa.lanes}", by_channel("zero_points", v))
         exact = T.Cast(f"float32x{isa.lanes}", let(splat(-dot.offset, "int32", isa.lanes) - wide))
@@ -153,7 +160,7 @@ def _default_zero(shape: LinearShape) -> int:
 
 
 def _byte_dtype(shape: LinearShape) -> str:
-    return "uint8" if shape.format == "int4" else "int8"
+    return "int8" if shape.format == "int8" else "uint8"
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:

@@ -18,9 +18,16 @@ MAX_ROW_K = 32768
 GROUP_SIZES = (16, 32, 64, 128, 256)
 """With at most 256 values, a group's integer sum is exact in float32."""
 
+FLOAT8 = ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")
+"""8-bit floats: bits of the exponent and the mantissa, then what ONNX appends to their names."""
+
 SUPPORTED = {
     ("f32", "f32"): "float32 weights and activations",
     ("f16", "f32"): "float16 weights, float32 activations",
+    ("bf16", "f32"): "bfloat16 weights, float32 activations",
+    **{(name, "f32"): f"float8 {name} weights, float32 activations" for name in FLOAT8},
+    ("int4", "f32"): "int4 weights, float32 activations",
+    ("int8", "f32"): "int8 weights, float32 activations",
     ("int4", "block"): "int4 weights in groups, int8 activations in the same groups",
     ("int8", "block"): "int8 weights in groups, int8 activations in the same groups",
     ("int8", "row_u8"): "int8 weights by channel, uint8 activations by row",
@@ -33,7 +40,8 @@ class LinearShape:
 
     ``format``, ``activation`` and ``group_size`` are those of ``slm.linear``; ``scale_dtype`` is
     how the packed scales of a grouped format are stored ("float16" or "float32", see
-    ``pick_scale_dtype``). Raises TargetError where no kernel supports the combination.
+    ``pick_scale_dtype``); ``float_zero_points`` are float32 ones instead of bytes. Raises
+    TargetError where no kernel supports the combination.
     """
 
     m: int
@@ -46,22 +54,31 @@ class LinearShape:
     has_bias: bool = False
     has_residual: bool = False
     scale_dtype: str = "float32"
+    float_zero_points: bool = False
 
     def __post_init__(self) -> None:
         if (self.format, self.activation) not in SUPPORTED:
             raise self._unsupported("pairs of format and activation: " + _listed(SUPPORTED))
         if min(self.m, self.n, self.k) < 1:
             raise self._unsupported("m, n and k of at least 1")
-        if self.activation == "block" and self.group_size not in GROUP_SIZES:
+        groups = self.activation == "block" or (self.weight_only and self.group_size)
+        if groups and self.group_size not in GROUP_SIZES:
             raise self._unsupported(f"group sizes {', '.join(map(str, GROUP_SIZES))}")
-        if self.activation != "block" and self.group_size:
-            raise self._unsupported("groups only where activations are quantized in blocks")
+        if not groups and self.group_size:
+            raise self._unsupported("groups only of quantized weights, and not for whole rows")
         if self.activation == "row_u8" and self.k > MAX_ROW_K:
             raise self._unsupported(f"k up to {MAX_ROW_K} for whole rows")
-        if self.activation == "f32" and self.has_zero_points:
-            raise self._unsupported("zero points only of quantized weights")
+        if self.has_zero_points and self.format not in ("int4", "int8"):
+            raise self._unsupported("zero points only of int4 and int8 weights")
+        if self.float_zero_points and (self.activation == "row_u8" or not self.has_zero_points):
+            raise self._unsupported("float zero points, where there are any, but for whole rows")
         if self.scale_dtype not in ("float16", "float32"):
             raise self._unsupported("scale_dtype float16 or float32")
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether weights with scales meet float32 activations."""
+        return self.activation == "f32" and self.format in ("int4", "int8", *FLOAT8)
 
     @property
     def groups(self) -> int:
@@ -71,7 +88,7 @@ class LinearShape:
     @property
     def padded_k(self) -> int:
         """Length of a row of quantized activations and of a channel of packed weights."""
-        if self.activation == "f32":
+        if self.activation == "f32" and not self.weight_only:
             return self.k
         unit = self.group_size or ROW_ALIGNMENT
         return -(-self.k // unit) * unit
@@ -84,14 +101,14 @@ class LinearShape:
     @property
     def bits(self) -> int:
         """Bits of one weight."""
-        return {"f32": 32, "f16": 16, "int8": 8, "int4": 4}[self.format]
+        return {"f32": 32, "f16": 16, "bf16": 16, "int4": 4}.get(self.format, 8)
 
     def kernel_name(self, isa: str, knobs: dict[str, int]) -> str:
         """A name that says all that the kernel's code depends on."""
         parts = ["linear", self.format, self.activation, isa, f"m{self.m}_n{self.n}_k{self.k}"]
         if self.group_size:
             parts += [f"g{self.group_size}", f"s{self.scale_dtype[5:]}"]
-        parts += ["zp"] * self.has_zero_points + ["bias"] * self.has_bias
+        parts += ["zpf" if self.float_zero_points else "zp"] * self.has_zero_points + ["bias"] * self.has_bias
         parts += ["res"] * self.has_residual
         return "_".join(parts + [f"{name}{value}" for name, value in sorted(knobs.items())])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from slmtvm.schedules import linear
@@ -11,6 +12,16 @@ from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.linear import LinearShape
 from slmtvm.target import Target
 from tests.schedules.harness import run
+
+FLOATS = {
+    "f32": np.float32,
+    "f16": np.float16,
+    "bf16": ml_dtypes.bfloat16,
+    "e4m3fn": ml_dtypes.float8_e4m3fn,
+    "e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+    "e5m2": ml_dtypes.float8_e5m2,
+    "e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
+}
 
 
 @dataclass(frozen=True)
@@ -30,15 +41,20 @@ class Case:
     def operands(self) -> tuple[np.ndarray, np.ndarray]:
         """Dequantized x (m, k) and W (n, k), in float64."""
         shape, weights = self.shape, self.weights
-        if shape.activation == "f32":
+        if shape.activation == "f32" and not shape.weight_only:
             return self.activations["x"].astype(float), weights["weight"].astype(float)
-        q = weights["weight"].astype(int)
+        # bfloat16 and float8 weights are numpy's own (ml_dtypes), which convert themselves.
+        q = weights["weight"].astype(float if shape.weight_only else int)
         if shape.format == "int4":
             q = np.array([[int(row[k // 2]) >> 4 * (k % 2) & 15 for k in range(shape.k)]
                           for row in weights["weight"]])  # fmt: skip
         default = np.array(8 if shape.format == "int4" else 0)
-        zero = weights.get("zero_points", default).astype(int)
+        zero = weights.get("zero_points", default).astype(float)
         scale = weights["scales"].astype(shape.scale_dtype).astype(float)
+        if shape.weight_only:
+            group = np.arange(shape.k) // (shape.group_size or shape.k)
+            zero = np.broadcast_to(zero, scale.shape)
+            return self.activations["x"].astype(float), (q - zero[:, group]) * scale[:, group]
         xq, xs = self.activations["xq"].astype(int), self.activations["xs"].astype(float)
         k = np.arange(shape.k)
         if shape.activation == "block":
@@ -100,13 +116,16 @@ def random_case(shape: LinearShape, isa: Isa, *, extreme: bool = False, seed: in
         addends["bias"] = np.round(rng.standard_normal(n) * 8).astype(np.float32)
     if shape.has_residual:
         addends["residual"] = np.round(rng.standard_normal((m, n)) * 8).astype(np.float32)
-    if shape.activation == "f32":
-        dtype = {"f32": np.float32, "f16": np.float16}[shape.format]
-        x = rng.standard_normal((m, k)).astype(np.float32)
-        return Case(shape, {"x": x}, {"weight": rng.standard_normal((n, k)).astype(dtype)}, addends)
+    x = rng.standard_normal((m, k)).astype(np.float32)
+    if shape.activation == "f32" and not shape.weight_only:
+        weight = rng.standard_normal((n, k)).astype(FLOATS[shape.format])
+        return Case(shape, {"x": x}, {"weight": weight}, addends)
 
-    by_scale = (n, shape.groups) if shape.activation == "block" else (n,)
+    by_scale = (n,) if shape.activation == "row_u8" else (n, shape.groups)
     weights = {"scales": scales(by_scale)}
+    if shape.format in FLOATS:
+        weights["weight"] = rng.standard_normal((n, k)).astype(FLOATS[shape.format])
+        return Case(shape, {"x": x}, weights, addends)
     if shape.format == "int4":
         weights["weight"] = integers(0, 15, (n, 2 * -(-k // 2)), "uint8")
         weights["weight"] = weights["weight"][:, ::2] | weights["weight"][:, 1::2] << 4
@@ -114,8 +133,12 @@ def random_case(shape: LinearShape, isa: Isa, *, extreme: bool = False, seed: in
     else:
         weights["weight"] = integers(-128, 127, (n, k), "int8")
         zero_points = integers(-128, 127, by_scale, "int8")
+    if shape.float_zero_points:
+        zero_points = rng.uniform(-3, 12, by_scale).astype(np.float32)
     if shape.has_zero_points:
         weights["zero_points"] = zero_points
+    if shape.weight_only:
+        return Case(shape, {"x": x}, weights, addends)
 
     if shape.activation == "block":
         xq = np.zeros((m, shape.padded_k), np.int8)

@@ -12,13 +12,15 @@ from slmtvm.schedules import isa as isas
 from slmtvm.schedules import linear
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.linear import LinearShape
+from slmtvm.schedules.linear.shape import FLOAT8
 from slmtvm.target import Target, known_targets
-from tests.schedules.linear_cases import Case, random_case
+from tests.schedules.linear_cases import FLOATS, Case, random_case
 
 # Rounding: one float32 operation for each k or group, each wrong by 2**-24 of the terms' magnitude.
 RELATIVE = 1e-6
 
 BLOCK16 = {"activation": "block", "scale_dtype": "float16"}
+FLOAT_ZERO_POINTS = {"has_zero_points": True, "float_zero_points": True}
 SHAPES = [
     LinearShape(1, 33, 70, "f32", has_bias=True),
     LinearShape(5, 7, 33, "f32", has_residual=True),
@@ -31,6 +33,15 @@ SHAPES = [
     LinearShape(17, 1, 300, "int8", "block", 256, has_zero_points=True),
     LinearShape(5, 33, 70, "int8", "row_u8", has_bias=True, has_residual=True),
     LinearShape(17, 48, 100, "int8", "row_u8", has_zero_points=True),
+    LinearShape(5, 33, 37, "bf16", has_bias=True),
+    LinearShape(5, 48, 70, "int4", group_size=32, has_residual=True, scale_dtype="float16"),
+    LinearShape(1, 33, 70, "int4", group_size=16, has_zero_points=True, has_bias=True),
+    LinearShape(2, 33, 300, "int8", group_size=128, has_zero_points=True),
+    LinearShape(5, 7, 61, "int8", has_bias=True),
+    LinearShape(3, 33, 100, "int4", group_size=32, **FLOAT_ZERO_POINTS),
+    LinearShape(3, 33, 100, "int4", "block", 32, **FLOAT_ZERO_POINTS),
+    LinearShape(2, 33, 100, "int8", "block", 64, **FLOAT_ZERO_POINTS),
+    LinearShape(2, 20, 61, "e4m3fn"),
 ]
 QUANTIZED = [
     LinearShape(5, 33, 96, "int4", "block", 32),
@@ -94,6 +105,8 @@ def test_the_reference_multiplies_dequantized_operands(shape: LinearShape) -> No
         LinearShape(17, 40, 300, "int4", group_size=32, has_bias=True, **BLOCK16),
         LinearShape(17, 40, 300, "int8", "block", 64, has_zero_points=True, has_residual=True),
         LinearShape(17, 40, 100, "int8", "row_u8", has_bias=True, has_residual=True),
+        LinearShape(17, 40, 70, "int4", group_size=32, has_zero_points=True, has_bias=True),
+        LinearShape(17, 40, 70, "int8", has_residual=True),
     ],
     ids=name,
 )
@@ -163,7 +176,7 @@ def test_equal_layouts_pack_to_equal_bytes(shape: LinearShape) -> None:
         weights = random_case(shape, isa).weights
         packed = {k: v.tobytes() for k, v in linear.pack(shape, isa, **weights).items()}
         assert by_layout.setdefault(linear.layout(shape, isa), packed) == packed
-    assert len(by_layout) == (1 if shape.activation == "f32" else 2)
+    assert len(by_layout) == (2 if shape.bits <= 8 else 1)
 
 
 def test_x86_and_arm_share_their_weights() -> None:
@@ -182,6 +195,10 @@ def test_x86_and_arm_share_their_weights() -> None:
         {"format": "int8", "activation": "row_u8", "group_size": 32},
         {"format": "int8", "activation": "row_u8", "k": 40000},
         {"format": "f32", "has_zero_points": True},
+        {"format": "e5m2", "has_zero_points": True},
+        {"format": "int4", "group_size": 24},
+        {"format": "bf16", "group_size": 32},
+        {"format": "int4", "group_size": 32, "float_zero_points": True},
         {"format": "f32", "n": 0},
     ],
     ids=lambda fields: "-".join(str(v) for v in fields.values()),
@@ -204,6 +221,18 @@ def test_an_unsupported_layer_is_refused_by_name(fields: dict[str, object]) -> N
 )
 def test_scales_are_halved_only_where_none_changes(scales: list[float], dtype: str) -> None:
     assert linear.pick_scale_dtype(np.array(scales, np.float32)) == dtype
+
+
+@pytest.mark.parametrize("kind", FLOAT8)
+def test_every_float8_is_widened_exactly(kind: str) -> None:
+    target = Target.load("x86-64-v3")
+    isa = isas.get(target.isa)
+    every = np.arange(256, dtype=np.uint8).view(FLOATS[kind])
+    finite = every[np.isfinite(every.astype(np.float32))]
+    case = random_case(LinearShape(1, finite.size, 1, kind), isa)
+    case.weights["weight"], case.weights["scales"][:] = finite[:, None], 1.0
+    case.activations["x"][:] = 1.0
+    np.testing.assert_array_equal(case.run(target, isa)[0], finite.astype(np.float32))
 
 
 def test_a_scale_of_zero_makes_a_zero(target: Target, isa: Isa) -> None:
