@@ -75,6 +75,45 @@ def _row_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
     )  # fmt: skip
 
 
+def _static_levels(op: RowOp, v: Expr) -> Expr:
+    """``v / scale`` rounded, within low and high: int32. What is no number becomes low."""
+    # A division, and bounds before rounding, as onnxruntime has it.
+    ideal = T.bind(v / vec.splat(op.scale))
+    above = T.bind(vec.maximum(ideal, vec.splat(float(op.low))))
+    return vec.round_to_int(T.bind(vec.minimum(above, vec.splat(float(op.high)))))
+
+
+def _rescaled(op: RowOp, q: Expr) -> Expr:
+    return T.bind(T.cast(q, f"float32x{LANES}") * vec.splat(op.scale))
+
+
+def _rounded(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
+    def emit(column: Expr, count: int, _slot: int) -> None:
+        y = _rescaled(op, _static_levels(op, value(column, count)))
+        vec.store_part(buffers["y"], row * op.d + column, y, count)
+
+    vec.sweep(op.d, emit, vectors_at_once(op))
+
+
+def _static_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
+    vec.store(buffers["xs"], row, T.float32(op.scale), 1)
+    vec.store(buffers["xz"], row, T.int32(-op.low), 1)
+    bias = op.low + (128 if op.storage == "int8" else 0)
+
+    def emit(column: Expr, count: int, _slot: int) -> None:
+        q = _static_levels(op, value(column, count))
+        if op.keep_f32:
+            vec.store_part(buffers["y"], row * op.d + column, _rescaled(op, q), count)
+        stored = T.cast(T.bind(q - vec.splat_int(bias)), f"{op.storage}x{LANES}")
+        vec.store(buffers["xq"], row * op.k_padded + column, stored)
+
+    vec.sweep(op.d, emit, vectors_at_once(op))
+    padding = vec.splat_int(-bias)
+    for column in range(-(-op.d // LANES) * LANES, op.k_padded, LANES):
+        stored = T.cast(padding, f"{op.storage}x{LANES}")
+        vec.store(buffers["xq"], row * op.k_padded + column, stored)
+
+
 def _range(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
     lowest, highest = _find_range(op, value, buffers["y"], row * op.d)
     vec.store(buffers["low"], row, lowest, 1)
@@ -144,4 +183,6 @@ EPILOGUE_CODE: dict[str, Callable[[RowOp, Expr, Buffers, Value], None]] = {
     "block": _block,
     "row_u8": _row_u8,
     "range": _range,
+    "rounded": _rounded,
+    "static_u8": _static_u8,
 }

@@ -9,8 +9,9 @@ from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.vector import LANES
 
 PROLOGUES = ("copy", "rms_norm", "layer_norm", "silu_glu", "silu", "relu", "gelu_erf", "gelu_tanh")
-EPILOGUES = ("f32", "block", "row_u8", "range")
+EPILOGUES = ("f32", "block", "row_u8", "range", "rounded", "static_u8")
 NORMS = ("rms_norm", "layer_norm")
+STATIC = ("rounded", "static_u8")  # with a scale that is known beforehand
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,11 @@ class RowOp:
       row_u8: ONNX DynamicQuantizeLinear on each row: xs float32 (m,), xz int32 (m,) the unsigned
         zero point, xq (m, k_padded) as ``storage`` says: "uint8", or "int8" for 128 less. A row of
         zeros has xs 1 and xz 0.
+      rounded: y float32 (m, d) = q * scale for q = y / scale rounded half to even, within low and
+        high: what QuantizeLinear and DequantizeLinear with constants make of it.
+      static_u8: that q, less low, as row_u8 has it: xs is scale and xz is -low for every row.
       range: y, and low and high float32 (m_padded,): the least and greatest of the row and 0.
-    With ``keep_f32`` a quantizing epilogue stores y, too.
+    With ``keep_f32`` a quantizing epilogue stores y, too, "static_u8" the y of "rounded".
     """
 
     prologue: str
@@ -46,6 +50,9 @@ class RowOp:
     keep_f32: bool = False
     residual: bool = False
     k_multiple: int = LANES  # k_padded of row_u8 is a multiple of it
+    scale: float = 0.0  # of "rounded" and "static_u8"
+    low: int = 0
+    high: int = 0
 
     def __post_init__(self) -> None:
         assert self.prologue in PROLOGUES, self.prologue
@@ -54,6 +61,9 @@ class RowOp:
         assert self.m > 0 and self.d > 0, (self.m, self.d)
         assert (self.epilogue == "block") == (self.group_size > 0), self
         assert self.group_size % LANES == 0 and self.k_multiple % LANES == 0, self
+        assert (self.epilogue in STATIC) == (self.scale > 0), self
+        assert self.low <= 0 <= self.high and self.high - self.low < 1 << 16, self
+        assert self.epilogue != "static_u8" or self.high - self.low < 1 << 8, self
         assert not self.residual or self.prologue in NORMS, self
 
     @property
@@ -70,7 +80,7 @@ class RowOp:
     @property
     def stores_y(self) -> bool:
         """Whether y is an output."""
-        return self.epilogue in ("f32", "range") or self.keep_f32
+        return self.epilogue in ("f32", "range", "rounded") or self.keep_f32
 
     @property
     def needs_scratch(self) -> bool:
@@ -87,9 +97,11 @@ class RowOp:
             parts.append("res")
         if self.epilogue == "block":
             parts.append(f"g{self.group_size}")
-        if self.epilogue == "row_u8":
+        if self.epilogue in STATIC:
+            parts.append(f"s{struct.pack('>f', self.scale).hex()}_{-self.low}_{self.high}")
+        if self.epilogue in ("row_u8", "static_u8"):
             parts.append(f"{self.storage}_k{self.k_padded}")
-        if self.epilogue in ("block", "row_u8") and self.keep_f32:
+        if self.epilogue in ("block", "row_u8", "static_u8") and self.keep_f32:
             parts.append("keep")
         return "_".join(["row", *parts, f"m{self.m}", f"d{self.d}"])
 
@@ -121,7 +133,7 @@ class RowOp:
                 Tensor("xs", (m, self.blocks), "float32"),
                 Tensor("xsum", (m, self.blocks), "float32"),
             ]
-        if self.epilogue == "row_u8":
+        if self.epilogue in ("row_u8", "static_u8"):
             tensors += [
                 Tensor("xq", (m, self.k_padded), self.storage),
                 Tensor("xs", (m,), "float32"),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from slmtvm.schedules.rows.op import RowOp
+from slmtvm.schedules.rows.op import STATIC, RowOp
 
 Array = np.ndarray
 
@@ -94,14 +94,33 @@ def quantize_row_u8(
     return {"xq": stored, "xs": scale, "xz": zero_point}
 
 
+def static_levels(op: RowOp, y: Array) -> Array:
+    """``y / scale`` rounded, within low and high, int32; what is no number becomes low."""
+    ideal = np.clip(np.nan_to_num(y / np.float32(op.scale), nan=-np.inf), op.low, op.high)
+    return np.rint(ideal).astype(np.int32)
+
+
+def quantize_static_u8(op: RowOp, y: Array) -> dict[str, Array]:
+    """The epilogue "static_u8"."""
+    q = np.full((op.m, op.k_padded), -op.low, np.int32)
+    q[:, : op.d] += static_levels(op, y)
+    stored = q.astype(np.uint8) if op.storage == "uint8" else (q - 128).astype(np.int8)
+    scale, zero_point = np.full(op.m, op.scale, np.float32), np.full(op.m, -op.low, np.int32)
+    return {"xq": stored, "xs": scale, "xz": zero_point}
+
+
 def reference(op: RowOp, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Every output of ``build(op)``; float results are rounded once, from float64."""
     y = prologue(op, inputs).astype(np.float32)
     results: dict[str, Array] = {}
     if op.residual:
         results["sum"] = inputs["x"] + inputs["residual"]
-    if op.stores_y:
+    if op.epilogue in STATIC:
+        results["y"] = static_levels(op, y).astype(np.float32) * np.float32(op.scale)
+    elif op.stores_y:
         results["y"] = y
+    if op.epilogue == "static_u8":
+        results |= quantize_static_u8(op, y)
     if op.epilogue == "block":
         results |= quantize_block(y, op.group_size)
     if op.epilogue == "range":

@@ -9,16 +9,18 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from slmtvm.schedules import rows
 from slmtvm.schedules.rows import RowOp
-from slmtvm.schedules.rows.op import EPILOGUES, NORMS, PROLOGUES
+from slmtvm.schedules.rows.op import EPILOGUES, NORMS, PROLOGUES, STATIC
 from slmtvm.schedules.rows.reference import (
+    prologue,
     quantize_block,
     quantize_row_u8,
     quantize_tensor_u8,
     row_ranges,
+    static_levels,
 )
 from slmtvm.target import Target, known_targets
 from tests.schedules.harness import run
@@ -30,7 +32,8 @@ RELATIVE = 2e-6
 def row_op(prologue: str, epilogue: str, d: int, **fields: Any) -> RowOp:
     eps = 1e-5 if prologue in NORMS else 0.0
     group_size = 32 if epilogue == "block" else 0
-    given = {"m": 3, "eps": eps, "group_size": group_size, **fields}
+    static = {"scale": 0.037, "low": -100, "high": 155} if epilogue in STATIC else {}
+    given = {"m": 3, "eps": eps, "group_size": group_size, **static, **fields}
     return RowOp(prologue=prologue, epilogue=epilogue, d=d, **given)
 
 
@@ -48,6 +51,9 @@ def check(op: RowOp, target: Target, inputs: dict[str, np.ndarray]) -> None:
     want = rows.reference(op, inputs)
     if op.residual:
         np.testing.assert_array_equal(got["sum"], want["sum"])
+    if op.epilogue in STATIC:
+        check_static(op, inputs, got)
+        return
     if op.stores_y:
         # 1 + erf(x) cancels for negative x: the error of gelu is one of x, not of the result.
         seen = want["y"] if op.prologue in NORMS else inputs["x"]
@@ -69,6 +75,26 @@ def check(op: RowOp, target: Target, inputs: dict[str, np.ndarray]) -> None:
         np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
+def check_static(op: RowOp, inputs: dict[str, np.ndarray], got: dict[str, np.ndarray]) -> None:
+    """Levels are the nearest ones but for the prologue's rounding; all outputs are of one level."""
+    scale = np.float32(op.scale)
+    if op.stores_y:
+        levels = np.rint(got["y"] / scale)
+        np.testing.assert_array_equal(levels.astype(np.float32) * scale, got["y"])
+    else:
+        levels = got["xq"][:, : op.d].astype(int) + op.low + 128 * (op.storage == "int8")
+    ideal = np.clip(prologue(op, inputs) / op.scale, op.low, op.high)
+    slack = 0 if op.prologue == "copy" else 1e-4
+    assert (np.abs(levels - ideal) <= 0.5 + slack).all()
+    if op.prologue == "copy":
+        np.testing.assert_array_equal(levels, static_levels(op, inputs["x"]))
+    if op.epilogue == "static_u8":
+        padding = np.full((op.m, op.k_padded - op.d), -op.low)
+        stored = np.hstack([levels - op.low, padding]) - 128 * (op.storage == "int8")
+        np.testing.assert_array_equal(got["xq"], stored)
+        assert (got["xs"] == scale).all() and (got["xz"] == -op.low).all()
+
+
 @pytest.fixture(params=known_targets())
 def target(request: pytest.FixtureRequest) -> Target:
     return Target.load(request.param)
@@ -86,6 +112,10 @@ def target(request: pytest.FixtureRequest) -> Target:
         row_op("gelu_tanh", "f32", 96),
         row_op("relu", "row_u8", 16, keep_f32=True),
         row_op("layer_norm", "range", 40),
+        row_op("copy", "rounded", 33, low=-40000, high=25535, scale=1e-4),
+        row_op("gelu_erf", "rounded", 40),
+        row_op("layer_norm", "static_u8", 31, keep_f32=True, storage="int8"),
+        row_op("copy", "static_u8", 31, low=-128, high=127),
     ],
     ids=lambda op: op.name,
 )
@@ -98,7 +128,10 @@ def test_a_row_kernel_computes_its_reference(op: RowOp, target: Target) -> None:
 def test_every_row_kernel_at_every_size(d: int, target: Target) -> None:
     for prologue, epilogue in product(PROLOGUES, EPILOGUES):
         op = row_op(
-            prologue, epilogue, d, keep_f32=epilogue in ("block", "row_u8") and prologue != "copy"
+            prologue,
+            epilogue,
+            d,
+            keep_f32=epilogue in ("block", "row_u8", "static_u8") and prologue != "copy",
         )
         check(op, target, random_inputs(op))
 
@@ -164,6 +197,40 @@ def test_row_u8_is_dynamic_quantize_linear() -> None:
         np.testing.assert_array_equal(got["xs"][i], s)
         np.testing.assert_array_equal(got["xz"][i], z)
         np.testing.assert_array_equal(got["xq"][i], q)
+
+
+def quantize_linear(x: np.ndarray, scale: float, zero: np.ndarray) -> np.ndarray:
+    """What onnxruntime makes of x."""
+    node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"])
+    kind = helper.np_dtype_to_tensor_dtype(zero.dtype)
+    graph = helper.make_graph(
+        [node], "row",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("q", kind, x.shape)],
+        [numpy_helper.from_array(np.array(scale, np.float32), "s"),
+         numpy_helper.from_array(zero, "z")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (q,) = session.run(None, {"x": x})
+    return q
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16])
+def test_static_rounding_is_quantize_linear(dtype: type) -> None:
+    """Zeros, ties, infinities, what is no number, and values far outside of the range."""
+    limits, zero = np.iinfo(dtype), np.array(dtype(3 if dtype != np.uint16 else 30000))
+    scale, d = 0.25, 256
+    x = np.random.default_rng(1).standard_normal((3, d)).astype(np.float32) * 40
+    x[0] = np.linspace(-d / 2, d / 2 - 0.5, d) * np.float32(0.125)
+    x[1, :8] = [0.0, -0.0, np.inf, -np.inf, np.nan, 3e38, -3e38, 1e-42]
+    low, high = limits.min - int(zero), limits.max - int(zero)
+    op = row_op("copy", "rounded", d, low=low, high=high, scale=scale)
+    got = run(rows.build(op), {"x": x}, Target.load("x86-64-v3"))["y"]
+    want = quantize_linear(x, scale, zero).astype(np.int64) - int(zero)
+    np.testing.assert_array_equal(got / scale, want)
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
