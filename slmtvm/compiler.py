@@ -11,6 +11,7 @@ from slmtvm.errors import SlmError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.pipeline import fuse, lower
+from slmtvm.passes.quantize_activations import ACTIVATIONS
 from slmtvm.plan.build import build_plan
 from slmtvm.plan.model import Plan
 from slmtvm.target import Target
@@ -27,6 +28,7 @@ def compile_model(
     context: int | None = None,
     tokenizer: str | Path | None = None,
     kv: str | None = None,
+    activations: str = "int8",
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Compile an ONNX file for one or more targets into the bundle ``output``.
@@ -34,18 +36,24 @@ def compile_model(
     context: tokens that a session holds; the model's own maximum where None. tokenizer: a
     tokenizer.json to put into the bundle; the one beside the model where None and there is one.
     kv: "f16" or "f32", how the KV cache holds keys and values; what suits each target where None.
+    activations: what float activations that meet int4 or int8 weights are computed in: "int8" (they
+    are rounded), "file" (rounded only where the file says so) or "f32" (never rounded).
     progress: called with the name of each step as it begins. Raises SlmError; nothing is left at
     ``output`` then, and what was there before stays.
     """
     kv_dtype = _kv_dtype(kv)
+    if activations not in ACTIVATIONS:
+        message = f"must be one of {', '.join(ACTIVATIONS)}, not {activations!r}"
+        raise SlmError(message, where="activations")
     resolved = [t if isinstance(t, Target) else Target.load(t) for t in targets]
     progress("import")
     canonical = import_onnx(model, context=context)
-    fused = fuse(canonical, progress)
+    fused = fuse(canonical, progress, activations)
+    info = _info(canonical, activations)
     plans: list[tuple[Target, Plan]] = []
     for target in resolved:
         progress(f"kernels for {target.name}")
-        plans.append((target, build_plan(lower(fused, target, kv_dtype), _info(canonical))))
+        plans.append((target, build_plan(lower(fused, target, kv_dtype), info)))
     progress("bundle")
     return write_bundle(
         output, plans, source=Path(model), tokenizer=_tokenizer(model, tokenizer), progress=progress
@@ -65,9 +73,12 @@ def _tokenizer(model: str | Path, given: str | Path | None) -> Path | None:
     return beside if beside.is_file() else None
 
 
-def _info(model: CanonicalModel) -> dict[str, object]:
+def _info(model: CanonicalModel, activations: str) -> dict[str, object]:
     """What slm_info and the manifest say of the model."""
+    rounded = model.float_activation_layers if activations == "int8" else 0
     return {
+        "activations": activations,
+        "rounded_layers": rounded,  # whose activations are rounded where the file does not
         "kind": model.kind,
         "family": model.family,
         "layers": len(model.kv),

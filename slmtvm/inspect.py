@@ -65,6 +65,7 @@ class Inspection:
     weights: tuple[LayerReport, ...] = field(default=())
     estimates: tuple[Estimate, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
+    float_activation_layers: int = 0  # of int4 or int8 weights
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types."""
@@ -86,6 +87,7 @@ class Inspection:
             f"  context    {self.context}",
             f"  weights    {_size(self.weight_bytes)}",
             f"  KV cache   {_size(self.kv_bytes_per_token)} per token in float16",
+            *_activations(self.float_activation_layers),
             *_table(self.weights),
         ]
         if self.estimates:
@@ -128,6 +130,7 @@ def _describe(model: CanonicalModel, operators: dict[str, int]) -> Inspection:
         weights=model.layers,
         estimates=_estimates(model, per_token) if model.kind == "decoder" else (),
         notes=model.notes,
+        float_activation_layers=model.float_activation_layers,
     )
 
 
@@ -154,6 +157,13 @@ def write_report(path: str | Path, output: str | Path) -> None:
         Path(output).write_bytes(data)
     except OSError as error:
         raise SlmError(f"cannot be written: {error.strerror}", where=str(output)) from error
+
+
+def _activations(layers: int) -> list[str]:
+    if not layers:
+        return []
+    return [f"  activations {layers} layers ask for float32 ones: int8 unless compiled with "
+            "--activations file"]  # fmt: skip
 
 
 def _some(numbers: tuple[int, ...]) -> str:

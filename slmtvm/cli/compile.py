@@ -29,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "one instruction)",
     )  # fmt: skip
     parser.add_argument(
+        "--activations", choices=("int8", "file", "f32"), default="int8",
+        help="what float activations that meet int4 or int8 weights are computed in: int8 (the "
+        "default), file (int8 only where the file says so) or f32",
+    )  # fmt: skip
+    parser.add_argument(
         "--tokenizer", type=Path, help="a tokenizer.json to include (default: the model's own)"
     )
 
@@ -46,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
             context=options.context,
             tokenizer=options.tokenizer,
             kv=options.kv,
+            activations=options.activations,
             progress=bar.set_description_str,
         )
     print(_summary(bundle))

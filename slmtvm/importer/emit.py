@@ -22,6 +22,8 @@ from slmtvm.importer.steps import (
     Norm,
     Param,
     PositionRows,
+    QuantizeDequantize,
+    Reorder,
     Rope,
     Rows,
     Same,
@@ -181,6 +183,12 @@ class Emitter:
             )
         if isinstance(step, PositionRows):
             return ops.position_rows(self._tokens, self._param(step.table))
+        if isinstance(step, QuantizeDequantize):
+            return ops.quantize_dequantize(
+                self._value(step.x), scale=step.scale, low=step.low, high=step.high
+            )
+        if isinstance(step, Reorder):
+            return relax.op.take(self._value(step.x), self._param(step.order), axis=1)
         if isinstance(step, Columns):
             return relax.op.strided_slice(self._value(step.x), [1], [step.begin], [step.end])
         assert isinstance(step, Elementwise)

@@ -145,6 +145,6 @@ def _canonical(
         num_heads=attentions[0].num_heads,
         kv=tuple(KvSpec(a.num_kv_heads, a.head_dim) for a in attentions),
         source=path,
-        layers=tuple(layer_reports(steps)),
+        layers=tuple(layer_reports(by_name, order)),
         notes=tuple(notes),
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+from slmtvm.importer.emit import resolve
 from slmtvm.importer.steps import (
     Attention,
     Elementwise,
@@ -11,6 +13,7 @@ from slmtvm.importer.steps import (
     Linear,
     Norm,
     PositionRows,
+    QuantizeDequantize,
     Rope,
     Step,
     Weights,
@@ -37,15 +40,19 @@ def family_of(steps: Sequence[Step]) -> str:
     return "transformer"
 
 
-def layer_reports(steps: Sequence[Step]) -> Iterator[LayerReport]:
-    """One entry for each step that holds weights, in order."""
-    for step in steps:
+def layer_reports(by_name: Mapping[str, Step], order: Sequence[str]) -> Iterator[LayerReport]:
+    """One entry for each step that holds weights, in ``order``."""
+    for step in (by_name[name] for name in order):
         if isinstance(step, Embedding):
             table = step.table
             yield _report(table, "embedding", (step.vocab, step.dim), _bytes(table))
         elif isinstance(step, Linear):
             extra = 0 if step.bias is None else step.bias.array.nbytes
-            yield _report(step.weights, "linear", (step.n, step.k), _bytes(step.weights) + extra)
+            rounded = isinstance(by_name[resolve(by_name, step.x)], QuantizeDequantize)
+            yield replace(
+                _report(step.weights, "linear", (step.n, step.k), _bytes(step.weights) + extra),
+                activation="static" if rounded else step.activation,
+            )
         elif isinstance(step, Norm):
             arrays = [p.array for p in (step.gamma, step.beta) if p is not None]
             size = sum(a.nbytes for a in arrays)

@@ -116,6 +116,24 @@ class Elementwise(Step):
 
 
 @dataclass(frozen=True, eq=False)
+class QuantizeDequantize(Step):
+    """``x`` rounded with a constant scale; see ``ir.ops.quantize_dequantize``."""
+
+    x: Rows
+    scale: float
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, eq=False)
+class Reorder(Step):
+    """Feature ``order[j]`` of ``x`` for each j."""
+
+    x: Rows
+    order: Param
+
+
+@dataclass(frozen=True, eq=False)
 class Columns(Step):
     """Features ``begin`` to ``end`` of ``x``."""
 

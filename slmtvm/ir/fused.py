@@ -23,7 +23,7 @@ PROLOGUES = {
     "silu": "",
 }
 # How a row op leaves its result, see ``row``.
-EPILOGUES = ("f32", "block", "row_u8", "tensor_u8")
+EPILOGUES = ("f32", "block", "row_u8", "tensor_u8", "rounded", "static_u8")
 
 
 def padded_features(features: int, epilogue: str, group_size: int) -> int:
@@ -38,7 +38,7 @@ def _row_type(call: relax.Call) -> relax.Type:
     features = d // 2 if str(attrs["prologue"]) == "silu_glu" else d
     floats = relax.TensorType((m, features), "float32")
     epilogue = str(attrs["epilogue"])
-    if epilogue == "f32":
+    if epilogue in ("f32", "rounded"):
         return floats
     group = int(attrs["group_size"])
     padded = padded_features(features, epilogue, group)
@@ -77,19 +77,28 @@ def row(
     group_size: int = 0,
     eps: float = 0.0,
     keep_float: bool = False,
+    rounding: tuple[float, int, int] = (0.0, 0, 0),
 ) -> relax.Call:
     """A prologue on each row of x float32 (m, d), and its result as float32 or quantized.
 
     ``epilogue`` "f32": float32 (m, features). "block": the tuple (q int8 (m, padded),
     scale float32 (m, padded / group_size), sum of q float32, same shape). "row_u8": the tuple
     (q one byte each (m, padded), scale float32 (m, 1), zero_point int32 (m, 1)); "tensor_u8" the
-    same with one range for all valid rows. ``keep_float``
-    adds the float32 result as the tuple's last field.
+    same with one range for all valid rows. "rounded": float32 (m, features) after
+    ``slm.quantize_dequantize`` with the scale, low and high of ``rounding``; "static_u8": the tuple
+    of "row_u8" that holds the same numbers. ``keep_float`` adds the float32 result, rounded in the
+    latter case, as the tuple's last field.
     """
+    scale, low, high = rounding
     return make_call(
         ROW, [x, *params], prologue=prologue, epilogue=epilogue, group_size=group_size, eps=eps,
-        keep_float=int(keep_float),
+        keep_float=int(keep_float), scale=scale, low=low, high=high,
     )  # fmt: skip
+
+
+def rounding_of(call: relax.Call) -> tuple[float, int, int]:
+    """Scale, low and high of a row op or of ``slm.quantize_dequantize``."""
+    return float(call.attrs["scale"]), int(call.attrs["low"]), int(call.attrs["high"])
 
 
 def linear_on(

@@ -27,6 +27,8 @@ class LayerReport:
     format: str  # "f32", "f16", "int8", "int4", ...
     group_size: int
     weight_bytes: int  # as the file holds it, scales and zero points included
+    activation: str = ""  # what the file asks of a linear layer's input: see ``ir.ops.linear``,
+    # or "static" where it is rounded with a constant scale
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,9 @@ class CanonicalModel:
     source: Path
     layers: tuple[LayerReport, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())  # what was ignored or not recognised, and its cost
+
+    @property
+    def float_activation_layers(self) -> int:
+        """Layers of int4 or int8 weights whose activations the file leaves in float32."""
+        asking = [la for la in self.layers if la.activation == "f32"]
+        return sum(layer.format in ("int4", "int8") for layer in asking)

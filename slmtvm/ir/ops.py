@@ -60,6 +60,9 @@ POSITION_ROWS = define(
 )
 
 
+QUANTIZE_DEQUANTIZE = define("slm.quantize_dequantize", _same_as_input)
+
+
 def make_call(op: Op, args: list[Expr], **attrs: Any) -> relax.Call:
     """A call of a canonical op; attributes are ints, floats and strings."""
     return relax.Call(op, args, attrs=tvm.ir.make_node("ir.DictAttrs", **attrs))
@@ -89,7 +92,7 @@ def embedding(
 ) -> relax.Call:
     """Row ``tokens[i]`` of a table, as float32.
 
-    tokens: int32 (m,). table: ``format`` "f32" or "f16" (vocab, dim); "int8" int8 or uint8
+    tokens: int32 (m,). table: ``format`` "f32", "f16" or "bf16" (its bits in uint16) (vocab, dim); "int8" int8 or uint8
     (vocab, dim); "int4" uint8 (vocab, dim / 2), low nibble first. A quantized value is
     ``(q - zero_point) * scale``; scales and zero_points are (1,) per tensor, (vocab,) per row or
     (vocab, dim / group_size); zero_points (values 0..15 in uint8 for int4) default to 0, for
@@ -116,10 +119,13 @@ def linear(
 ) -> relax.Call:
     """``x @ W.T + bias`` with W as its file holds it, output features first.
 
-    x: float32 (m, k). ``format``: "f32" or "f16", weight (n, k); "int8", weight int8 (n, k),
+    x: float32 (m, k). ``format``: "f32", "f16" or "bf16" (its bits in uint16), weight (n, k);
+    "e4m3fn", "e4m3fnuz", "e5m2" or "e5m2fnuz" (the bits of a float8 in uint8), weight (n, k),
+    scales (1,) or (n,); "int8", weight int8 (n, k),
     scales (1,), (n,) or (n, k / group_size); "int4", weight uint8 (n, ceil(k / 2)), low nibble is
     the even k, scales (n, ceil(k / group_size)). W = (q - zero_point) * scale; zero_points have
-    the shape of scales (uint8 for int4, int8 for int8), default 8 for int4 and 0 for int8.
+    the shape of scales (uint8 for int4, int8 for int8, or float32), default 8 for int4 and 0 for
+    int8.
     group_size 0 means the scale does not change along k. bias: float32 (n,).
 
     ``activation`` is what the file asks of x: "f32" nothing; "block" symmetric int8 per row and
@@ -134,6 +140,15 @@ def linear(
         LINEAR, args, operands=names, n=n, k=k, format=format, activation=activation,
         group_size=group_size,
     )  # fmt: skip
+
+
+def quantize_dequantize(x: Expr, *, scale: float, low: int, high: int) -> relax.Call:
+    """``q * scale`` for q = x / scale rounded half to even, within low and high.
+
+    What QuantizeLinear and DequantizeLinear with one constant scale and zero point make of x;
+    low <= 0 <= high are the ends of the integer type less the zero point. x float32 (m, d).
+    """
+    return make_call(QUANTIZE_DEQUANTIZE, [x], scale=scale, low=low, high=high)
 
 
 def rms_norm(x: Expr, gamma: Expr, *, eps: float, groups: int = 1) -> relax.Call:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from tvm import relax
@@ -18,6 +19,7 @@ from tvm.ir.expr import GenericConst
 
 from slmtvm.ir import ops
 from slmtvm.ir.model import CanonicalModel
+from slmtvm.schedules.linear.shape import FLOAT8
 
 Array = npt.NDArray[Any]
 _Attrs = Mapping[str, Any]
@@ -77,7 +79,11 @@ def dequantize(
     """A weight or table in any canonical format as float32 (rows, columns)."""
     if format in ("f32", "f16"):
         return weight.astype(np.float32)
+    if format == "bf16":
+        return weight.view(ml_dtypes.bfloat16).astype(np.float32)
     assert scales is not None
+    if format in FLOAT8:
+        weight = weight.view(f"float8_{format}").astype(np.float32)
     values = unpack_int4(weight, columns) if format == "int4" else weight
     default = 8 if format == "int4" else 0
     zeros = np.full(scales.shape, default) if zero_points is None else zero_points
@@ -140,6 +146,13 @@ def _linear(x: Array, attrs: _Attrs, kind: str, weight: Array, **named: Array) -
         x = x.reshape(-1, int(attrs["k"]))
     y = x @ w.T
     return np.asarray(y + named["bias"] if "bias" in named else y)
+
+
+def _quantize_dequantize(attrs: _Attrs, x: Array) -> Array:
+    scale = np.float32(attrs["scale"])
+    ideal = np.nan_to_num(x / scale, nan=-np.inf)
+    levels = np.rint(np.clip(ideal, int(attrs["low"]), int(attrs["high"])))
+    return np.asarray(levels.astype(np.float32) * scale)
 
 
 def _rms_norm(attrs: _Attrs, x: Array, gamma: Array) -> Array:
@@ -238,6 +251,7 @@ _STANDARD: dict[str, Callable[..., Any]] = {
     "relax.sin": np.sin,
     "relax.sqrt": np.sqrt,
     "relax.subtract": np.subtract,
+    "relax.take": lambda x, order: x[:, order],
     "relax.tanh": np.tanh,
 }
 _WITH_OPERANDS: dict[str, Callable[..., Array]] = {
@@ -245,6 +259,7 @@ _WITH_OPERANDS: dict[str, Callable[..., Array]] = {
     "slm.linear": _linear,
 }
 _CANONICAL: dict[str, Callable[..., Array]] = {
+    "slm.quantize_dequantize": _quantize_dequantize,
     "slm.attention": _attention,
     "slm.layer_norm": _layer_norm,
     "slm.position_rows": _position_rows,

@@ -23,7 +23,10 @@ _UNARY = {
 
 @dataclass(frozen=True)
 class FuseRows:
-    """``silu(linear g) * linear u`` -> one linear and silu_glu; norms and activations -> row."""
+    """``silu(linear g) * linear u`` -> one linear and silu_glu; norms and activations -> row.
+
+    Rounding to a static scale goes into the row op before it, where nothing else reads that.
+    """
 
     name = "fuse-rows"
 
@@ -38,6 +41,8 @@ def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
         if int(call.attrs["groups"]) != 1:
             raise UnsupportedOpError("norms of parts of a row have no kernel")
         return fused.row(x, params, prologue=prologue, eps=float(call.attrs["eps"]))
+    if call.op == ops.QUANTIZE_DEQUANTIZE:
+        return _rounded(call, rewriter)
     if not isinstance(call.op, Op):
         return None
     if call.op.name in _UNARY:
@@ -56,3 +61,16 @@ def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
             if gate_up is not None:
                 return fused.row(gate_up, [], prologue="silu_glu")
     return None
+
+
+def _rounded(call: relax.Call, rewriter: Rewriter) -> relax.Expr:
+    (x,) = call.args
+    rounding = fused.rounding_of(call)
+    made = rewriter.call_to(x, fused.ROW)
+    if made is None or str(made.attrs["epilogue"]) != "f32" or len(rewriter.readers(x)) != 1:
+        return fused.row(x, [], prologue="copy", epilogue="rounded", rounding=rounding)
+    source, *params = made.args
+    return fused.row(
+        source, params, prologue=str(made.attrs["prologue"]), epilogue="rounded",
+        eps=float(made.attrs["eps"]), rounding=rounding,
+    )  # fmt: skip

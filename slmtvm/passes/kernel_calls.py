@@ -10,7 +10,7 @@ import numpy as np
 from tvm import relax
 
 from slmtvm.ir import ops
-from slmtvm.ir.fused import padded_features
+from slmtvm.ir.fused import padded_features, rounding_of
 from slmtvm.schedules import attention, elementwise, embedding, linear, rows
 
 if TYPE_CHECKING:
@@ -49,8 +49,10 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         group_size=int(attrs["group_size"]),
         storage=emitter.isa.row_dtype,
         keep_f32=bool(int(attrs["keep_float"])),
+        **dict(zip(("scale", "low", "high"), rounding_of(call), strict=True)),
     )
-    assert epilogue == "f32" or op.k_padded == padded_features(op.d, epilogue, op.group_size)
+    floats = epilogue in ("f32", "rounded")
+    assert floats or op.k_padded == padded_features(op.d, epilogue, op.group_size)
     operands = [emitter.weight(p.name, emitter.array(p)) for p in params]
     if whole:
         ranged = dataclasses.replace(op, epilogue="range", keep_f32=False)
@@ -59,7 +61,7 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         results = made | emitter.call(kernel, [made[name] for name in ("y", "low", "high")])
     else:
         results = emitter.call(rows.build(op), [x, *operands])
-    if epilogue == "f32":
+    if floats:
         return results["y"]
     third = "xsum" if epilogue == "block" else "xz"
     fields = ["xq", "xs", third] + (["y"] if op.keep_f32 else [])
@@ -116,18 +118,20 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     attrs, named = call.attrs, ops.operands(call)
     inputs = list(call.args)[: int(attrs["inputs"])]
     arrays = {n: emitter.array(named[n]) for n in ("weight", "scales", "zero_points") if n in named}
-    grouped = str(attrs["activation"]) == "block"
+    group_size = int(attrs["group_size"])
+    offsets = arrays.get("zero_points")
     shape = linear.LinearShape(
         m=_shape(inputs[0])[0],
         n=int(attrs["n"]),
         k=int(attrs["k"]),
         format=str(attrs["format"]),
         activation=str(attrs["activation"]),
-        group_size=int(attrs["group_size"]) if grouped else 0,
+        group_size=group_size,
         has_zero_points="zero_points" in named,
         has_bias="bias" in named,
         has_residual="residual" in named,
-        scale_dtype=linear.pick_scale_dtype(arrays["scales"]) if grouped else "float32",
+        scale_dtype=linear.pick_scale_dtype(arrays["scales"]) if group_size else "float32",
+        float_zero_points=offsets is not None and offsets.dtype.kind == "f",
     )
     label = f"{named['weight'].name}@{linear.layout(shape, emitter.isa)}"
     names = [f"{label}.{part}" for part in linear.packed_weight_names(shape, emitter.isa)]
@@ -154,6 +158,7 @@ def _embedding(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         table_dtype=str(arrays["table"].dtype) if str(attrs["format"]) == "int8" else "int8",
         scale_shape=arrays["scales"].shape if "scales" in arrays else (),
         zero_points="zero_points" in arrays,
+        group_size=int(attrs["group_size"]),
     )
     operands = [emitter.weight(expr.name, arrays[name]) for name, expr in named.items()]
     return emitter.call(embedding.build(op), [call.args[0], *operands])["y"]

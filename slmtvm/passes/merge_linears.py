@@ -27,11 +27,8 @@ def merge_linears(exprs: list[relax.Expr], rewriter: Rewriter) -> relax.Expr | N
     ]
     merged: dict[str, relax.Expr] = {}
     for name in names:
-        parts = [
-            _part(name, o, int(c.attrs["n"]), rewriter)
-            for o, c in zip(operands, linears, strict=True)
-        ]
-        if any(p is None for p in parts):
+        parts = [_part(name, o, c, rewriter) for o, c in zip(operands, linears, strict=True)]
+        if any(p is None for p in parts) or len({p.dtype for p in parts if p is not None}) != 1:
             return None
         # The name says all that the value depends on, so that body and head agree on it.
         label = "+".join(o[name].name if name in o else "zero" for o in operands)
@@ -56,12 +53,18 @@ def _mergeable(a: relax.Call, b: relax.Call) -> bool:
 
 
 def _part(
-    name: str, operands: dict[str, relax.Expr], n: int, rewriter: Rewriter
+    name: str, operands: dict[str, relax.Expr], call: relax.Call, rewriter: Rewriter
 ) -> np.ndarray | None:
-    """The operand of one layer with n rows; zeros stand for a missing bias."""
-    if name not in operands:
-        return np.zeros(n, np.float32) if name == "bias" else None
-    array = rewriter.array(operands[name])
+    """The operand of one layer with n rows; what a missing one stands for where it is so."""
+    n = int(call.attrs["n"])
+    if name == "bias" and name not in operands:
+        return np.zeros(n, np.float32)
+    if name == "zero_points" and name not in operands:
+        scales = rewriter.array(operands["scales"])
+        four_bits = str(call.attrs["format"]) == "int4"
+        zeros = np.uint8(8) if four_bits else np.int8(0)
+        return None if scales is None else np.broadcast_to(zeros, (n, *scales.shape[1:]))
+    array = rewriter.array(operands[name]) if name in operands else None
     if array is not None and array.shape == (1,) and n != 1:
         return np.broadcast_to(array, (n,))
     return array

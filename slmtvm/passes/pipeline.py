@@ -26,20 +26,28 @@ class Pass(Protocol):
     def apply(self, model: CanonicalModel) -> CanonicalModel: ...
 
 
-# What does not depend on the target: run once for all targets of a bundle.
-PASSES: tuple[Pass, ...] = (
-    SplitHead(),
-    FuseAttention(),
-    FuseRows(),
-    QuantizeActivations(),
-    FuseResidual(),
-    Specialize(),
-)
+def passes(activations: str = "int8") -> tuple[Pass, ...]:
+    """What does not depend on the target: run once for all targets of a bundle."""
+    return (
+        SplitHead(),
+        FuseAttention(),
+        FuseRows(),
+        QuantizeActivations(activations),
+        FuseResidual(),
+        Specialize(),
+    )
 
 
-def fuse(model: CanonicalModel, progress: Callable[[str], None] = lambda _: None) -> CanonicalModel:
-    """The model with its ops fused and its shapes static; ``progress`` hears each pass."""
-    for step in PASSES:
+def fuse(
+    model: CanonicalModel,
+    progress: Callable[[str], None] = lambda _: None,
+    activations: str = "int8",
+) -> CanonicalModel:
+    """The model with its ops fused and its shapes static; ``progress`` hears each pass.
+
+    ``activations``: as for ``QuantizeActivations``.
+    """
+    for step in passes(activations):
         progress(step.name)
         model = step.apply(model)
     return model

@@ -11,21 +11,43 @@ from slmtvm.ir import fused, ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.rewrite import Rewriter, rewrite
 
-_RowKey = tuple[relax.Expr, str, int]
+ACTIVATIONS = ("int8", "file", "f32")
+"""What a compilation makes of float rows that meet quantized weights, see ``QuantizeActivations``.
+"""
+
+_Rounding = tuple[float, int, int]
+_NO_ROUNDING: _Rounding = (0.0, 0, 0)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """How ``slm.linear`` wants its input: the epilogue of a row op, and its attributes."""
+
+    epilogue: str
+    group_size: int = 0
+    rounding: _Rounding = _NO_ROUNDING
+
+
+_FLOAT = _Row("f32")
 
 
 @dataclass(frozen=True)
 class QuantizeActivations:
     """linear(x) -> quantized_linear(*row(x)), the row op taken into the one that made x.
 
-    int4 and grouped int8 weights take "block" rows (w4a8), int8 weights with one scale a channel
-    take "row_u8" rows; float weights take x as it is.
+    Grouped int4 and int8 weights take "block" rows (w4a8), int8 weights with one scale a channel
+    take "row_u8" rows; float weights take x as it is. Rows that the file itself rounds with a
+    static scale are not rounded again: 8-bit ones are used as the integers that they are.
+
+    ``activations``: "int8" rounds x whether the file asks for that or not, "file" only where it
+    does, "f32" never.
     """
 
+    activations: str = "int8"
     name = "quantize-activations"
 
     def apply(self, model: CanonicalModel) -> CanonicalModel:
-        return rewrite(model, _Rule(model.kind))
+        return rewrite(model, _Rule(model.kind, self.activations))
 
 
 @dataclass
@@ -33,7 +55,9 @@ class _Rule:
     """Remembers the quantized rows that it has emitted."""
 
     kind: str  # of the model
-    rows: dict[_RowKey, list[relax.Expr]] = field(default_factory=dict)
+    activations: str
+    rows: dict[tuple[relax.Expr, _Row], list[relax.Expr]] = field(default_factory=dict)
+    rounded: dict[relax.Expr, _Rounding] = field(default_factory=dict)  # kept beside the integers
 
     def __call__(self, call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
         if call.op == fused.ROW:
@@ -42,48 +66,64 @@ class _Rule:
             return None
         x = call.args[0]
         named = _with_weight_shapes(call, rewriter)
-        activation, group = self._row_format(call)
-        if activation == "f32":
+        rounding = self.rounded.get(x) or _rounding(rewriter.call_to(x, fused.ROW))
+        row = self._row(call, rounding)
+        if row == _FLOAT:
             return fused.linear_on([x], call, named, fused.FLOAT_LINEAR, "f32")
-        key = (x, activation, group)
-        if key not in self.rows:
-            row = fused.row(x, [], prologue="copy", epilogue=activation, group_size=group)
-            self.rows[key] = _fields(rewriter.emit(row), rewriter)
-        scheme = "block" if activation == "block" else "row_u8"
-        return fused.linear_on(self.rows[key], call, named, fused.QUANTIZED_LINEAR, scheme)
+        if (x, row) not in self.rows:
+            made = fused.row(
+                x, [], prologue="copy", epilogue=row.epilogue, group_size=row.group_size,
+                rounding=row.rounding,
+            )  # fmt: skip
+            self.rows[x, row] = _fields(rewriter.emit(made), rewriter)
+        scheme = "block" if row.epilogue == "block" else "row_u8"
+        return fused.linear_on(self.rows[x, row], call, named, fused.QUANTIZED_LINEAR, scheme)
 
     def _quantize_where_made(self, call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
         """The row op with the epilogue its readers want, and its float result if one reads it."""
-        wanted = {self._row_format(r) for r in rewriter.now_read_by if _is_linear(r)} - {("f32", 0)}
-        if len(wanted) != 1:
+        rounding = _rounding(call)
+        wanted = [self._row(r, rounding) if _is_linear(r) else _FLOAT for r in rewriter.now_read_by]
+        quantized = set(wanted) - {_FLOAT}
+        if len(quantized) != 1:
             return None
-        ((activation, group),) = wanted
-        keep = any(
-            not _is_linear(r) or self._row_format(r)[0] == "f32" for r in rewriter.now_read_by
-        )
+        (row,) = quantized
+        keep = _FLOAT in wanted
         x, *params = call.args
-        row = rewriter.emit(
+        made = rewriter.emit(
             fused.row(
-                x, params, prologue=str(call.attrs["prologue"]), epilogue=activation,
-                group_size=group, eps=float(call.attrs["eps"]), keep_float=keep,
+                x, params, prologue=str(call.attrs["prologue"]), epilogue=row.epilogue,
+                group_size=row.group_size, eps=float(call.attrs["eps"]), keep_float=keep,
+                rounding=row.rounding,
             )
         )  # fmt: skip
         # Without other readers the float row stands for the value and is dropped as dead.
-        value = rewriter.emit(relax.TupleGetItem(row, 3) if keep else call)
-        self.rows[value, activation, group] = _fields(row, rewriter)
+        value = rewriter.emit(relax.TupleGetItem(made, 3) if keep else call)
+        self.rows[value, row] = _fields(made, rewriter)
+        self.rounded[value] = rounding
         return value
 
-    def _row_format(self, call: relax.Call) -> tuple[str, int]:
-        """How ``slm.linear`` wants its input: the epilogue of a row op, and its group size."""
+    def _row(self, call: relax.Call, rounding: _Rounding) -> _Row:
+        """How ``slm.linear`` takes an input that is rounded so."""
         weights, group = str(call.attrs["format"]), int(call.attrs["group_size"])
-        if weights in ("f32", "f16"):
-            return "f32", 0
+        asked = str(call.attrs["activation"])
+        if weights not in ("int4", "int8"):
+            return _FLOAT
+        if rounding != _NO_ROUNDING:
+            _, low, high = rounding
+            fits = weights == "int8" and not group and high - low < 256
+            return _Row("static_u8", 0, rounding) if fits else _FLOAT
+        if self.activations == "f32" or (self.activations == "file" and asked == "f32"):
+            return _FLOAT
         if group:
-            return "block", group
+            return _Row("block", group)
         # An encoder sees all tokens at once, as the file's DynamicQuantizeLinear does. A decoder
         # sees them in chunks, whose division must not change results.
-        dynamic = str(call.attrs["activation"]) == "row_u8"
-        return ("tensor_u8" if self.kind == "encoder" and dynamic else "row_u8"), 0
+        return _Row("tensor_u8" if self.kind == "encoder" and asked == "row_u8" else "row_u8")
+
+
+def _rounding(made: relax.Call | None) -> _Rounding:
+    """How the row op that made a value has rounded it."""
+    return _NO_ROUNDING if made is None else fused.rounding_of(made)
 
 
 def _is_linear(expr: relax.Expr) -> bool:

@@ -56,7 +56,9 @@ def _cut(main: relax.Function) -> relax.Var:
         call = values[at]
         sources = [v for v in variables(call) if v not in params]
         is_norm = isinstance(call, relax.Call) and call.op in (ops.RMS_NORM, ops.LAYER_NORM)
-        if len(set(sources)) != 1 or (seen_linear and not is_norm):
+        # The head's linear layer must see how its input was rounded.
+        is_rounding = isinstance(call, relax.Call) and call.op == ops.QUANTIZE_DEQUANTIZE
+        if len(set(sources)) != 1 or (seen_linear and not is_norm and not is_rounding):
             break
         seen_linear = seen_linear or (isinstance(call, relax.Call) and call.op == ops.LINEAR)
         at = sources[0]

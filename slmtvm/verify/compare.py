@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -88,14 +89,17 @@ def compare(
     is_text = tokens is not None
     ids = _random_tokens(int(info["vocab_size"])) if tokens is None else np.asarray(tokens)
     window = min(window, int(info["context"]))
+    rounded = int(info.get("rounded_layers", 0))
     if info["kind"] == "encoder":
-        return _compare_hidden(session, reference, _cut(ids, window)[:windows], progress)
+        report = _compare_hidden(session, reference, _cut(ids, window)[:windows], progress)
+        return replace(report, rounded_layers=rounded)
     if len(ids) < 2:
         raise SlmError(f"verification needs at least 2 tokens, the text has {len(ids)}")
     window = min(window, len(ids) - 1)
     inputs = _cut(ids[: (len(ids) - 1) // window * window], window)[:windows]
     targets = _cut(ids[1:], window)
-    return _compare_logits(session, reference, inputs, targets, is_text, progress)
+    report = _compare_logits(session, reference, inputs, targets, is_text, progress)
+    return replace(report, rounded_layers=rounded)
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> np.ndarray:

@@ -24,10 +24,15 @@ class VerifyReport:
     ppl: float | None = None
     ppl_reference: float | None = None
     cosine: float | None = None
+    rounded_layers: int = 0  # whose activations the bundle rounds to int8, but the file does not
 
     def to_json(self) -> dict[str, float | None]:
         """The object that ``slmtvm verify --json`` writes."""
-        common = {"max_abs": self.max_abs, "mean_abs": self.mean_abs}
+        common = {
+            "max_abs": self.max_abs,
+            "mean_abs": self.mean_abs,
+            "rounded_layers": self.rounded_layers,
+        }
         if self.kind == "encoder":
             return {**common, "cosine": self.cosine}
         return {
@@ -58,4 +63,9 @@ class VerifyReport:
         if self.ppl is not None and self.ppl_reference is not None:
             lines.append(f"perplexity           {self.ppl:.4f}")
             lines.append(f"  of onnxruntime     {self.ppl_reference:.4f}")
+        if self.rounded_layers:
+            lines.append(
+                f"note: {self.rounded_layers} layers round activations to int8 where the file asks "
+                "for float32; --activations file compiles what it asks for"
+            )
         return "\n".join(lines)

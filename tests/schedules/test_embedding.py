@@ -18,9 +18,12 @@ OPS = [
     EmbeddingOp(3, VOCAB, 31, "f16"),
     EmbeddingOp(3, VOCAB, 96, "int8", scale_shape=(1,)),
     EmbeddingOp(3, VOCAB, 70, "int8", "uint8", (VOCAB,), zero_points=True),
-    EmbeddingOp(3, VOCAB, 96, "int8", "int8", (VOCAB, 3), zero_points=True),
+    EmbeddingOp(3, VOCAB, 33, "bf16"),
+    EmbeddingOp(3, VOCAB, 96, "int8", "int8", (VOCAB, 3), zero_points=True, group_size=32),
+    EmbeddingOp(3, VOCAB, 70, "int8", "int8", (VOCAB, 3), zero_points=True, group_size=32),
     EmbeddingOp(3, VOCAB, 30, "int4", scale_shape=(VOCAB,)),
-    EmbeddingOp(3, VOCAB, 256, "int4", scale_shape=(VOCAB, 8), zero_points=True),
+    EmbeddingOp(3, VOCAB, 256, "int4", scale_shape=(VOCAB, 8), zero_points=True, group_size=32),
+    EmbeddingOp(3, VOCAB, 41, "int4", scale_shape=(VOCAB, 3), zero_points=True, group_size=16),
 ]
 
 
