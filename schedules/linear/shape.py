@@ -108,7 +108,9 @@ class LinearShape:
         parts = ["linear", self.format, self.activation, isa, f"m{self.m}_n{self.n}_k{self.k}"]
         if self.group_size:
             parts += [f"g{self.group_size}", f"s{self.scale_dtype[5:]}"]
-        parts += ["zpf" if self.float_zero_points else "zp"] * self.has_zero_points + ["bias"] * self.has_bias
+        parts += ["zpf" if self.float_zero_points else "zp"] * self.has_zero_points + [
+            "bias"
+        ] * self.has_bias
         parts += ["res"] * self.has_residual
         return "_".join(parts + [f"{name}{value}" for name, value in sorted(knobs.items())])
 
@@ -117,7 +119,7 @@ class LinearShape:
 
 
 def pick_scale_dtype(scales: np.ndarray) -> str:
-    """ "float16" where that holds every scale exactly, else "float32": no bit of a scale is lost."""
+    """ "float16" where that holds every scale exactly, else "float32"."""
     with np.errstate(over="ignore"):
         halves = scales.astype(np.float16)
     return "float16" if bool((halves.astype(scales.dtype) == scales).all()) else "float32"

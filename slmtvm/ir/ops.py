@@ -92,11 +92,11 @@ def embedding(
 ) -> relax.Call:
     """Row ``tokens[i]`` of a table, as float32.
 
-    tokens: int32 (m,). table: ``format`` "f32", "f16" or "bf16" (its bits in uint16) (vocab, dim); "int8" int8 or uint8
-    (vocab, dim); "int4" uint8 (vocab, dim / 2), low nibble first. A quantized value is
-    ``(q - zero_point) * scale``; scales and zero_points are (1,) per tensor, (vocab,) per row or
-    (vocab, dim / group_size); zero_points (values 0..15 in uint8 for int4) default to 0, for
-    int4 to 8. -> float32 (m, dim)
+    tokens: int32 (m,). table: ``format`` "f32", "f16" or "bf16" (its bits in uint16) (vocab, dim);
+    "int8" int8 or uint8 (vocab, dim); "int4" uint8 (vocab, ceil(dim / 2)), low nibble first. A
+    quantized value is ``(q - zero_point) * scale``; scales and zero_points are (1,) per tensor,
+    (vocab,) per row or (vocab, ceil(dim / group_size)); zero_points (values 0..15 in uint8 for
+    int4) default to 0, for int4 to 8. -> float32 (m, dim)
     """
     args, names = name_operands(
         [tokens], {"table": table, "scales": scales, "zero_points": zero_points}

@@ -40,6 +40,7 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     attrs = call.attrs
     prologue, epilogue = str(attrs["prologue"]), str(attrs["epilogue"])
     whole = epilogue == "tensor_u8"
+    scale, low, high = rounding_of(call)
     op = rows.RowOp(
         prologue=prologue,
         epilogue="row_u8" if whole else epilogue,
@@ -49,7 +50,9 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         group_size=int(attrs["group_size"]),
         storage=emitter.isa.row_dtype,
         keep_f32=bool(int(attrs["keep_float"])),
-        **dict(zip(("scale", "low", "high"), rounding_of(call), strict=True)),
+        scale=scale,
+        low=low,
+        high=high,
     )
     floats = epilogue in ("f32", "rounded")
     assert floats or op.k_padded == padded_features(op.d, epilogue, op.group_size)

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from slmtvm.schedules import rows
 from slmtvm.schedules.rows import RowOp
 from slmtvm.schedules.rows.op import EPILOGUES, NORMS, PROLOGUES, STATIC
+from slmtvm.schedules.rows.reference import prologue as float_rows
 from slmtvm.schedules.rows.reference import (
-    prologue,
     quantize_block,
     quantize_row_u8,
     quantize_tensor_u8,
@@ -83,7 +83,7 @@ def check_static(op: RowOp, inputs: dict[str, np.ndarray], got: dict[str, np.nda
         np.testing.assert_array_equal(levels.astype(np.float32) * scale, got["y"])
     else:
         levels = got["xq"][:, : op.d].astype(int) + op.low + 128 * (op.storage == "int8")
-    ideal = np.clip(prologue(op, inputs) / op.scale, op.low, op.high)
+    ideal = np.clip(float_rows(op, inputs) / op.scale, op.low, op.high)
     slack = 0 if op.prologue == "copy" else 1e-4
     assert (np.abs(levels - ideal) <= 0.5 + slack).all()
     if op.prologue == "copy":

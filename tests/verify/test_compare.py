@@ -80,7 +80,7 @@ def test_an_encoder_is_compared_without_probabilities() -> None:
     report = compare(session, _reference(), heldout_ids()[:300])
     assert report.tokens == 300
     assert report.cosine == pytest.approx(1)
-    assert report.to_json().keys() == {"max_abs", "mean_abs", "cosine"}
+    assert report.to_json().keys() == {"max_abs", "mean_abs", "rounded_layers", "cosine"}
     assert report.agrees(max_kl=0, min_cosine=0.99)
 
 
@@ -110,7 +110,9 @@ def test_a_bundle_of_another_model_is_an_error() -> None:
 def test_the_json_has_the_documented_keys() -> None:
     report = compare(ReferenceSession(_reference()), _reference(), heldout_ids()[:20])
     table = json.loads(json.dumps(report.to_json()))
-    assert list(table) == ["max_abs", "mean_abs", "kl_mean", "top1", "ppl", "ppl_reference"]
+    assert list(table) == [
+        "max_abs", "mean_abs", "rounded_layers", "kl_mean", "top1", "ppl", "ppl_reference",
+    ]  # fmt: skip
 
 
 def test_not_a_number_never_agrees() -> None:
