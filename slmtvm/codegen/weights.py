@@ -128,6 +128,6 @@ def _content_id(segments: Iterable[Segment]) -> int:
                 steps = np.arange(index + 1, index + count + 1, dtype=np.uint64) * _INDEX_STEP
                 mixed = (words ^ steps) * _MIX
                 mixed ^= mixed >> np.uint64(32)
-                total += (mixed * _MIX).sum(dtype=np.uint64)
+                total += mixed.sum(dtype=np.uint64)
                 index += count
-    return int(total)
+        return int(total * _MIX)

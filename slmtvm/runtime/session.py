@@ -127,10 +127,7 @@ class Session:
         Zero turns each part off; ``temperature`` 0 takes the likeliest token. The same seed,
         context and parameters give the same token. Raises DeviceError before the first ``eval``.
         """
-        sampling = Sampling(
-            ctypes.sizeof(Sampling), temperature, _int32(top_k, "top_k"), top_p, min_p,
-            repetition_penalty, seed & (2**64 - 1),
-        )  # fmt: skip
+        sampling = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         return self._call("slm_sample", self._handle, ctypes.byref(sampling))
 
     def generate(
@@ -152,21 +149,24 @@ class Session:
         draws differently. The other parameters are those of ``sample``. The prompt is evaluated at
         once; a token is appended when the next one is asked for, so the last one is not.
         """
-        self._append(_token_ids(prompt))
+        ids = _token_ids(prompt)
         chosen = int.from_bytes(os.urandom(8), "little") if seed is None else seed
+        sampling = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, chosen)
+        self._call("slm_eval", self._handle, ids.ctypes.data, ids.size, None)
 
         def tokens() -> Iterator[int]:
+            # A token of a small model takes a tenth of a millisecond: nothing is made anew for it.
+            call, context = self._call, self.info["context"]
+            wanted, token = ctypes.byref(sampling), ctypes.c_int32()
+            at = ctypes.addressof(token)
             for count in range(max_tokens):
-                token = self.sample(
-                    temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                    repetition_penalty=repetition_penalty, seed=chosen,
-                )  # fmt: skip
-                if token in stop:
+                token.value = chosen = call("slm_sample", self._handle, wanted)
+                if chosen in stop:
                     return
-                yield token
-                if count + 1 == max_tokens or self.position == self.info["context"]:
+                yield chosen
+                if count + 1 == max_tokens or self.position == context:
                     return
-                self._append(np.array([token], np.int32))
+                call("slm_eval", self._handle, at, 1, None)
 
         return tokens()
 
@@ -180,9 +180,6 @@ class Session:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # the tokenizers package raises plain Exception
             raise BundleError(f"not a tokenizer: {error}", where=f"{path}") from error
-
-    def _append(self, ids: npt.NDArray[np.int32]) -> None:
-        self._call("slm_eval", self._handle, ids.ctypes.data, ids.size, None)
 
     def _rows(self, function: str, tokens: Tokens) -> FloatArray:
         ids = _token_ids(tokens)
@@ -206,6 +203,13 @@ def _token_ids(tokens: Tokens) -> npt.NDArray[np.int32]:
     if array.size and not (bounds.min <= int(array.min()) and int(array.max()) <= bounds.max):
         raise DeviceError("a token id is out of range")
     return np.ascontiguousarray(array, np.int32)
+
+
+def _sampling(
+    temperature: float, top_k: int, top_p: float, min_p: float, penalty: float, seed: int
+) -> Sampling:
+    size, mask = ctypes.sizeof(Sampling), 2**64 - 1
+    return Sampling(size, temperature, _int32(top_k, "top_k"), top_p, min_p, penalty, seed & mask)
 
 
 def _int32(value: int, name: str) -> int:

@@ -111,12 +111,12 @@ static int32_t draw(const slm_candidate *from, int32_t count, slm_candidate like
   return likeliest.token; /* rounding only */
 }
 
-/* The first of the likeliest tokens. Greedy decoding comes here for each token: a maximum of its own
- * for each of a few lanes is what compilers make vector code of. */
-static int32_t likeliest_token(const float *logits, int32_t count) {
+/* The greatest of `count` logits; NAN where one is not a number. Greedy decoding comes here for each
+ * token: a maximum of its own for each of a few lanes is what compilers make vector code of. */
+static float greatest_logit(const float *logits, int32_t count) {
   enum { LANES = 16 };
   float greatest[LANES];
-  int32_t token = 0, whole = count / LANES * LANES, not_numbers[LANES] = {0};
+  int32_t whole = count / LANES * LANES, not_numbers[LANES] = {0};
   for (int lane = 0; lane < LANES; ++lane) greatest[lane] = -INFINITY;
   for (int32_t i = 0; i < whole; i += LANES)
     for (int lane = 0; lane < LANES; ++lane) {
@@ -132,9 +132,25 @@ static int32_t likeliest_token(const float *logits, int32_t count) {
     greatest[0] = greatest[lane] > greatest[0] ? greatest[lane] : greatest[0];
     not_numbers[0] |= not_numbers[lane];
   }
-  if (not_numbers[0] || isinf(greatest[0]))
+  return not_numbers[0] ? NAN : greatest[0];
+}
+
+/* The first of the likeliest tokens. Blocks bound what is searched for it once the greatest logit is
+ * known. */
+static int32_t likeliest_token(const float *logits, int32_t count) {
+  enum { BLOCK = 1024 };
+  float greatest = -INFINITY;
+  int32_t token = 0;
+  for (int32_t i = 0; i < count; i += BLOCK) {
+    float in_block = greatest_logit(logits + i, count - i < BLOCK ? count - i : BLOCK);
+    if (in_block <= greatest) continue;
+    greatest = in_block;
+    token = i;
+    if (isnan(greatest)) break;
+  }
+  if (isnan(greatest) || isinf(greatest))
     return slm_fail(SLM_ERR_LOGITS, "the logits are not finite numbers");
-  while (logits[token] != greatest[0]) ++token;
+  while (logits[token] != greatest) ++token;
   return token;
 }
 

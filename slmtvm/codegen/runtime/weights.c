@@ -1,4 +1,5 @@
 /* The weights file: mapped, checked, never copied. slmtvm/codegen/weights.py writes it. */
+#define _GNU_SOURCE
 #include "weights.h"
 
 #include <errno.h>
@@ -10,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cpu.h"
 #include "error.h"
 #include "plan_tables.h"
 #include "slm.h"
@@ -26,16 +28,35 @@ typedef struct {
 static const char MAGIC[8] = {'S', 'L', 'M', 'W', 'G', 'H', 'T', '\n'};
 enum { VERSION = 1 };
 
-/* Sum of a mix of each 64-bit word and its index. For one index the mix is a bijection: a change to
- * any single word always changes the sum. Words are independent, so compilers interleave them. */
-static uint64_t checksum(const uint64_t *words, size_t count) {
+/* Sum of a mix of each 64-bit word and its index, times the mixing factor. For one index the mix is a
+ * bijection: a change to any single word always changes the sum. Words are independent, so compilers
+ * interleave them. */
+static inline __attribute__((always_inline)) uint64_t sum_mixed(const uint64_t *words,
+                                                                size_t count) {
   const uint64_t index_step = 0x9e3779b97f4a7c15u, mix = 0xd6e8feb86659fd93u;
-  uint64_t sum = 0;
+  uint64_t sum = 0, index_mark = 0;
   for (size_t i = 0; i < count; ++i) {
-    uint64_t word = (words[i] ^ (i + 1) * index_step) * mix;
-    sum += (word ^ word >> 32) * mix;
+    index_mark += index_step;
+    uint64_t word = (words[i] ^ index_mark) * mix;
+    sum += word ^ word >> 32;
   }
-  return sum;
+  return sum * mix;
+}
+
+#if defined(__x86_64__)
+/* Products of 64 bits take long without vectors of 32 bytes. */
+__attribute__((target("avx2"))) static uint64_t sum_mixed_avx2(const uint64_t *words,
+                                                               size_t count) {
+  return sum_mixed(words, count);
+}
+#endif
+
+static uint64_t checksum(const uint64_t *words, size_t count) {
+#if defined(__x86_64__)
+  static const char *const avx2[] = {"avx2", NULL};
+  if (!slm_cpu_missing(avx2)) return sum_mixed_avx2(words, count);
+#endif
+  return sum_mixed(words, count);
 }
 
 static int32_t check(const char *path, const void *data, int verify) {
@@ -52,6 +73,10 @@ static int32_t check(const char *path, const void *data, int verify) {
                     "%s: these weights belong to another library: id %016llx, expected %016llx",
                     path, (unsigned long long)h->id, (unsigned long long)slm_plan.weights_id);
   if (!verify) return SLM_OK;
+#ifdef MADV_POPULATE_READ
+  /* All pages at once: touching them one by one takes three times as long. Not vital. */
+  madvise((void *)data, h->bytes, MADV_POPULATE_READ);
+#endif
   uint64_t sum = checksum((const uint64_t *)(h + 1), (h->bytes - sizeof *h) / sizeof(uint64_t));
   if (sum != h->id)
     return slm_fail(SLM_ERR_WEIGHTS,
