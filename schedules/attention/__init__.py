@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from slmtvm.schedules.attention.append import build_append
 from slmtvm.schedules.attention.attend import build_attend, build_decode
+from slmtvm.schedules.attention.remember import build_remember
 from slmtvm.schedules.attention.shape import AttentionShape, default_accumulators
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "build_append",
     "build_attend",
     "build_decode",
+    "build_remember",
     "default_accumulators",
 ]

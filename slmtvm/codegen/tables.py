@@ -33,6 +33,7 @@ def library_info(plan: Plan, target: Target, weights: WeightsFile) -> dict[str, 
         "context": _context(plan),
         "vocab_size": plan.vocab_size,
         "output_size": plan.output_size,
+        "source_context": _source_context(plan),
         "chunks": sorted({f.rows for f in plan.functions if f.name == "body"}),
         "kv_bytes_per_token": plan.kv_bytes_per_token,
         "kernels": [{"name": n, **asdict(plan.kernels[n].work)} for n in sorted(plan.kernels)],
@@ -45,10 +46,11 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
     check_plan(plan, weights.size)
     names = sorted(plan.kernels)
     bodies, heads = _functions(plan, "body"), _functions(plan, "head")
+    sources = _functions(plan, "source")
     steps: list[str] = []
     refs: list[str] = []
-    rows: dict[str, list[str]] = {"body": [], "head": []}
-    for function in (*bodies, *heads):
+    rows: dict[str, list[str]] = {"body": [], "head": [], "source": []}
+    for function in (*bodies, *heads, *sources):
         rows[function.name].append(f"{{{function.rows}, {len(steps)}, {len(function.steps)}}}")
         for step in function.steps:
             parallel = int(_worth_threads(step))
@@ -74,6 +76,7 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
             _table("static const slm_step steps", steps),
             _table("static const slm_function bodies", rows["body"]),
             _table("static const slm_function heads", rows["head"] or ["{0, 0, 0}"]),
+            _table("static const slm_function sources", rows["source"] or ["{0, 0, 0}"]),
             _table(
                 "static const char *const requires",
                 [*(_literal(name) for name in target.requires), "0"],
@@ -90,11 +93,14 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
                     "refs": "refs",
                     "bodies": "bodies",
                     "heads": "heads",
+                    "sources": "sources",
                     "kernel_count": len(names),
                     "body_count": len(bodies),
                     "head_count": len(heads),
+                    "source_count": len(sources),
                     "encoder": int(plan.kind == "encoder"),
                     "context": _context(plan),
+                    "source_context": _source_context(plan),
                     "capacity": plan.capacity,
                     "vocab_size": plan.vocab_size,
                     "output_size": plan.output_size,
@@ -119,11 +125,14 @@ def check_plan(plan: Plan, weights_bytes: int) -> None:
     The runtime trusts its tables: what is wrong in a plan must be found before it becomes one.
     """
     bodies, heads = _functions(plan, "body"), _functions(plan, "head")
-    _require(plan.kind in ("decoder", "encoder"), f"unknown kind {plan.kind!r}")
+    kinds = ("decoder", "encoder", "encoder-decoder")
+    _require(plan.kind in kinds, f"unknown kind {plan.kind!r}")
     _require(bool(bodies), "no body")
-    _require(bool(heads) == (plan.kind == "decoder"), "a decoder has heads, an encoder none")
+    _require(bool(heads) == (plan.kind != "encoder"), "a decoder has heads, an encoder none")
+    sources = _functions(plan, "source")
+    _require(bool(sources) == (plan.kind == "encoder-decoder"), "what has a source reads one")
     _require(plan.scratch_bytes % _ALIGNMENT == 0, "scratch_bytes is not a multiple of 64")
-    if plan.kind == "decoder":
+    if plan.kind != "encoder":
         _require(plan.output_size == plan.vocab_size, "output_size is not the vocabulary")
         _require(plan.hidden.space == Space.ARENA, "the hidden rows are not in the arena")
         smallest = bodies[-1].rows
@@ -132,7 +141,7 @@ def check_plan(plan: Plan, weights_bytes: int) -> None:
             f"capacity {plan.capacity} is too small for context {plan.context} in chunks of "
             f"{smallest}",
         )
-        most = max(f.rows for f in plan.functions)
+        most = max(f.rows for f in (*bodies, *heads))
         _require(
             plan.hidden.size >= most * plan.hidden_size * 4, f"hidden does not hold {most} rows"
         )
@@ -143,7 +152,8 @@ def check_plan(plan: Plan, weights_bytes: int) -> None:
         Space.SCRATCH: plan.scratch_bytes,
     }
     for function in plan.functions:
-        own = {Space.TOKENS: function.rows * 4, Space.OUTPUT: function.rows * plan.output_size * 4}
+        width = plan.hidden_size if function.name == "source" else plan.output_size
+        own = {Space.TOKENS: function.rows * 4, Space.OUTPUT: function.rows * width * 4}
         for step in function.steps:
             where = f"{function.name} of {function.rows} rows, {step.kernel}"
             _require(step.kernel in plan.kernels, f"{where}: no such kernel")
@@ -169,9 +179,14 @@ def _functions(plan: Plan, name: str) -> list[Function]:
 
 
 def _context(plan: Plan) -> int:
-    if plan.kind == "decoder":
+    if plan.kind != "encoder":
         return plan.context
     return min(plan.context, _functions(plan, "body")[0].rows)
+
+
+def _source_context(plan: Plan) -> int:
+    rows = [f.rows for f in plan.functions if f.name == "source"]
+    return min(plan.source_context, max(rows, default=0))
 
 
 def _worth_threads(step: Step) -> bool:

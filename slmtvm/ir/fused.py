@@ -65,6 +65,7 @@ ROW = define("slm.row", _row_type)
 QUANTIZED_LINEAR = define("slm.quantized_linear", _features_n)
 FLOAT_LINEAR = define("slm.float_linear", _features_n)
 ADD_POSITIONS = define("slm.add_positions", lambda call: call.args[0].ty)
+REMEMBER_ROWS = define("slm.remember_rows", lambda call: call.args[0].ty)
 QKV_ATTENTION = define("slm.qkv_attention", _attention_rows)
 
 
@@ -129,6 +130,11 @@ def qkv_attention(
     return make_call(
         QKV_ATTENTION, args, **{**attrs, "operands": names, "interleaved": int(interleaved)}
     )
+
+
+def remember_rows(x: Expr, kv: Expr, remember: relax.Call) -> relax.Call:
+    """``slm.remember`` on kv (m, 2 * num_kv_heads * head_dim): a row is [k heads | v heads]."""
+    return make_call(REMEMBER_ROWS, [x, kv], **dict(remember.attrs.items()))
 
 
 def add_positions(x: Expr, table: Expr) -> relax.Call:

@@ -25,15 +25,15 @@ def call_kernel(name: str, inputs: list[relax.Expr], out: relax.Type) -> relax.C
 class LoweredModel:
     """Relax functions whose every binding is a kernel's call, a field of its result, or a copy.
 
-    ``module`` holds ``body_M`` and ``head_M``; ``slm.call_kernel`` names one of ``kernels``, and
-    ``call_tir`` a PrimFunc of ``module`` where no kernel of ours fits. The first parameter of a
-    function is the step's input; the others are named after an array of ``weights`` or a buffer of
-    ``state``.
+    ``module`` holds ``body_M``, ``head_M`` and ``source_M``; ``slm.call_kernel`` names one of
+    ``kernels``, and ``call_tir`` a PrimFunc of ``module`` where no kernel of ours fits. The first
+    parameter of a function is the step's input; the others are named after an array of ``weights``
+    or a buffer of ``state``.
     """
 
     module: tvm.IRModule
     kernels: dict[str, Kernel]
     weights: dict[str, np.ndarray]
-    state: dict[str, Tensor]  # the KV cache: each has ``capacity`` positions
+    state: dict[str, Tensor]  # the KV cache, ``capacity`` positions each, and a source's
     capacity: int  # positions the KV cache holds
     model: CanonicalModel

@@ -36,12 +36,14 @@ class CanonicalModel:
     """One Relax function ``main(tokens, *params) -> (m, features)`` and its parameters' values.
 
     ``main`` takes tokens int32 (m,), m symbolic, then one variable for each key of ``params``, in
-    that order and of that name. A decoder returns logits (m, vocab), an encoder hidden states.
+    that order and of that name. A decoder returns logits (m, vocab), an encoder hidden states. An
+    encoder-decoder's ``main`` is its decoder; its encoder is a function ``source`` of the same
+    form, which returns hidden states and remembers what the decoder's cross-attention reads.
     """
 
     module: tvm.IRModule
     params: dict[str, np.ndarray]
-    kind: str  # "decoder" or "encoder"
+    kind: str  # "decoder", "encoder" or "encoder-decoder"
     family: str  # what the graph looks like: "llama", "bert", ...
     context: int  # tokens; tables indexed by position have this many rows
     vocab_size: int
@@ -49,6 +51,7 @@ class CanonicalModel:
     num_heads: int
     kv: tuple[KvSpec, ...]  # one per attention layer, in order of its ``layer`` attribute
     source: Path
+    source_context: int = 0  # tokens of an encoder-decoder's source
     layers: tuple[LayerReport, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())  # what was ignored or not recognised, and its cost
 

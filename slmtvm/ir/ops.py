@@ -46,15 +46,18 @@ def _same_as_input(call: relax.Call) -> relax.Type:
     return call.args[0].ty
 
 
+def _attended(call: relax.Call) -> relax.TensorType:
+    return _float_rows(call, int(call.attrs["num_heads"]) * int(call.attrs["head_dim"]))
+
+
 EMBEDDING = define("slm.embedding", lambda call: _float_rows(call, int(call.attrs["dim"])))
 LINEAR = define("slm.linear", lambda call: _float_rows(call, int(call.attrs["n"])))
 RMS_NORM = define("slm.rms_norm", _same_as_input)
 LAYER_NORM = define("slm.layer_norm", _same_as_input)
 ROPE = define("slm.rope", _same_as_input)
-ATTENTION = define(
-    "slm.attention",
-    lambda call: _float_rows(call, int(call.attrs["num_heads"]) * int(call.attrs["head_dim"])),
-)
+ATTENTION = define("slm.attention", _attended)
+REMEMBER = define("slm.remember", _same_as_input)
+CROSS_ATTENTION = define("slm.cross_attention", _attended)
 POSITION_ROWS = define(
     "slm.position_rows", lambda call: _float_rows(call, int(call.args[1].ty.shape[1]))
 )
@@ -214,6 +217,31 @@ def attention(
         ATTENTION, args, operands=names, layer=layer, num_heads=num_heads,
         num_kv_heads=num_kv_heads, head_dim=head_dim, scale=scale, mask=mask, window=window,
         softcap=softcap,
+    )  # fmt: skip
+
+
+def remember(
+    x: Expr, k: Expr, v: Expr, *, layer: int, num_kv_heads: int, head_dim: int
+) -> relax.Call:
+    """x itself; k and v are kept for the ``cross_attention`` of ``layer`` until the next source.
+
+    x: float32 (m, features), all rows of the source at once; k, v: float32
+    (m, num_kv_heads * head_dim). -> float32 (m, features)
+    """
+    return make_call(REMEMBER, [x, k, v], layer=layer, num_kv_heads=num_kv_heads, head_dim=head_dim)
+
+
+def cross_attention(
+    q: Expr, *, layer: int, num_heads: int, num_kv_heads: int, head_dim: int, scale: float
+) -> relax.Call:
+    """Softmax attention of the step's queries over all positions of the source.
+
+    q: float32 (m, num_heads * head_dim); keys and values are those that ``remember`` kept for
+    ``layer``. -> float32 (m, num_heads * head_dim)
+    """
+    return make_call(
+        CROSS_ATTENTION, [q], layer=layer, num_heads=num_heads, num_kv_heads=num_kv_heads,
+        head_dim=head_dim, scale=scale,
     )  # fmt: skip
 
 

@@ -23,25 +23,43 @@ from slmtvm.schedules.linear.shape import FLOAT8
 
 Array = npt.NDArray[Any]
 _Attrs = Mapping[str, Any]
+_Memory = dict[int, tuple[Array, Array]]  # layer -> keys and values of the source
 
 _INT8_MAX, _UINT8_MAX = 127, 255
 
 
-def evaluate(model: CanonicalModel, tokens: npt.ArrayLike) -> Array:
+def evaluate(
+    model: CanonicalModel, tokens: npt.ArrayLike, source: npt.ArrayLike | None = None
+) -> Array:
     """Output of every position: logits (m, vocab) or hidden states (m, features), float32.
 
-    tokens: (m,) token ids, m at most ``model.context``.
+    tokens: (m,) token ids, m at most ``model.context``. source: (s,) token ids that an
+    encoder-decoder reads first.
     """
-    main = model.module["main"]
-    values: dict[relax.Var, Array] = {main.params[0]: np.asarray(tokens, np.int32)}
-    values.update({p: model.params[p.name] for p in main.params[1:]})
-    for block in main.body.blocks:
+    memory: _Memory = {}
+    if source is not None:
+        _run(model, "source", source, memory)
+    return _run(model, "main", tokens, memory)
+
+
+def encode_source(model: CanonicalModel, source: npt.ArrayLike) -> Array:
+    """The hidden states (s, features) of an encoder-decoder's source, float32."""
+    return _run(model, "source", source, {})
+
+
+def _run(model: CanonicalModel, name: str, tokens: npt.ArrayLike, memory: _Memory) -> Array:
+    function = model.module[name]
+    values: dict[relax.Var, Array] = {function.params[0]: np.asarray(tokens, np.int32)}
+    values.update({p: model.params[p.name] for p in function.params[1:]})
+    for block in function.body.blocks:
         for binding in block.bindings:
-            values[binding.var] = _value(binding.value, values, model.kind)
-    return values[main.body.body]
+            values[binding.var] = _value(binding.value, values, model.kind, memory)
+    return values[function.body.body]
 
 
-def _value(expr: relax.Expr, values: Mapping[relax.Var, Array], kind: str) -> Array:
+def _value(
+    expr: relax.Expr, values: Mapping[relax.Var, Array], kind: str, memory: _Memory
+) -> Array:
     if isinstance(expr, relax.Var):
         return values[expr]
     if isinstance(expr, GenericConst):
@@ -50,15 +68,24 @@ def _value(expr: relax.Expr, values: Mapping[relax.Var, Array], kind: str) -> Ar
     name = expr.op.name
     if name == "relax.strided_slice":
         begin, end = (int(expr.args[i].fields[0].value) for i in (2, 3))
-        return _value(expr.args[0], values, kind)[:, begin:end]
+        return _value(expr.args[0], values, kind, memory)[:, begin:end]
     if name in _STANDARD:
-        operands = [_value(a, values, kind) for a in expr.args]
+        operands = [_value(a, values, kind, memory) for a in expr.args]
         return np.asarray(_STANDARD[name](*operands), np.float32)
     attrs = {key: expr.attrs[key] for key in expr.attrs.keys()}  # noqa: SIM118 (not a dict)
     if name in _WITH_OPERANDS:
-        named = {key: _value(arg, values, kind) for key, arg in ops.operands(expr).items()}
-        return _WITH_OPERANDS[name](_value(expr.args[0], values, kind), attrs, kind, **named)
-    return _CANONICAL[name](attrs, *(_value(a, values, kind) for a in expr.args))
+        named = {key: _value(arg, values, kind, memory) for key, arg in ops.operands(expr).items()}
+        return _WITH_OPERANDS[name](
+            _value(expr.args[0], values, kind, memory), attrs, kind, **named
+        )
+    inputs = [_value(a, values, kind, memory) for a in expr.args]
+    if name == "slm.remember":
+        memory[int(attrs["layer"])] = inputs[1], inputs[2]
+        return inputs[0]
+    if name == "slm.cross_attention":
+        keys, values_kept = memory[int(attrs["layer"])]
+        return _attend(attrs, inputs[0], keys, values_kept)
+    return _CANONICAL[name](attrs, *inputs)
 
 
 def unpack_int4(packed: Array, columns: int) -> Array:
@@ -142,7 +169,7 @@ def _linear(x: Array, attrs: _Attrs, kind: str, weight: Array, **named: Array) -
         x = quantize_blocks(x, group_size)
     elif activation == "row_u8":
         # An encoder's only step is the whole sequence: one range, as in the file.
-        x = quantize_rows(x) if kind == "decoder" else quantize_rows(x.reshape(1, -1))
+        x = quantize_rows(x.reshape(1, -1)) if kind == "encoder" else quantize_rows(x)
         x = x.reshape(-1, int(attrs["k"]))
     y = x @ w.T
     return np.asarray(y + named["bias"] if "bias" in named else y)
@@ -182,32 +209,47 @@ def _rope(attrs: _Attrs, x: Array, cos: Array, sin: Array) -> Array:
 
 
 def _attention(attrs: _Attrs, q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
-    m, num_heads, head_dim = len(q), int(attrs["num_heads"]), int(attrs["head_dim"])
-    num_kv_heads = int(attrs["num_kv_heads"])
-
-    def split(x: Array, heads: int) -> Array:
-        per_head = x.reshape(m, heads, head_dim).transpose(1, 0, 2)
-        return np.repeat(per_head, num_heads // heads, axis=0)
-
-    queries, keys, values = split(q, num_heads), split(k, num_kv_heads), split(v, num_kv_heads)
-    scores = queries @ keys.transpose(0, 2, 1) * np.float32(attrs["scale"])
-    softcap, window = np.float32(attrs["softcap"]), int(attrs["window"])
-    if softcap:
-        scores = softcap * np.tanh(scores / softcap)
-    causal = str(attrs["mask"]) == "causal"
+    m, causal = len(q), str(attrs["mask"]) == "causal"
+    softcap, window = float(attrs["softcap"]), int(attrs["window"])
+    shift = np.zeros((1, m, m), np.float32)
     if bias is not None:
         context = bias.shape[1] if causal else (bias.shape[1] + 1) // 2
         behind = np.subtract.outer(np.arange(m), np.arange(m))
         # What is ahead has no column in a causal bias, and is hidden below.
-        scores = scores + bias[:, context - 1 - np.maximum(behind, 0 if causal else -context)]
+        shift = bias[:, context - 1 - np.maximum(behind, 0 if causal else -context)]
     if causal:
         seen = np.tri(m, dtype=bool)
         if window:
             seen &= ~np.tri(m, k=-window, dtype=bool)
-        scores = np.where(seen, scores, np.float32(-np.inf))
+        shift = np.where(seen, shift, np.float32(-np.inf))
+    return _attend(attrs, q, k, v, softcap, shift)
+
+
+def _attend(
+    attrs: _Attrs,
+    q: Array,
+    k: Array,
+    v: Array,
+    softcap: float = 0.0,
+    shift: Array | None = None,
+) -> Array:
+    """Attention of q over all rows of k and v; ``shift`` (heads or 1, m, n) is added to scores."""
+    num_heads, head_dim = int(attrs["num_heads"]), int(attrs["head_dim"])
+    num_kv_heads = int(attrs["num_kv_heads"])
+
+    def split(x: Array, heads: int) -> Array:
+        per_head = x.reshape(len(x), heads, head_dim).transpose(1, 0, 2)
+        return np.repeat(per_head, num_heads // heads, axis=0)
+
+    queries, keys, values = split(q, num_heads), split(k, num_kv_heads), split(v, num_kv_heads)
+    scores = queries @ keys.transpose(0, 2, 1) * np.float32(attrs["scale"])
+    if softcap:
+        scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
+    if shift is not None:
+        scores = scores + shift
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))
     weights /= weights.sum(axis=2, keepdims=True)
-    return np.asarray((weights @ values).transpose(1, 0, 2).reshape(m, -1))
+    return np.asarray((weights @ values).transpose(1, 0, 2).reshape(len(q), -1))
 
 
 def _position_rows(_attrs: _Attrs, tokens: Array, table: Array) -> Array:

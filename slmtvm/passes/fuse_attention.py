@@ -24,6 +24,12 @@ class FuseAttention:
 
 
 def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
+    if call.op == ops.REMEMBER:
+        x, k, v = call.args
+        kv = merge_linears([k, v], rewriter)
+        if kv is None:
+            kv = rewriter.emit(relax.op.concat([k, v], axis=1))
+        return fused.remember_rows(x, kv, call)
     if call.op != ops.ATTENTION:
         return None
     q, k, v = call.args[:3]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Handler = Callable[[relax.Call, "KernelEmitter"], relax.Expr]
 CACHE_BLOCK = 16  # positions; the KV cache holds whole blocks
+SOURCE_CACHE = "source"  # begins the names of the state that holds a source's keys and values
 HANDLERS: dict[str, Handler] = {}
 
 
@@ -104,6 +105,47 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         return emitter.call(attention.build_decode(shape), [qkv, *tables, *caches])["o"]
     q = emitter.call(attention.build_append(shape), [qkv, *tables, *caches])["q"]
     return emitter.call(attention.build_attend(shape), [q, *caches])["o"]
+
+
+@_handles("slm.remember_rows")
+def _remember(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    x, kv = call.args
+    shape = _cross_shape(call, _shape(x)[0], int(call.attrs["num_kv_heads"]), 1.0, emitter)
+    emitter.call(attention.build_remember(shape), [kv, *_cross_caches(call, shape, emitter)])
+    return x
+
+
+@_handles("slm.cross_attention")
+def _cross_attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    q = call.args[0]
+    heads, scale = int(call.attrs["num_heads"]), float(call.attrs["scale"])
+    shape = _cross_shape(call, _shape(q)[0], heads, scale, emitter)
+    caches = _cross_caches(call, shape, emitter)
+    return emitter.call(attention.build_attend(shape), [q, *caches])["o"]
+
+
+def _cross_shape(
+    call: relax.Call, rows: int, num_heads: int, scale: float, emitter: KernelEmitter
+) -> attention.AttentionShape:
+    return attention.AttentionShape(
+        m=rows,
+        num_heads=num_heads,
+        num_kv_heads=int(call.attrs["num_kv_heads"]),
+        head_dim=int(call.attrs["head_dim"]),
+        capacity=-(-emitter.model.source_context // CACHE_BLOCK) * CACHE_BLOCK,
+        scale=scale,
+        mask="bidirectional",
+        kv_dtype=emitter.kv_dtype,
+        native_f16=emitter.isa.native_f16,
+        accumulators=attention.default_accumulators(emitter.isa.name),
+    )
+
+
+def _cross_caches(
+    call: relax.Call, shape: attention.AttentionShape, emitter: KernelEmitter
+) -> list[relax.Var]:
+    layer = int(call.attrs["layer"])
+    return [emitter.cache(f"{SOURCE_CACHE}{layer}.{t.name}", t) for t in shape.cache]
 
 
 def _position_table(expr: relax.Expr, rows: int, emitter: KernelEmitter) -> relax.Var:

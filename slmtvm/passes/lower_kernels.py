@@ -83,7 +83,7 @@ class KernelEmitter:
         types = [
             relax.TensorType(t.shape, t.dtype) for t in kernel.tensors if t.name in kernel.outputs
         ]
-        out = relax.TupleType(types) if len(types) > 1 else types[0]
+        out = types[0] if len(types) == 1 else relax.TupleType(types)
         made = self._builder.emit(call_kernel(name, inputs, out))
         names = [t.name for t in kernel.tensors if t.name in kernel.outputs]
         if len(names) == 1:

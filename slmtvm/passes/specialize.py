@@ -36,8 +36,8 @@ class Specialize:
 
 
 def _rows(model: CanonicalModel, name: str) -> list[int]:
-    if model.kind == "encoder":
-        smaller = [r for r in ENCODER_BODY_ROWS if r < model.context]
-        return [*smaller, model.context]
+    if model.kind == "encoder" or name == "source":
+        most = model.source_context if name == "source" else model.context
+        return [*(r for r in ENCODER_BODY_ROWS if r < most), most]
     wanted = DECODER_BODY_ROWS if name == "body" else DECODER_HEAD_ROWS
     return [r for r in wanted if r <= model.context]

@@ -24,22 +24,22 @@ class SplitHead:
     """Logits are wanted for the last token of a prompt only, so what makes them runs apart.
 
     The head is the last linear layer, what follows it, and the norm before it. An encoder has no
-    head: its ``main`` becomes ``body`` as it is.
+    head: its ``main`` becomes ``body`` as it is, and so does an encoder-decoder's ``source``.
     """
 
     name = "split-head"
 
     def apply(self, model: CanonicalModel) -> CanonicalModel:
-        (name,) = function_names(model.module)
-        main = model.module[name]
+        main = model.module["main"]
         if model.kind == "encoder":
             return replace(model, module=tvm.IRModule({"body": _named(main, "body")}))
+        others = {n: model.module[n] for n in function_names(model.module) if n != "main"}
         cut = _cut(main)
         tail = _needed(main, result(main), {cut})
         body = _extract(main, "body", cut, main.params[0], set())
         hidden = relax.Var("hidden", cut.ty)
         head = _extract(main, "head", result(main), hidden, tail, replaced=cut)
-        return replace(model, module=tvm.IRModule({"body": body, "head": head}))
+        return replace(model, module=tvm.IRModule({"body": body, "head": head, **others}))
 
 
 def _named(function: relax.Function, name: str) -> relax.Function:

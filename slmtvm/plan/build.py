@@ -11,6 +11,7 @@ from tvm import relax, tirx
 from tvm.ir import Op
 
 from slmtvm.ir.lowered import CALL_KERNEL, LoweredModel
+from slmtvm.passes.kernel_calls import SOURCE_CACHE
 from slmtvm.passes.rewrite import bindings, function_names, result
 from slmtvm.plan.arena import Lifetime, align, place
 from slmtvm.plan.model import Function, KernelCode, Plan, Ref, Segment, Space, Step
@@ -27,7 +28,8 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
     state_refs, state_bytes = _lay_out_state(lowered.state)
     names = function_names(lowered.module)
     body_rows = max(int(n.split("_")[1]) for n in names if n.startswith("body"))
-    hidden_bytes = body_rows * model.hidden_size * _FLOAT_BYTES if model.kind == "decoder" else 0
+    decodes = model.kind != "encoder"
+    hidden_bytes = body_rows * model.hidden_size * _FLOAT_BYTES if decodes else 0
     hidden = Ref(Space.ARENA, 0, hidden_bytes)
     functions, kernels, arena, scratch = [], {}, align(hidden_bytes), 0
     for name in sorted(names, key=lambda n: (n.split("_")[0], int(n.split("_")[1]))):
@@ -45,15 +47,21 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
         context=model.context,
         capacity=lowered.capacity,
         vocab_size=model.vocab_size,
-        output_size=model.vocab_size if model.kind == "decoder" else model.hidden_size,
+        output_size=model.vocab_size if decodes else model.hidden_size,
         hidden=hidden,
         hidden_size=model.hidden_size,
         state_bytes=state_bytes,
         arena_bytes=arena,
         scratch_bytes=scratch,
-        kv_bytes_per_token=sum(map(_bytes, lowered.state.values())) // lowered.capacity,
+        kv_bytes_per_token=_bytes_per_token(lowered),
+        source_context=model.source_context,
         info=info,
     )
+
+
+def _bytes_per_token(lowered: LoweredModel) -> int:
+    own = [t for name, t in lowered.state.items() if not name.startswith(SOURCE_CACHE)]
+    return sum(map(_bytes, own)) // lowered.capacity
 
 
 def _lay_out_weights(weights: dict[str, np.ndarray]) -> tuple[list[Segment], dict[str, Ref]]:
@@ -129,7 +137,7 @@ class _FunctionWriter:
         for operand in [output]:
             if isinstance(operand, int):
                 values[operand].last = len(calls)
-        to_output = is_head or model_kind == "encoder"
+        to_output = is_head or kind == "source" or model_kind == "encoder"
         refs = self._place(values, output, hidden, to_output)
         steps = []
         for kernel, operands, grid, scratch in calls:

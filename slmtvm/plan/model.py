@@ -47,9 +47,10 @@ class Step:
 class Function:
     """``body`` turns ``rows`` tokens into hidden rows in the arena (an encoder's writes OUTPUT);
     ``head`` turns ``rows`` consecutive hidden rows, the first at Plan.hidden plus the row's offset,
-    into logits in OUTPUT."""
+    into logits in OUTPUT; ``source`` turns the ``rows`` tokens of an encoder-decoder's source into
+    keys and values in STATE and hidden rows in OUTPUT."""
 
-    name: str  # "body" or "head"
+    name: str  # "body", "head" or "source"
     rows: int
     steps: tuple[Step, ...]
 
@@ -101,7 +102,7 @@ class Plan:
     may write past ``context`` but never past ``capacity``).
     """
 
-    kind: str  # "decoder" or "encoder"
+    kind: str  # "decoder", "encoder" or "encoder-decoder"
     functions: tuple[Function, ...]
     kernels: dict[str, KernelCode]
     segments: tuple[Segment, ...]
@@ -115,6 +116,7 @@ class Plan:
     arena_bytes: int
     scratch_bytes: int  # for each thread
     kv_bytes_per_token: int
+    source_context: int = 0  # tokens of an encoder-decoder's source
     info: dict[str, object] = field(default_factory=dict)  # goes into slm_info and the manifest
 
     @property

@@ -109,7 +109,10 @@ class Session:
         return self._rows("slm_eval_all", tokens)
 
     def encode(self, tokens: Tokens) -> FloatArray:
-        """Run an encoder over ``tokens`` (n,), n >= 1; its output rows (n, hidden_size)."""
+        """Run an encoder over ``tokens`` (n,), n >= 1; its output rows (n, hidden_size).
+
+        An encoder-decoder reads its source so: a new context begins, which attends to it.
+        """
         return self._rows("slm_encode", tokens)
 
     def sample(
@@ -183,10 +186,13 @@ class Session:
 
     def _rows(self, function: str, tokens: Tokens) -> FloatArray:
         ids = _token_ids(tokens)
-        if ids.size > self.info["context"]:
+        reads_source = function == "slm_encode" and self.info["kind"] == "encoder-decoder"
+        context = self.info["source_context" if reads_source else "context"]
+        if ids.size > context:
             # Refused before so much memory is asked for; the library would say the same.
-            raise DeviceError(f"{ids.size} tokens do not fit the context of {self.info['context']}")
-        rows = np.empty((ids.size, self.info["output_size"]), np.float32)
+            raise DeviceError(f"{ids.size} tokens do not fit the context of {context}")
+        width = self.info["hidden_size" if reads_source else "output_size"]
+        rows = np.empty((ids.size, width), np.float32)
         self._call(function, self._handle, ids.ctypes.data, ids.size, rows.ctypes.data)
         return rows
 

@@ -4,11 +4,31 @@
 #include "error.h"
 #include "execute.h"
 
-static int32_t check_tokens(const slm_session *session, const int32_t *tokens, size_t count) {
+typedef enum { LAST_ROW, ALL_ROWS, ENCODE } output_mode;
+
+static int32_t check_call(const slm_session *session, const float *output, output_mode mode) {
+  int encodes = slm_plan.encoder || slm_plan.source_count;
+  if (mode == ENCODE && !encodes)
+    return slm_fail(SLM_ERR_KIND, "this model is a decoder: use slm_eval");
+  if (mode != ENCODE && slm_plan.encoder)
+    return slm_fail(SLM_ERR_KIND, "this model is an encoder: use slm_encode");
+  if (mode != ENCODE && slm_plan.source_count && !session->source)
+    return slm_fail(SLM_ERR_KIND, "this model is an encoder-decoder: slm_encode its source first");
+  int optional = mode == LAST_ROW || (mode == ENCODE && slm_plan.source_count);
+  if (!output && !optional)
+    return slm_fail(SLM_ERR_ARGUMENT, "the place for the output is NULL");
+  return SLM_OK;
+}
+
+static int32_t check_tokens(const slm_session *session, const int32_t *tokens, size_t count,
+                            output_mode mode) {
   if (!tokens || count == 0) return slm_fail(SLM_ERR_ARGUMENT, "no tokens given");
-  if (count > (size_t)(slm_plan.context - session->position))
+  int32_t room = slm_plan.context - session->position;
+  if (mode == ENCODE) room = slm_plan.encoder ? slm_plan.context : slm_plan.source_context;
+  if (count > (size_t)room)
     return slm_fail(SLM_ERR_CONTEXT, "%zu tokens at position %d do not fit the context of %d",
-                    count, session->position, slm_plan.context);
+                    count, mode == ENCODE ? 0 : session->position,
+                    room + (mode == ENCODE ? 0 : session->position));
   for (size_t i = 0; i < count; ++i)
     if (tokens[i] < 0 || tokens[i] >= slm_plan.vocab_size)
       return slm_fail(SLM_ERR_TOKEN, "token %zu is %d, must be 0 to %d", i, tokens[i],
@@ -22,6 +42,11 @@ static void put_tokens(slm_session *session, const int32_t *tokens, int32_t coun
   int32_t *step = (int32_t *)session->base[SLM_SPACE_TOKENS];
   memcpy(step, tokens, (size_t)count * sizeof *step);
   memset(step + count, 0, (size_t)(rows - count) * sizeof *step);
+}
+
+/* What "valid" stands for: the tokens of the source that cross-attention sees, else the step's. */
+static int32_t valid_positions(const slm_session *session, int32_t rows) {
+  return slm_plan.source_count ? session->source : rows;
 }
 
 /* Logits of the hidden rows from `first` on, `count` of them, to `logits` and the session's last. */
@@ -40,7 +65,7 @@ static void run_heads(slm_session *session, int32_t position, int32_t first, int
     if (first + done > 0)
       memmove(hidden, hidden + (size_t)(first + done) * hidden_row_bytes,
               (size_t)rows * hidden_row_bytes);
-    slm_execute(session, head, position + first + done, rows);
+    slm_execute(session, head, position + first + done, valid_positions(session, rows));
     if (logits) memcpy(logits + (size_t)done * row, output, (size_t)rows * row * sizeof(float));
     session->logits = output + (size_t)(rows - 1) * row;
   }
@@ -54,7 +79,7 @@ static void eval_tokens(slm_session *session, const int32_t *tokens, int32_t cou
                                           slm_plan.capacity - position);
     rows = body->rows < left ? body->rows : left;
     put_tokens(session, tokens, rows, body->rows);
-    slm_execute(session, body, position, rows);
+    slm_execute(session, body, position, valid_positions(session, rows));
     if (all) {
       run_heads(session, position, 0, rows, logits);
       logits += (size_t)rows * (size_t)slm_plan.output_size;
@@ -69,28 +94,30 @@ static void eval_tokens(slm_session *session, const int32_t *tokens, int32_t cou
 
 static void encode_tokens(slm_session *session, const int32_t *tokens, int32_t count,
                           float *output) {
-  /* The smallest body that takes them all: an encoder cannot be run in pieces. */
-  const slm_function *body = &slm_plan.bodies[slm_plan.body_count - 1];
-  while (body->rows < count) --body;
-  put_tokens(session, tokens, count, body->rows);
-  slm_execute(session, body, 0, count);
-  memcpy(output, session->base[SLM_SPACE_OUTPUT],
-         (size_t)count * (size_t)slm_plan.output_size * sizeof(float));
+  /* The smallest function that takes them all: an encoder cannot be run in pieces. */
+  const slm_function *function = slm_plan.encoder
+                                     ? &slm_plan.bodies[slm_plan.body_count - 1]
+                                     : &slm_plan.sources[slm_plan.source_count - 1];
+  int32_t width = slm_plan.encoder ? slm_plan.output_size : slm_plan.hidden_size;
+  while (function->rows < count) --function;
+  put_tokens(session, tokens, count, function->rows);
+  slm_execute(session, function, 0, count);
+  if (output)
+    memcpy(output, session->base[SLM_SPACE_OUTPUT],
+           (size_t)count * (size_t)width * sizeof(float));
+  if (slm_plan.encoder) return;
+  /* Another source is another context. */
+  session->source = count;
+  session->position = 0;
+  session->has_logits = 0;
 }
-
-typedef enum { LAST_ROW, ALL_ROWS, ENCODE } output_mode;
 
 static int32_t run(slm_session *session, const int32_t *tokens, size_t count, float *output,
                    output_mode mode) {
   int32_t code = slm_enter(session);
   if (code != SLM_OK) return code;
-  if ((mode == ENCODE) != slm_plan.encoder)
-    code = slm_fail(SLM_ERR_KIND, slm_plan.encoder ? "this model is an encoder: use slm_encode"
-                                                   : "this model is a decoder: use slm_eval");
-  else if (mode != LAST_ROW && !output)
-    code = slm_fail(SLM_ERR_ARGUMENT, "the place for the output is NULL");
-  else
-    code = check_tokens(session, tokens, count);
+  code = check_call(session, output, mode);
+  if (code == SLM_OK) code = check_tokens(session, tokens, count, mode);
   if (code == SLM_OK) code = slm_pool_acquire(session->model->pool);
   if (code == SLM_OK) {
     if (mode == ENCODE)

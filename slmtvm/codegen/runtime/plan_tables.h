@@ -51,11 +51,14 @@ typedef struct slm_plan_tables {
   const uint64_t *refs;
   const slm_function *bodies; /* most rows first */
   const slm_function *heads;  /* most rows first; none for an encoder */
+  const slm_function *sources; /* most rows first; an encoder-decoder's only */
   int32_t kernel_count;
   int32_t body_count;
   int32_t head_count;
+  int32_t source_count;
   int32_t encoder;
   int32_t context;
+  int32_t source_context;
   int32_t capacity;
   int32_t vocab_size;
   int32_t output_size;

@@ -111,7 +111,10 @@ SLM_API int32_t slm_eval(slm_session *session, const int32_t *tokens, size_t cou
 SLM_API int32_t slm_eval_all(slm_session *session, const int32_t *tokens, size_t count,
                              float *logits);
 
-/* Runs an encoder over `count` >= 1 tokens: `output` takes count * slm_output_size() floats. */
+/* Runs an encoder over `count` >= 1 tokens: `output` takes count * slm_output_size() floats. An
+ * encoder-decoder reads its source so, at most "source_context" tokens of slm_info(): what the
+ * decoder needs of it is kept, and a new context begins. Its `output` may be NULL; else it takes
+ * count * "hidden_size" floats. */
 SLM_API int32_t slm_encode(slm_session *session, const int32_t *tokens, size_t count,
                            float *output);
 
