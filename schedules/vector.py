@@ -271,6 +271,24 @@ def erf(x: Expr) -> Expr:
     return T.bind(T.bind(x * p) / q)
 
 
+def tanh(x: Expr) -> Expr:
+    """The hyperbolic tangent to 4 ulp: the rational approximation of Eigen's tanh."""
+    lanes = lanes_of(x)
+    limit = 7.90531110763549805  # where it is 1 in float32
+    x = T.bind(maximum(minimum(x, splat(limit, lanes)), splat(-limit, lanes)))
+    square = T.bind(x * x)
+    p = polynomial(
+        square,
+        (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
+         1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03),
+    )  # fmt: skip
+    q = polynomial(
+        square, (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03,
+                 4.89352518554385e-03),
+    )  # fmt: skip
+    return T.bind(T.bind(x * p) / q)
+
+
 def half_to_float(bits: Expr) -> Expr:
     """IEEE half-precision bits (uint16) of finite values as float32, exactly.
 

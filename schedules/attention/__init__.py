@@ -5,13 +5,17 @@ from __future__ import annotations
 from slmtvm.schedules.attention.append import build_append
 from slmtvm.schedules.attention.attend import build_attend, build_decode
 from slmtvm.schedules.attention.remember import build_remember
-from slmtvm.schedules.attention.shape import AttentionShape, default_accumulators
+from slmtvm.schedules.attention.rotate import Rotation, build_rope
+from slmtvm.schedules.attention.shape import BIAS_MARGIN, AttentionShape, default_accumulators
 
 __all__ = [
+    "BIAS_MARGIN",
     "AttentionShape",
+    "Rotation",
     "build_append",
     "build_attend",
     "build_decode",
     "build_remember",
+    "build_rope",
     "default_accumulators",
 ]

@@ -1,4 +1,4 @@
-"""Rotates queries and keys by their position and appends keys and values to the cache."""
+"""Norms and rotates queries and keys and appends keys and values to the cache."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules import vector as vec
 from slmtvm.schedules.attention.cache import narrow
+from slmtvm.schedules.attention.rotate import Rotation, rotate_head
 from slmtvm.schedules.attention.shape import AttentionShape
 from slmtvm.schedules.kernel import Kernel, Work, define
+from slmtvm.schedules.rows.statistics import inverse_rms
 from slmtvm.schedules.vector import LANES, Buffer, Expr
 
 
 def build_append(shape: AttentionShape) -> Kernel:
-    """(qkv, [cos, sin], k_cache, v_cache) -> q float32 (m, num_heads * head_dim).
+    """(projections, [cos, sin], [q_gamma], [k_gamma], k_cache, v_cache) -> q float32 (m, q heads).
 
     The cache is the kernel's state, or, for "bidirectional", its outputs (after q; rows from m on
     are not written). One block for each row of each kv head.
     """
-    inputs = (shape.qkv, *shape.tables)
     cache_names = [t.name for t in shape.cache]
     if shape.causal:
-        tensors = (*inputs, *shape.cache, shape.q)
+        tensors = (*shape.inputs, *shape.cache, shape.q)
         outputs, state, scalars = ["q"], cache_names, ["position"]
     else:
-        tensors = (*inputs, shape.q, *shape.cache)
+        tensors = (*shape.inputs, shape.q, *shape.cache)
         outputs, state, scalars = ["q", *cache_names], [], []
 
     def body(block: Expr, *arguments: Any) -> None:
@@ -55,39 +56,58 @@ def append_row(
 ) -> None:
     """Append the key and value of one kv head of one row; its group's queries go to ``queries``."""
     d, group = shape.head_dim, shape.group
-    qkv, width = buffers["qkv"], shape.qkv.shape[1]
-    q_at = T.bind(row * width + head * (group * d))
-    k_at = T.bind(row * width + (shape.num_heads + head) * d)
-    v_at = T.bind(row * width + (shape.num_heads + shape.num_kv_heads + head) * d)
+    (q_rows, q_at), (k_rows, k_at), (v_rows, v_at) = _projections(shape, buffers, head, row)
+    turned = T.alloc_buffer((d,), "float32", scope="local")
     with T.serial(0, group) as member:
-        rotate_head(
-            shape, buffers, position, qkv, q_at + member * d, queries, queries_at + member * d
-        )
-    rotated = T.alloc_buffer((d,), "float32", scope="local")
-    rotate_head(shape, buffers, position, qkv, k_at, rotated, T.int32(0))
-    key = _stored_key(shape, rotated)
+        source, at = _normed(shape, buffers, "q", q_rows, T.bind(q_at + member * d))
+        _turn(shape, buffers, position, source, at, queries, T.bind(queries_at + member * d))
+    source, at = _normed(shape, buffers, "k", k_rows, k_at)
+    _turn(shape, buffers, position, source, at, turned, T.int32(0))
+    key = _stored_key(shape, turned)
     blocks = shape.capacity // LANES
     start = T.bind((head * blocks + position // LANES) * (d * LANES) + position % LANES)
     with T.serial(0, d) as i:
         vec.store(buffers["k_cache"], start + i * LANES, vec.load(key, i, 1), 1)
     v_out = T.bind((head * shape.capacity + position) * d)
     for at, lanes in vec.pieces(d):
-        value = narrow(shape, vec.load(qkv, v_at + at, lanes))
+        value = narrow(shape, vec.load(v_rows, v_at + at, lanes))
         vec.store(buffers["v_cache"], v_out + at, value, lanes)
 
 
-def _stored_key(shape: AttentionShape, rotated: Buffer) -> Buffer:
-    """The key as the cache stores it: converted by vectors, since its elements go far apart."""
-    if shape.kv_dtype == "float32":
-        return rotated
-    key = T.alloc_buffer((shape.head_dim,), shape.kv_dtype, scope="local")
-    for at, lanes in vec.pieces(shape.head_dim):
-        value = narrow(shape, vec.load(rotated, T.int32(at), lanes))
-        vec.store(key, T.int32(at), value, lanes)
-    return key
+def _projections(
+    shape: AttentionShape, buffers: dict[str, Buffer], head: Expr, row: Expr
+) -> list[tuple[Buffer, Expr]]:
+    """Where the queries of a kv head's group, its key and its value begin."""
+    heads = {"q": shape.num_heads, "k": shape.num_kv_heads, "v": shape.num_kv_heads}
+    found, before = [], 0
+    for kind, count in heads.items():
+        first = head * shape.group if kind == "q" else head
+        if shape.separate:
+            found.append((buffers[f"{kind}_in"], T.bind((row * count + first) * shape.head_dim)))
+        else:
+            place = row * sum(heads.values()) + before + first
+            found.append((buffers["qkv"], T.bind(place * shape.head_dim)))
+        before += count
+    return found
 
 
-def rotate_head(
+def _normed(
+    shape: AttentionShape, buffers: dict[str, Buffer], kind: str, source: Buffer, at: Expr
+) -> tuple[Buffer, Expr]:
+    """The head at ``at`` of ``source``, normed if the layer norms heads of its ``kind``."""
+    eps, d = {"q": shape.q_eps, "k": shape.k_eps}[kind], shape.head_dim
+    if eps is None:
+        return source, at
+    gamma = buffers[f"{kind}_gamma"]
+    result = T.alloc_buffer((d,), "float32", scope="local")
+    inverse = inverse_rms(d, lambda i, count: vec.load_part(source, at + i, count), eps)
+    for i, lanes in vec.pieces(d):
+        scaled = T.bind(vec.load(source, at + i, lanes) * vec.take_lanes(inverse, 0, lanes))
+        vec.store(result, T.int32(i), scaled * vec.load(gamma, T.int32(i), lanes), lanes)
+    return result, T.int32(0)
+
+
+def _turn(
     shape: AttentionShape,
     buffers: dict[str, Buffer],
     position: Expr,
@@ -96,27 +116,19 @@ def rotate_head(
     target: Buffer,
     target_at: Expr,
 ) -> None:
-    """One head of head_dim features from source to target, its first rotary_dim rotated."""
-    half = shape.rotary_dim // 2
-    for at, lanes in vec.pieces(half):
-        cos = vec.load(buffers["cos"], position * half + at, lanes)
-        sin = vec.load(buffers["sin"], position * half + at, lanes)
-        if shape.interleaved:
-            both = vec.load(source, source_at + 2 * at, 2 * lanes)
-            a = vec.shuffle([both], range(0, 2 * lanes, 2))
-            b = vec.shuffle([both], range(1, 2 * lanes, 2))
-        else:
-            a = vec.load(source, source_at + at, lanes)
-            b = vec.load(source, source_at + half + at, lanes)
-        turned_a = vec.fma(a, cos, T.bind(-T.bind(b * sin)))
-        turned_b = vec.fma(b, cos, T.bind(a * sin))
-        if shape.interleaved:
-            order = [i // 2 + (i % 2) * lanes for i in range(2 * lanes)]
-            pairs = vec.shuffle([turned_a, turned_b], order)
-            vec.store(target, target_at + 2 * at, pairs, 2 * lanes)
-        else:
-            vec.store(target, target_at + at, turned_a, lanes)
-            vec.store(target, target_at + half + at, turned_b, lanes)
-    for at, lanes in vec.pieces(shape.head_dim - shape.rotary_dim):
-        rest = shape.rotary_dim + at
-        vec.store(target, target_at + rest, vec.load(source, source_at + rest, lanes), lanes)
+    rotation = Rotation(shape.head_dim, shape.rotary_dim, shape.interleaved)
+    rotate_head(
+        rotation, buffers.get("cos"), buffers.get("sin"), position, source, source_at, target,
+        target_at,
+    )  # fmt: skip
+
+
+def _stored_key(shape: AttentionShape, turned: Buffer) -> Buffer:
+    """The key as the cache stores it: converted by vectors, since its elements go far apart."""
+    if shape.kv_dtype == "float32":
+        return turned
+    key = T.alloc_buffer((shape.head_dim,), shape.kv_dtype, scope="local")
+    for at, lanes in vec.pieces(shape.head_dim):
+        value = narrow(shape, vec.load(turned, T.int32(at), lanes))
+        vec.store(key, T.int32(at), value, lanes)
+    return key

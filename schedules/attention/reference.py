@@ -26,6 +26,11 @@ def rotate(shape: AttentionShape, x: Array, cos: Array, sin: Array) -> Array:
     return result
 
 
+def norm(x: Array, gamma: Array, eps: float) -> Array:
+    """The RMS norm of each head of x float64 (m, heads, head_dim)."""
+    return x / np.sqrt((x * x).mean(axis=2, keepdims=True) + eps) * gamma
+
+
 def stored(shape: AttentionShape, x: Array) -> Array:
     """x as the cache holds it: rounded once; float16 has no infinities."""
     largest = np.finfo(shape.kv_dtype).max
@@ -35,8 +40,13 @@ def stored(shape: AttentionShape, x: Array) -> Array:
 def append(shape: AttentionShape, inputs: Mapping[str, Array], position: int) -> dict[str, Array]:
     """Outputs q, k_cache and v_cache of the append kernel, computed in float64."""
     m, h, kv, d = shape.m, shape.num_heads, shape.num_kv_heads, shape.head_dim
-    heads = inputs["qkv"].astype(np.float64).reshape(m, h + 2 * kv, d)
+    given = [inputs[t.name].astype(np.float64) for t in shape.projections]
+    heads = np.concatenate(given, axis=1).reshape(m, h + 2 * kv, d)
     q, k, v = heads[:, :h], heads[:, h : h + kv], heads[:, h + kv :]
+    if shape.q_eps is not None:
+        q = norm(q, inputs["q_gamma"], shape.q_eps)
+    if shape.k_eps is not None:
+        k = norm(k, inputs["k_gamma"], shape.k_eps)
     if shape.rotary_dim:
         here = slice(position, position + m)
         cos, sin = (inputs[name][here].astype(np.float64) for name in ("cos", "sin"))
@@ -62,10 +72,17 @@ def attend(shape: AttentionShape, inputs: Mapping[str, Array], scalar: int) -> A
     values = inputs["v_cache"].astype(np.float64)
     o = np.empty((m, h, d))
     for i in range(m):
-        seen = scalar + i + 1 if shape.causal else scalar
+        position = scalar + i if shape.causal else i
+        end = position + 1 if shape.causal else scalar
+        begin = max(0, position + 1 - shape.window) if shape.window else 0
         for head in range(h):
             kv = head // shape.group
-            scores = keys[kv, :seen] @ q[i, head] * shape.scale
+            scores = keys[kv, begin:end] @ q[i, head] * shape.scale
+            if shape.softcap:
+                scores = shape.softcap * np.tanh(scores / shape.softcap)
+            if shape.bias_columns:
+                first = shape.bias_zero - position + begin
+                scores = scores + inputs["bias"][head, first : first + end - begin]
             weights = np.exp(scores - scores.max())
-            o[i, head] = weights @ values[kv, :seen] / weights.sum()
+            o[i, head] = weights @ values[kv, begin:end] / weights.sum()
     return o.reshape(m, h * d)

@@ -19,6 +19,9 @@ KV_DTYPES = ("float32", "float16")
 # such vector, the others hold eight in all.
 _ACCUMULATORS = {"avx512_vnni": 16}
 _ACCUMULATORS_OTHERS = 4
+MAX_BLOCK_QUERIES = 8  # queries whose scores are computed together
+# Rows of a block share the blocks of positions that they look at.
+BIAS_MARGIN = 2 * LANES
 
 
 def default_accumulators(isa: str) -> int:
@@ -39,6 +42,15 @@ class AttentionShape:
     for every position that a step writes, padding included. ``accumulators`` bounds how much of the
     score matrix is computed at once; it changes speed, never a result.
 
+    The projections come as one tensor of rows [q heads | k heads | v heads], or as three where
+    ``separate``. Where ``q_eps`` (``k_eps``) is given, each query (key) head is first divided by
+    ``sqrt(mean(x**2) + eps)`` and multiplied by q_gamma (k_gamma), float32 (head_dim,).
+
+    ``window``, ``softcap`` and a bias by distance are those of ``slm.attention``. The bias is
+    float32 (num_heads, bias_columns), that of distance 0 in column ``bias_zero``; for every pair of
+    positions that a block of the kernel meets, visible or not, there must be a column:
+    ``BIAS_MARGIN`` columns more than pairs of visible positions have.
+
     ``kv_dtype`` is how the cache holds keys and values, "float32" or "float16"; arithmetic is on
     float32. ``native_f16`` says whether the ISA converts between the two; the values are the same.
     """
@@ -56,6 +68,13 @@ class AttentionShape:
     kv_dtype: str = "float32"
     native_f16: bool = True
     accumulators: int = _ACCUMULATORS_OTHERS
+    separate: bool = False
+    q_eps: float | None = None
+    k_eps: float | None = None
+    window: int = 0
+    softcap: float = 0.0
+    bias_columns: int = 0
+    bias_zero: int = 0
 
     def __post_init__(self) -> None:
         assert self.mask in MASKS, self.mask
@@ -65,6 +84,8 @@ class AttentionShape:
         assert self.rotary_dim % 2 == 0 and self.rotary_dim <= self.head_dim, self
         assert (self.table_rows > 0) == (self.rotary_dim > 0), self
         assert self.kv_dtype in KV_DTYPES, self.kv_dtype
+        assert self.window >= 0 and self.softcap >= 0, self
+        assert self.causal or not self.window, self
 
     @property
     def group(self) -> int:
@@ -82,10 +103,33 @@ class AttentionShape:
         return ("position",) if self.causal else ("valid",)
 
     @property
-    def qkv(self) -> Tensor:
-        """The merged projections: a row is [q heads | k heads | v heads]."""
-        heads = self.num_heads + 2 * self.num_kv_heads
-        return Tensor("qkv", (self.m, heads * self.head_dim), "float32")
+    def projections(self) -> tuple[Tensor, ...]:
+        """What the layer's linear layers computed."""
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        if not self.separate:
+            return (Tensor("qkv", (self.m, q + 2 * kv), "float32"),)
+        widths = {"q_in": q, "k_in": kv, "v_in": kv}
+        return tuple(Tensor(name, (self.m, width), "float32") for name, width in widths.items())
+
+    @property
+    def gammas(self) -> tuple[Tensor, ...]:
+        """Factors of the norms of query and key heads, where they are normed."""
+        eps = {"q_gamma": self.q_eps, "k_gamma": self.k_eps}
+        return tuple(
+            Tensor(n, (self.head_dim,), "float32") for n, e in eps.items() if e is not None
+        )
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What appending reads, in order."""
+        return (*self.projections, *self.tables, *self.gammas)
+
+    @property
+    def bias(self) -> tuple[Tensor, ...]:
+        """What is added to scores, where something is."""
+        if not self.bias_columns:
+            return ()
+        return (Tensor("bias", (self.num_heads, self.bias_columns), "float32"),)
 
     @property
     def tables(self) -> tuple[Tensor, ...]:
@@ -124,7 +168,9 @@ class AttentionShape:
         """What attending computes: scores and weighted values."""
         per_position = 2 * self.m * self.num_heads * self.head_dim
         if self.causal:
-            return Work(context_multiply_adds=per_position, touched=self.table_bytes)
+            return Work(
+                context_multiply_adds=per_position, window=self.window, touched=self.table_bytes
+            )
         return Work(multiply_adds=per_position * self.m)
 
     def name(self, kind: str) -> str:
@@ -136,9 +182,35 @@ class AttentionShape:
         ]
         if self.kv_dtype == "float16":
             parts.append("f16" if self.native_f16 else "f16int")
-        if kind != "attend" and self.rotary_dim:
+        if kind != "attend":
+            parts += self._append_parts()
+        if kind != "append":
+            parts += self._attend_parts()
+        return "_".join(parts)
+
+    def _append_parts(self) -> list[str]:
+        parts = []
+        if self.rotary_dim:
             order = "interleaved" if self.interleaved else "halves"
             parts.append(f"r{self.rotary_dim}{order}{self.table_rows}")
-        if kind != "append":
-            parts.append(f"s{struct.pack('>f', self.scale).hex()}_a{self.accumulators}")
-        return "_".join(parts)
+        if self.separate:
+            parts.append("separate")
+        for name, eps in (("q", self.q_eps), ("k", self.k_eps)):
+            if eps is not None:
+                parts.append(f"{name}norm{_hex(eps)}")
+        return parts
+
+    def _attend_parts(self) -> list[str]:
+        parts = [f"s{_hex(self.scale)}", f"a{self.accumulators}"]
+        if self.window:
+            parts.append(f"w{self.window}")
+        if self.softcap:
+            parts.append(f"cap{_hex(self.softcap)}")
+        if self.bias_columns:
+            parts.append(f"bias{self.bias_columns}at{self.bias_zero}")
+        return parts
+
+
+def _hex(value: float) -> str:
+    """A float32 as part of a name."""
+    return struct.pack(">f", value).hex()

@@ -18,6 +18,9 @@ STATIC = ("rounded", "static_u8")  # with a scale that is known beforehand
 class RowOp:
     """``epilogue(prologue(x))`` for m rows of d features; the kernel's grid is the rows.
 
+    With ``groups`` every row of a norm without quantization has that many parts of d features, each
+    normed on its own with the same gamma: shapes (m, d) below are (m, groups * d).
+
     Prologues, from x float32 (m, d), all element-wise but the norms:
       copy; silu; relu; gelu_erf; gelu_tanh;
       rms_norm: x / sqrt(mean(x**2) + eps) * gamma, gamma float32 (d,);
@@ -49,6 +52,7 @@ class RowOp:
     storage: str = "uint8"
     keep_f32: bool = False
     residual: bool = False
+    groups: int = 1
     k_multiple: int = LANES  # k_padded of row_u8 is a multiple of it
     scale: float = 0.0  # of "rounded" and "static_u8"
     low: int = 0
@@ -65,6 +69,8 @@ class RowOp:
         assert self.low <= 0 <= self.high and self.high - self.low < 1 << 16, self
         assert self.epilogue != "static_u8" or self.high - self.low < 1 << 8, self
         assert not self.residual or self.prologue in NORMS, self
+        whole_rows = self.prologue not in NORMS or self.epilogue != "f32"
+        assert self.groups == 1 or not whole_rows, self
 
     @property
     def k_padded(self) -> int:
@@ -103,15 +109,17 @@ class RowOp:
             parts.append(f"{self.storage}_k{self.k_padded}")
         if self.epilogue in ("block", "row_u8", "static_u8") and self.keep_f32:
             parts.append("keep")
+        if self.groups > 1:
+            parts.append(f"groups{self.groups}")
         return "_".join(["row", *parts, f"m{self.m}", f"d{self.d}"])
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """The kernel's inputs, in order."""
-        m, d = self.m, self.d
-        tensors = [Tensor("x", (m, 2 * d if self.prologue == "silu_glu" else d), "float32")]
+        m, d, width = self.m, self.d, self.groups * self.d
+        tensors = [Tensor("x", (m, 2 * d if self.prologue == "silu_glu" else width), "float32")]
         if self.residual:
-            tensors.append(Tensor("residual", (m, d), "float32"))
+            tensors.append(Tensor("residual", (m, width), "float32"))
         if self.prologue in NORMS:
             tensors.append(Tensor("gamma", (d,), "float32"))
         if self.prologue == "layer_norm":
@@ -121,12 +129,12 @@ class RowOp:
     @property
     def outputs(self) -> tuple[Tensor, ...]:
         """The kernel's outputs, in order."""
-        m = self.m
+        m, width = self.m, self.groups * self.d
         tensors = []
         if self.residual:
-            tensors.append(Tensor("sum", (m, self.d), "float32"))
+            tensors.append(Tensor("sum", (m, width), "float32"))
         if self.stores_y:
-            tensors.append(Tensor("y", (m, self.d), "float32"))
+            tensors.append(Tensor("y", (m, width), "float32"))
         if self.epilogue == "block":
             tensors += [
                 Tensor("xq", (m, self.k_padded), "int8"),

@@ -13,13 +13,13 @@ from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules import vector as vec
 from slmtvm.schedules.rows.op import RowOp
-from slmtvm.schedules.vector import Accumulators, Buffer, Expr
+from slmtvm.schedules.rows.statistics import inverse_rms, mean
+from slmtvm.schedules.vector import Buffer, Expr
 
 Value = Callable[[Expr, int], Expr]
 Buffers = dict[str, Buffer]
 Function = Callable[[Expr], Expr]
 
-_STATISTICS_CHAINS = 4  # independent sums, to hide the latency of fma
 # Long enough to keep the units busy alone; several at once would spill registers on NEON.
 _LONG = ("silu_glu", "silu", "gelu_erf", "gelu_tanh")
 
@@ -86,30 +86,10 @@ def _norm_input(op: RowOp, row: Expr, buffers: Buffers) -> tuple[Value, Value]:
     return add_residual, read("sum")
 
 
-def _mean(op: RowOp, term: Callable[[Expr, Expr, int], Expr], offset: float) -> Expr:
-    """``sum / d + offset``; ``term(sum, column, count)`` adds 16 elements to a running sum."""
-    sums = Accumulators(_STATISTICS_CHAINS)
-
-    def emit(column: Expr, count: int, slot: int) -> None:
-        sums[slot] = term(sums[slot], column, count)
-
-    vec.sweep(op.d, emit, _STATISTICS_CHAINS)
-    total = vec.across(sums.fold(vec.add), vec.add)
-    return vec.fma(total, T.float32(1.0 / op.d), T.float32(offset))
-
-
-def _inverse_root(x: Expr) -> Expr:
-    return vec.splat(T.bind(T.float32(1.0) / vec.square_root(x)))
-
-
 def _rms_norm(op: RowOp, row: Expr, buffers: Buffers) -> Value:
     first, again = _norm_input(op, row, buffers)
 
-    def add_square(total: Expr, column: Expr, count: int) -> Expr:
-        x = first(column, count)
-        return vec.fma(x, x, total)
-
-    inverse = _inverse_root(_mean(op, add_square, op.eps))
+    inverse = inverse_rms(op.d, first, op.eps)
 
     def value(column: Expr, count: int) -> Expr:
         gamma = vec.load_part(buffers["gamma"], column, count)
@@ -120,16 +100,15 @@ def _rms_norm(op: RowOp, row: Expr, buffers: Buffers) -> Value:
 
 def _layer_norm(op: RowOp, row: Expr, buffers: Buffers) -> Value:
     first, again = _norm_input(op, row, buffers)
-    mean = vec.splat(_mean(op, lambda s, column, count: T.bind(s + first(column, count)), 0.0))
+    centre = vec.splat(mean(op.d, lambda s, column, count: T.bind(s + first(column, count)), 0.0))
 
-    def add_square(total: Expr, column: Expr, count: int) -> Expr:
-        centred = vec.keep_part(T.bind(again(column, count) - mean), count)
-        return vec.fma(centred, centred, total)
+    def centred(column: Expr, count: int) -> Expr:
+        return T.bind(again(column, count) - centre)
 
-    inverse = _inverse_root(_mean(op, add_square, op.eps))
+    inverse = inverse_rms(op.d, lambda at, count: vec.keep_part(centred(at, count), count), op.eps)
 
     def value(column: Expr, count: int) -> Expr:
-        scaled = T.bind(T.bind(again(column, count) - mean) * inverse)
+        scaled = T.bind(centred(column, count) * inverse)
         gamma = vec.load_part(buffers["gamma"], column, count)
         return vec.fma(scaled, gamma, vec.load_part(buffers["beta"], column, count))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -111,6 +112,10 @@ def quantize_static_u8(op: RowOp, y: Array) -> dict[str, Array]:
 
 def reference(op: RowOp, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Every output of ``build(op)``; float results are rounded once, from float64."""
+    if op.groups > 1:
+        parts = replace(op, m=op.m * op.groups, groups=1)
+        split = {t.name: inputs[t.name].reshape(t.shape) for t in parts.inputs}
+        return {name: y.reshape(op.m, -1) for name, y in reference(parts, split).items()}
     y = prologue(op, inputs).astype(np.float32)
     results: dict[str, Array] = {}
     if op.residual:

@@ -10,7 +10,7 @@ from slmtvm.schedules.vector import Buffer, Expr
 
 
 def build(op: RowOp) -> Kernel:
-    """The kernel of ``op``: tensors op.inputs, op.outputs, op.scratch; one block for each row."""
+    """The kernel of ``op``: tensors op.inputs, op.outputs, op.scratch; a block is a row's part."""
     tensors = (*op.inputs, *op.outputs, *op.scratch)
 
     def body(row: Expr, *arguments: Buffer) -> None:
@@ -18,4 +18,6 @@ def build(op: RowOp) -> Kernel:
         value = PROLOGUE_CODE[op.prologue](op, row, buffers)
         EPILOGUE_CODE[op.epilogue](op, row, buffers, value)
 
-    return define(op.name, tensors, body, grid=op.m, outputs=[t.name for t in op.outputs])
+    return define(
+        op.name, tensors, body, grid=op.m * op.groups, outputs=[t.name for t in op.outputs]
+    )

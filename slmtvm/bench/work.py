@@ -25,6 +25,7 @@ def kernel_work(described: Mapping[str, Any], calls: int, attended: float) -> Wo
 
     ``attended``: positions that a row attends to, on average over rows and calls.
     """
+    attended = min(attended, described["window"] or attended)
     read = described["weight_bytes"] + described["context_bytes"] * attended
     multiply_adds = described["multiply_adds"] + described["context_multiply_adds"] * attended
     moved = read + described["activation_bytes"]

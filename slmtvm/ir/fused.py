@@ -5,11 +5,13 @@ They are Relax ops like those of ``ops.py`` and follow the same conventions.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import tvm
 from tvm import relax
 from tvm.relax import Expr
 
-from slmtvm.ir.ops import define, make_call, name_operands, rows
+from slmtvm.ir.ops import define, make_call, name_operands, operands, rows
 
 # What a row op does to a row first, and the operands it takes.
 PROLOGUES = {
@@ -79,8 +81,11 @@ def row(
     eps: float = 0.0,
     keep_float: bool = False,
     rounding: tuple[float, int, int] = (0.0, 0, 0),
+    groups: int = 1,
 ) -> relax.Call:
     """A prologue on each row of x float32 (m, d), and its result as float32 or quantized.
+
+    A norm with ``groups``, for "f32" only, norms that many equal parts of a row each on its own.
 
     ``epilogue`` "f32": float32 (m, features). "block": the tuple (q int8 (m, padded),
     scale float32 (m, padded / group_size), sum of q float32, same shape). "row_u8": the tuple
@@ -93,7 +98,7 @@ def row(
     scale, low, high = rounding
     return make_call(
         ROW, [x, *params], prologue=prologue, epilogue=epilogue, group_size=group_size, eps=eps,
-        keep_float=int(keep_float), scale=scale, low=low, high=high,
+        keep_float=int(keep_float), scale=scale, low=low, high=high, groups=groups,
     )  # fmt: skip
 
 
@@ -118,18 +123,42 @@ def linear_on(
     )  # fmt: skip
 
 
-def qkv_attention(
-    qkv: Expr, cos: Expr | None, sin: Expr | None, attention: relax.Call, *, interleaved: bool
-) -> relax.Call:
-    """``slm.attention`` on qkv (m, (num_heads + 2 num_kv_heads) * head_dim), rotary included.
+@dataclass(frozen=True)
+class HeadNorms:
+    """RMS norms of each head of queries and of keys; gammas float32 (head_dim,), None: no norm."""
 
-    A row of qkv is [q heads | k heads | v heads]. Without cos and sin nothing is rotated.
+    q_gamma: Expr | None = None
+    k_gamma: Expr | None = None
+    q_eps: float = 0.0
+    k_eps: float = 0.0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A rotation of queries and keys, as ``slm.rope``; without tables there is none."""
+
+    cos: Expr | None = None
+    sin: Expr | None = None
+    interleaved: bool = False
+
+
+def qkv_attention(
+    projections: list[Expr], norms: HeadNorms, turn: Turn, attention: relax.Call
+) -> relax.Call:
+    """``slm.attention`` that norms, then rotates the heads of queries and keys itself.
+
+    ``projections``: q, k and v, or one value whose rows are [q heads | k heads | v heads].
     """
-    args, names = name_operands([qkv], {"cos": cos, "sin": sin})
-    attrs = dict(attention.attrs.items())
-    return make_call(
-        QKV_ATTENTION, args, **{**attrs, "operands": names, "interleaved": int(interleaved)}
-    )
+    named = {
+        "cos": turn.cos, "sin": turn.sin, "q_gamma": norms.q_gamma, "k_gamma": norms.k_gamma,
+        **operands(attention),
+    }  # fmt: skip
+    args, names = name_operands(projections, named)
+    own = {
+        "operands": names, "inputs": len(projections), "interleaved": int(turn.interleaved),
+        "q_eps": norms.q_eps, "k_eps": norms.k_eps,
+    }  # fmt: skip
+    return make_call(QKV_ATTENTION, args, **{**dict(attention.attrs.items()), **own})
 
 
 def remember_rows(x: Expr, kv: Expr, remember: relax.Call) -> relax.Call:

@@ -1,4 +1,4 @@
-"""rope(linear q), rope(linear k), linear v, attention -> one linear, one qkv_attention."""
+"""rope(norm(linear q)), rope(norm(linear k)), linear v, attention -> a linear, a qkv_attention."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from tvm import relax
 
-from slmtvm.errors import UnsupportedOpError
 from slmtvm.ir import fused, ops
+from slmtvm.ir.fused import HeadNorms, Turn
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.merge_linears import merge_linears
 from slmtvm.passes.rewrite import Rewriter, rewrite
@@ -15,7 +15,11 @@ from slmtvm.passes.rewrite import Rewriter, rewrite
 
 @dataclass(frozen=True)
 class FuseAttention:
-    """Attention takes its projections from one row [q | k | v] and rotates them itself."""
+    """Attention takes its projections from one row [q | k | v], norms and rotates them itself.
+
+    What it cannot take, such as different rotations or a norm after them, is left where it is; the
+    projections then come apart.
+    """
 
     name = "fuse-attention"
 
@@ -33,27 +37,24 @@ def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
     if call.op != ops.ATTENTION:
         return None
     q, k, v = call.args[:3]
-    if int(call.attrs["window"]) or float(call.attrs["softcap"]) or str(call.attrs["operands"]):
-        raise UnsupportedOpError(
-            "attention with a window, a cap on its scores or a bias has no kernel",
-            where=f"attention layer {int(call.attrs['layer'])}",
-        )
+    q, k, turn = _take_rotation(q, k, rewriter)
+    q, q_gamma, q_eps = _take_norm(q, int(call.attrs["num_heads"]), rewriter)
+    k, k_gamma, k_eps = _take_norm(k, int(call.attrs["num_kv_heads"]), rewriter)
+    merged = merge_linears([q, k, v], rewriter)
+    projections = [q, k, v] if merged is None else [merged]
+    return fused.qkv_attention(projections, HeadNorms(q_gamma, k_gamma, q_eps, k_eps), turn, call)
+
+
+def _take_rotation(
+    q: relax.Expr, k: relax.Expr, rewriter: Rewriter
+) -> tuple[relax.Expr, relax.Expr, Turn]:
+    """q and k before their rotation, where both have the same."""
     q_rope, k_rope = rewriter.call_to(q, ops.ROPE), rewriter.call_to(k, ops.ROPE)
-    cos = sin = None
-    interleaved = False
-    if q_rope is not None or k_rope is not None:
-        if q_rope is None or k_rope is None or not _same_tables(q_rope, k_rope):
-            raise UnsupportedOpError(
-                "queries and keys are rotated differently; both must use the same tables",
-                where=f"attention layer {int(call.attrs['layer'])}",
-            )
-        _, cos, sin = q_rope.args
-        interleaved = bool(int(q_rope.attrs["interleaved"]))
-        q, k = q_rope.args[0], k_rope.args[0]
-    qkv = merge_linears([q, k, v], rewriter)
-    if qkv is None:
-        qkv = rewriter.emit(relax.op.concat([q, k, v], axis=1))
-    return fused.qkv_attention(qkv, cos, sin, call, interleaved=interleaved)
+    if q_rope is None or k_rope is None or not _same_tables(q_rope, k_rope):
+        return q, k, Turn()
+    _, cos, sin = q_rope.args
+    turn = Turn(cos, sin, bool(int(q_rope.attrs["interleaved"])))
+    return q_rope.args[0], k_rope.args[0], turn
 
 
 def _same_tables(a: relax.Call, b: relax.Call) -> bool:
@@ -62,3 +63,13 @@ def _same_tables(a: relax.Call, b: relax.Call) -> bool:
         and a.args[2].same_as(b.args[2])
         and a.attrs["interleaved"] == b.attrs["interleaved"]
     )
+
+
+def _take_norm(
+    x: relax.Expr, heads: int, rewriter: Rewriter
+) -> tuple[relax.Expr, relax.Expr | None, float]:
+    """x before the RMS norm of each of its ``heads``, with gamma and epsilon, where it has one."""
+    norm = rewriter.call_to(x, ops.RMS_NORM)
+    if norm is None or int(norm.attrs["groups"]) != heads:
+        return x, None, 0.0
+    return norm.args[0], norm.args[1], float(norm.attrs["eps"])

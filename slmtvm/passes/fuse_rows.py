@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from tvm import relax
 from tvm.ir import Op
 
-from slmtvm.errors import UnsupportedOpError
 from slmtvm.ir import fused, ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.merge_linears import merge_linears
@@ -38,9 +37,8 @@ def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
     if call.op == ops.RMS_NORM or call.op == ops.LAYER_NORM:
         prologue = "rms_norm" if call.op == ops.RMS_NORM else "layer_norm"
         x, *params = call.args
-        if int(call.attrs["groups"]) != 1:
-            raise UnsupportedOpError("norms of parts of a row have no kernel")
-        return fused.row(x, params, prologue=prologue, eps=float(call.attrs["eps"]))
+        eps, groups = float(call.attrs["eps"]), int(call.attrs["groups"])
+        return fused.row(x, params, prologue=prologue, eps=eps, groups=groups)
     if call.op == ops.QUANTIZE_DEQUANTIZE:
         return _rounded(call, rewriter)
     if not isinstance(call.op, Op):
@@ -67,10 +65,14 @@ def _rounded(call: relax.Call, rewriter: Rewriter) -> relax.Expr:
     (x,) = call.args
     rounding = fused.rounding_of(call)
     made = rewriter.call_to(x, fused.ROW)
-    if made is None or str(made.attrs["epilogue"]) != "f32" or len(rewriter.readers(x)) != 1:
+    if made is None or not _can_round(made) or len(rewriter.readers(x)) != 1:
         return fused.row(x, [], prologue="copy", epilogue="rounded", rounding=rounding)
     source, *params = made.args
     return fused.row(
         source, params, prologue=str(made.attrs["prologue"]), epilogue="rounded",
         eps=float(made.attrs["eps"]), rounding=rounding,
     )  # fmt: skip
+
+
+def _can_round(row: relax.Call) -> bool:
+    return str(row.attrs["epilogue"]) == "f32" and int(row.attrs["groups"]) == 1

@@ -40,13 +40,13 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     m, width = _shape(x)
     attrs = call.attrs
     prologue, epilogue = str(attrs["prologue"]), str(attrs["epilogue"])
-    whole = epilogue == "tensor_u8"
+    whole, groups = epilogue == "tensor_u8", int(attrs["groups"])
     scale, low, high = rounding_of(call)
     op = rows.RowOp(
         prologue=prologue,
         epilogue="row_u8" if whole else epilogue,
         m=m,
-        d=width // 2 if prologue == "silu_glu" else width,
+        d=width // 2 if prologue == "silu_glu" else width // groups,
         eps=float(attrs["eps"]),
         group_size=int(attrs["group_size"]),
         storage=emitter.isa.row_dtype,
@@ -54,6 +54,7 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         scale=scale,
         low=low,
         high=high,
+        groups=groups,
     )
     floats = epilogue in ("f32", "rounded")
     assert floats or op.k_padded == padded_features(op.d, epilogue, op.group_size)
@@ -74,12 +75,15 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
 
 @_handles("slm.qkv_attention")
 def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
-    qkv = call.args[0]
-    m, _ = _shape(qkv)
     attrs, named = call.attrs, ops.operands(call)
+    projections = list(call.args)[: int(attrs["inputs"])]
+    m, _ = _shape(projections[0])
     causal = str(attrs["mask"]) == "causal"
     capacity = emitter.capacity if causal else -(-m // CACHE_BLOCK) * CACHE_BLOCK
-    tables = [_position_table(named[name], capacity, emitter) for name in ("cos", "sin") if named]
+    tables = [
+        _position_table(named[name], capacity, emitter) for name in ("cos", "sin") if name in named
+    ]
+    bias, bias_zero = _distance_bias(named.get("bias"), capacity if causal else 0, emitter)
     shape = attention.AttentionShape(
         m=m,
         num_heads=int(attrs["num_heads"]),
@@ -94,17 +98,64 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         kv_dtype=emitter.kv_dtype if causal else "float32",
         native_f16=emitter.isa.native_f16,
         accumulators=attention.default_accumulators(emitter.isa.name),
+        separate=len(projections) > 1,
+        q_eps=float(attrs["q_eps"]) if "q_gamma" in named else None,
+        k_eps=float(attrs["k_eps"]) if "k_gamma" in named else None,
+        window=int(attrs["window"]),
+        softcap=float(attrs["softcap"]),
+        bias_columns=_shape(bias[0])[1] if bias else 0,
+        bias_zero=bias_zero,
     )
+    gammas = [
+        emitter.weight(named[name].name, emitter.array(named[name]))
+        for name in ("q_gamma", "k_gamma")
+        if name in named
+    ]
+    inputs = [*projections, *tables, *gammas]
     if not causal:
-        made = emitter.call(attention.build_append(shape), [qkv, *tables])
-        inputs = [made[name] for name in ("q", "k_cache", "v_cache")]
-        return emitter.call(attention.build_attend(shape), inputs)["o"]
+        made = emitter.call(attention.build_append(shape), inputs)
+        caches = [made[t.name] for t in shape.cache]
+        return emitter.call(attention.build_attend(shape), [made["q"], *bias, *caches])["o"]
     layer = int(attrs["layer"])
     caches = [emitter.cache(f"layer{layer}.{t.name}", t) for t in shape.cache]
     if m == 1:
-        return emitter.call(attention.build_decode(shape), [qkv, *tables, *caches])["o"]
-    q = emitter.call(attention.build_append(shape), [qkv, *tables, *caches])["q"]
-    return emitter.call(attention.build_attend(shape), [q, *caches])["o"]
+        return emitter.call(attention.build_decode(shape), [*inputs, *bias, *caches])["o"]
+    q = emitter.call(attention.build_append(shape), [*inputs, *caches])["q"]
+    return emitter.call(attention.build_attend(shape), [q, *bias, *caches])["o"]
+
+
+@_handles("slm.rope")
+def _rope(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    x, *given = call.args
+    m, _ = _shape(x)
+    attrs = call.attrs
+    tables = [_position_table(table, emitter.capacity, emitter) for table in given]
+    rotation = attention.Rotation(
+        int(attrs["head_dim"]), 2 * _shape(tables[0])[1], bool(int(attrs["interleaved"]))
+    )
+    kernel = attention.build_rope(
+        m, int(attrs["num_heads"]), rotation, emitter.capacity,
+        causal=emitter.model.kind == "decoder",
+    )  # fmt: skip
+    return emitter.call(kernel, [x, *tables])["y"]
+
+
+def _distance_bias(
+    expr: relax.Expr | None, capacity: int, emitter: KernelEmitter
+) -> tuple[list[relax.Var], int]:
+    """A bias by distance with the columns that a kernel wants, and the column of distance 0.
+
+    capacity: positions of the cache that a causal bias is for; 0 for a bidirectional one.
+    """
+    if expr is None:
+        return [], 0
+    table = emitter.array(expr)
+    zero = table.shape[1] - 1 if capacity else table.shape[1] // 2
+    # Positions beyond the context are padding: any bias will do.
+    before = max(0, capacity - 1 - zero) if capacity else 0
+    padded = np.pad(table, ((0, 0), (before, attention.BIAS_MARGIN)), "edge")
+    name = f"{expr.name}:{before}+{attention.BIAS_MARGIN}"
+    return [emitter.weight(name, padded)], zero + before
 
 
 @_handles("slm.remember_rows")

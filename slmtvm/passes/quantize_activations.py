@@ -84,7 +84,8 @@ class _Rule:
         rounding = _rounding(call)
         wanted = [self._row(r, rounding) if _is_linear(r) else _FLOAT for r in rewriter.now_read_by]
         quantized = set(wanted) - {_FLOAT}
-        if len(quantized) != 1:
+        # Quantization is of whole rows, a norm with groups of their parts.
+        if len(quantized) != 1 or int(call.attrs["groups"]) > 1:
             return None
         (row,) = quantized
         keep = _FLOAT in wanted

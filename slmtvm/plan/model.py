@@ -60,7 +60,8 @@ class KernelWork:
     """Bytes read and multiply-adds of one call of a kernel, for the bench.
 
     ``context_bytes`` are those of the KV cache for each position that is attended to;
-    ``context_multiply_adds`` those for each position that every row of the call attends to.
+    ``context_multiply_adds`` those for each position that every row of the call attends to; there
+    are at most ``window`` of these, unless that is 0.
     """
 
     weight_bytes: int = 0
@@ -68,6 +69,7 @@ class KernelWork:
     multiply_adds: int = 0
     context_bytes: int = 0
     context_multiply_adds: int = 0
+    window: int = 0
 
 
 @dataclass(frozen=True)

@@ -20,4 +20,5 @@ def kernel_work(kernel: Kernel, args: Sequence[Ref], capacity: int) -> KernelWor
         multiply_adds=kernel.work.multiply_adds,
         context_bytes=bytes_of[Space.STATE] // capacity if attends else 0,
         context_multiply_adds=kernel.work.context_multiply_adds,
+        window=kernel.work.window,
     )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import tvm
 from onnx import helper, numpy_helper
+from tvm import relax
 
-from slmtvm.ir.reference import dequantize, quantize_blocks, quantize_rows, unpack_int4
+from slmtvm.ir import ops
+from slmtvm.ir.model import CanonicalModel, KvSpec
+from slmtvm.ir.reference import dequantize, evaluate, quantize_blocks, quantize_rows, unpack_int4
 
 
 def run(node: onnx.NodeProto, x: np.ndarray, **constants: np.ndarray) -> list[np.ndarray]:
@@ -76,3 +82,53 @@ def test_blocks_of_zeros_stay_zero():
     x = np.zeros((2, 40), np.float32)
     x[1, 33] = 3
     np.testing.assert_allclose(quantize_blocks(x, 32), x)
+
+
+ROWS, HEADS, KV_HEADS, HEAD_DIM = 23, 4, 2, 16
+
+
+def attention_of(q: np.ndarray, k: np.ndarray, v: np.ndarray, **attrs: float) -> np.ndarray:
+    """``slm.attention`` of one layer; rows of q, k and v are looked up by token."""
+    tables = {"q": q, "k": k, "v": v}
+    params = {
+        n: relax.Var(n, relax.TensorType(array.shape, "float32")) for n, array in tables.items()
+    }
+    tokens = relax.Var("tokens", relax.TensorType((tvm.tirx.Var("m", "int64"),), "int32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [tokens, *params.values()]):
+        with builder.dataflow():
+            rows = [
+                builder.emit(ops.embedding(tokens, p, dim=tables[n].shape[1], format="f32"))
+                for n, p in params.items()
+            ]
+            call = ops.attention(
+                *rows, layer=0, num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM,
+                mask="causal", **attrs,
+            )  # fmt: skip
+            output = builder.emit_output(call)
+        builder.emit_func_output(output)
+    model = CanonicalModel(
+        builder.get(), tables, "decoder", "toy", len(q), len(q), q.shape[1], HEADS,
+        (KvSpec(KV_HEADS, HEAD_DIM),), Path("toy.onnx"),
+    )  # fmt: skip
+    return evaluate(model, np.arange(len(q)))
+
+
+@pytest.mark.parametrize("window", [0, 1, 5, 100])
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+def test_attention_with_a_window_and_a_cap(window, softcap):
+    rng = np.random.default_rng(0)
+    widths = [HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM]
+    q, k, v = (rng.normal(size=(ROWS, w)).astype(np.float32) for w in widths)
+    past = np.zeros((1, KV_HEADS, 0, HEAD_DIM), np.float32)
+    node = helper.make_node(
+        "GroupQueryAttention", ["x", "k", "v", "past_k", "past_v", "last", "total"],
+        ["y", "present_k", "present_v"], domain="com.microsoft", num_heads=HEADS,
+        kv_num_heads=KV_HEADS, scale=0.7, softcap=softcap, local_window_size=window or -1,
+    )  # fmt: skip
+    want = run(
+        node, q[None], k=k[None], v=v[None], past_k=past, past_v=past,
+        last=np.full((1, 1), ROWS - 1, np.int32), total=np.full(1, ROWS, np.int32),
+    )[0]  # fmt: skip
+    got = attention_of(q, k, v, scale=0.7, window=window, softcap=softcap)
+    np.testing.assert_allclose(got, want[0], atol=3e-6)

@@ -11,7 +11,7 @@ from tvm.ir import Op
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.pipeline import fuse, passes
 from slmtvm.passes.rewrite import bindings, function_names
-from tests.passes.toy import decoder
+from tests.passes.toy import Layer, decoder
 
 
 def op_counts(model: CanonicalModel, function: str) -> Counter[str]:
@@ -49,6 +49,32 @@ def test_a_decoder_layer_becomes_four_linears_one_attention_and_row_ops(
         "slm.row": 3 * rows,
     }
     assert op_counts(fused, "head_1") == {"slm.row": 1, linear: 1}
+
+
+def test_norms_of_heads_become_part_of_attention_on_merged_projections() -> None:
+    kinds = [Layer(norm="heads", window=8), Layer(norm="heads", q_base=0, k_base=0, softcap=2.0)]
+    fused = fuse(decoder("f32", variants=kinds))
+    usual = op_counts(fuse(decoder("f32", layers=2)), "body_1")
+    assert op_counts(fused, "body_1") == usual
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"),
+    [
+        (Layer(norm="rows"), {"slm.row": 2}),
+        (Layer(norm="heads", norm_last=True), {"slm.rope": 2}),
+        (Layer(k_base=500.0), {"slm.rope": 2}),
+        (Layer(k_base=0.0, norm="heads"), {"slm.rope": 1, "slm.row": 1}),
+    ],
+    ids=lambda v: str(v),
+)
+def test_what_attention_cannot_do_itself_is_done_before_it(
+    kind: Layer, left: dict[str, int]
+) -> None:
+    usual = op_counts(fuse(decoder("f32", layers=1)), "body_1")
+    more = op_counts(fuse(decoder("f32", variants=[kind])), "body_1") - usual
+    separate = {"slm.float_linear": 2}  # q, k and v are not one layer
+    assert more == Counter(separate) + Counter(left)
 
 
 def test_rows_are_bound_to_the_chunk_sizes() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,24 @@ from slmtvm.ir.model import CanonicalModel, KvSpec
 DIM, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB, CONTEXT = 64, 4, 2, 16, 96, 112, 96
 
 
+@dataclass(frozen=True)
+class Layer:
+    """What is particular about the attention of one layer.
+
+    Queries and keys are rotated by the tables of their bases, unless these are 0. ``norm``: RMS
+    norms of queries and keys, "heads" each head on its own, "rows" all together, None none;
+    ``norm_last``: after the rotation.
+    """
+
+    q_base: float = 10000.0
+    k_base: float = 10000.0
+    norm: str | None = None
+    norm_last: bool = False
+    window: int = 0
+    softcap: float = 0.0
+    bias: bool = False
+
+
 class _Builder:
     def __init__(self, weight_format: str, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -24,6 +44,16 @@ class _Builder:
     def param(self, name: str, array: np.ndarray) -> relax.Var:
         self.params[name] = array
         return relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
+
+    def floats(self, name: str, *shape: int) -> relax.Var:
+        return self.param(name, self.rng.random(shape).astype("f"))
+
+    def tables(self, base: float) -> tuple[relax.Var, relax.Var]:
+        frequencies = base ** (-np.arange(HEAD_DIM // 2) * 2 / HEAD_DIM)
+        angles = np.arange(CONTEXT)[:, None] * frequencies
+        name = "" if base == Layer().q_base else f"{base:g}"
+        cos = self.param(f"cos{name}", np.cos(angles).astype("f"))
+        return cos, self.param(f"sin{name}", np.sin(angles).astype("f"))
 
     def linear(self, name: str, n: int, k: int) -> tuple[dict[str, relax.Var], dict[str, object]]:
         if self.format == "int4":
@@ -40,9 +70,13 @@ class _Builder:
         return variables, {"n": n, "k": k, "format": self.format, "group_size": group}
 
 
-def decoder(weight_format: str = "int4", layers: int = 2, seed: int = 0) -> CanonicalModel:
-    """A Llama-like decoder as the importer would make it."""
+def decoder(
+    weight_format: str = "int4", layers: int = 2, seed: int = 0, variants: Sequence[Layer] = ()
+) -> CanonicalModel:
+    """A Llama-like decoder as the importer would make it; ``variants``: its layers, if not equal"""
     b = _Builder(weight_format, seed)
+    kinds = tuple(variants) or (Layer(),) * layers
+    layers = len(kinds)
     sizes = {
         "q": (HEADS * HEAD_DIM, DIM), "k": (KV_HEADS * HEAD_DIM, DIM),
         "v": (KV_HEADS * HEAD_DIM, DIM), "o": (DIM, HEADS * HEAD_DIM),
@@ -55,23 +89,48 @@ def decoder(weight_format: str = "int4", layers: int = 2, seed: int = 0) -> Cano
     }
     linears["head"] = b.linear("head", VOCAB, DIM)
     norms = {
-        name: b.param(name, b.rng.random(DIM).astype("f"))
+        name: b.floats(name, DIM)
         for name in [f"{i}.norm{j}" for i in range(layers) for j in (1, 2)] + ["norm"]
     }
     table = b.param("embedding", b.rng.standard_normal((VOCAB, DIM)).astype("f"))
-    frequencies = 10000.0 ** (-np.arange(HEAD_DIM // 2) * 2 / HEAD_DIM)
-    angles = np.arange(CONTEXT)[:, None] * frequencies
-    cos = b.param("cos", np.cos(angles).astype("f"))
-    sin = b.param("sin", np.sin(angles).astype("f"))
+    bases = {base for kind in kinds for base in (kind.q_base, kind.k_base) if base}
+    tables = {base: b.tables(base) for base in sorted(bases)}
+    gammas, biases = {}, {}
+    for i, kind in enumerate(kinds):
+        for name, heads in (("q", HEADS), ("k", KV_HEADS)):
+            if kind.norm:
+                width = HEAD_DIM if kind.norm == "heads" else heads * HEAD_DIM
+                gammas[f"{i}.{name}"] = b.floats(f"{i}.{name}_gamma", width)
+        if kind.bias:
+            biases[i] = b.floats(f"{i}.bias", HEADS, CONTEXT)
 
     tokens = relax.Var("tokens", relax.TensorType((tvm.tirx.Var("m", "int64"),), "int32"))
     variables = [v for named, _ in linears.values() for v in named.values()]
-    params = [*variables, *norms.values(), table, cos, sin]
+    position_tables = [t for pair in tables.values() for t in pair]
+    params = [
+        *variables, *norms.values(), *gammas.values(), *biases.values(), table, *position_tables
+    ]  # fmt: skip
     emit = b.block.emit
 
     def linear(name: str, x: relax.Var) -> relax.Var:
         named, attrs = linears[name]
         return emit(ops.linear(x, **named, **attrs))
+
+    def place(i: int, name: str, x: relax.Var, heads: int, base: float) -> relax.Var:
+        """Queries or keys normed and rotated as the layer has it."""
+        kind = kinds[i]
+
+        def norm(x: relax.Var) -> relax.Var:
+            groups = heads if kind.norm == "heads" else 1
+            return emit(ops.rms_norm(x, gammas[f"{i}.{name}"], eps=1e-6, groups=groups))
+
+        def rotate(x: relax.Var) -> relax.Var:
+            return emit(ops.rope(x, *tables[base], num_heads=heads, head_dim=HEAD_DIM))
+
+        steps = [*[norm] * bool(kind.norm), *[rotate] * bool(base)]
+        for step in reversed(steps) if kind.norm_last else steps:
+            x = step(x)
+        return x
 
     with b.block.function("main", [tokens, *params]):
         with b.block.dataflow():
@@ -79,12 +138,13 @@ def decoder(weight_format: str = "int4", layers: int = 2, seed: int = 0) -> Cano
             for i in range(layers):
                 h = emit(ops.rms_norm(x, norms[f"{i}.norm1"], eps=1e-5))
                 q, k, v = (linear(f"{i}.{name}", h) for name in "qkv")
-                q = emit(ops.rope(q, cos, sin, num_heads=HEADS, head_dim=HEAD_DIM))
-                k = emit(ops.rope(k, cos, sin, num_heads=KV_HEADS, head_dim=HEAD_DIM))
+                q = place(i, "q", q, HEADS, kinds[i].q_base)
+                k = place(i, "k", k, KV_HEADS, kinds[i].k_base)
                 a = emit(
                     ops.attention(
-                        q, k, v, layer=i, num_heads=HEADS, num_kv_heads=KV_HEADS,
+                        q, k, v, biases.get(i), layer=i, num_heads=HEADS, num_kv_heads=KV_HEADS,
                         head_dim=HEAD_DIM, scale=HEAD_DIM**-0.5, mask="causal",
+                        window=kinds[i].window, softcap=kinds[i].softcap,
                     )
                 )  # fmt: skip
                 x = emit(relax.op.add(x, linear(f"{i}.o", a)))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
+from slmtvm.bench.work import kernel_work
 from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.plan.build import build_plan
 from slmtvm.plan.model import Plan
 from slmtvm.target import Target
-from tests.passes.toy import DIM, FFN, HEAD_DIM, HEADS, KV_HEADS, VOCAB, decoder
+from tests.passes.toy import DIM, FFN, HEAD_DIM, HEADS, KV_HEADS, VOCAB, Layer, decoder
 
 LAYERS = 2
 
@@ -40,6 +43,18 @@ def test_the_cache_is_read_once_by_attention(plan: Plan, rows: int) -> None:
     assert total(plan, "body", rows, "context_bytes") == plan.kv_bytes_per_token
     per_position = 2 * rows * HEADS * HEAD_DIM * LAYERS
     assert total(plan, "body", rows, "context_multiply_adds") == per_position
+
+
+def test_a_window_bounds_the_positions_that_are_counted() -> None:
+    model = decoder("f32", variants=[Layer(window=24), Layer()])
+    kernels = build_plan(lower(fuse(model), Target.load("x86-64-v3")), {}).kernels
+    decode = [asdict(k.work) for name, k in kernels.items() if "decode" in name]
+    counted = {
+        attended: sorted(kernel_work(d, 1, attended).multiply_adds for d in decode)
+        for attended in (10.0, 50.0)
+    }
+    assert counted[10.0][0] == counted[10.0][1] > 0
+    assert counted[50.0] == [counted[10.0][0] * 2.4, counted[10.0][0] * 5]
 
 
 def test_a_decoded_token_reads_every_matrix_once(plan: Plan) -> None:

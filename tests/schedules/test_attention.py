@@ -16,58 +16,20 @@ from slmtvm.schedules.attention import reference as ref
 from slmtvm.schedules.attention.shape import KV_DTYPES
 from slmtvm.schedules.vector import LANES
 from slmtvm.target import Target, known_targets
+from tests.schedules.attention_cases import (
+    ABSOLUTE,
+    CAPACITY,
+    Arrays,
+    attention_shape,
+    bits,
+    cache,
+    check_step,
+    projections,
+    random_floats,
+    step,
+    tables,
+)
 from tests.schedules.harness import run
-
-CAPACITY = 128
-# float32 sums of up to CAPACITY products of values of magnitude 1.
-ABSOLUTE = 4e-6
-
-Arrays = dict[str, np.ndarray]
-
-
-def attention_shape(
-    m: int, heads: int, kv_heads: int, head_dim: int, rotary_dim: int = 0, **fields: object
-) -> AttentionShape:
-    shape = AttentionShape(
-        m, heads, kv_heads, head_dim, CAPACITY, head_dim**-0.5,
-        rotary_dim=rotary_dim, table_rows=CAPACITY if rotary_dim else 0,
-    )  # fmt: skip
-    return replace(shape, **fields)  # type: ignore[arg-type]
-
-
-def random_floats(*shape: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def tables(shape: AttentionShape) -> Arrays:
-    if not shape.rotary_dim:
-        return {}
-    half = shape.rotary_dim // 2
-    angles = np.arange(CAPACITY)[:, None] * 10000.0 ** (-np.arange(half) / half)
-    return {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
-
-
-def cache(shape: AttentionShape, position: int) -> Arrays:
-    """Positions before ``position`` are filled; the others are not numbers, and may not matter."""
-    keys, values = (random_floats(*t.shape, seed=i) for i, t in enumerate(shape.cache))
-    lane = np.arange(CAPACITY).reshape(1, -1, 1, LANES)
-    keys = np.where(lane < position, keys, np.float32(np.nan))
-    values[:, position:] = np.nan
-    return {"k_cache": keys.astype(shape.kv_dtype), "v_cache": values.astype(shape.kv_dtype)}
-
-
-def step(shape: AttentionShape, qkv: np.ndarray, kept: Arrays, position: int, target: Target,
-         cuts: tuple[int, ...] = ()) -> Arrays:  # fmt: skip
-    """q, o and the cache after the append and the attend kernel."""
-    inputs = {"qkv": qkv, **tables(shape), **kept}
-    appended = run(attention.build_append(shape), inputs, target, position=position, cuts=cuts)
-    inputs = {name: appended[name] for name in ("q", "k_cache", "v_cache")}
-    attended = run(attention.build_attend(shape), inputs, target, position=position, cuts=cuts)
-    return {**inputs, "o": attended["o"]}
-
-
-def bits(array: np.ndarray) -> np.ndarray:
-    return array.view(f"u{array.itemsize}")
 
 
 @pytest.fixture(params=known_targets())
@@ -91,19 +53,7 @@ CASES = [
 def test_a_step_computes_its_reference(
     shape: AttentionShape, position: int, kv_dtype: str, target: Target
 ) -> None:
-    shape = with_kv(shape, kv_dtype, target)
-    qkv, kept = random_floats(*shape.qkv.shape, seed=3), cache(shape, position)
-    got = step(shape, qkv, kept, position, target, cuts=(1, 2))
-    want = ref.append(shape, {"qkv": qkv, **tables(shape), **kept}, position)
-    for name, value in want.items():
-        # A sum's own error may carry it over the boundary between two float16.
-        relative = 1e-7 if value.dtype == np.float32 else np.finfo(np.float16).eps
-        np.testing.assert_allclose(
-            got[name].astype(np.float32), value.astype(np.float32),
-            rtol=relative, atol=ABSOLUTE, err_msg=name,
-        )  # fmt: skip
-    expected = ref.attend(shape, got, position)
-    np.testing.assert_allclose(got["o"], expected, atol=ABSOLUTE)
+    check_step(with_kv(shape, kv_dtype, target), position, target)
 
 
 @pytest.mark.slow
@@ -115,7 +65,7 @@ def test_head_sizes_at_positions_around_a_block(
 ) -> None:
     shape = attention_shape(6, 6, 2, head_dim, head_dim)
     for kv_dtype in KV_DTYPES:
-        test_a_step_computes_its_reference(shape, position, kv_dtype, target)
+        check_step(with_kv(shape, kv_dtype, target), position, target)
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
@@ -124,10 +74,10 @@ def test_decoding_in_one_kernel_changes_no_bit(
     rotary_dim: int, kv_dtype: str, target: Target
 ) -> None:
     shape, position = with_kv(attention_shape(1, 6, 2, 32, rotary_dim), kv_dtype, target), 37
-    qkv, kept = random_floats(*shape.qkv.shape, seed=3), cache(shape, position)
-    two = step(shape, qkv, kept, position, target)
+    given, kept = projections(shape), cache(shape, position)
+    two = step(shape, given, kept, position, target)
     kernel = attention.build_decode(shape)
-    one = run(kernel, {"qkv": qkv, **tables(shape), **kept}, target, position=position, cuts=(1,))
+    one = run(kernel, {**given, **tables(shape), **kept}, target, position=position, cuts=(1,))
     for name in ("o", "k_cache", "v_cache"):
         np.testing.assert_array_equal(bits(one[name]), bits(two[name]), err_msg=name)
 
@@ -138,7 +88,7 @@ def chunked(shape: AttentionShape, qkv: np.ndarray, start: int, chunk: int, accu
     shape = replace(shape, m=chunk, accumulators=accumulators)
     kept, outputs = cache(shape, start), []
     for at in range(0, len(qkv), chunk):
-        result = step(shape, qkv[at : at + chunk], kept, start + at, target)
+        result = step(shape, {"qkv": qkv[at : at + chunk]}, kept, start + at, target)
         kept = {name: result[name] for name in ("k_cache", "v_cache")}
         outputs.append(result["o"])
     return {**kept, "o": np.concatenate(outputs)}
@@ -152,7 +102,7 @@ def test_chunks_of_any_size_give_the_same_bits(
     chunk: int, accumulators: int, kv_dtype: str
 ) -> None:
     shape, host = attention_shape(10, 6, 2, 40, 40, kv_dtype=kv_dtype), Target.load("x86-64-v3")
-    qkv = random_floats(10, shape.qkv.shape[1], seed=4)
+    qkv = random_floats(10, shape.projections[0].shape[1], seed=4)
     whole = chunked(shape, qkv, 11, 10, 4, host)
     parts = chunked(shape, qkv, 11, chunk, accumulators, host)
     for name, value in whole.items():
@@ -161,8 +111,8 @@ def test_chunks_of_any_size_give_the_same_bits(
 
 def test_a_bidirectional_row_sees_the_valid_positions_only(target: Target) -> None:
     shape = attention_shape(37, 4, 4, 32, mask="bidirectional", capacity=48)
-    qkv, valid = random_floats(*shape.qkv.shape, seed=5), 21
-    appended = run(attention.build_append(shape), {"qkv": qkv}, target, cuts=(5,))
+    valid = 21
+    appended = run(attention.build_append(shape), projections(shape), target, cuts=(5,))
     keys, values = (appended[t.name][...] for t in shape.cache)
     place = np.arange(48).reshape(1, -1, 1, LANES)
     inputs = {
@@ -200,7 +150,8 @@ def test_a_float16_cache_rounds_to_nearest_even_and_saturates(
 ) -> None:
     target = Target.load(target_name)
     shape = attention_shape(CAPACITY, 2, 2, 64, kv_dtype="float16", native_f16=native)
-    qkv = awkward_floats(shape.qkv.shape[0] * shape.qkv.shape[1]).reshape(shape.qkv.shape)
+    extents = shape.projections[0].shape
+    qkv = awkward_floats(extents[0] * extents[1]).reshape(extents)
     got = run(attention.build_append(shape), {"qkv": qkv, **cache(shape, 0)}, target)
     _, k, v = np.split(np.clip(qkv, -65504, 65504).astype(np.float16), 3, axis=1)
     keys = got["k_cache"].transpose(0, 1, 3, 2).reshape(2, CAPACITY, 64)

@@ -37,8 +37,9 @@ def samples() -> np.ndarray:
         (elementwise("exp", vec.exp), np.exp, 1.0),
         (elementwise("sigmoid", vec.sigmoid), lambda x: 1 / (1 + np.exp(-x)), 2.0),
         (elementwise("erf", vec.erf), np.vectorize(math.erf), 4.0),
+        (elementwise("tanh", vec.tanh), np.tanh, 4.0),
     ],
-    ids=["exp", "sigmoid", "erf"],
+    ids=["exp", "sigmoid", "erf", "tanh"],
 )
 def test_a_function_is_accurate_and_equal_everywhere(
     kernel: Kernel, reference: Function, ulp: float

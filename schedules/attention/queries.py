@@ -1,0 +1,53 @@
+"""The queries that a block of an attention kernel computes together, and their memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slmtvm.schedules.kernel import Tensor
+from slmtvm.schedules.vector import LANES, Expr
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query head of a row: where its query and output begin, and what it sees.
+
+    It sees positions ``first`` (None: 0) to ``last``. ``bias_at``: where the bias of position 0
+    lies, None without one.
+    """
+
+    query_at: Expr
+    output_at: Expr
+    first: Expr | None
+    last: Expr
+    bias_at: Expr | None
+    index: int  # its row of the scratch memory
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A thread's memory: a row of scores for each query, then the rows' maxima, then extra floats.
+
+    Rows are a cache line longer than the capacity: at a multiple of 4096 bytes they would all fall
+    into the same set of the cache.
+    """
+
+    rows: int
+    capacity: int
+    extra: int = 0
+
+    @property
+    def stride(self) -> int:
+        return self.capacity + LANES
+
+    @property
+    def maxima(self) -> int:
+        return self.rows * self.stride
+
+    @property
+    def extra_at(self) -> int:
+        return self.maxima + -(-self.rows // LANES) * LANES
+
+    @property
+    def tensor(self) -> Tensor:
+        return Tensor("scratch", (self.extra_at + self.extra,), "float32")

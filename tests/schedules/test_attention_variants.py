@@ -1,0 +1,143 @@
+"""Windows, capped scores, biases by distance and norms of heads in attention kernels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from slmtvm.schedules import attention
+from slmtvm.schedules import isa as isas
+from slmtvm.schedules.attention import AttentionShape, Rotation
+from slmtvm.schedules.attention import reference as ref
+from slmtvm.schedules.attention.shape import KV_DTYPES
+from slmtvm.schedules.vector import LANES
+from slmtvm.target import Target, known_targets
+from tests.schedules.attention_cases import (
+    ABSOLUTE,
+    CAPACITY,
+    Arrays,
+    attention_shape,
+    bits,
+    cache,
+    check_step,
+    parameters,
+    projections,
+    random_floats,
+    step,
+    tables,
+    with_bias,
+)
+from tests.schedules.harness import run
+
+HOST = Target.load("x86-64-v3")
+EVERYTHING = with_bias(
+    attention_shape(
+        1, 6, 2, 48, 32, separate=True, q_eps=1e-6, k_eps=1e-5, window=20, softcap=3.0, scale=0.4
+    )
+)
+# A window smaller than a block and its neighbours, ending within and between blocks.
+VARIANTS = {
+    "window_1": (attention_shape(5, 4, 2, 40, window=1), 29),
+    "window_9": (attention_shape(19, 2, 1, 80, 20, window=9, accumulators=16), 13),
+    "window_32": (attention_shape(3, 3, 3, 112, 112, window=32, kv_dtype="float16"), 95),
+    "window_beyond_the_context": (attention_shape(2, 2, 2, 16, window=1000), 40),
+    "softcap": (attention_shape(4, 5, 1, 96, softcap=1.5, scale=1.0), 30),
+    "bias": (with_bias(attention_shape(7, 4, 2, 40)), 24),
+    "bias_at_the_end": (with_bias(attention_shape(16, 3, 1, 32)), CAPACITY - 16),
+    "separate": (attention_shape(3, 6, 2, 40, 40, interleaved=True, separate=True), 17),
+    "query_norm": (attention_shape(3, 4, 2, 48, 48, q_eps=1e-6), 10),
+    "key_norm": (attention_shape(3, 4, 2, 40, k_eps=1e-2), 10),
+    "everything": (replace(EVERYTHING, m=6, kv_dtype="float16"), 50),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_computes_its_reference(variant: str) -> None:
+    shape, position = VARIANTS[variant]
+    check_step(shape, position, HOST)
+
+
+def test_a_variant_has_the_same_bits_on_every_target() -> None:
+    position = 77
+    given, kept = projections(EVERYTHING), cache(EVERYTHING, position)
+    inputs = {**given, **parameters(EVERYTHING), **kept}
+    results = []
+    for target in map(Target.load, known_targets()):
+        isa = isas.get(target.isa)
+        shape = replace(EVERYTHING, accumulators=attention.default_accumulators(isa.name))
+        results.append(run(attention.build_decode(shape), inputs, target, position=position))
+    appended = ref.append(EVERYTHING, inputs, position)
+    want = ref.attend(EVERYTHING, {**inputs, **appended}, position)
+    np.testing.assert_allclose(results[0]["o"], want, atol=ABSOLUTE)
+    for result in results[1:]:
+        for name in ("o", "k_cache", "v_cache"):
+            np.testing.assert_array_equal(bits(result[name]), bits(results[0][name]), err_msg=name)
+
+
+def one_by_one(shape: AttentionShape, given: Arrays, position: int) -> Arrays:
+    """The rows of ``given`` decoded one after the other."""
+    kept, outputs = cache(shape, position), []
+    one = replace(shape, m=1)
+    for i in range(shape.m):
+        row = {name: array[i : i + 1] for name, array in given.items()}
+        inputs = {**row, **parameters(shape), **kept}
+        made = run(attention.build_decode(one), inputs, HOST, position=position + i)
+        kept = {t.name: made[t.name] for t in shape.cache}
+        outputs.append(made["o"])
+    return {**kept, "o": np.concatenate(outputs)}
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize("accumulators", [1, 4, 16])
+def test_chunks_of_a_variant_give_the_bits_of_single_rows(accumulators: int, kv_dtype: str) -> None:
+    position = 29  # the window leaves a block behind within the chunk
+    shape = replace(EVERYTHING, m=5, kv_dtype=kv_dtype)
+    given = projections(shape)
+    single = one_by_one(shape, given, position)
+    wide = replace(shape, accumulators=accumulators)
+    chunk = step(wide, given, cache(shape, position), position, HOST)
+    for name, value in single.items():
+        np.testing.assert_array_equal(bits(chunk[name]), bits(value), err_msg=name)
+
+
+def test_a_window_reads_nothing_of_the_blocks_before_it() -> None:
+    position, window = 100, 20
+    shape = attention_shape(1, 4, 2, 32, window=window)
+    first = (position - window + 1) // LANES
+    given, kept = projections(shape), cache(shape, position)
+    inputs = {**given, **kept}
+    clean = run(attention.build_decode(shape), inputs, HOST, position=position)
+    kept["k_cache"][:, :first] = np.nan
+    kept["v_cache"][:, : first * LANES] = np.nan
+    poisoned = run(attention.build_decode(shape), inputs, HOST, position=position)
+    np.testing.assert_array_equal(bits(poisoned["o"]), bits(clean["o"]))
+    assert np.isfinite(clean["o"]).all()
+
+
+def test_a_bidirectional_bias_is_by_distance_either_way() -> None:
+    m, valid = 37, 30
+    shape = with_bias(attention_shape(m, 4, 4, 40, mask="bidirectional", capacity=48, softcap=2.0))
+    appended = run(attention.build_append(shape), projections(shape), HOST)
+    inputs = {name: appended[name] for name in ("q", "k_cache", "v_cache")}
+    place = np.arange(48).reshape(1, -1, 1, LANES)
+    inputs["k_cache"] = np.where(place < valid, inputs["k_cache"], np.float32(np.nan))
+    inputs["v_cache"][:, valid:] = np.nan
+    inputs |= parameters(shape)
+    got = run(attention.build_attend(shape), inputs, HOST, valid=valid, cuts=(3,))["o"]
+    np.testing.assert_allclose(got, ref.attend(shape, inputs, valid), atol=ABSOLUTE)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_rotation_on_its_own_is_that_of_the_append_kernel(causal: bool) -> None:
+    m, heads, position = 5, 3, 37 if causal else 0
+    shape = attention_shape(m, heads, heads, 40, 20, interleaved=True)
+    rotation = Rotation(40, 20, interleaved=True)
+    kernel = attention.build_rope(m, heads, rotation, CAPACITY, causal=causal)
+    x = random_floats(m, heads * 40, seed=8)
+    got = run(kernel, {"x": x, **tables(shape)}, HOST, position=position, cuts=(2,))["y"]
+    qkv = np.concatenate([x, x, x], axis=1)
+    inputs = {"qkv": qkv, **tables(shape), **cache(shape, position)}
+    want = run(attention.build_append(shape), inputs, HOST, position=position)["q"]
+    np.testing.assert_array_equal(bits(got), bits(want))
