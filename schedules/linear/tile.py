@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
@@ -42,20 +43,7 @@ class Tile:
         return self.first_lane + vector % self.isa.vectors * self.isa.lanes
 
     def row(self, index: int) -> Expr:
-        """The row of activations that row ``index`` of the tile reads."""
         return self.first_row + index
-
-    def row_of_y(self, index: int) -> Expr:
-        """The row of y, and of the residual, that row ``index`` of the tile is."""
-        return self.row(index)
-
-    def channel(self, vector: int) -> Expr:
-        """The output channel that a vector begins with."""
-        return self.panel(vector) * PANEL + self.lane(vector)
-
-    def bias(self, vector: int) -> Expr:
-        """Where the bias of a vector begins."""
-        return self.channel(vector)
 
     def cells(self) -> list[tuple[int, int]]:
         """Every (row, vector) of the tile."""
@@ -78,15 +66,12 @@ class Registers:
         T.buffer_store(self._buffer, value, [T.ramp(index * self._lanes, 1, self._lanes)])
 
 
-EmitTile = Callable[[Tile, list[Buffer], "Store"], None]
-"""Emits the code of one tile, given the kernel's inputs."""
-
-Frame = Callable[[LinearShape, Isa, Knobs, list[Tensor], EmitTile], Kernel]
-"""What puts tiles over a matrix: its arguments are those of ``define_tiled``."""
-
-
 def define_tiled(
-    shape: LinearShape, isa: Isa, knobs: Knobs, inputs: list[Tensor], emit: EmitTile
+    shape: LinearShape,
+    isa: Isa,
+    knobs: Knobs,
+    inputs: list[Tensor],
+    emit: Callable[[Tile, list[Buffer], Store], None],
 ) -> Kernel:
     """A kernel whose block is one tile of ``knobs["mr"]`` rows by ``knobs["nv"]`` vectors, which
     divide a panel or are whole panels.
@@ -119,9 +104,9 @@ def define_tiled(
             emit(made, list(buffers[: len(inputs)]), store)
 
         def columns(rows: int) -> None:
-            split(shape.n, width, column_block, lambda channels: tile(rows, channels))
+            _split(shape.n, width, column_block, lambda channels: tile(rows, channels))
 
-        split(shape.m, mr, row_block, columns)
+        _split(shape.m, mr, row_block, columns)
 
     return define(
         shape.kernel_name(isa.name, knobs),
@@ -133,7 +118,7 @@ def define_tiled(
     )
 
 
-def split(total: int, size: int, index: Expr, emit: Callable[[int], None]) -> None:
+def _split(total: int, size: int, index: Expr, emit: Callable[[int], None]) -> None:
     """``emit(size)`` for the whole pieces of ``total``, ``emit(remainder)`` for the last."""
     whole, remainder = divmod(total, size)
     if not remainder:
@@ -159,19 +144,19 @@ class Store:
 
     def addends(self, tile: Tile, row: int, vector: int) -> list[Expr]:
         """The vectors to add to ``y[row, vector]``: bias, then residual, where there are any."""
-        count, lanes = self._count(tile, vector), tile.isa.lanes
+        channel, count = self._channel(tile, vector), self._count(tile, vector)
+        lanes = tile.isa.lanes
         found = []
         if self.bias is not None:
-            found.append(_load_first(self.bias, tile.bias(vector), count, lanes))
+            found.append(_load_first(self.bias, channel, count, lanes))
         if self.residual is not None:
-            at = tile.row_of_y(row) * self.n + tile.channel(vector)
-            found.append(_load_first(self.residual, at, count, lanes))
+            found.append(_load_first(self.residual, tile.row(row) * self.n + channel, count, lanes))
         return found
 
     def write(self, tile: Tile, row: int, vector: int, value: Expr) -> None:
         """``y[row, vector] = value``, without the padding lanes."""
-        count, lanes = self._count(tile, vector), tile.isa.lanes
-        at = tile.row_of_y(row) * self.n + tile.channel(vector)
+        channel, count = self._channel(tile, vector), self._count(tile, vector)
+        at, lanes = tile.row(row) * self.n + channel, tile.isa.lanes
         if count == lanes:
             T.buffer_store(self.y, value, [T.ramp(at, 1, lanes)])
             return
@@ -185,6 +170,9 @@ class Store:
         for addend in self.addends(tile, row, vector):
             value = let(value + addend)
         self.write(tile, row, vector, value)
+
+    def _channel(self, tile: Tile, vector: int) -> Any:
+        return tile.panel(vector) * PANEL + tile.lane(vector)
 
     def _count(self, tile: Tile, vector: int) -> int:
         return min(tile.isa.lanes, tile.channels - vector * tile.isa.lanes)

@@ -29,12 +29,16 @@ class Reference:
     onnxruntime lacks an operator of it, or an input is none of those that language models have.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 1) -> None:
+    def __init__(self, path: str | Path, *, threads: int = 1, optimize: bool = False) -> None:
+        """``optimize``: let onnxruntime rewrite the graph: for its speed, not its numbers."""
         self.path = Path(path)
         if not self.path.is_file():
             raise InvalidModelError("no such file", where=str(path))
         options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        levels = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+        )
         options.intra_op_num_threads = threads
         # Threads that spin while they wait take the cores from the bundle's own.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -45,8 +49,7 @@ class Reference:
             )
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise _refusal(path, error) from error
-        self._output = ""
-        self.choose_output()
+        self._output = self._choose_output()
 
     def rows(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """The file's output for tokens (n,) as one batch without a cache: float32 (n, features).
@@ -82,21 +85,12 @@ class Reference:
         """Whether its output is logits."""
         return self._output == _LOGITS
 
-    def choose_output(self, name: str | None = None) -> None:
-        """Compare the output ``name``; else logits, hidden states, or the first one.
-
-        Raises InvalidModelError where the file has no such output.
-        """
+    def _choose_output(self) -> str:
         names = [output.name for output in self._session.get_outputs()]
-        if name is None:
-            name = next((n for n in (_LOGITS, _HIDDEN) if n in names), names[0])
-        if name not in names:
-            raise InvalidModelError(
-                f"no output {name!r}, which the bundle computes; the file has {', '.join(names)}: "
-                "is it the one that was compiled?",
-                where=str(self.path),
-            )
-        self._output = name
+        for name in (_LOGITS, _HIDDEN):
+            if name in names:
+                return name
+        return str(names[0])
 
     def _feed(self, given: Any, ids: np.ndarray) -> np.ndarray:
         """The value of one input of the graph: a batch of one, nothing in the cache."""
@@ -108,6 +102,7 @@ class Reference:
             "attention_mask": np.ones_like(ids),
             "position_ids": np.arange(len(ids)),
             "token_type_ids": np.zeros_like(ids),
+            "use_cache_branch": np.zeros((), np.bool_),  # of optimum's merged decoders, (1,)
         }
         if dtype is None or name not in values:
             raise UnsupportedOpError(
@@ -119,10 +114,13 @@ class Reference:
 
 
 def _empty_cache(shape: Sequence[int | str | None]) -> list[int]:
-    """A cache's shape at length 0: its symbolic dimensions are the batch, first, and the length."""
+    """A cache's shape at length 0: its symbolic dimensions are the batch, first, and the length.
+
+    One that has the batch alone holds the last columns of a convolution, all of them zero.
+    """
     sizes = [size if isinstance(size, int) else 0 for size in shape]
     symbolic = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
-    if len(symbolic) > 1:
+    if len(symbolic) > 1 or symbolic == [0]:
         sizes[symbolic[0]] = 1
     return sizes
 

@@ -62,3 +62,24 @@ def test_a_missing_or_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_token_out_of_range_is_an_error_of_ours() -> None:
     with pytest.raises(SlmError, match=r"float32\.onnx"):
         Reference(model_path("float32")).rows([1_000_000])
+
+
+def test_caches_are_fed_empty_and_the_columns_of_convolutions_zero(tmp_path: Path) -> None:
+    path = _save(tmp_path / "model.onnx", "Identity")
+    model = onnx.load(path)
+    shapes = {
+        "past_key_values.0.key": ["batch", 2, "past", 8],
+        "past_key_values.1.key": [1, 2, "past", 8],
+        "past_conv.2": ["batch", 4, 3],
+    }
+    for name, shape in shapes.items():
+        port = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        model.graph.input.append(port)
+    branch = helper.make_tensor_value_info("use_cache_branch", TensorProto.BOOL, [1])
+    model.graph.input.append(branch)
+    onnx.save(model, path)
+    feeds = Reference(path).feeds([1, 2, 3])
+    assert feeds["past_key_values.0.key"].shape == (1, 2, 0, 8)
+    assert feeds["past_key_values.1.key"].shape == (1, 2, 0, 8)
+    assert feeds["past_conv.2"].shape == (1, 4, 3) and not feeds["past_conv.2"].any()
+    assert feeds["use_cache_branch"].tolist() == [False]

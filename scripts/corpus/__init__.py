@@ -1,0 +1,1 @@
+"""The corpus: small random models of every family, exported and quantized as people do it."""

@@ -1,0 +1,127 @@
+"""When a compiled model counts as the same as onnxruntime's: a rule by the file's operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits
+_ROUNDS_ACTIVATIONS = {
+    "DynamicQuantizeLinear", "MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul",
+    "QGemm", "QAttention", "QOrderedMatMul", "MatMulIntegerToFloat",
+}  # fmt: skip
+_HALVES = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``most``: largest difference relative to the logits' range. ``single``: that of the median
+    over sequences of one token, where a rounding flips rarely. ``cosine``: the least between rows,
+    with the same likeliest token. What is None is not asked for; ``most`` alone is enough."""
+
+    name: str
+    most: float | None = None
+    single: float | None = None
+    cosine: float | None = None
+
+
+EXACT = Rule("exact", most=2e-4)
+# Activations rounded in blocks, as onnxruntime does it at accuracy level 4: a last bit of a float
+# that decides a rounding moves every later row.
+BLOCKS = Rule("int8 activations in blocks", most=1e-3, single=1e-3, cosine=0.999)
+# One rounding step of a tensor is amplified by the layers after it.
+ROUNDED = Rule("rounded activations", cosine=0.999)
+# onnxruntime computes in 11 or 8 bits of mantissa, this compiler in float32.
+HALF = Rule("half precision", cosine=0.999)
+_TIE = 0.01  # of the logits' range: a lead that rounding can turn
+
+
+def rule_of(path: Path) -> Rule:
+    """The rule for an ONNX file, by the operators that it has."""
+    model = onnx.load(path, load_external_data=False)
+    nodes = [*_nodes(model.graph), *(n for f in model.functions for n in f.node)]
+    kinds = {node.op_type for node in nodes}
+    if kinds & _ROUNDS_ACTIVATIONS or _quantizes_values(nodes):
+        return ROUNDED
+    if _computes_in_half(model):
+        return HALF
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level" and attribute.i == INT8_ACTIVATIONS:
+                return BLOCKS
+    return EXACT
+
+
+def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    nodes = list(graph.node)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                nodes += _nodes(attribute.g)
+    return nodes
+
+
+def _quantizes_values(nodes: list[onnx.NodeProto]) -> bool:
+    """Whether a QuantizeLinear rounds something that is computed."""
+    return any(node.op_type == "QuantizeLinear" for node in nodes)
+
+
+def _computes_in_half(model: onnx.ModelProto) -> bool:
+    graph = model.graph
+    ports = [*graph.input, *graph.output]
+    if any(p.type.tensor_type.elem_type in _HALVES for p in ports):
+        return True
+    vectors = [t for t in graph.initializer if t.data_type in _HALVES and len(t.dims) == 1]
+    return bool(vectors)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What came out: differences relative to the range, the least cosine, equal top tokens."""
+
+    rule: Rule
+    difference: float
+    single: float
+    cosine: float
+    top1: float  # fraction of the rows that have a clear likeliest token
+
+    @property
+    def holds(self) -> bool:
+        """Whether the rule is kept; NaN keeps none."""
+        rule = self.rule
+        if rule.most is not None and self.difference <= rule.most:
+            return True
+        if rule.cosine is None:
+            return False
+        single = rule.single is None or self.single <= rule.single
+        return single and self.cosine >= rule.cosine and self.top1 == 1.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.difference:.2g} of the range, {self.single:.2g} for single tokens, cosine "
+            f"{self.cosine:.5f}, same top token {self.top1:.0%} ({self.rule.name})"
+        )
+
+
+def compare(rule: Rule, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> Agreement:
+    """Rows (n, features) of each sequence, ours and onnxruntime's."""
+    shapes = [x.shape for x in ours], [x.shape for x in theirs]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"rows of shapes {shapes[0]}, onnxruntime's {shapes[1]}")
+    a, b = (np.concatenate(rows).astype(np.float64) for rows in (ours, theirs))
+    span = np.ptp(b)
+    singles = [np.abs(x - y).max() for x, y in zip(ours, theirs, strict=True) if len(x) == 1]
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    second, first = np.sort(b, axis=1)[:, -2:].T
+    same = (a.argmax(axis=1) == b.argmax(axis=1)) | (first - second < _TIE * span)
+    return Agreement(
+        rule,
+        difference=float(np.abs(a - b).max() / span),
+        single=float(np.median(singles) / span),
+        cosine=float(((a * b).sum(axis=1) / norms).min()),
+        top1=float(same.mean()),
+    )

@@ -1,0 +1,134 @@
+"""One file of the corpus through the whole chain: import, reference, compile, run, speed."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from corpus.agreement import Agreement, compare, rule_of
+from slmtvm.compiler import compile_model
+from slmtvm.errors import SlmError
+from slmtvm.importer import import_onnx
+from slmtvm.ir.reference import evaluate
+from slmtvm.runtime import Session, load
+from slmtvm.verify.reference import Reference
+
+STAGES = ("import", "evaluate", "compile")
+LENGTHS = (1, 1, 1, 1, 1, 23)  # of the sequences compared; the last is over every sliding window
+CONTEXT = 61  # positions compiled for
+SPEED_TOKENS = 48
+SPEED_ROUNDS = 9
+_FIRST_TOKEN = 3  # those before are padding and the like, at which some models count positions
+_SEED = 0
+
+
+@dataclass
+class Outcome:
+    """What became of a file. ``stage`` is the last that was reached, ``error`` what ended it."""
+
+    file: str
+    stage: str = ""
+    error: str = ""
+    rule: str = ""
+    family: str = ""
+    notes: tuple[str, ...] = ()
+    evaluated: dict[str, float] = field(default_factory=dict)  # numpy reference: difference, ...
+    compiled: dict[str, float] = field(default_factory=dict)  # the bundle: the same
+    speed: float = 0.0  # onnxruntime's seconds over the bundle's
+    weight_bytes: int = 0
+    file_bytes: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check(path: Path, last: str = STAGES[-1]) -> Outcome:
+    """Take a file as far as ``last``; an error or a broken rule ends it, and is in the outcome."""
+    outcome = Outcome(str(path), file_bytes=_bytes(path))
+    begin = time.perf_counter()
+    try:
+        _run(path, outcome, last)
+    except Exception as error:
+        words = " ".join(str(error).split())
+        outcome.error = words if isinstance(error, SlmError) else f"{type(error).__name__}: {words}"
+    outcome.seconds = time.perf_counter() - begin
+    return outcome
+
+
+def _run(path: Path, outcome: Outcome, last: str) -> None:
+    model = import_onnx(path, context=CONTEXT)
+    outcome.stage, outcome.family, outcome.notes = "import", model.family, model.notes
+    outcome.weight_bytes = sum(array.nbytes for array in model.params.values())
+    if last == "import":
+        return
+    rule = rule_of(path)
+    outcome.rule = rule.name
+    sequences = token_sequences(model.vocab_size)
+    reference = Reference(path)
+    wanted = [reference.rows(tokens) for tokens in sequences]
+    ours = [evaluate(model, tokens) for tokens in sequences]
+    outcome.evaluated = _judge(compare(rule, ours, wanted))
+    outcome.stage = "evaluate"
+    if last == "evaluate":
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = Path(scratch) / "model.slm"
+        compile_model(path, output=bundle, context=CONTEXT)
+        with load(bundle) as session:
+            ours = [session_rows(session, model.kind, tokens) for tokens in sequences]
+            outcome.compiled = _judge(compare(rule, ours, wanted))
+            outcome.stage = "compile"
+            outcome.speed = _speed(path, session, model.kind, model.vocab_size)
+
+
+def token_sequences(vocab_size: int) -> list[np.ndarray]:
+    """The sequences that are compared: int32 (n,) each."""
+    random = np.random.default_rng(_SEED)
+    return [random.integers(_FIRST_TOKEN, vocab_size, n).astype(np.int32) for n in LENGTHS]
+
+
+def session_rows(session: Session, kind: str, tokens: np.ndarray) -> np.ndarray:
+    """All rows of a sequence; a decoder takes its second half token by token."""
+    if kind == "encoder":
+        return session.encode(tokens)
+    session.reset()
+    half = -(-len(tokens) // 2)
+    rows = [session.eval_all(tokens[:half])]
+    rows += [session.eval_all(tokens[i : i + 1]) for i in range(half, len(tokens))]
+    return np.concatenate(rows)
+
+
+def _judge(agreement: Agreement) -> dict[str, float]:
+    if not agreement.holds:
+        raise ArithmeticError(f"differs from onnxruntime: {agreement}")
+    numbers = asdict(agreement)
+    del numbers["rule"]
+    return numbers
+
+
+def _speed(path: Path, session: Session, kind: str, vocab_size: int) -> float:
+    """onnxruntime's time for a prompt over ours, on one thread, its graph optimized."""
+    tokens = np.random.default_rng(_SEED).integers(_FIRST_TOKEN, vocab_size, SPEED_TOKENS)
+    reference = Reference(path, optimize=True)
+    run = session.encode if kind == "encoder" else session.eval
+    ours, theirs = [], []
+    for _ in range(SPEED_ROUNDS):
+        if kind == "decoder":
+            session.reset()
+        begin = time.perf_counter()
+        run(tokens)
+        middle = time.perf_counter()
+        reference.rows(tokens)
+        ours.append(middle - begin)
+        theirs.append(time.perf_counter() - middle)
+    return float(np.median(theirs) / np.median(ours))
+
+
+def _bytes(path: Path) -> int:
+    return sum(p.stat().st_size for p in path.parent.glob(f"{path.name}*"))

@@ -1,0 +1,198 @@
+"""Quantizations of exported files by onnxruntime's quantizers, with every option that matters."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.quantization import matmul_nbits_quantizer as nbits
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from corpus.transforms import add
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.models.quantizers import fold_tied_head
+
+_CALIBRATION_LENGTHS = (5, 9, 17)
+logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
+
+
+# ---- float16
+
+
+def _float16(source: Path, target: Path, *, keep_io: bool) -> None:
+    onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=keep_io), target)
+
+
+for _name, _keep in (("fp16", False), ("fp16-float32-io", True)):
+    add(_name, partial(_float16, keep_io=_keep), "llama-optimum-past", "gpt2-script-masked",
+        "bert-optimum")  # fmt: skip
+
+
+# ---- int8, dynamic and static
+
+
+def _dynamic(source: Path, target: Path, **options: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        folded = Path(folder) / "source.onnx"
+        onnx.save(fold_tied_head(onnx.load(source)), folded)
+        quantize_dynamic(folded, target, **options)
+
+
+_DYNAMIC = {
+    "dynamic-s8": {"weight_type": QuantType.QInt8},
+    "dynamic-u8": {"weight_type": QuantType.QUInt8},
+    "dynamic-s8-channel": {"weight_type": QuantType.QInt8, "per_channel": True},
+    "dynamic-u8-channel": {"weight_type": QuantType.QUInt8, "per_channel": True},
+    "dynamic-s8-reduced": {"weight_type": QuantType.QInt8, "reduce_range": True},
+    "dynamic-s8-matmul": {"weight_type": QuantType.QInt8, "op_types_to_quantize": ["MatMul"]},
+}
+for _name, _options in _DYNAMIC.items():
+    add(_name, partial(_dynamic, **_options), "llama-optimum-past", "gpt2-script-masked",
+        "bert-optimum", "minilm-dynamo-masked")  # fmt: skip
+
+
+class _Calibration(CalibrationDataReader):
+    """Random tokens of a few lengths, for whatever inputs the model has."""
+
+    def __init__(self, path: Path) -> None:
+        model = onnx.load(path, load_external_data=False)
+        names = [port.name for port in model.graph.input]
+        self._feeds = iter([self._feed(names, n) for n in _CALIBRATION_LENGTHS])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._feeds, None)
+
+    def _feed(self, names: list[str], length: int) -> dict[str, np.ndarray]:
+        ids = np.random.default_rng(length).integers(3, 130, (1, length))
+        values = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "token_type_ids": np.zeros_like(ids),
+            "position_ids": np.arange(length)[None],
+        }
+        return {name: values[name] for name in names}
+
+
+def _static(source: Path, target: Path, **options: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        folded, prepared = Path(folder) / "source.onnx", Path(folder) / "prepared.onnx"
+        onnx.save(fold_tied_head(onnx.load(source)), folded)
+        quant_pre_process(folded, prepared, skip_symbolic_shape=True)
+        quantize_static(prepared, target, _Calibration(prepared), **options)
+
+
+_U8, _S8, _U16 = QuantType.QUInt8, QuantType.QInt8, QuantType.QUInt16
+_MATMULS = ["MatMul", "Gemm"]
+_QDQ, _QOPERATOR = QuantFormat.QDQ, QuantFormat.QOperator
+_STATIC: dict[str, dict[str, Any]] = {
+    "qdq-u8s8": {"quant_format": _QDQ, "activation_type": _U8, "weight_type": _S8},
+    "qdq-s8s8": {"quant_format": _QDQ, "activation_type": _S8, "weight_type": _S8},
+    "qdq-s8s8-channel": {
+        "quant_format": _QDQ, "activation_type": _S8, "weight_type": _S8, "per_channel": True,
+    },
+    "qdq-u16s8": {
+        "quant_format": _QDQ, "activation_type": _U16, "weight_type": _S8,
+        "extra_options": {"UseQDQContribOps": True},
+    },
+    "qdq-u8s8-matmul": {
+        "quant_format": _QDQ, "activation_type": _U8, "weight_type": _S8,
+        "op_types_to_quantize": _MATMULS,
+    },
+    "qdq-u8s8-channel-matmul": {
+        "quant_format": _QDQ, "activation_type": _U8, "weight_type": _S8, "per_channel": True,
+        "op_types_to_quantize": _MATMULS,
+    },
+    "qdq-u16s8-matmul": {
+        "quant_format": _QDQ, "activation_type": _U16, "weight_type": _S8,
+        "op_types_to_quantize": _MATMULS, "extra_options": {"UseQDQContribOps": True},
+    },
+    "qoperator-u8s8": {"quant_format": _QOPERATOR, "activation_type": _U8, "weight_type": _S8},
+    "qoperator-u8u8": {"quant_format": _QOPERATOR, "activation_type": _U8, "weight_type": _U8},
+    "qoperator-u8s8-channel": {
+        "quant_format": _QOPERATOR, "activation_type": _U8, "weight_type": _S8,
+        "per_channel": True,
+    },
+    "qoperator-u8s8-matmul": {
+        "quant_format": _QOPERATOR, "activation_type": _U8, "weight_type": _S8,
+        "op_types_to_quantize": _MATMULS,
+    },
+}  # fmt: skip
+for _name, _options in _STATIC.items():
+    add(_name, partial(_static, **_options), "llama-optimum", "gpt2-script-masked", "bert-optimum")
+
+
+# ---- MatMulNBits and its kin
+
+
+def quantize_nbits(source: Path, target: Path, **options: Any) -> None:
+    """MatMul -> MatMulNBits, with int8 activations unless ``accuracy_level`` says otherwise."""
+    model = fold_tied_head(onnx.load(source))
+    options.setdefault("accuracy_level", 4)
+    quantizer = nbits.MatMulNBitsQuantizer(model, **options)
+    quantizer.process()
+    onnx.save(quantizer.model.model, target)
+
+
+_NBITS: dict[str, dict[str, Any]] = {
+    f"int{bits}-block{block}": {"bits": bits, "block_size": block, "is_symmetric": True}
+    for bits in (4, 8)
+    for block in (16, 32, 64, 128, 256)
+}
+_NBITS |= {
+    "int4-block32-zp": {"block_size": 32, "is_symmetric": False},
+    "int4-block16-zp": {"block_size": 16, "is_symmetric": False},
+    "int4-block128-zp": {"block_size": 128, "is_symmetric": False},
+    "int8-block32-zp": {"bits": 8, "block_size": 32, "is_symmetric": False},
+    "int4-level0": {"block_size": 32, "is_symmetric": True, "accuracy_level": 0},
+    "int4-zp-level0": {"block_size": 32, "is_symmetric": False, "accuracy_level": 0},
+    "int8-level0": {"bits": 8, "block_size": 32, "is_symmetric": True, "accuracy_level": 0},
+    "int2-block32": {"bits": 2, "block_size": 32, "is_symmetric": True, "accuracy_level": 0},
+    "int2-block32-zp": {"bits": 2, "block_size": 32, "is_symmetric": False, "accuracy_level": 0},
+    "int4-gather": {
+        "block_size": 32, "is_symmetric": True, "op_types_to_quantize": ("MatMul", "Gather"),
+    },
+    "int4-gather-zp": {
+        "block_size": 32, "is_symmetric": False, "op_types_to_quantize": ("MatMul", "Gather"),
+    },
+    "int4-qdq": {"block_size": 32, "is_symmetric": True, "quant_format": _QDQ},
+    "int4-qdq-zp": {"block_size": 32, "is_symmetric": False, "quant_format": _QDQ},
+    "int4-qdq-channel": {
+        "block_size": 32, "is_symmetric": True, "quant_format": _QDQ,
+        "channel_wised_quantize": True,
+    },
+}  # fmt: skip
+NBITS_SOURCES = ("llama-optimum-past", "qwen2-dynamo")
+for _name, _options in _NBITS.items():
+    add(_name, partial(quantize_nbits, **_options), *NBITS_SOURCES)
+add("int4-block32", partial(quantize_nbits, block_size=32, is_symmetric=True), "bert-optimum",
+    "gpt2-dynamo-masked", "gemma3-optimum-past", "mixtral-optimum-past", "t5-optimum")  # fmt: skip
+
+
+def _nbits_algorithm(config: Callable[[], Any], source: Path, target: Path) -> None:
+    quantize_nbits(source, target, algo_config=config(), block_size=16)
+
+
+_ALGORITHMS: dict[str, Callable[[], Any]] = {
+    "int4-hqq": partial(nbits.HQQWeightOnlyQuantConfig, block_size=16),
+    "int4-rtn": nbits.RTNWeightOnlyQuantConfig,
+    "int4-k-quant": nbits.KQuantWeightOnlyQuantConfig,
+}
+for _name, _config in _ALGORITHMS.items():
+    # Two of them take an even number of blocks only.
+    add(_name, partial(_nbits_algorithm, _config), "qwen2-optimum-past")
