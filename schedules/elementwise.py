@@ -1,6 +1,8 @@
-"""Sums of rows: of two activations, and of an activation and the rows of a position table."""
+"""Sums and products of rows: of activations, and of an activation and rows of a position table."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
@@ -14,9 +16,25 @@ def build_add(m: int, d: int) -> Kernel:
     tensors = [Tensor(name, (m, d), "float32") for name in ("a", "b", "y")]
 
     def body(row: Expr, a: Buffer, b: Buffer, y: Buffer) -> None:
-        _add_row(d, a, row * d, b, row * d, y, row * d)
+        _each(d, _reader(a, row * d), _reader(b, row * d), vec.add, y, row * d)
 
     return define(f"add_m{m}_d{d}", tensors, body, grid=m, outputs=["y"])
+
+
+def build_multiply(m: int, d: int, by: int) -> Kernel:
+    """(a, b) -> y = a * b; a and y float32 (m, d), b (m, by), where by is d, or 1 for one factor of
+    each row; one block for each row."""
+    assert by in (1, d), (by, d)
+    tensors = [Tensor(n, (m, by if n == "b" else d), "float32") for n in ("a", "b", "y")]
+
+    def body(row: Expr, a: Buffer, b: Buffer, y: Buffer) -> None:
+        factors = _reader(b, row * d)
+        if by == 1:
+            factor = vec.load(b, row, 1)
+            factors = lambda at, lanes: vec.splat(factor, lanes)  # noqa: E731
+        _each(d, _reader(a, row * d), factors, lambda x, f: T.bind(x * f), y, row * d)
+
+    return define(f"multiply_m{m}_d{d}_by{by}", tensors, body, grid=m, outputs=["y"])
 
 
 def build_add_positions(m: int, d: int, table_rows: int) -> Kernel:
@@ -29,7 +47,8 @@ def build_add_positions(m: int, d: int, table_rows: int) -> Kernel:
     ]
 
     def body(row: Expr, x: Buffer, table: Buffer, y: Buffer, position: Expr) -> None:
-        _add_row(d, x, row * d, table, T.bind((position + row) * d), y, row * d)
+        rows = _reader(table, T.bind((position + row) * d))
+        _each(d, _reader(x, row * d), rows, vec.add, y, row * d)
 
     return define(
         f"add_positions_m{m}_d{d}", tensors, body, grid=m, outputs=["y"], scalars=["position"],
@@ -37,11 +56,20 @@ def build_add_positions(m: int, d: int, table_rows: int) -> Kernel:
     )  # fmt: skip
 
 
-def _add_row(d: int, a: Buffer, a_at: Expr, b: Buffer, b_at: Expr, y: Buffer, y_at: Expr) -> None:
+_Read = Callable[[Expr, int], Expr]
+"""The elements of a row from a column on, so many lanes of them."""
+
+
+def _reader(buffer: Buffer, start: Expr) -> _Read:
+    return lambda at, lanes: vec.load(buffer, start + at, lanes)
+
+
+def _each(
+    d: int, a: _Read, b: _Read, function: Callable[[Expr, Expr], Expr], y: Buffer, y_at: Expr
+) -> None:
     def emit(column: Expr, count: int, _slot: int) -> None:
         for at, lanes in vec.pieces(count):
             here = column + at
-            total = vec.load(a, a_at + here, lanes) + vec.load(b, b_at + here, lanes)
-            vec.store(y, y_at + here, total, lanes)
+            vec.store(y, y_at + here, function(a(here, lanes), b(here, lanes)), lanes)
 
     vec.sweep(d, emit)

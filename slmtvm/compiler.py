@@ -88,4 +88,6 @@ def _info(model: CanonicalModel, activations: str) -> dict[str, object]:
         "hidden_size": model.hidden_size,
         "vocab_size": model.vocab_size,
         "context": model.context,
+        "output": model.output,
+        "padding": list(model.padding),
     }

@@ -11,6 +11,7 @@ from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.schedules.linear import by_row, floating, grouped, weight_only
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
 from slmtvm.schedules.linear.shape import LinearShape, pick_scale_dtype
+from slmtvm.schedules.linear.tile import Frame, define_tiled
 
 __all__ = [
     "LinearShape", "build", "default_knobs", "knob_space", "layout", "pack",
@@ -21,15 +22,17 @@ _KERNELS: dict[str, ModuleType] = {"f32": floating, "block": grouped, "row_u8": 
 """By activation; weights with scales on float32 activations are ``weight_only``."""
 
 
-def build(shape: LinearShape, isa: Isa, knobs: Knobs | None = None) -> Kernel:
+def build(
+    shape: LinearShape, isa: Isa, knobs: Knobs | None = None, frame: Frame = define_tiled
+) -> Kernel:
     """The kernel of ``shape``; ``knobs`` default to ``default_knobs``.
 
     Tensors in order: the activations, which are x float32 (m, k), or xq, xs, xsum for "block", or
     xq, xs, xz for "row_u8"; the packed weights; bias (n,) and residual (m, n) where the shape has
     them; y float32 (m, n). Every element of y is computed by the same sequence of float operations
-    whatever m, the knobs and the division of the grid.
+    whatever m, the knobs and the division of the grid. ``frame`` says which tiles there are.
     """
-    kernel: Kernel = _module(shape).build(shape, isa, knobs or default_knobs(shape, isa))
+    kernel: Kernel = _module(shape).build(shape, isa, knobs or default_knobs(shape, isa), frame)
     return kernel
 
 

@@ -15,7 +15,7 @@ from slmtvm.schedules.linear.integer import Operands, Sums, integer_sums
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
 from slmtvm.schedules.linear.packing import panels_of_bytes
 from slmtvm.schedules.linear.shape import LinearShape
-from slmtvm.schedules.linear.tile import Store, Tile, define_tiled
+from slmtvm.schedules.linear.tile import Frame, Store, Tile, define_tiled
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
@@ -59,7 +59,7 @@ def pack(
     return arrays + [zeros.astype(np.int32).reshape(-1, PANEL)] * shape.has_zero_points
 
 
-def build(shape: LinearShape, isa: Isa, knobs: Knobs) -> Kernel:
+def build(shape: LinearShape, isa: Isa, knobs: Knobs, frame: Frame = define_tiled) -> Kernel:
     """Tensors: xq (m, padded_k) of ``isa.row_dtype``, xs float32 (m,), xz int32 (m,) 0..255,
     weights, [bias], [residual], y."""
     inputs = [
@@ -84,7 +84,7 @@ def build(shape: LinearShape, isa: Isa, knobs: Knobs) -> Kernel:
         sums = integer_sums(tile, operands, shape.padded_k, knobs["ku"])
         _write(shape, tile, named, sums, store)
 
-    return define_tiled(shape, isa, knobs, inputs, emit)
+    return frame(shape, isa, knobs, inputs, emit)
 
 
 def _write(

@@ -15,7 +15,7 @@ from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
 from slmtvm.schedules.linear.packing import pad, panels_of_rows
 from slmtvm.schedules.linear.shape import LinearShape
-from slmtvm.schedules.linear.tile import Registers, Store, Tile, define_tiled
+from slmtvm.schedules.linear.tile import Frame, Registers, Store, Tile, define_tiled
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
@@ -37,7 +37,7 @@ def pack(
     return [panels_of_rows(pad(stored, shape.panels * PANEL, shape.k))]
 
 
-def build(shape: LinearShape, isa: Isa, knobs: Knobs) -> Kernel:
+def build(shape: LinearShape, isa: Isa, knobs: Knobs, frame: Frame = define_tiled) -> Kernel:
     """Tensors: x (m, k), weight, [bias], [residual], y."""
     inputs = [Tensor("x", (shape.m, shape.k), "float32"), *weight_tensors(shape, isa)]
 
@@ -70,7 +70,7 @@ def build(shape: LinearShape, isa: Isa, knobs: Knobs) -> Kernel:
         for row, v in tile.cells():
             store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
 
-    return define_tiled(shape, isa, knobs, inputs, emit)
+    return frame(shape, isa, knobs, inputs, emit)
 
 
 def _at(shape: LinearShape, tile: Tile, vector: int, k: Expr) -> Expr:

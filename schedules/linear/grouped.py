@@ -24,7 +24,7 @@ from slmtvm.schedules.linear.packing import (
     unpack_nibbles,
 )
 from slmtvm.schedules.linear.shape import LinearShape
-from slmtvm.schedules.linear.tile import Registers, Store, Tile, define_tiled
+from slmtvm.schedules.linear.tile import Frame, Registers, Store, Tile, define_tiled
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
@@ -73,7 +73,7 @@ def pack(
     return arrays + [panels_of_rows(zeros)] * shape.has_zero_points
 
 
-def build(shape: LinearShape, isa: Isa, knobs: Knobs) -> Kernel:
+def build(shape: LinearShape, isa: Isa, knobs: Knobs, frame: Frame = define_tiled) -> Kernel:
     """Tensors: xq int8 (m, padded_k), xs and xsum float32 (m, groups), weights, [bias],
     [residual], y."""
     by_group = (shape.m, shape.groups)
@@ -93,7 +93,7 @@ def build(shape: LinearShape, isa: Isa, knobs: Knobs) -> Kernel:
         for row, v in tile.cells():
             store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
 
-    return define_tiled(shape, isa, knobs, inputs, emit)
+    return frame(shape, isa, knobs, inputs, emit)
 
 
 def _add_group(

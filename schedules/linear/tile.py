@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
@@ -43,7 +42,20 @@ class Tile:
         return self.first_lane + vector % self.isa.vectors * self.isa.lanes
 
     def row(self, index: int) -> Expr:
+        """The row of activations that row ``index`` of the tile reads."""
         return self.first_row + index
+
+    def row_of_y(self, index: int) -> Expr:
+        """The row of y, and of the residual, that row ``index`` of the tile is."""
+        return self.row(index)
+
+    def channel(self, vector: int) -> Expr:
+        """The output channel that a vector begins with."""
+        return self.panel(vector) * PANEL + self.lane(vector)
+
+    def bias(self, vector: int) -> Expr:
+        """Where the bias of a vector begins."""
+        return self.channel(vector)
 
     def cells(self) -> list[tuple[int, int]]:
         """Every (row, vector) of the tile."""
@@ -66,12 +78,15 @@ class Registers:
         T.buffer_store(self._buffer, value, [T.ramp(index * self._lanes, 1, self._lanes)])
 
 
+EmitTile = Callable[[Tile, list[Buffer], "Store"], None]
+"""Emits the code of one tile, given the kernel's inputs."""
+
+Frame = Callable[[LinearShape, Isa, Knobs, list[Tensor], EmitTile], Kernel]
+"""What puts tiles over a matrix: its arguments are those of ``define_tiled``."""
+
+
 def define_tiled(
-    shape: LinearShape,
-    isa: Isa,
-    knobs: Knobs,
-    inputs: list[Tensor],
-    emit: Callable[[Tile, list[Buffer], Store], None],
+    shape: LinearShape, isa: Isa, knobs: Knobs, inputs: list[Tensor], emit: EmitTile
 ) -> Kernel:
     """A kernel whose block is one tile of ``knobs["mr"]`` rows by ``knobs["nv"]`` vectors, which
     divide a panel or are whole panels.
@@ -104,9 +119,9 @@ def define_tiled(
             emit(made, list(buffers[: len(inputs)]), store)
 
         def columns(rows: int) -> None:
-            _split(shape.n, width, column_block, lambda channels: tile(rows, channels))
+            split(shape.n, width, column_block, lambda channels: tile(rows, channels))
 
-        _split(shape.m, mr, row_block, columns)
+        split(shape.m, mr, row_block, columns)
 
     return define(
         shape.kernel_name(isa.name, knobs),
@@ -118,7 +133,7 @@ def define_tiled(
     )
 
 
-def _split(total: int, size: int, index: Expr, emit: Callable[[int], None]) -> None:
+def split(total: int, size: int, index: Expr, emit: Callable[[int], None]) -> None:
     """``emit(size)`` for the whole pieces of ``total``, ``emit(remainder)`` for the last."""
     whole, remainder = divmod(total, size)
     if not remainder:
@@ -144,19 +159,19 @@ class Store:
 
     def addends(self, tile: Tile, row: int, vector: int) -> list[Expr]:
         """The vectors to add to ``y[row, vector]``: bias, then residual, where there are any."""
-        channel, count = self._channel(tile, vector), self._count(tile, vector)
-        lanes = tile.isa.lanes
+        count, lanes = self._count(tile, vector), tile.isa.lanes
         found = []
         if self.bias is not None:
-            found.append(_load_first(self.bias, channel, count, lanes))
+            found.append(_load_first(self.bias, tile.bias(vector), count, lanes))
         if self.residual is not None:
-            found.append(_load_first(self.residual, tile.row(row) * self.n + channel, count, lanes))
+            at = tile.row_of_y(row) * self.n + tile.channel(vector)
+            found.append(_load_first(self.residual, at, count, lanes))
         return found
 
     def write(self, tile: Tile, row: int, vector: int, value: Expr) -> None:
         """``y[row, vector] = value``, without the padding lanes."""
-        channel, count = self._channel(tile, vector), self._count(tile, vector)
-        at, lanes = tile.row(row) * self.n + channel, tile.isa.lanes
+        count, lanes = self._count(tile, vector), tile.isa.lanes
+        at = tile.row_of_y(row) * self.n + tile.channel(vector)
         if count == lanes:
             T.buffer_store(self.y, value, [T.ramp(at, 1, lanes)])
             return
@@ -170,9 +185,6 @@ class Store:
         for addend in self.addends(tile, row, vector):
             value = let(value + addend)
         self.write(tile, row, vector, value)
-
-    def _channel(self, tile: Tile, vector: int) -> Any:
-        return tile.panel(vector) * PANEL + tile.lane(vector)
 
     def _count(self, tile: Tile, vector: int) -> int:
         return min(tile.isa.lanes, tile.channels - vector * tile.isa.lanes)

@@ -21,7 +21,7 @@ from slmtvm.schedules.linear import grouped
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
 from slmtvm.schedules.linear.packing import unpack_nibbles
 from slmtvm.schedules.linear.shape import LinearShape
-from slmtvm.schedules.linear.tile import Registers, Store, Tile, define_tiled
+from slmtvm.schedules.linear.tile import Frame, Registers, Store, Tile, define_tiled
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def pack(
     return grouped.pack(shape, isa, weight, scales, zero_points)
 
 
-def build(shape: LinearShape, isa: Isa, knobs: Knobs) -> Kernel:
+def build(shape: LinearShape, isa: Isa, knobs: Knobs, frame: Frame = define_tiled) -> Kernel:
     """Tensors: x float32 (m, k), weights, [bias], [residual], y."""
     inputs = [Tensor("x", (shape.m, shape.k), "float32"), *weight_tensors(shape, isa)]
     size = shape.group_size or shape.k
@@ -78,7 +78,7 @@ def build(shape: LinearShape, isa: Isa, knobs: Knobs) -> Kernel:
         for row, v in tile.cells():
             store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
 
-    return define_tiled(shape, isa, knobs, inputs, emit)
+    return frame(shape, isa, knobs, inputs, emit)
 
 
 def _add_group(

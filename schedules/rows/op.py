@@ -8,8 +8,20 @@ from dataclasses import dataclass
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.vector import LANES
 
-PROLOGUES = ("copy", "rms_norm", "layer_norm", "silu_glu", "silu", "relu", "gelu_erf", "gelu_tanh")
+PROLOGUES = (
+    "copy",
+    "rms_norm",
+    "layer_norm",
+    "silu_glu",
+    "swiglu",
+    "silu",
+    "relu",
+    "gelu_erf",
+    "gelu_tanh",
+    "sigmoid",
+)
 EPILOGUES = ("f32", "block", "row_u8", "range", "rounded", "static_u8")
+GATED = ("silu_glu", "swiglu")  # those that read rows twice as long
 NORMS = ("rms_norm", "layer_norm")
 STATIC = ("rounded", "static_u8")  # with a scale that is known beforehand
 
@@ -22,10 +34,12 @@ class RowOp:
     normed on its own with the same gamma: shapes (m, d) below are (m, groups * d).
 
     Prologues, from x float32 (m, d), all element-wise but the norms:
-      copy; silu; relu; gelu_erf; gelu_tanh;
+      copy; silu; relu; gelu_erf; gelu_tanh; sigmoid;
       rms_norm: x / sqrt(mean(x**2) + eps) * gamma, gamma float32 (d,);
       layer_norm: (x - mean) / sqrt(var + eps) * gamma + beta, beta float32 (d,);
-      silu_glu: silu(x[:, :d]) * x[:, d:], x float32 (m, 2 d).
+      silu_glu: silu(x[:, :d]) * x[:, d:], x float32 (m, 2 d);
+      swiglu: g * sigmoid(alpha * g) * (l + beta) of g = min(x[:, :d], limit) and l = x[:, d:]
+        between -limit and limit; constants float32 (3,) are alpha, beta and limit.
     With ``residual`` a norm reads x + residual (float32 (m, d)) and stores it as output ``sum``.
 
     Epilogues; y is the prologue's result, columns d .. k_padded hold zero:
@@ -117,13 +131,15 @@ class RowOp:
     def inputs(self) -> tuple[Tensor, ...]:
         """The kernel's inputs, in order."""
         m, d, width = self.m, self.d, self.groups * self.d
-        tensors = [Tensor("x", (m, 2 * d if self.prologue == "silu_glu" else width), "float32")]
+        tensors = [Tensor("x", (m, 2 * d if self.prologue in GATED else width), "float32")]
         if self.residual:
             tensors.append(Tensor("residual", (m, width), "float32"))
         if self.prologue in NORMS:
             tensors.append(Tensor("gamma", (d,), "float32"))
         if self.prologue == "layer_norm":
             tensors.append(Tensor("beta", (d,), "float32"))
+        if self.prologue == "swiglu":
+            tensors.append(Tensor("constants", (3,), "float32"))
         return tuple(tensors)
 
     @property

@@ -21,7 +21,7 @@ Buffers = dict[str, Buffer]
 Function = Callable[[Expr], Expr]
 
 # Long enough to keep the units busy alone; several at once would spill registers on NEON.
-_LONG = ("silu_glu", "silu", "gelu_erf", "gelu_tanh")
+_LONG = ("silu_glu", "swiglu", "silu", "gelu_erf", "gelu_tanh", "sigmoid")
 
 
 def vectors_at_once(op: RowOp) -> int:
@@ -39,17 +39,47 @@ def _elementwise(function: Function) -> Callable[[RowOp, Expr, Buffers], Value]:
     return prologue
 
 
+def _halves(op: RowOp, row: Expr, x: Buffer, column: Expr, count: int) -> tuple[Expr, Expr]:
+    start = row * (2 * op.d) + column
+    return vec.load_part(x, start, count), vec.load_part(x, start + op.d, count)
+
+
 def _silu_glu(op: RowOp, row: Expr, buffers: Buffers) -> Value:
     def value(column: Expr, count: int) -> Expr:
-        gate = vec.load_part(buffers["x"], row * (2 * op.d) + column, count)
-        up = vec.load_part(buffers["x"], row * (2 * op.d) + op.d + column, count)
+        gate, up = _halves(op, row, buffers["x"], column, count)
         return T.bind(_silu(gate) * up)
+
+    return value
+
+
+def _swiglu(op: RowOp, row: Expr, buffers: Buffers) -> Value:
+    alpha, beta, limit = (
+        vec.splat(vec.load(buffers["constants"], T.int32(i), 1)) for i in range(3)
+    )
+    least = T.bind(-limit)
+
+    def value(column: Expr, count: int) -> Expr:
+        gate, up = _halves(op, row, buffers["x"], column, count)
+        # The limits come first: what is no number stays so.
+        gate = T.bind(vec.minimum(limit, gate))
+        up = T.bind(vec.maximum(least, T.bind(vec.minimum(limit, up))))
+        gated = T.bind(gate * vec.sigmoid(T.bind(alpha * gate)))
+        # Lanes behind the row stay zero: their gate is.
+        return T.bind(gated * T.bind(up + beta))
 
     return value
 
 
 def _silu(x: Expr) -> Expr:
     return T.bind(x * vec.sigmoid(x))
+
+
+def _sigmoid(op: RowOp, row: Expr, buffers: Buffers) -> Value:
+    def value(column: Expr, count: int) -> Expr:
+        x = vec.load_part(buffers["x"], row * op.d + column, count)
+        return vec.keep_part(vec.sigmoid(x), count)  # of 0 it is not 0
+
+    return value
 
 
 def _relu(x: Expr) -> Expr:
@@ -121,7 +151,9 @@ PROLOGUE_CODE: dict[str, Callable[[RowOp, Expr, Buffers], Value]] = {
     "relu": _elementwise(_relu),
     "gelu_erf": _elementwise(_gelu_erf),
     "gelu_tanh": _elementwise(_gelu_tanh),
+    "sigmoid": _sigmoid,
     "silu_glu": _silu_glu,
+    "swiglu": _swiglu,
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
 }

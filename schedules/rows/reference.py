@@ -23,6 +23,7 @@ _FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "copy": lambda x: x,
     "silu": _silu,
     "relu": lambda x: np.maximum(x, 0.0),
+    "sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
     "gelu_erf": lambda x: 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))),
     "gelu_tanh": lambda x: (
         0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
@@ -40,6 +41,10 @@ def prologue(op: RowOp, inputs: Mapping[str, Array]) -> Array:
         return _FUNCTIONS[op.prologue](x)
     if op.prologue == "silu_glu":
         return np.asarray(_silu(x[:, : op.d]) * x[:, op.d :])
+    if op.prologue == "swiglu":
+        alpha, beta, limit = inputs["constants"].astype(np.float64)
+        g, up = np.minimum(x[:, : op.d], limit), np.clip(x[:, op.d :], -limit, limit)
+        return np.asarray(g / (1.0 + np.exp(-alpha * g)) * (up + beta))
     gamma = inputs["gamma"].astype(np.float64)
     if op.prologue == "rms_norm":
         return np.asarray(x / np.sqrt((x**2).mean(1, keepdims=True) + op.eps) * gamma)

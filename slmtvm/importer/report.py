@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -15,10 +16,13 @@ from slmtvm.importer.steps import (
     PositionRows,
     QuantizeDequantize,
     Rope,
+    Rows,
     Step,
     Weights,
 )
 from slmtvm.ir.model import LayerReport
+
+_ACTIVATIONS = ("nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.relu")  # that have kernels
 
 
 def family_of(steps: Sequence[Step]) -> str:
@@ -38,6 +42,28 @@ def family_of(steps: Sequence[Step]) -> str:
     if learned and layer_norm:
         return "gpt2"
     return "transformer"
+
+
+def hidden_size(steps: Sequence[Step]) -> int:
+    """The width of the residual stream: what the last norm norms, or where it starts."""
+    widths = [s.gamma.array.size * s.groups for s in steps if isinstance(s, Norm)]
+    return widths[-1] if widths else next(s.dim for s in steps if isinstance(s, Embedding))
+
+
+def elementwise_notes(steps: Sequence[Step]) -> Iterator[str]:
+    """The ops on single elements that are no residual, gate or activation, and what they cost."""
+    counts = Counter(s.op for s in steps if isinstance(s, Elementwise) and not _is_usual(s))
+    if counts:
+        listing = ", ".join(f"{n} {op}" for op, n in sorted(counts.items()))
+        yield (
+            f"elementwise ops outside known patterns: {listing}; each is a pass over its rows, on "
+            "one thread"
+        )
+
+
+def _is_usual(step: Elementwise) -> bool:
+    rows = all(isinstance(o, Rows) for o in step.operands)
+    return rows and (step.op in ("add", "multiply") or step.op in _ACTIVATIONS)
 
 
 def layer_reports(by_name: Mapping[str, Step], order: Sequence[str]) -> Iterator[LayerReport]:

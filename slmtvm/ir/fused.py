@@ -19,11 +19,15 @@ PROLOGUES = {
     "rms_norm": "gamma",
     "layer_norm": "gamma,beta",
     "silu_glu": "",
+    "swiglu": "constants",
     "gelu_erf": "",
     "gelu_tanh": "",
     "relu": "",
     "silu": "",
+    "sigmoid": "",
 }
+# Those that halve a row.
+GATED_PROLOGUES = ("silu_glu", "swiglu")
 # How a row op leaves its result, see ``row``.
 EPILOGUES = ("f32", "block", "row_u8", "tensor_u8", "rounded", "static_u8")
 
@@ -37,7 +41,7 @@ def padded_features(features: int, epilogue: str, group_size: int) -> int:
 def _row_type(call: relax.Call) -> relax.Type:
     m, d = rows(call.args[0]), int(call.args[0].ty.shape[1])
     attrs = call.attrs
-    features = d // 2 if str(attrs["prologue"]) == "silu_glu" else d
+    features = d // 2 if str(attrs["prologue"]) in GATED_PROLOGUES else d
     floats = relax.TensorType((m, features), "float32")
     epilogue = str(attrs["epilogue"])
     if epilogue in ("f32", "rounded"):
@@ -69,6 +73,10 @@ FLOAT_LINEAR = define("slm.float_linear", _features_n)
 ADD_POSITIONS = define("slm.add_positions", lambda call: call.args[0].ty)
 REMEMBER_ROWS = define("slm.remember_rows", lambda call: call.args[0].ty)
 QKV_ATTENTION = define("slm.qkv_attention", _attention_rows)
+SHORT_CONV = define(
+    "slm.short_conv",
+    lambda call: relax.TensorType((rows(call.args[0]), int(call.attrs["channels"])), "float32"),
+)
 
 
 def row(
@@ -169,3 +177,14 @@ def remember_rows(x: Expr, kv: Expr, remember: relax.Call) -> relax.Call:
 def add_positions(x: Expr, table: Expr) -> relax.Call:
     """x float32 (m, d) plus rows ``position .. position + m`` of table float32 (context, d)."""
     return make_call(ADD_POSITIONS, [x, table])
+
+
+def short_conv(x: Expr, conv: relax.Call, *, gated: bool) -> relax.Call:
+    """``slm.causal_conv``; where ``gated``, of the parts [b | c | v] of each row of x float32
+    (m, 3 * channels): ``c * causal_conv(b * v)``."""
+    args, names = name_operands([x], operands(conv))
+    channels = int(operands(conv)["weight"].ty.shape[1])
+    return make_call(
+        SHORT_CONV, args, operands=names, layer=int(conv.attrs["layer"]), channels=channels,
+        gated=int(gated),
+    )  # fmt: skip

@@ -47,11 +47,13 @@ class CanonicalModel:
     family: str  # what the graph looks like: "llama", "bert", ...
     context: int  # tokens; tables indexed by position have this many rows
     vocab_size: int
-    hidden_size: int
+    hidden_size: int  # features of the rows between layers; of an encoder's output
     num_heads: int
     kv: tuple[KvSpec, ...]  # one per attention layer, in order of its ``layer`` attribute
     source: Path
     source_context: int = 0  # tokens of an encoder-decoder's source
+    output: str = ""  # the file's output that ``main`` computes
+    padding: tuple[int, ...] = ()  # tokens that the file leaves out when it counts positions
     layers: tuple[LayerReport, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())  # what was ignored or not recognised, and its cost
 

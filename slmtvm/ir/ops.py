@@ -1,10 +1,11 @@
 """The canonical ops: what every export becomes, as Relax ops named ``slm.*``.
 
 Everything else in a canonical function is a standard Relax op that works on each token alone
-(``add``, ``multiply``, ``nn.silu``, ...). A tensor of activations is ``(m, features)``; ``m`` is
-the number of tokens in the step, symbolic until ``passes/specialize.py`` binds it. The position of
-the step's first token is ambient: the ops that depend on it (``rope``, ``attention``,
-``position_rows``) take it from the running step, so no value for it flows through the graph.
+(``add``, ``multiply``, ``nn.silu``, ...); mixtures of experts are in ``experts.py``. A tensor of
+activations is ``(m, features)``; ``m`` is the number of tokens in the step, symbolic until
+``passes/specialize.py`` binds it. The position of the step's first token is ambient: the ops that
+depend on it (``rope``, ``attention``, ``position_rows``, ``causal_conv``) take it from the running
+step, so no value for it flows through the graph.
 
 Optional operands are named, in order, by the attribute ``operands`` (for example
 ``"weight,scales,bias"``), so an op with and without bias is the same op.
@@ -58,6 +59,7 @@ ROPE = define("slm.rope", _same_as_input)
 ATTENTION = define("slm.attention", _attended)
 REMEMBER = define("slm.remember", _same_as_input)
 CROSS_ATTENTION = define("slm.cross_attention", _attended)
+CAUSAL_CONV = define("slm.causal_conv", _same_as_input)
 POSITION_ROWS = define(
     "slm.position_rows", lambda call: _float_rows(call, int(call.args[1].ty.shape[1]))
 )
@@ -248,3 +250,14 @@ def cross_attention(
 def position_rows(tokens: Expr, table: Expr) -> relax.Call:
     """Rows ``position .. position + m`` of table float32 (context, d). -> float32 (m, d)"""
     return make_call(POSITION_ROWS, [tokens, table])
+
+
+def causal_conv(x: Expr, weight: Expr, bias: Expr | None = None, *, layer: int) -> relax.Call:
+    """``y[i, c] = sum_j weight[j, c] * x[i - (taps - 1) + j, c] + bias[c]``: each channel alone.
+
+    x: float32 (m, channels), kept for the steps that follow in the cache of ``layer``, counted
+    apart from attentions; rows before position 0 are zero. weight: float32 (taps, channels), the
+    newest position last. bias: float32 (channels,). -> float32 (m, channels)
+    """
+    args, names = name_operands([x], {"weight": weight, "bias": bias})
+    return make_call(CAUSAL_CONV, args, operands=names, layer=layer)

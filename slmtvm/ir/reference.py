@@ -17,7 +17,7 @@ from tvm import relax
 from tvm.ir import Op
 from tvm.ir.expr import GenericConst
 
-from slmtvm.ir import ops
+from slmtvm.ir import experts, ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.schedules.linear.shape import FLOAT8
 
@@ -182,6 +182,64 @@ def _quantize_dequantize(attrs: _Attrs, x: Array) -> Array:
     return np.asarray(levels.astype(np.float32) * scale)
 
 
+def choose_experts(
+    logits: Array, bias: Array | None, routing: experts.Routing
+) -> tuple[Array, Array]:
+    """The experts of each row of logits (m, experts) and their weights, both (m, top_k)."""
+    if routing.score == "softmax":
+        scores = _softmax(logits)
+    else:
+        scores = _sigmoid(logits) if routing.score == "sigmoid" else logits
+    by = scores if bias is None else scores + bias
+    chosen = np.argsort(-by, axis=1, kind="stable")[:, : routing.top_k]
+    weights = np.take_along_axis(scores, chosen, axis=1)
+    if routing.normalize == "sum":
+        weights = weights / (weights.sum(axis=1, keepdims=True) + np.float32(routing.eps))
+    elif routing.normalize == "softmax":
+        weights = _softmax(weights)
+    return chosen, np.asarray(weights * np.float32(routing.scale))
+
+
+def apply_gate(gate: experts.Gate, x: Array) -> Array:
+    """What lies between the two layers of an expert, on rows of x."""
+    if gate.activation == "identity":
+        return x
+    if gate.activation != "swiglu":
+        return np.asarray(_STANDARD[f"relax.nn.{gate.activation.removesuffix('_erf')}"](x))
+    half = x.shape[1] // 2
+    g = np.minimum(x[:, :half], np.float32(gate.limit))
+    linear = np.clip(x[:, half:], -np.float32(gate.limit), np.float32(gate.limit))
+    return np.asarray(g * _sigmoid(np.float32(gate.alpha) * g) * (linear + np.float32(gate.beta)))
+
+
+def _moe(x: Array, attrs: _Attrs, _kind: str, logits: Array, **named: Array) -> Array:
+    routing, gate = experts.Routing.of(attrs), experts.gate_of(attrs)
+    chosen, weights = choose_experts(logits, named.get("selection_bias"), routing)
+    layers = {name: experts.ExpertLayer.of(attrs, f"{name}_") for name in ("up", "down")}
+    y = np.zeros((len(x), layers["down"].n), np.float32)
+    for expert in range(routing.experts):
+        rows, slots = np.nonzero(chosen == expert)
+        if not rows.size:
+            continue
+
+        def apply(name: str, h: Array, expert: int = expert) -> Array:
+            own = {k: v[expert] for k, v in experts.layer_operands(named, name).items()}
+            return _linear(h, vars(layers[name]), "decoder", **own)
+
+        part = apply("down", apply_gate(gate, apply("up", x[rows])))
+        np.add.at(y, rows, part * weights[rows, slots, None])
+    return y
+
+
+def _causal_conv(
+    x: Array, _attrs: _Attrs, _kind: str, weight: Array, bias: Array | None = None
+) -> Array:
+    taps = len(weight)
+    padded = np.concatenate([np.zeros((taps - 1, x.shape[1]), x.dtype), x])
+    y = sum(weight[j] * padded[j : j + len(x)] for j in range(taps))
+    return np.asarray(y if bias is None else y + bias)
+
+
 def _rms_norm(attrs: _Attrs, x: Array, gamma: Array) -> Array:
     parts = x.reshape(len(x), int(attrs["groups"]), -1)
     square = np.mean(parts * parts, axis=2, keepdims=True)
@@ -259,6 +317,11 @@ def _position_rows(_attrs: _Attrs, tokens: Array, table: Array) -> Array:
 _erf = np.vectorize(math.erf, otypes=[np.float32])
 
 
+def _softmax(x: Array) -> Array:
+    weights = np.exp(x - x.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
 def _sigmoid(x: Array) -> Array:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
 
@@ -297,8 +360,10 @@ _STANDARD: dict[str, Callable[..., Any]] = {
     "relax.tanh": np.tanh,
 }
 _WITH_OPERANDS: dict[str, Callable[..., Array]] = {
+    "slm.causal_conv": _causal_conv,
     "slm.embedding": _embedding,
     "slm.linear": _linear,
+    "slm.moe": _moe,
 }
 _CANONICAL: dict[str, Callable[..., Array]] = {
     "slm.quantize_dequantize": _quantize_dequantize,

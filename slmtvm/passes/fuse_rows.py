@@ -17,6 +17,7 @@ _UNARY = {
     "relax.nn.gelu": "gelu_erf",
     "relax.nn.gelu_tanh": "gelu_tanh",
     "relax.nn.relu": "relu",
+    "relax.sigmoid": "sigmoid",
 }
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import tvm
 from tvm import relax
 
 from slmtvm.ir import ops
-from slmtvm.ir.fused import padded_features, rounding_of
-from slmtvm.schedules import attention, elementwise, embedding, linear, rows
+from slmtvm.ir.fused import GATED_PROLOGUES, padded_features, rounding_of
+from slmtvm.schedules import attention, convolution, elementwise, embedding, linear, rows
 
 if TYPE_CHECKING:
     from slmtvm.passes.lower_kernels import KernelEmitter
@@ -22,7 +23,9 @@ SOURCE_CACHE = "source"  # begins the names of the state that holds a source's k
 HANDLERS: dict[str, Handler] = {}
 
 
-def _handles(name: str) -> Callable[[Handler], Handler]:
+def handles(name: str) -> Callable[[Handler], Handler]:
+    """Decorator: the function below lowers the op ``name``."""
+
     def register(handler: Handler) -> Handler:
         HANDLERS[name] = handler
         return handler
@@ -30,14 +33,15 @@ def _handles(name: str) -> Callable[[Handler], Handler]:
     return register
 
 
-def _shape(expr: relax.Expr) -> tuple[int, ...]:
+def shape_of(expr: relax.Expr) -> tuple[int, ...]:
+    """The shape of a value, all of it known."""
     return tuple(int(d) for d in expr.ty.shape.values)
 
 
-@_handles("slm.row")
+@handles("slm.row")
 def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     x, *params = call.args
-    m, width = _shape(x)
+    m, width = shape_of(x)
     attrs = call.attrs
     prologue, epilogue = str(attrs["prologue"]), str(attrs["epilogue"])
     whole, groups = epilogue == "tensor_u8", int(attrs["groups"])
@@ -46,7 +50,7 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         prologue=prologue,
         epilogue="row_u8" if whole else epilogue,
         m=m,
-        d=width // 2 if prologue == "silu_glu" else width // groups,
+        d=width // 2 if prologue in GATED_PROLOGUES else width // groups,
         eps=float(attrs["eps"]),
         group_size=int(attrs["group_size"]),
         storage=emitter.isa.row_dtype,
@@ -73,11 +77,11 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     return relax.Tuple([results[name] for name in fields])
 
 
-@_handles("slm.qkv_attention")
+@handles("slm.qkv_attention")
 def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     attrs, named = call.attrs, ops.operands(call)
     projections = list(call.args)[: int(attrs["inputs"])]
-    m, _ = _shape(projections[0])
+    m, _ = shape_of(projections[0])
     causal = str(attrs["mask"]) == "causal"
     capacity = emitter.capacity if causal else -(-m // CACHE_BLOCK) * CACHE_BLOCK
     tables = [
@@ -92,7 +96,7 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         capacity=capacity,
         scale=float(attrs["scale"]),
         mask=str(attrs["mask"]),
-        rotary_dim=2 * _shape(tables[0])[1] if tables else 0,
+        rotary_dim=2 * shape_of(tables[0])[1] if tables else 0,
         interleaved=bool(int(attrs["interleaved"])),
         table_rows=capacity if tables else 0,
         kv_dtype=emitter.kv_dtype if causal else "float32",
@@ -103,7 +107,7 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         k_eps=float(attrs["k_eps"]) if "k_gamma" in named else None,
         window=int(attrs["window"]),
         softcap=float(attrs["softcap"]),
-        bias_columns=_shape(bias[0])[1] if bias else 0,
+        bias_columns=shape_of(bias[0])[1] if bias else 0,
         bias_zero=bias_zero,
     )
     gammas = [
@@ -124,14 +128,14 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     return emitter.call(attention.build_attend(shape), [q, *bias, *caches])["o"]
 
 
-@_handles("slm.rope")
+@handles("slm.rope")
 def _rope(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     x, *given = call.args
-    m, _ = _shape(x)
+    m, _ = shape_of(x)
     attrs = call.attrs
     tables = [_position_table(table, emitter.capacity, emitter) for table in given]
     rotation = attention.Rotation(
-        int(attrs["head_dim"]), 2 * _shape(tables[0])[1], bool(int(attrs["interleaved"]))
+        int(attrs["head_dim"]), 2 * shape_of(tables[0])[1], bool(int(attrs["interleaved"]))
     )
     kernel = attention.build_rope(
         m, int(attrs["num_heads"]), rotation, emitter.capacity,
@@ -158,19 +162,19 @@ def _distance_bias(
     return [emitter.weight(name, padded)], zero + before
 
 
-@_handles("slm.remember_rows")
+@handles("slm.remember_rows")
 def _remember(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     x, kv = call.args
-    shape = _cross_shape(call, _shape(x)[0], int(call.attrs["num_kv_heads"]), 1.0, emitter)
+    shape = _cross_shape(call, shape_of(x)[0], int(call.attrs["num_kv_heads"]), 1.0, emitter)
     emitter.call(attention.build_remember(shape), [kv, *_cross_caches(call, shape, emitter)])
     return x
 
 
-@_handles("slm.cross_attention")
+@handles("slm.cross_attention")
 def _cross_attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     q = call.args[0]
     heads, scale = int(call.attrs["num_heads"]), float(call.attrs["scale"])
-    shape = _cross_shape(call, _shape(q)[0], heads, scale, emitter)
+    shape = _cross_shape(call, shape_of(q)[0], heads, scale, emitter)
     caches = _cross_caches(call, shape, emitter)
     return emitter.call(attention.build_attend(shape), [q, *caches])["o"]
 
@@ -208,16 +212,14 @@ def _position_table(expr: relax.Expr, rows: int, emitter: KernelEmitter) -> rela
     )
 
 
-@_handles("slm.float_linear")
-@_handles("slm.quantized_linear")
-def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
-    attrs, named = call.attrs, ops.operands(call)
-    inputs = list(call.args)[: int(attrs["inputs"])]
-    arrays = {n: emitter.array(named[n]) for n in ("weight", "scales", "zero_points") if n in named}
+def linear_shape(
+    attrs: tvm.ir.Attrs, m: int, named: Mapping[str, relax.Expr], arrays: Mapping[str, np.ndarray]
+) -> linear.LinearShape:
+    """The shape of a linear layer of m rows with these attributes and operands."""
     group_size = int(attrs["group_size"])
     offsets = arrays.get("zero_points")
-    shape = linear.LinearShape(
-        m=_shape(inputs[0])[0],
+    return linear.LinearShape(
+        m=m,
         n=int(attrs["n"]),
         k=int(attrs["k"]),
         format=str(attrs["format"]),
@@ -229,12 +231,26 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         scale_dtype=linear.pick_scale_dtype(arrays["scales"]) if group_size else "float32",
         float_zero_points=offsets is not None and offsets.dtype.kind == "f",
     )
+
+
+def weight_arrays(named: Mapping[str, relax.Expr], emitter: KernelEmitter) -> dict[str, np.ndarray]:
+    """The values of those operands of a linear layer that are packed together."""
+    names = ("weight", "scales", "zero_points")
+    return {name: emitter.array(named[name]) for name in names if name in named}
+
+
+@handles("slm.float_linear")
+@handles("slm.quantized_linear")
+def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    attrs, named = call.attrs, ops.operands(call)
+    inputs = list(call.args)[: int(attrs["inputs"])]
+    arrays = weight_arrays(named, emitter)
+    shape = linear_shape(attrs, shape_of(inputs[0])[0], named, arrays)
     label = f"{named['weight'].name}@{linear.layout(shape, emitter.isa)}"
-    names = [f"{label}.{part}" for part in linear.packed_weight_names(shape, emitter.isa)]
-    if not all(name in emitter.weights for name in names):
-        packed = linear.pack(shape, emitter.isa, **arrays)
-        emitter.weights.update(zip(names, packed.values(), strict=True))
-    operands = [emitter.weight(name, emitter.weights[name]) for name in names]
+    operands = packed_weights(
+        emitter, label, linear.packed_weight_names(shape, emitter.isa),
+        lambda: linear.pack(shape, emitter.isa, **arrays),
+    )  # fmt: skip
     if "bias" in named:
         operands.append(emitter.weight(named["bias"].name, emitter.array(named["bias"])))
     if "residual" in named:
@@ -242,12 +258,22 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     return emitter.call(linear.build(shape, emitter.isa), [*inputs, *operands])["y"]
 
 
-@_handles("slm.embedding")
+def packed_weights(
+    emitter: KernelEmitter, label: str, parts: list[str], pack: Callable[[], dict[str, np.ndarray]]
+) -> list[relax.Var]:
+    """The parts of a weight that ``pack`` makes, packed once for all functions that read it."""
+    names = [f"{label}.{part}" for part in parts]
+    if not all(name in emitter.weights for name in names):
+        emitter.weights.update(zip(names, pack().values(), strict=True))
+    return [emitter.weight(name, emitter.weights[name]) for name in names]
+
+
+@handles("slm.embedding")
 def _embedding(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     attrs, named = call.attrs, ops.operands(call)
     arrays = {name: emitter.array(expr) for name, expr in named.items()}
     op = embedding.EmbeddingOp(
-        m=_shape(call.args[0])[0],
+        m=shape_of(call.args[0])[0],
         vocab=len(arrays["table"]),
         dim=int(attrs["dim"]),
         format=str(attrs["format"]),
@@ -260,17 +286,46 @@ def _embedding(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     return emitter.call(embedding.build(op), [call.args[0], *operands])["y"]
 
 
-@_handles("slm.add_positions")
+@handles("slm.add_positions")
 def _add_positions(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     x, table = call.args
-    m, d = _shape(x)
+    m, d = shape_of(x)
     kernel = elementwise.build_add_positions(m, d, emitter.capacity)
     return emitter.call(kernel, [x, _position_table(table, emitter.capacity, emitter)])["y"]
 
 
-@_handles("relax.add")
+@handles("relax.add")
 def _add(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     a, b = call.args
-    if _shape(a) != _shape(b) or len(_shape(a)) != 2:
+    if shape_of(a) != shape_of(b) or len(shape_of(a)) != 2:
         return call
-    return emitter.call(elementwise.build_add(*_shape(a)), [a, b])["y"]
+    return emitter.call(elementwise.build_add(*shape_of(a)), [a, b])["y"]
+
+
+@handles("relax.multiply")
+def _multiply(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    for a, b in (list(call.args), list(call.args)[::-1]):
+        if len(shape_of(a)) == len(shape_of(b)) == 2 and shape_of(b) in (
+            shape_of(a),
+            (shape_of(a)[0], 1),
+        ):
+            kernel = elementwise.build_multiply(shape_of(a)[0], shape_of(a)[1], shape_of(b)[1])
+            return emitter.call(kernel, [a, b])["y"]
+    return call
+
+
+@handles("slm.short_conv")
+def _short_conv(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    x, attrs, named = call.args[0], call.attrs, ops.operands(call)
+    weight = emitter.array(named["weight"])
+    shape = convolution.ConvShape(
+        m=shape_of(x)[0],
+        channels=int(attrs["channels"]),
+        taps=len(weight),
+        capacity=emitter.capacity,
+        gated=bool(int(attrs["gated"])),
+        has_bias="bias" in named,
+    )
+    operands = [emitter.weight(e.name, emitter.array(e)) for e in named.values()]
+    cache = emitter.cache(f"conv{int(attrs['layer'])}", shape.cache)
+    return emitter.call(convolution.build(shape), [x, *operands, cache])["y"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import tvm
@@ -13,12 +15,15 @@ from tvm.ir import Op
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.ir.lowered import LoweredModel, call_kernel
 from slmtvm.ir.model import CanonicalModel
+from slmtvm.passes import expert_calls  # noqa: F401  (imported to fill HANDLERS)
 from slmtvm.passes.kernel_calls import CACHE_BLOCK, HANDLERS
 from slmtvm.passes.rewrite import bindings, function_names, rebuild, result, variables, with_params
 from slmtvm.schedules import isa
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.target import Target
+
+_T = TypeVar("_T")
 
 
 def lower_kernels(
@@ -52,6 +57,7 @@ class KernelEmitter:
     state: dict[str, Tensor] = field(default_factory=dict)
     _builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
     _params: dict[str, relax.Var] = field(default_factory=dict)
+    _made: dict[Hashable, Any] = field(default_factory=dict)
 
     def array(self, expr: relax.Expr) -> np.ndarray:
         """The value of a parameter of the model."""
@@ -90,9 +96,16 @@ class KernelEmitter:
             return {names[0]: made}
         return {n: self._builder.emit(relax.TupleGetItem(made, i)) for i, n in enumerate(names)}
 
+    def once(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """What ``make`` made for ``key`` in this function."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: _T = self._made[key]
+        return made
+
     def lower(self, function: relax.Function) -> relax.Function:
         """``function`` with each op handled by the handler of its name."""
-        self._builder, self._params = relax.BlockBuilder(), {}
+        self._builder, self._params, self._made = relax.BlockBuilder(), {}, {}
         name = str(function.attrs["global_symbol"])
         environment: dict[relax.Var, relax.Expr] = {p: p for p in function.params}
         source = function.params[0]

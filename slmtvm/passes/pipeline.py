@@ -8,11 +8,13 @@ from typing import Protocol
 from slmtvm.ir.lowered import LoweredModel
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.fuse_attention import FuseAttention
+from slmtvm.passes.fuse_convolution import FuseConvolution
 from slmtvm.passes.fuse_residual import FuseResidual
 from slmtvm.passes.fuse_rows import FuseRows
 from slmtvm.passes.lower_kernels import lower_kernels
 from slmtvm.passes.quantize_activations import QuantizeActivations
 from slmtvm.passes.specialize import Specialize
+from slmtvm.passes.split_experts import SplitExperts
 from slmtvm.passes.split_head import SplitHead
 from slmtvm.target import Target
 
@@ -31,6 +33,8 @@ def passes(activations: str = "int8") -> tuple[Pass, ...]:
     return (
         SplitHead(),
         FuseAttention(),
+        FuseConvolution(),
+        SplitExperts(),
         FuseRows(),
         QuantizeActivations(activations),
         FuseResidual(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tvm import relax
 
-from slmtvm.ir import fused, ops
+from slmtvm.ir import experts, fused, ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.rewrite import Rewriter, rewrite
 
@@ -41,6 +41,8 @@ class QuantizeActivations:
 
     ``activations``: "int8" rounds x whether the file asks for that or not, "file" only where it
     does, "f32" never.
+
+    The linear layers of experts take their rows likewise.
     """
 
     activations: str = "int8"
@@ -62,14 +64,14 @@ class _Rule:
     def __call__(self, call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
         if call.op == fused.ROW:
             return self._quantize_where_made(call, rewriter)
-        if call.op != ops.LINEAR:
+        if not _is_linear(call):
             return None
         x = call.args[0]
         named = _with_weight_shapes(call, rewriter)
         rounding = self.rounded.get(x) or _rounding(rewriter.call_to(x, fused.ROW))
         row = self._row(call, rounding)
         if row == _FLOAT:
-            return fused.linear_on([x], call, named, fused.FLOAT_LINEAR, "f32")
+            return _on([x], call, named, "f32")
         if (x, row) not in self.rows:
             made = fused.row(
                 x, [], prologue="copy", epilogue=row.epilogue, group_size=row.group_size,
@@ -77,7 +79,7 @@ class _Rule:
             )  # fmt: skip
             self.rows[x, row] = _fields(rewriter.emit(made), rewriter)
         scheme = "block" if row.epilogue == "block" else "row_u8"
-        return fused.linear_on(self.rows[x, row], call, named, fused.QUANTIZED_LINEAR, scheme)
+        return _on(self.rows[x, row], call, named, scheme)
 
     def _quantize_where_made(self, call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
         """The row op with the epilogue its readers want, and its float result if one reads it."""
@@ -119,7 +121,8 @@ class _Rule:
             return _Row("block", group)
         # An encoder sees all tokens at once, as the file's DynamicQuantizeLinear does. A decoder
         # sees them in chunks, whose division must not change results.
-        return _Row("tensor_u8" if self.kind == "encoder" and asked == "row_u8" else "row_u8")
+        whole = self.kind == "encoder" and asked == "row_u8" and call.op == ops.LINEAR
+        return _Row("tensor_u8" if whole else "row_u8")
 
 
 def _rounding(made: relax.Call | None) -> _Rounding:
@@ -128,7 +131,21 @@ def _rounding(made: relax.Call | None) -> _Rounding:
 
 
 def _is_linear(expr: relax.Expr) -> bool:
-    return isinstance(expr, relax.Call) and expr.op == ops.LINEAR
+    return isinstance(expr, relax.Call) and expr.op in (ops.LINEAR, experts.ROUTED_LINEAR)
+
+
+def _on(
+    inputs: list[relax.Expr], call: relax.Call, named: dict[str, relax.Expr], activation: str
+) -> relax.Call:
+    """The layer of ``call`` on the row(s) ``inputs``, which are held as ``activation``."""
+    if call.op == experts.ROUTED_LINEAR:
+        layer = experts.with_format(experts.ExpertLayer.of(call.attrs), activation)
+        return experts.routed_linear(
+            inputs, call.args[1], named, layer,
+            experts=int(call.attrs["experts"]), by_pair=bool(int(call.attrs["by_pair"])),
+        )  # fmt: skip
+    op = fused.FLOAT_LINEAR if activation == "f32" else fused.QUANTIZED_LINEAR
+    return fused.linear_on(inputs, call, named, op, activation)
 
 
 def _fields(row: relax.Expr, rewriter: Rewriter) -> list[relax.Expr]:

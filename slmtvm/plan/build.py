@@ -29,7 +29,9 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
     names = function_names(lowered.module)
     body_rows = max(int(n.split("_")[1]) for n in names if n.startswith("body"))
     decodes = model.kind != "encoder"
-    hidden_bytes = body_rows * model.hidden_size * _FLOAT_BYTES if decodes else 0
+    # What body hands to head need not be as wide as the rows between layers (a projected head).
+    width = int(lowered.module[f"body_{body_rows}"].ret_ty.shape.values[1])
+    hidden_bytes = body_rows * width * _FLOAT_BYTES if decodes else 0
     hidden = Ref(Space.ARENA, 0, hidden_bytes)
     functions, kernels, arena, scratch = [], {}, align(hidden_bytes), 0
     for name in sorted(names, key=lambda n: (n.split("_")[0], int(n.split("_")[1]))):
@@ -47,9 +49,9 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
         context=model.context,
         capacity=lowered.capacity,
         vocab_size=model.vocab_size,
-        output_size=model.vocab_size if decodes else model.hidden_size,
+        output_size=model.vocab_size if decodes else width,
         hidden=hidden,
-        hidden_size=model.hidden_size,
+        hidden_size=width,
         state_bytes=state_bytes,
         arena_bytes=arena,
         scratch_bytes=scratch,

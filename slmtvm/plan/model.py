@@ -113,7 +113,7 @@ class Plan:
     vocab_size: int
     output_size: int  # features of an output row: vocab_size, or hidden_size for an encoder
     hidden: Ref  # where body leaves its rows for head (rows of hidden_size float32)
-    hidden_size: int
+    hidden_size: int  # features of a row that body makes
     state_bytes: int
     arena_bytes: int
     scratch_bytes: int  # for each thread

@@ -87,7 +87,8 @@ def compare(
     """``verify`` for an open session; ``tokens`` None stands for random ones."""
     info = session.info
     is_text = tokens is not None
-    ids = _random_tokens(int(info["vocab_size"])) if tokens is None else np.asarray(tokens)
+    reference.choose_output(info.get("output") or None)
+    ids = _random_tokens(info) if tokens is None else np.asarray(tokens)
     window = min(window, int(info["context"]))
     rounded = int(info.get("rounded_layers", 0))
     if info["kind"] == "encoder":
@@ -109,8 +110,10 @@ def encode_text(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return np.array(tokenizer.encode(text).ids, np.int32)
 
 
-def _random_tokens(vocab_size: int) -> np.ndarray:
-    return np.random.default_rng(_SEED).integers(0, vocab_size, _RANDOM_TOKENS)
+def _random_tokens(info: dict[str, Any]) -> np.ndarray:
+    """Random tokens, none of them padding: files count positions without it, bundles do not."""
+    usual = np.setdiff1d(np.arange(info["vocab_size"]), info.get("padding", ()))
+    return usual[np.random.default_rng(_SEED).integers(0, len(usual), _RANDOM_TOKENS)]
 
 
 def _cut(ids: np.ndarray, window: int) -> list[np.ndarray]:

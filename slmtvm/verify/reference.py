@@ -49,7 +49,8 @@ class Reference:
             )
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise _refusal(path, error) from error
-        self._output = self._choose_output()
+        self._output = ""
+        self.choose_output()
 
     def rows(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """The file's output for tokens (n,) as one batch without a cache: float32 (n, features).
@@ -85,12 +86,21 @@ class Reference:
         """Whether its output is logits."""
         return self._output == _LOGITS
 
-    def _choose_output(self) -> str:
+    def choose_output(self, name: str | None = None) -> None:
+        """Compare the output ``name``; else logits, hidden states, or the first one.
+
+        Raises InvalidModelError where the file has no such output.
+        """
         names = [output.name for output in self._session.get_outputs()]
-        for name in (_LOGITS, _HIDDEN):
-            if name in names:
-                return name
-        return str(names[0])
+        if name is None:
+            name = next((n for n in (_LOGITS, _HIDDEN) if n in names), names[0])
+        if name not in names:
+            raise InvalidModelError(
+                f"no output {name!r}, which the bundle computes; the file has {', '.join(names)}: "
+                "is it the one that was compiled?",
+                where=str(self.path),
+            )
+        self._output = name
 
     def _feed(self, given: Any, ids: np.ndarray) -> np.ndarray:
         """The value of one input of the graph: a batch of one, nothing in the cache."""

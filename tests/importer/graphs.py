@@ -174,6 +174,30 @@ ACTIVATIONS: dict[str, tuple[Callable[[GraphBuilder, str], str], str]] = {
     "relu": (relu, "relax.nn.relu"),
 }
 
+
+def _operator(kind: str, domain: str = "", **attrs) -> Callable[[GraphBuilder, str], str]:
+    return lambda b, x: b.op(kind, x, domain=domain, **attrs)
+
+
+OTHER_ACTIVATIONS: dict[str, Callable[[GraphBuilder, str], str]] = {
+    # No op of their own in the canonical model: written out.
+    "clip": lambda b, x: b.op("Clip", x, b.constant(-0.4), b.constant(0.7)),
+    "clip_above": lambda b, x: b.op("Clip", x, "", b.constant(0.3)),
+    "elu": _operator("Elu", alpha=0.7),
+    "hard_sigmoid": _operator("HardSigmoid", alpha=0.3),
+    "hard_swish": _operator("HardSwish"),
+    "leaky_relu": _operator("LeakyRelu", alpha=0.2),
+    "max_of_three": lambda b, x: b.op("Max", x, b.constant(-0.5), b.op("Neg", x)),
+    "mean": lambda b, x: b.op("Mean", x, b.op("Abs", x), b.constant(0.1)),
+    "mish": _operator("Mish"),
+    "prelu": lambda b, x: b.op("PRelu", x, b.constant(0.3)),
+    "quick_gelu": _operator("QuickGelu", "com.microsoft"),
+    "reciprocal": lambda b, x: b.op("Reciprocal", b.op("Exp", x)),
+    "softsign": _operator("Softsign"),
+    "squared_relu": lambda b, x: b.op("Pow", b.op("Relu", x), b.constant(2.0)),
+    "sum_of_three": lambda b, x: b.op("Sum", x, x, b.op("Sin", x)),
+}
+
 # --- rotary embeddings on (1, heads, length, head_dim); cos and sin (length, r / 2) --------------
 
 
@@ -368,6 +392,8 @@ class Tiny:
     activation: str = "silu"
     rope: str = ""  # a key of ROPES
     learned_positions: int = 0  # rows of a learned table, 0 for none
+    padding: int = -1  # a token that positions do not count; none where negative
+    rope_base: float = 10000.0
     mask: str = "trilu"
     bias: bool = False
     scale_on: str = "scores"  # or "queries", "both": sqrt(scale) on queries and keys
@@ -390,7 +416,8 @@ def build(tiny: Tiny) -> onnx.ModelProto:
     places = b.op("Range", b.constant(0, np.int64), number, b.constant(1, np.int64))
     if tiny.learned_positions:
         table = b.near(0, tiny.learned_positions, tiny.hidden, name="positions.weight")
-        x = b.op("Add", x, b.op("Gather", table, places))
+        at = _count_positions(b, ids, tiny.padding) if tiny.padding >= 0 else places
+        x = b.op("Add", x, b.op("Gather", table, at))
     tables = _rope_tables(b, tiny, places) if tiny.rope else None
     for _ in range(tiny.layers):
         x = b.op("Add", x, _attention(b, tiny, NORMS[tiny.norm](b, x, tiny.hidden), length, tables))
@@ -408,10 +435,18 @@ def build(tiny: Tiny) -> onnx.ModelProto:
     )
 
 
+def _count_positions(b: GraphBuilder, ids: str, padding: int) -> str:
+    """RoBERTa's position ids: padding + how many tokens up to here are not padding."""
+    pad = b.op("Constant", value=numpy_helper.from_array(np.array(padding, np.int64)))
+    text = b.op("Cast", b.op("Not", b.op("Equal", ids, pad)), to=TensorProto.INT32)
+    count = b.op("Mul", b.op("CumSum", text, b.constant(1, np.int64)), text)
+    return b.op("Add", b.op("Cast", count, to=TensorProto.INT64), pad)
+
+
 def _rope_tables(b: GraphBuilder, tiny: Tiny, places: str) -> tuple[str, str]:
     _, part, _ = ROPES[tiny.rope]
     half = tiny.head_dim // part // 2
-    frequencies = b.constant(10000.0 ** (-np.arange(half) / half))
+    frequencies = b.constant(tiny.rope_base ** (-np.arange(half) / half))
     position = b.op("Unsqueeze", b.op("Cast", places, to=TensorProto.FLOAT), b.ints(1))
     angles = b.op("Mul", position, frequencies)
     return b.op("Cos", angles), b.op("Sin", angles)
@@ -495,7 +530,8 @@ def _norm_heads(b: GraphBuilder, tiny: Tiny, x: str, heads: int) -> str:
 
 
 def _mlp(b: GraphBuilder, tiny: Tiny, x: str) -> str:
-    activation, _ = ACTIVATIONS[tiny.activation]
+    known = {name: function for name, (function, _) in ACTIVATIONS.items()}
+    activation = {**known, **OTHER_ACTIVATIONS}[tiny.activation]
     gate = activation(b, _linear(b, tiny, x, tiny.hidden, tiny.ffn))
     if tiny.activation.startswith("silu"):
         gate = b.op("Mul", gate, _linear(b, tiny, x, tiny.hidden, tiny.ffn))
@@ -520,7 +556,8 @@ def run_onnxruntime(path: Path, tokens: np.ndarray, output: str | None = None) -
         if port.name.startswith("past"):
             feed[port.name] = np.zeros([1, *shape[1:]], np.float32)
         elif port.name == "input_ids":
-            feed[port.name] = np.asarray(tokens, np.int64)[None]
+            dtype = np.int32 if port.type == "tensor(int32)" else np.int64
+            feed[port.name] = np.asarray(tokens, dtype)[None]
         elif port.name == "position_ids":
             feed[port.name] = np.arange(len(tokens))[None]
         else:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer import import_onnx
@@ -19,6 +20,7 @@ from tests.importer.graphs import (
     MASK_POSITIONS,
     MASKS,
     NORMS,
+    OTHER_ACTIVATIONS,
     OTHER_MASKS,
     ROPES,
     WINDOWS,
@@ -70,6 +72,12 @@ def test_every_spelling_of_an_activation_becomes_one_op(activation, tmp_path):
     assert names == ["relax.add", ACTIVATIONS[activation][1], *gated, "relax.add"]
 
 
+@pytest.mark.parametrize("activation", OTHER_ACTIVATIONS)
+def test_an_activation_without_an_op_of_its_own_is_written_out_and_noted(activation, tmp_path):
+    model = check(Tiny(activation=activation), tmp_path)
+    assert any("elementwise ops outside known patterns" in note for note in model.notes)
+
+
 @pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_every_spelling_of_a_rope_becomes_tables_of_the_whole_context(rope, kv_heads, tmp_path):
@@ -83,6 +91,12 @@ def test_every_spelling_of_a_rope_becomes_tables_of_the_whole_context(rope, kv_h
     assert np.allclose(model.params["rope.cos"], np.cos(angles), atol=2e-5)
     assert np.allclose(model.params["rope.sin"], np.sin(angles), atol=2e-5)
     assert {spec.num_kv_heads for spec in model.kv} == {kv_heads}
+
+
+@pytest.mark.parametrize("base", [1e2, 1e8])
+def test_a_rope_is_found_however_slowly_it_turns(base, tmp_path):
+    model = check(Tiny(rope="rotate_half", head_dim=64, rope_base=base), tmp_path)
+    assert op_names(model).count("slm.rope") == 2
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -199,6 +213,48 @@ def test_learned_positions_become_rows_of_a_table_and_bound_the_context(tmp_path
     assert model.params["positions.weight"].shape == (70, 24)
     with pytest.raises(UnsupportedOpError, match="the model's own tables have 70"):
         import_onnx(tmp_path / "model.onnx", context=71)
+
+
+def test_positions_that_leave_out_padding_count_up_in_a_sequence_without_any(tmp_path):
+    tiny = Tiny(learned_positions=70, padding=3, mask="none")
+    path = save(build(tiny), tmp_path)
+    model = import_onnx(path)
+    assert model.context == 66  # position 0 is row 4 of the table
+    assert model.padding == (3,)
+    assert any("token 3 counts like any other" in note for note in model.notes)
+    tokens = np.random.default_rng(1).integers(4, tiny.vocab, 66)
+    want = run_onnxruntime(path, tokens)
+    assert np.abs(evaluate(model, tokens) - want).max() <= TOLERANCE * np.ptp(want)
+
+
+def test_a_comparison_of_tokens_that_counts_no_positions_is_refused(tmp_path):
+    model = build(Tiny())
+    (gather,) = (n for n in model.graph.node if n.op_type == "Gather")
+    same = helper.make_node("Equal", ["input_ids", "one"], ["same"], name="same")
+    added = helper.make_node("Cast", ["same"], ["added"], to=TensorProto.INT64)
+    moved = helper.make_node("Add", ["input_ids", "added"], ["moved"], name="moved")
+    for node in (moved, added, same):
+        model.graph.node.insert(0, node)
+    gather.input[1] = "moved"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1, np.int64), "one"))
+    with pytest.raises(UnsupportedOpError, match="looks up rows by something other"):
+        import_onnx(save(model, tmp_path))
+
+
+@pytest.mark.parametrize("context", [4, 5, 7, 8, 11, 12])
+@pytest.mark.parametrize("mask", ["trilu", "narrow", "by_key", "none"])
+def test_short_contexts_are_imported_like_long_ones(mask, context, tmp_path):
+    path = save(build(Tiny(mask=mask, rope="rotate_half", qk_norm="shared")), tmp_path)
+    model = import_onnx(path, context=context)
+    assert model.context == context
+    tokens = np.arange(3, 3 + context)
+    want = run_onnxruntime(path, tokens)
+    assert np.abs(evaluate(model, tokens) - want).max() <= TOLERANCE * np.ptp(want)
+
+
+def test_a_context_of_three_positions_is_refused(tmp_path):
+    with pytest.raises(UnsupportedOpError, match="at least 4 are needed"):
+        import_onnx(save(build(Tiny()), tmp_path), context=3)
 
 
 def test_a_stored_mask_bounds_the_context(tmp_path):

@@ -1,11 +1,11 @@
-"""Sums of rows are exact at sizes that are not round."""
+"""Sums and products of rows are exact at sizes that are not round."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from slmtvm.schedules.elementwise import build_add, build_add_positions
+from slmtvm.schedules.elementwise import build_add, build_add_positions, build_multiply
 from slmtvm.target import Target, known_targets
 from tests.schedules.harness import run
 
@@ -27,3 +27,12 @@ def test_add_positions_adds_the_rows_from_the_position_on(target: Target) -> Non
     table = rng.standard_normal((20, 37)).astype(np.float32)
     got = run(build_add_positions(3, 37, 20), {"x": x, "table": table}, target, position=7)
     np.testing.assert_array_equal(got["y"], x + table[7:10])
+
+
+@pytest.mark.parametrize("by", [1, 37])
+def test_multiply_takes_a_factor_for_each_row_or_each_element(target: Target, by: int) -> None:
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((3, 37)).astype(np.float32)
+    b = rng.standard_normal((3, by)).astype(np.float32)
+    got = run(build_multiply(3, 37, by), {"a": a, "b": b}, target, cuts=(1,))
+    np.testing.assert_array_equal(got["y"], a * b)

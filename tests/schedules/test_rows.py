@@ -43,6 +43,8 @@ def random_inputs(op: RowOp, seed: int = 0) -> dict[str, np.ndarray]:
     inputs = {t.name: rng.standard_normal(t.shape).astype(np.float32) for t in op.inputs}
     inputs["x"] *= np.float32(10.0) ** np.arange(-1, op.m - 1, dtype=np.float32)[:, None] * 3
     inputs["x"][-1] = -np.abs(inputs["x"][-1])
+    if op.prologue == "swiglu":
+        inputs["constants"] = np.array([1.702, 1.0, 7.0], np.float32)
     return inputs
 
 

@@ -10,10 +10,11 @@ from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.freeze import operator_of
 from slmtvm.importer.graph import Array, Node
+from slmtvm.importer.match.formulas import emit, formula
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.operators.elementwise import gelu_erf, gelu_tanh, sigmoid
 from slmtvm.importer.regions import between, dominators
-from slmtvm.importer.steps import Elementwise, Rows, Same, Step
+from slmtvm.importer.steps import Elementwise, Param, Rows, Same, Step
 from slmtvm.importer.tokens import uniform
 
 _TOLERANCE = 1e-6  # the graph's constants are float32 roundings of the formulas' numbers
@@ -26,29 +27,6 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "nn.relu": lambda x: np.maximum(x, 0),
     "sigmoid": sigmoid,
     "tanh": np.tanh,
-}
-
-# ONNX operators that Relax has under another name, for what no recogniser takes.
-_RELAX = {
-    "Abs": "abs",
-    "Add": "add",
-    "Cos": "cos",
-    "Div": "divide",
-    "Erf": "erf",
-    "Exp": "exp",
-    "Log": "log",
-    "Max": "maximum",
-    "Min": "minimum",
-    "Mul": "multiply",
-    "Neg": "negative",
-    "Pow": "power",
-    "Relu": "nn.relu",
-    "Sigmoid": "sigmoid",
-    "Sin": "sin",
-    "Softplus": "nn.softplus",
-    "Sqrt": "sqrt",
-    "Sub": "subtract",
-    "Tanh": "tanh",
 }
 
 
@@ -86,7 +64,7 @@ def match_activation(cover: Cover, value: str) -> Step | None:
 
 
 def match_elementwise(cover: Cover, value: str) -> Step:
-    """``value`` as one standard Relax op; raises UnsupportedOpError where there is none."""
+    """``value`` as standard Relax ops; raises UnsupportedOpError where there are none."""
     frame = cover.frame
     node = frame.producers[value]
     where = frame.graph.where(node)
@@ -95,25 +73,25 @@ def match_elementwise(cover: Cover, value: str) -> Step:
             "its training_mode is on, so it drops at random; export the model in evaluation mode",
             where=where,
         )
-    if node.op_type == "Reciprocal":
-        return Elementwise("divide", (1.0, operand(cover, node.inputs[0], value)))
-    name = _RELAX.get(node.op_type)
-    if name is None or node.domain:
+    write = formula(node.domain, node.op_type)
+    if write is None or frame.small.dtypes[value].kind in "iub":
         raise UnsupportedOpError(
             "this operator on values that depend on tokens is supported only inside patterns "
             "that are recognised (attention, norms, activations), and this is none of them",
             where=where,
         )
-    operands = tuple(operand(cover, i, value) for i in node.inputs)
-    if len(operands) > 2:
-        raise UnsupportedOpError("more than two operands are not supported", where=where)
-    return Elementwise(name, operands)
+    names = list(node.inputs)
+    while not names[-1]:
+        names.pop()
+    operands = [operand(cover, name, value) if name else None for name in names]
+    return emit(cover, value, write(node.attrs, *operands))
 
 
-def operand(cover: Cover, name: str, value: str) -> Rows | float:  # or a Param, see below
+def operand(cover: Cover, name: str, value: str) -> Rows | Param | float:
+    """An operand of the elementwise op that makes ``value``, rows of it to be found."""
     frame = cover.frame
     if name not in frame.small.shapes:
-        return cover.constant_operand(name, value)  # type: ignore[return-value]
+        return cover.constant_operand(name, value)
     width, full = frame.features(name), frame.features(value)
     if width not in (1, full):
         raise UnsupportedOpError(

@@ -16,6 +16,7 @@ from slmtvm.importer.regions import between, dominators, evaluate, signature
 from slmtvm.importer.steps import Rope, Rows
 
 _TOLERANCE = 1e-6
+_NOTHING = 1e-12  # below what the slowest rotations show in a few positions; zero is exact
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +150,7 @@ def _responses(
 
 def _partners(response: Array) -> Array | None:
     """The other feature that each one reads; itself where there is none; None if there are more."""
-    reads: Array = np.asarray((np.abs(response) > _TOLERANCE).any(axis=0))
+    reads: Array = np.asarray((np.abs(response) > _NOTHING).any(axis=0))
     np.fill_diagonal(reads, False)
     if (reads.sum(axis=1) > 1).any() or not reads.any():
         return None

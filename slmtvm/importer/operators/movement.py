@@ -98,7 +98,7 @@ def scatter_nd(attrs: Attrs, x: Array, indices: Array, updates: Array) -> Any:
     return result
 
 
-@register("GatherND", 12, Kind.GENERATE)
+@register("GatherND", 12, Kind.MOVE)
 def gather_nd(attrs: Attrs, x: Array, indices: Array) -> Any:
     if attrs.get("batch_dims", 0):
         raise ValueError("GatherND with batch_dims is not supported")

@@ -1,0 +1,13 @@
+"""Kernels of a mixture of experts: who goes where, the experts' linear layers, and their sum."""
+
+from __future__ import annotations
+
+from slmtvm.schedules.experts.combine import build_combine
+from slmtvm.schedules.experts.grouping import Grouping, build_group
+from slmtvm.schedules.experts.linear import RoutedShape, build_linear, layout, pack, packed_names
+from slmtvm.schedules.experts.route import RouteOp, build_route
+
+__all__ = [
+    "Grouping", "RouteOp", "RoutedShape", "build_combine", "build_group", "build_linear",
+    "build_route", "layout", "pack", "packed_names",
+]  # fmt: skip

@@ -1,0 +1,99 @@
+"""Positions that a graph counts from the tokens that are not padding, as RoBERTa's are.
+
+Such a graph computes position ids as a running sum of ``ids != pad``. What is compiled runs one
+sequence without padding, whose positions just count up: the comparison is taken to be false. A
+padding token inside a text is then a token like any other, which the import notes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from slmtvm.importer.freeze import compute, operator_of
+from slmtvm.importer.graph import Constant, Graph, Node
+from slmtvm.importer.operators import Kind
+
+
+def assume_no_padding(graph: Graph, tokens: str) -> tuple[Graph, tuple[int, ...]]:
+    """``graph`` with comparisons of ``tokens`` that count positions replaced by "not padding".
+
+    Also the tokens that it takes for padding.
+    """
+    dependent = _dependent(graph, tokens)
+    tests: dict[int, int] = {}
+    for node in graph.nodes:
+        if node.op_type == "CumSum" and node.inputs[0] in dependent:
+            tests.update(_padding_tests(graph, node.inputs[0], dependent))
+    nodes: list[Node] = []
+    for place, node in enumerate(graph.nodes):
+        nodes.extend(_false(node, dependent) if place in tests else [node])
+    return replace(graph, nodes=tuple(nodes)), tuple(sorted(set(tests.values())))
+
+
+def padding_notes(padding: tuple[int, ...]) -> Iterator[str]:
+    """What was assumed of padding tokens."""
+    for token in padding:
+        yield (
+            f"positions count tokens other than {token} (padding); what is compiled runs sequences "
+            f"without padding, where token {token} counts like any other"
+        )
+
+
+def _dependent(graph: Graph, tokens: str) -> set[str]:
+    """The values that depend on token ids, not only on how many there are."""
+    found = {tokens}
+    for node in graph.nodes:
+        if operator_of(node).kind is not Kind.SHAPE and found.intersection(node.inputs):
+            found.update(filter(None, node.outputs))
+    return found
+
+
+def _padding_tests(graph: Graph, value: str, dependent: set[str]) -> dict[int, int]:
+    """place of node -> padding token, of comparisons on the way from the tokens to ``value``."""
+    places = {o: i for i, n in enumerate(graph.nodes) for o in n.outputs if o in dependent}
+    found: dict[int, int] = {}
+    todo, seen = [value], {value}
+    while todo:
+        place = places.get(todo.pop())
+        if place is None:
+            continue  # the tokens themselves: what is summed is more than a comparison
+        node = graph.nodes[place]
+        pad = _compared_with(graph, node, dependent) if node.op_type == "Equal" else None
+        if pad is not None:
+            found[place] = pad
+        elif operator_of(node).kind in (Kind.ELEMENTWISE, Kind.MOVE):
+            fresh = [i for i in node.inputs if i in dependent and i not in seen]
+            seen.update(fresh)
+            todo.extend(fresh)
+    return found
+
+
+def _compared_with(graph: Graph, node: Node, dependent: set[str]) -> int | None:
+    """The one number that ``node`` compares tokens with, or None."""
+    fixed = [name for name in node.inputs if name not in dependent]
+    for value in _values(graph, fixed[0]) if len(fixed) == 1 else ():
+        if value.size == 1 and value.dtype.kind in "iu":
+            return int(value.reshape(-1)[0])
+    return None
+
+
+def _values(graph: Graph, name: str) -> Iterator[np.ndarray]:
+    if name in graph.initializers:
+        yield graph.initializers[name].values()
+    for node in graph.nodes:
+        if name in node.outputs and node.op_type == "Constant":
+            yield compute(graph, node, ())[0]
+
+
+def _false(node: Node, dependent: set[str]) -> list[Node]:
+    """Nodes that give what ``node`` compares, false everywhere."""
+    (compared,) = (name for name in node.inputs if name in dependent)
+    shape = f"{node.outputs[0]}#shape"
+    fill = Constant.of("", np.zeros(1, np.bool_))
+    return [
+        replace(node, op_type="Shape", inputs=(compared,), outputs=(shape,), attrs={}),
+        replace(node, op_type="ConstantOfShape", inputs=(shape,), attrs={"value": fill}),
+    ]

@@ -1,0 +1,79 @@
+"""Which kernels compute a mixture of experts, on which operands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvm import relax
+
+from slmtvm.ir import ops
+from slmtvm.ir.experts import Routing
+from slmtvm.passes.kernel_calls import (
+    handles,
+    linear_shape,
+    packed_weights,
+    shape_of,
+    weight_arrays,
+)
+from slmtvm.schedules import experts
+
+if TYPE_CHECKING:
+    from slmtvm.passes.lower_kernels import KernelEmitter
+
+
+@handles("slm.route")
+def _route(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    logits, named, routing = call.args[0], ops.operands(call), Routing.of(call.attrs)
+    op = experts.RouteOp(
+        m=shape_of(logits)[0],
+        experts=routing.experts,
+        top_k=routing.top_k,
+        score=routing.score,
+        normalize=routing.normalize,
+        eps=routing.eps,
+        scale=routing.scale,
+        has_bias="bias" in named,
+    )
+    bias = [emitter.weight(e.name, emitter.array(e)) for e in named.values()]
+    made = emitter.call(experts.build_route(op), [logits, *bias])
+    return relax.Tuple([made["experts"], made["weights"]])
+
+
+@handles("slm.routed_linear")
+def _routed_linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    attrs, named = call.attrs, ops.operands(call)
+    count = int(attrs["inputs"])
+    inputs, chosen = list(call.args)[:count], call.args[count]
+    arrays = weight_arrays(named, emitter)
+    m, top_k = shape_of(chosen)
+    shape = experts.RoutedShape(
+        m=m,
+        top_k=top_k,
+        experts=int(attrs["experts"]),
+        layer=linear_shape(attrs, m, named, arrays),
+        by_pair=bool(int(attrs["by_pair"])),
+    )
+    label = f"{named['weight'].name}@experts-{experts.layout(shape, emitter.isa)}"
+    operands = packed_weights(
+        emitter, label, experts.packed_names(shape, emitter.isa),
+        lambda: experts.pack(shape, emitter.isa, **arrays),
+    )  # fmt: skip
+    if "bias" in named:
+        operands.append(emitter.weight(named["bias"].name, emitter.array(named["bias"])))
+    routes = [chosen]
+    grouping = shape.grouping(emitter.isa)
+    if grouping is not None:
+        made = emitter.once(
+            (chosen, grouping), lambda: emitter.call(experts.build_group(grouping), [chosen])
+        )
+        routes = [made["tile_expert"], made["tile_pairs"]]
+    kernel = experts.build_linear(shape, emitter.isa)
+    return emitter.call(kernel, [*inputs, *routes, *operands])["y"]
+
+
+@handles("slm.combine")
+def _combine(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    partial, weights = call.args
+    m, top_k = shape_of(weights)
+    kernel = experts.build_combine(m, top_k, shape_of(partial)[1])
+    return emitter.call(kernel, [partial, weights])["y"]

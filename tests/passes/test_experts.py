@@ -1,0 +1,96 @@
+"""A decoder of experts and causal convolutions, from canonical ops to a bundle that runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import slmtvm
+from slmtvm.bundle.write import write_bundle
+from slmtvm.ir.experts import Gate, Routing
+from slmtvm.ir.reference import evaluate
+from slmtvm.passes.pipeline import fuse, lower
+from slmtvm.plan.build import build_plan
+from slmtvm.plan.model import Plan
+from slmtvm.target import Target
+from tests.emulation.session import open_sessions
+from tests.end_to_end.bundles import CPU_TARGETS
+from tests.passes.test_pipeline import op_counts
+from tests.passes.toy_experts import CONTEXT, DIM, FFN, VOCAB, decoder
+
+TOKENS = np.random.default_rng(1).integers(0, VOCAB, CONTEXT - 5)
+# The sharpest of each kind: a bias and an epsilon, a gate with a limit, every expert of a token.
+VARIANTS = {
+    "f32": {"gate": Gate("gelu_tanh"), "routing": Routing(6, 6, "none", "softmax")},
+    "int8": {
+        "routing": Routing(20, 3, "sigmoid", "sum", 1e-6, 2.5),
+        "biased": True,
+        "gate": Gate("swiglu", 1.702, 1.0, 0.8),
+    },
+    "int4": {},
+}
+# Where activations are quantized, a rounding that falls the other way changes a value by a step.
+TOLERANCE = {"f32": 2e-6, "int8": 1e-3, "int4": 5e-3}
+
+
+def plan(model: slmtvm.ir.model.CanonicalModel, target: str = "host") -> Plan:
+    return build_plan(lower(fuse(model), Target.load(target)), {})
+
+
+def test_a_mixture_becomes_a_route_two_routed_layers_and_a_sum() -> None:
+    counts = op_counts(fuse(decoder("int4")), "body_16")
+    assert counts["slm.route"] == counts["slm.combine"] == 1
+    assert counts["slm.routed_linear"] == 2
+    # The projections of the convolution's gates are one layer, and the products its own.
+    assert counts["slm.short_conv"] == 1
+    assert counts["relax.multiply"] == 1  # by the shared expert's own gate
+
+
+def test_a_decoded_token_reads_and_multiplies_the_experts_that_it_chose_alone() -> None:
+    experts, top_k = 20, 3
+    work = {
+        step.kernel: compiled.kernels[step.kernel].work
+        for compiled in [plan(decoder("f32", routing=Routing(experts, top_k)))]
+        for function in compiled.functions
+        if (function.name, function.rows) == ("body", 1)
+        for step in function.steps
+    }
+    routed = [w for name, w in work.items() if name.startswith("routed")]
+    assert sum(w.multiply_adds for w in routed) == top_k * 3 * FFN * DIM
+    padded = 80 * DIM + 80 * FFN  # whole panels of 16 output channels
+    assert sum(w.weight_bytes for w in routed) == top_k * 4 * padded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight_format", VARIANTS)
+def test_a_bundle_computes_what_the_ops_mean_however_it_is_called(
+    weight_format: str, tmp_path: Path
+) -> None:
+    model = decoder(weight_format, **VARIANTS[weight_format])
+    want = evaluate(model, TOKENS)
+    write_bundle(tmp_path / "toy.slm", [(Target.load("host"), plan(model))])
+    with slmtvm.load(tmp_path / "toy.slm", threads=1) as session:
+        got = session.eval_all(TOKENS)
+        assert np.abs(got - want).max() <= TOLERANCE[weight_format] * np.ptp(want)
+        session.reset()
+        singly = np.stack([session.eval(TOKENS[i : i + 1]) for i in range(150)])
+        np.testing.assert_array_equal(singly, got[:150])
+        session.seek(70)
+        np.testing.assert_array_equal(session.eval_all(TOKENS[70:]), got[70:])
+    with slmtvm.load(tmp_path / "toy.slm", threads=3) as session:
+        np.testing.assert_array_equal(session.eval_all(TOKENS), got)
+
+
+@pytest.mark.slow
+def test_experts_and_convolutions_have_the_same_bits_on_every_target(tmp_path: Path) -> None:
+    model = decoder("int8", **VARIANTS["int8"])
+    targets = [Target.load(name) for name in CPU_TARGETS]
+    write_bundle(tmp_path / "toy.slm", [(t, plan(model, t.name)) for t in targets])
+    first: np.ndarray | None = None
+    for target in targets:
+        for session in open_sessions(tmp_path / "toy.slm", target, tmp_path):
+            logits = session.eval_all(TOKENS[:17], 17)
+            first = logits if first is None else first
+            np.testing.assert_array_equal(logits, first, err_msg=f"{target.name} {session.cpu}")
