@@ -47,6 +47,7 @@ class Frozen:
     dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)  # node -> longest length its table allows
+    max_elements: int = 0  # of one constant
 
     def is_lookup(self, node: Node) -> bool:
         """Whether ``node`` picks rows of a constant table by a value that depends on tokens."""
@@ -92,37 +93,71 @@ def freeze(graph: Graph, roles: Roles, length: int) -> Frozen:
     """Specialise ``graph`` to one sequence of ``length`` tokens at position 0, without a past.
 
     Constants that nothing dynamic reads are dropped. Raises InvalidModelError where shapes
-    contradict each other or a constant grows out of all proportion.
+    contradict each other or a constant grows out of all proportion, and UnsupportedOpError where a
+    part of the graph that was left out is needed at this length.
     """
-    frozen = Frozen(graph, length)
+    frozen = start(graph, roles, length)
+    waiting = Counter(name for node in graph.nodes for name in set(node.inputs))
+    waiting.update(port.name for port in graph.outputs)
+    waiting.update(decision.condition for decision in graph.decisions)
+    for node in graph.nodes:
+        if advance(frozen, node):
+            for name in set(node.inputs) - {""}:
+                waiting[name] -= 1
+                if waiting[name] == 0:
+                    frozen.constants.pop(name, None)
+    _check_declared(frozen)
+    _check_decisions(frozen)
+    return frozen
+
+
+def start(graph: Graph, roles: Roles, length: int) -> Frozen:
+    """``graph`` before its first node: initializers and inputs."""
+    weights = sum(math.prod(c.shape) for c in graph.initializers.values())
+    limit = max(_MIN_ELEMENTS, _MATRICES * length * length, 2 * weights)
+    frozen = Frozen(graph, length, max_elements=limit)
     frozen.constants.update(graph.initializers)
     frozen.constants.update({k: Constant.of(k, v) for k, v in roles.values(length).items()})
     frozen.shapes[roles.tokens.name] = (1, length)
     frozen.dtypes[roles.tokens.name] = np.dtype(np.int64)
-    weights = sum(math.prod(c.shape) for c in graph.initializers.values())
-    limit = max(_MIN_ELEMENTS, _MATRICES * length * length, 2 * weights)
-    waiting = Counter(name for node in graph.nodes for name in set(node.inputs))
-    waiting.update(port.name for port in graph.outputs)
-    for node in graph.nodes:
-        reason = next((frozen.broken[i] for i in node.inputs if i in frozen.broken), None)
-        constant = all(not i or i in frozen.constants for i in node.inputs)
-        if reason is not None:
-            frozen.broken.update(dict.fromkeys(filter(None, node.outputs), reason))
-        elif constant:
-            _fold(frozen, node, limit)
-        elif operator_of(node).kind is Kind.SHAPE:
-            shape = frozen.shapes[node.inputs[0]]
-            (value,) = compute(graph, node, [_nothing(shape)])
-            frozen.constants[node.outputs[0]] = Constant.of(node.outputs[0], value)
-        else:
-            _infer(frozen, node, limit)
-            continue
-        for name in set(node.inputs) - {""}:
-            waiting[name] -= 1
-            if waiting[name] == 0:
-                frozen.constants.pop(name, None)
-    _check_declared(frozen)
     return frozen
+
+
+def advance(frozen: Frozen, node: Node) -> bool:
+    """Compute ``node`` or infer its shapes; whether its inputs are done with as constants."""
+    reason = next((frozen.broken[i] for i in node.inputs if i in frozen.broken), None)
+    if reason is None and operator_of(node).kind is Kind.BRANCH:
+        reason = f"{node.label}: its condition is not known without the tokens"
+    if reason is not None:
+        frozen.broken.update(dict.fromkeys(filter(None, node.outputs), reason))
+    elif all(not i or i in frozen.constants for i in node.inputs):
+        _fold(frozen, node, frozen.max_elements)
+    elif operator_of(node).kind is Kind.SHAPE:
+        shape = frozen.shapes[node.inputs[0]]
+        (value,) = compute(frozen.graph, node, [_nothing(shape)])
+        frozen.constants[node.outputs[0]] = Constant.of(node.outputs[0], value)
+    else:
+        _infer(frozen, node, frozen.max_elements)
+        return False
+    return True
+
+
+def truth(frozen: Frozen, name: str) -> bool | None:
+    """The one boolean that ``name`` holds, or None where it is not known."""
+    constant = frozen.constants.get(name)
+    if constant is None or constant.dtype != np.bool_ or constant.stored.size != 1:
+        return None
+    return bool(constant.stored.reshape(-1)[0])
+
+
+def _check_decisions(frozen: Frozen) -> None:
+    for decision in frozen.graph.decisions:
+        if truth(frozen, decision.condition) != decision.outcome:
+            raise UnsupportedOpError(
+                f"its condition {decision.condition!r} changes with the sequence length: it is "
+                f"not {decision.outcome} for {frozen.length} tokens; compile for a shorter context",
+                where=decision.where,
+            )
 
 
 def _nothing(shape: Shape) -> Array:

@@ -136,7 +136,10 @@ def dequantize(stored: Array, quantization: Quantization) -> Array:
 
 @dataclass(frozen=True)
 class Node:
-    """One operator call; an absent optional input is the empty name."""
+    """One operator call; an absent optional input is the empty name.
+
+    The values that a node's subgraphs take from outside of them follow its own inputs.
+    """
 
     domain: str
     op_type: str
@@ -153,6 +156,16 @@ class Node:
         return f"{operator} node {self.name or self.outputs[0]!r}"
 
 
+@dataclass(frozen=True, eq=False)
+class Subgraph:
+    """A branch of an If: sorted nodes that may read ``captured`` values of the graph around it."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    initializers: Mapping[str, Constant]
+    captured: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Port:
     """A graph input or output: dims are ints, names of symbols, or None."""
@@ -160,6 +173,15 @@ class Port:
     name: str
     elem_type: int
     dims: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """That the value ``condition`` is ``outcome``, on which a part of the graph was left out."""
+
+    condition: str
+    outcome: bool
+    where: str
 
 
 @dataclass(frozen=True)
@@ -172,6 +194,7 @@ class Graph:
     outputs: tuple[Port, ...]
     initializers: Mapping[str, Constant]
     declared: Mapping[str, Port] = field(default_factory=dict)  # the file's value_info
+    decisions: tuple[Decision, ...] = ()
 
     def where(self, node: Node) -> str:
         return f"{self.path}: {node.label}"

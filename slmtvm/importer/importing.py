@@ -7,6 +7,7 @@ from pathlib import Path
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.emit import Emitter, schedule
+from slmtvm.importer.expand import expand
 from slmtvm.importer.freeze import Frozen, freeze
 from slmtvm.importer.graph import Graph
 from slmtvm.importer.load import load
@@ -37,7 +38,7 @@ def import_onnx(path: str | Path, *, context: int | None = None) -> CanonicalMod
     for one that holds something that cannot be compiled, each naming the file and the node.
     """
     path = Path(path)
-    graph = merge_duplicates(load(path))
+    graph = load(path)
     roles = assign_roles(graph)
     graph, padding = assume_no_padding(graph, roles.tokens.name)
     if context is not None and context < _MIN_CONTEXT:
@@ -45,6 +46,7 @@ def import_onnx(path: str | Path, *, context: int | None = None) -> CanonicalMod
             f"a context of {context} positions; at least {_MIN_CONTEXT} are needed", where=str(path)
         )
     short, longer = _two_lengths(graph, context)
+    graph = merge_duplicates(expand(graph, roles, short))
     small = freeze(graph, roles, short)
     length = _context(context, small, freeze(graph, roles, longer), path)
     frame = Frame(small, freeze(graph, roles, length))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from slmtvm.errors import InvalidModelError
-from slmtvm.importer.functions import inline_functions
-from slmtvm.importer.graph import Constant, Graph, Node, Port, sort_nodes
-from slmtvm.importer.operators import check_supported
+from slmtvm.importer.functions import Body, Call, inline_functions
+from slmtvm.importer.graph import Constant, Graph, Node, Port, Subgraph, sort_nodes
 from slmtvm.importer.redact import fill, is_redacted
+from slmtvm.importer.supported import check_supported
 from slmtvm.importer.tensors import TensorReader
 
 _MAX_FILE_BYTES = 2 << 30  # protobuf's own limit
@@ -38,7 +38,7 @@ def count_operators(path: str | Path) -> dict[str, int]:
     Raises InvalidModelError where it is no ONNX file.
     """
     path = Path(path)
-    nodes = _parse(path).graph.node
+    nodes = _nested(_parse(path).graph)
     names = [f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in nodes]
     return dict(Counter(names).most_common())
 
@@ -76,11 +76,12 @@ def _parse(path: Path) -> ModelProto:
 def _texts(model: ModelProto) -> Iterator[object]:
     """All names that the importer reads: protobuf hands out bytes where they are not UTF-8."""
     graph = model.graph
-    nodes = [*graph.node, *(node for function in model.functions for node in function.node)]
-    for node in nodes:
+    for node in (*_nested(graph), *(n for function in model.functions for n in _nested(function))):
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
         for attribute in node.attribute:
             yield from (attribute.name, attribute.ref_attr_name, attribute.t.name)
+            yield from (t.name for t in (*attribute.g.initializer, *attribute.g.input))
+            yield from (port.name for port in attribute.g.output)
     for function in model.functions:
         yield from (function.name, function.domain, *function.input, *function.output)
         yield from (a.name for a in function.attribute_proto)
@@ -95,27 +96,28 @@ def _texts(model: ModelProto) -> Iterator[object]:
         yield from (d.dim_param for d in port.type.tensor_type.shape.dim)
 
 
+def _nested(graph: GraphProto | FunctionProto) -> Iterator[NodeProto]:
+    """The nodes of a graph, those of its subgraphs after the node that holds them."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from _nested(attribute.g)
+
+
 def _graph(model: ModelProto, path: Path) -> Graph:
     reader = TensorReader(path)
     proto = model.graph
     if proto.sparse_initializer:
         raise InvalidModelError("sparse initializers are not supported", where=str(path))
-    initializers: dict[str, Constant] = {}
-    for tensor in proto.initializer:
-        if not tensor.name or tensor.name in initializers:
-            raise InvalidModelError(
-                f"initializer {tensor.name!r} is unnamed or defined twice", where=str(path)
-            )
-        initializers[tensor.name] = reader.read(tensor, tensor.name)
+    initializers = _initializers(((t.name, t) for t in proto.initializer), reader)
     # Until IR version 4 every initializer was listed among the inputs as well.
     inputs = [_port(i, path) for i in proto.input if i.name not in initializers]
     outputs = [_port(o, path) for o in proto.output]
     if not outputs:
         raise InvalidModelError("the graph has no outputs", where=str(path))
-    versions = _versions(model.opset_import, path)
-    protos = inline_functions(model, path)
-    check_supported(protos, versions, path)
-    nodes = [_node(n, versions, reader, path) for n in protos]
+    calls = inline_functions(model, path)
+    check_supported(calls, path)
+    nodes = [_node(call, reader) for call in calls]
     names = [p.name for p in inputs]
     if len(set(names)) != len(names):
         raise InvalidModelError("two graph inputs share one name", where=str(path))
@@ -128,15 +130,17 @@ def _graph(model: ModelProto, path: Path) -> Graph:
     return Graph(path, nodes_sorted, tuple(inputs), tuple(outputs), initializers, declared)
 
 
-def _versions(imports: Iterable[onnx.OperatorSetIdProto], path: Path) -> dict[str, int]:
-    versions: dict[str, int] = {}
-    for entry in imports:
-        domain = "" if entry.domain == "ai.onnx" else entry.domain
-        if versions.setdefault(domain, entry.version) != entry.version:
+def _initializers(
+    tensors: Iterable[tuple[str, TensorProto]], reader: TensorReader
+) -> dict[str, Constant]:
+    initializers: dict[str, Constant] = {}
+    for name, tensor in tensors:
+        if not tensor.name or name in initializers:
             raise InvalidModelError(
-                f"imports two versions of operator set {domain or 'ai.onnx'}", where=str(path)
+                f"initializer {name!r} is unnamed or defined twice", where=str(reader.path)
             )
-    return versions
+        initializers[name] = reader.read(tensor, name)
+    return initializers
 
 
 def _port(info: onnx.ValueInfoProto, path: Path) -> Port:
@@ -159,9 +163,10 @@ def _declared(proto: GraphProto, path: Path) -> dict[str, Port]:
     return {v.name: _port(v, path) for v in tensors}
 
 
-def _node(proto: NodeProto, versions: Mapping[str, int], reader: TensorReader, path: Path) -> Node:
+def _node(call: Call, reader: TensorReader) -> Node:
+    proto = call.proto
     domain = "" if proto.domain == "ai.onnx" else proto.domain
-    where = f"{path}: {proto.op_type} node {proto.name!r}"
+    where = f"{reader.path}: {proto.op_type} node {proto.name!r}"
     if not any(proto.output):
         raise InvalidModelError("a node has no outputs", where=where)
     attrs: dict[str, Any] = {}
@@ -169,15 +174,29 @@ def _node(proto: NodeProto, versions: Mapping[str, int], reader: TensorReader, p
         if attribute.name in attrs:
             raise InvalidModelError(f"attribute {attribute.name!r} is given twice", where=where)
         attrs[attribute.name] = _attribute(attribute, reader, where)
+    bodies = {name: _subgraph(body, reader, where) for name, body in call.bodies.items()}
+    captured = dict.fromkeys(name for body in bodies.values() for name in body.captured)
     return Node(
         domain,
         proto.op_type,
-        versions[domain],
+        call.versions[domain],
         proto.name,
-        tuple(proto.input),
+        (*proto.input, *captured),
         tuple(proto.output),
-        attrs,
+        {**attrs, **bodies},
     )
+
+
+def _subgraph(body: Body, reader: TensorReader, where: str) -> Subgraph:
+    if body.inputs:
+        raise InvalidModelError(f"its subgraph has inputs {list(body.inputs)}", where=where)
+    initializers = _initializers(body.initializers, reader)
+    nodes = [_node(call, reader) for call in body.calls]
+    own = {*initializers, *(o for node in nodes for o in node.outputs)}
+    used = [*(i for node in nodes for i in node.inputs if i), *body.outputs]
+    captured = tuple(dict.fromkeys(name for name in used if name not in own))
+    nodes_sorted = sort_nodes(nodes, [*initializers, *captured], reader.path)
+    return Subgraph(nodes_sorted, body.outputs, initializers, captured)
 
 
 def _attribute(attribute: AttributeProto, reader: TensorReader, where: str) -> Any:

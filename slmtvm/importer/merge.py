@@ -14,6 +14,7 @@ _SMALL = 64  # elements; larger constants are compared by identity
 def merge_duplicates(graph: Graph) -> Graph:
     """``graph`` with later copies of a node replaced by the first; outputs keep their names."""
     kept_names = {port.name for port in graph.outputs}
+    kept_names.update(decision.condition for decision in graph.decisions)
     alias: dict[str, str] = {}
     first: dict[Hashable, Node] = {}
     for name, constant in graph.initializers.items():

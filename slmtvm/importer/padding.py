@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from slmtvm.importer.freeze import compute, operator_of
+from slmtvm.importer.freeze import compute
 from slmtvm.importer.graph import Constant, Graph, Node
-from slmtvm.importer.operators import Kind
+from slmtvm.importer.operators import Kind, find
 
 
 def assume_no_padding(graph: Graph, tokens: str) -> tuple[Graph, tuple[int, ...]]:
@@ -46,9 +46,15 @@ def _dependent(graph: Graph, tokens: str) -> set[str]:
     """The values that depend on token ids, not only on how many there are."""
     found = {tokens}
     for node in graph.nodes:
-        if operator_of(node).kind is not Kind.SHAPE and found.intersection(node.inputs):
+        if _kind(node) is not Kind.SHAPE and found.intersection(node.inputs):
             found.update(filter(None, node.outputs))
     return found
+
+
+def _kind(node: Node) -> Kind | None:
+    """None for an operator that is written out later."""
+    operator = find(node.domain, node.op_type, node.version)
+    return None if operator is None else operator.kind
 
 
 def _padding_tests(graph: Graph, value: str, dependent: set[str]) -> dict[int, int]:
@@ -64,7 +70,7 @@ def _padding_tests(graph: Graph, value: str, dependent: set[str]) -> dict[int, i
         pad = _compared_with(graph, node, dependent) if node.op_type == "Equal" else None
         if pad is not None:
             found[place] = pad
-        elif operator_of(node).kind in (Kind.ELEMENTWISE, Kind.MOVE):
+        elif _kind(node) in (Kind.ELEMENTWISE, Kind.MOVE):
             fresh = [i for i in node.inputs if i in dependent and i not in seen]
             seen.update(fresh)
             todo.extend(fresh)

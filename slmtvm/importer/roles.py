@@ -17,7 +17,10 @@ _MASK = re.compile(r"(decoder_|encoder_)?(attention|input|padding)_mask|mask")
 _POSITIONS = re.compile(r"position_ids|positions?|cache_position")
 _SEGMENTS = re.compile(r"(token_type|segment)_ids")
 _PAST = re.compile(r"past.*|cache.*")
+_PAST_LENGTH = re.compile(r"past_(key_values_|seq_|sequence_)?length")
+_USE_CACHE = "use_cache_branch"  # optimum's merged decoders
 
+_STACKED_RANK = 5  # of a past that holds (keys and values, batch, heads, length, head_dim)
 _MAX_PAST_ELEMENTS = 1 << 28  # of one layer
 
 
@@ -26,7 +29,8 @@ class Roles:
     """``tokens`` is the one input that stays an input; ``fixed`` are specialised away."""
 
     tokens: Port
-    fixed: dict[str, tuple[str, Port]]  # name -> ("ones", "arange", "zeros" or "past"), input
+    # name -> (role, input); roles are "ones", "arange", "zeros", "past" and "no" (one false or 0)
+    fixed: dict[str, tuple[str, Port]]
 
     def values(self, length: int) -> dict[str, Array]:
         """The fixed inputs for one sequence of ``length`` tokens that starts at position 0."""
@@ -48,6 +52,8 @@ def assign_roles(graph: Graph) -> Roles:
         rank = None if port.dims is None else len(port.dims)
         if _PAST.fullmatch(name) and rank is not None and rank >= 3:
             fixed[port.name] = ("past", port)
+        elif (name == _USE_CACHE or (integer and _PAST_LENGTH.fullmatch(name))) and rank in (0, 1):
+            fixed[port.name] = ("no", port)
         elif integer and _TOKENS.fullmatch(name) and rank == 2:
             tokens.append(port)
         elif _MASK.fullmatch(name) and rank == 2:
@@ -71,7 +77,8 @@ def assign_roles(graph: Graph) -> Roles:
             "attention_mask, position_ids, token_type_ids and past_key_values.*",
             where=where,
         )
-    for port in (tokens[0], *(p for role, p in fixed.values() if role != "past")):
+    per_token = (p for role, p in fixed.values() if role not in ("past", "no"))
+    for port in (tokens[0], *per_token):
         _check_dynamic(port, where)
     for port in (p for role, p in fixed.values() if role == "past"):
         _check_size(port, where)
@@ -114,8 +121,11 @@ def _value(role: str, port: Port, length: int) -> Array:
     if role == "past":
         # Batch 1, no past: every other symbolic dimension is the past length.
         sizes = [d if isinstance(d, int) else 0 for d in dims]
-        sizes[0] = 1 if not isinstance(dims[0], int) else sizes[0]
+        batch = 1 if len(dims) == _STACKED_RANK else 0
+        sizes[batch] = 1 if not isinstance(dims[batch], int) else sizes[batch]
         return np.zeros(sizes, dtype)
+    if role == "no":
+        return np.zeros([1] * len(dims), dtype)
     shape = (1, length)[2 - len(dims) :]
     if role == "arange":
         return np.arange(length, dtype=dtype).reshape(shape)

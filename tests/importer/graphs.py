@@ -560,6 +560,8 @@ def run_onnxruntime(path: Path, tokens: np.ndarray, output: str | None = None) -
             feed[port.name] = np.asarray(tokens, dtype)[None]
         elif port.name == "position_ids":
             feed[port.name] = np.arange(len(tokens))[None]
+        elif port.type == "tensor(bool)":
+            feed[port.name] = np.zeros(shape, np.bool_)
         else:
             fill = 1 if "mask" in port.name else 0
             feed[port.name] = np.full((1, len(tokens)), fill, np.int64)

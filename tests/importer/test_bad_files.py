@@ -141,21 +141,6 @@ def test_an_operator_set_that_is_not_imported(tmp_path):
     assert "'made.up', which the model does not import" in message
 
 
-def test_control_flow_is_reported_as_unsupported(tmp_path):
-    def edit(model):
-        branch = helper.make_graph(
-            [helper.make_node("Identity", ["logits_then"], ["x"])],
-            "branch",
-            [],
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
-        )
-        model.graph.node.append(
-            helper.make_node("If", ["c0"], ["y"], then_branch=branch, else_branch=branch, name="if")
-        )
-
-    assert "ai.onnx.If (version 18): 'if'" in refused(edited(tmp_path, edit), UnsupportedOpError)
-
-
 def test_a_missing_or_surplus_input_of_a_node(tmp_path):
     def edit(model):
         del node(model, "MatMul").input[1]

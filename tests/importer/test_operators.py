@@ -79,10 +79,6 @@ CASES = [
     Case("Gelu", (X,), {}, 20),
     Case("Gelu", (X,), {"approximate": "tanh"}, 20),
     Case("Gelu", (X,), domain="com.microsoft"),
-    Case("FastGelu", (X, Y[0]), domain="com.microsoft"),
-    Case("FastGelu", (X,), domain="com.microsoft"),
-    Case("BiasGelu", (X, Y[0]), domain="com.microsoft"),
-    Case("QuickGelu", (X,), {"alpha": 1.5}, domain="com.microsoft"),
     Case("Swish", (X,), {"alpha": 1.25}, 24),
     Case("Cast", (X,), {"to": 7}),
     Case("Cast", (X,), {"to": 9}),
@@ -219,7 +215,9 @@ def test_every_operator_and_version_of_the_table_has_a_case():
     missing = [
         f"{e.domain}.{e.op_type} from {e.since}"
         for e in registered()
-        if id(e) not in covered and e.kind is not Kind.FUSED and (e.domain, e.op_type) not in PACKED
+        if id(e) not in covered
+        and e.kind not in (Kind.FUSED, Kind.BRANCH)
+        and (e.domain, e.op_type) not in PACKED
     ]
     assert missing == []
 

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-
-import onnx
-from onnx import NodeProto
-
-from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.operators import (  # noqa: F401  (imported to fill the registry)
     contraction,
+    control,
     elementwise,
     fused,
     movement,
@@ -19,78 +13,6 @@ from slmtvm.importer.operators import (  # noqa: F401  (imported to fill the reg
 )
 from slmtvm.importer.operators.registry import Kind, Operator, find, registered
 
-__all__ = ["MAX_OPSET", "Kind", "Operator", "check_supported", "find", "registered"]
+__all__ = ["MAX_OPSET", "MIN_OPSET", "Kind", "Operator", "find", "registered"]
 
 MIN_OPSET, MAX_OPSET = 7, 24  # of ai.onnx, whose meanings the table has been checked against
-_MICROSOFT_VERSION = 1
-_NODES_SHOWN = 4  # of each unknown operator
-
-
-def check_supported(nodes: Iterable[NodeProto], versions: Mapping[str, int], path: Path) -> None:
-    """Check every node's operator and number of inputs against the table.
-
-    Raises UnsupportedOpError with all unknown operators of the file, and InvalidModelError for a
-    node that its operator's schema does not allow.
-    """
-    unknown: dict[str, list[str]] = {}
-    for node in nodes:
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        version = versions.get(domain)
-        if version is None:
-            raise InvalidModelError(
-                f"uses operator set {domain or 'ai.onnx'!r}, which the model does not import",
-                where=f"{path}: {node.op_type} node {node.name!r}",
-            )
-        operator = find(domain, node.op_type, version) if _known(domain, version) else None
-        if operator is None:
-            title = f"{domain or 'ai.onnx'}.{node.op_type} (version {version})"
-            unknown.setdefault(title, []).append(node.name or (list(node.output) or [""])[0])
-        else:
-            _check_schema(node, operator, version, path)
-    if unknown:
-        lines = [f"  {title}: {_some(names)}" for title, names in sorted(unknown.items())]
-        raise UnsupportedOpError(
-            f"operators that are not supported (ai.onnx {MIN_OPSET} to {MAX_OPSET} and "
-            "com.microsoft 1 are known):\n" + "\n".join(lines),
-            where=str(path),
-        )
-
-
-def _known(domain: str, version: int) -> bool:
-    if domain == "":
-        return MIN_OPSET <= version <= MAX_OPSET
-    return domain == "com.microsoft" and version == _MICROSOFT_VERSION
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _NODES_SHOWN
-    shown = ", ".join(repr(n) for n in names[:_NODES_SHOWN])
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _check_schema(node: NodeProto, operator: Operator, version: int, path: Path) -> None:
-    where = f"{path}: {node.op_type} node {node.name!r}"
-    if operator.domain or not onnx.defs.has(node.op_type, version, ""):
-        fewest, most = operator.arity
-        kinds = dict(operator.attributes)
-    else:
-        schema = onnx.defs.get_schema(node.op_type, version, "")
-        fewest, most = schema.min_input, schema.max_input
-        kinds = {k: (int(a.type), a.required) for k, a in schema.attributes.items()}
-    if not fewest <= len(node.input) <= most:
-        raise InvalidModelError(
-            f"has {len(node.input)} inputs; the operator takes {fewest} to {most}", where=where
-        )
-    if any(not name for name in list(node.input)[:fewest]):
-        raise InvalidModelError("a required input is absent", where=where)
-    for attribute in node.attribute:
-        expected = kinds.get(attribute.name)
-        if expected is None or expected[0] != attribute.type:
-            raise InvalidModelError(
-                f"attribute {attribute.name!r} is not one of the operator, or of another type",
-                where=where,
-            )
-    given = {attribute.name for attribute in node.attribute}
-    for name, (_, required) in kinds.items():
-        if required and name not in given:
-            raise InvalidModelError(f"attribute {name!r} is missing", where=where)

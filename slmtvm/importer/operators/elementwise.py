@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from slmtvm.importer.graph import Array, Constant
-from slmtvm.importer.operators.registry import FLOAT, Attrs, Kind, register
+from slmtvm.importer.operators.registry import Attrs, Kind, register
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -178,21 +178,6 @@ def gelu(attrs: Attrs, x: Array) -> Any:
 @register("Gelu", 1, Kind.ELEMENTWISE, "com.microsoft")
 def ort_gelu(_attrs: Attrs, x: Array) -> Any:
     return gelu_erf(x)
-
-
-@register("FastGelu", 1, Kind.ELEMENTWISE, "com.microsoft", arity=(1, 2))
-def fast_gelu(_attrs: Attrs, x: Array, bias: Array | None = None) -> Any:
-    return gelu_tanh(x if bias is None else x + bias)
-
-
-@register("BiasGelu", 1, Kind.ELEMENTWISE, "com.microsoft", arity=(2, 2))
-def bias_gelu(_attrs: Attrs, x: Array, bias: Array) -> Any:
-    return gelu_erf(x + bias)
-
-
-@register("QuickGelu", 1, Kind.ELEMENTWISE, "com.microsoft", attributes={"alpha": (FLOAT, False)})
-def quick_gelu(attrs: Attrs, x: Array) -> Any:
-    return x * sigmoid(attrs.get("alpha", 1.702) * x)
 
 
 @register("Swish", 24, Kind.ELEMENTWISE)

@@ -35,7 +35,7 @@ _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "ReduceL1": lambda x, **k: np.sum(np.abs(x), **k),
     "ReduceL2": lambda x, **k: np.sqrt(np.sum(x * x, **k)),
     "ReduceMax": np.max,
-    "ReduceMean": lambda x, **k: np.mean(x, **k).astype(x.dtype),
+    "ReduceMean": np.mean,
     "ReduceMin": np.min,
     "ReduceProd": np.prod,
     "ReduceSum": np.sum,
@@ -46,7 +46,8 @@ _REDUCTIONS: dict[str, Callable[..., Any]] = {
 def _reduce(function: Callable[..., Any]) -> Callable[..., Any]:
     def evaluate(attrs: Attrs, x: Array, axes: Array | None = None) -> Any:
         along, keep = _reduce_axes(attrs, (x, axes), x.ndim)
-        return function(x, axis=along, keepdims=bool(keep)) if along else x
+        # numpy would widen sums of small integers
+        return function(x, axis=along, keepdims=bool(keep)).astype(x.dtype) if along else x
 
     return evaluate
 

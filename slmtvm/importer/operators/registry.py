@@ -33,6 +33,7 @@ class Kind(Enum):
     CONTRACT = "contract"  # matrix products
     LOOKUP = "lookup"  # rows of a constant table, chosen by the second input
     QUANTIZE = "quantize"  # scales computed from the whole input
+    BRANCH = "branch"  # an If that stayed, because its condition depends on the tokens
     FUSED = "fused"  # a whole layer; the first ``data`` inputs say which token a line belongs to
 
 
