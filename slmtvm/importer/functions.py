@@ -14,6 +14,9 @@ from slmtvm.errors import InvalidModelError
 _MAX_NODES = 200_000  # nested calls can multiply: a small file must not become an endless graph
 _MAX_DEPTH = 64
 
+# onnxruntime's quantizers write its operators without importing their set, and it takes them.
+_ASSUMED = {"com.microsoft": 1}
+
 _Key = tuple[str, str, str]  # domain, name, overload
 
 
@@ -48,7 +51,8 @@ def inline_functions(model: ModelProto, path: Path) -> list[Call]:
         if key in functions:
             raise InvalidModelError(f"function {key[:2]} is defined twice", where=str(path))
         functions[key] = function
-    scope = _Scope(import_versions(model.opset_import, path), {}, {}, "", 0)
+    versions = {**_ASSUMED, **import_versions(model.opset_import, path)}
+    scope = _Scope(versions, {}, {}, "", 0)
     return list(_Inliner(functions, path).calls(model.graph.node, scope))
 
 

@@ -141,6 +141,15 @@ def test_an_operator_set_that_is_not_imported(tmp_path):
     assert "'made.up', which the model does not import" in message
 
 
+def test_the_operator_set_of_onnxruntime_may_be_missing(tmp_path):
+    def edit(model):
+        node(model, "Sigmoid").op_type = "QuickGelu"
+        node(model, "QuickGelu").domain = "com.microsoft"
+        del model.opset_import[1:]
+
+    assert import_onnx(edited(tmp_path, edit), context=48).kind == "decoder"
+
+
 def test_a_missing_or_surplus_input_of_a_node(tmp_path):
     def edit(model):
         del node(model, "MatMul").input[1]

@@ -46,7 +46,8 @@ class Built:
     accuracy_level: int | None = None  # of int4 products; None for float ones
     shared_embedding: bool = False
     attention: tuple[tuple[str, object], ...] = ()  # further attributes of the attention
-    attention_inputs: tuple[str, ...] = ()  # further inputs, constants of one number a head
+    attention_inputs: tuple[str, ...] = ()  # further inputs, from position_ids on; see _further
+    spelled_norms: bool = False  # norms of each head, before the attention
     seqlens: int | None = None  # a constant instead of what follows from the mask
 
 
@@ -152,9 +153,9 @@ def _attention(b: GraphBuilder, built: Built, x: str, lengths: tuple[str, str], 
         q = _rotate(b, built, q, built.heads, cos, sin)
         k = _rotate(b, built, k, built.kv_heads, cos, sin)
         cos = sin = ""
-    further = [
-        b.near(0, built.heads) if name == "head_sink" else "" for name in built.attention_inputs
-    ]
+    if built.spelled_norms:
+        q, k = _norm_heads(b, built, q, built.heads), _norm_heads(b, built, k, built.kv_heads)
+    further = [_further(b, built, name) for name in built.attention_inputs]
     attention = b.op(
         "GroupQueryAttention", q, k, v, *_past_names(layer), *lengths, cos, sin, *further,
         outputs=3, domain=MICROSOFT, num_heads=built.heads, kv_num_heads=built.kv_heads,
@@ -162,6 +163,31 @@ def _attention(b: GraphBuilder, built: Built, x: str, lengths: tuple[str, str], 
         **dict(built.attention),
     )  # fmt: skip
     return _linear(b, built, attention, width, built.hidden)
+
+
+def _norm_heads(b: GraphBuilder, built: Built, x: str, heads: int) -> str:
+    x = b.op("Reshape", x, b.ints(0, 0, heads, built.head_dim))
+    gamma = b.near(1, built.head_dim)
+    x = b.op("SimplifiedLayerNormalization", x, gamma, epsilon=1e-6, axis=-1)
+    return b.op("Reshape", x, b.ints(0, 0, heads * built.head_dim))
+
+
+def _further(b: GraphBuilder, built: Built, name: str) -> str:
+    """An optional input of the attention; "" where it is only there to reach a later one."""
+    if name == "head_sink":
+        return b.near(0, built.heads)
+    if name in ("q_norm_weight", "k_norm_weight"):
+        return b.near(1, built.head_dim)
+    return _distance_bias(b, built) if name == "attention_bias" else ""
+
+
+def _distance_bias(b: GraphBuilder, built: Built) -> str:
+    """(1, heads, length, length): the distance times a number of each head."""
+    length = b.op("Squeeze", b.op("Shape", "input_ids", start=1, end=2))
+    places = b.op("Range", b.constant(0, np.int64), length, b.constant(1, np.int64))
+    distance = b.op("Sub", places, b.op("Unsqueeze", places, b.ints(1)))
+    slopes = b.constant(2.0 ** -np.arange(1, built.heads + 1)[None, :, None, None])
+    return b.op("Mul", b.op("Cast", distance, to=TensorProto.FLOAT), slopes)
 
 
 def _tables(b: GraphBuilder, built: Built) -> tuple[str, str]:
@@ -291,9 +317,7 @@ def test_the_rotary_tables_bound_the_context(tmp_path):
 @pytest.mark.parametrize(
     ("attributes", "inputs", "said"),
     [
-        ({"softcap": 30.0}, (), "capped scores"),
         ({"smooth_softmax": 1}, (), "a smooth softmax"),
-        ({"local_window_size": CONTEXT - 1}, (), f"a sliding window of {CONTEXT - 1} positions"),
         ({"k_quant_type": "PER_TENSOR"}, (), "a quantized cache"),
         ({}, ("position_ids", "attention_bias", "head_sink"), "attention sinks"),
     ],
@@ -306,9 +330,45 @@ def test_variants_that_cannot_be_compiled_are_refused_by_name(attributes, inputs
     assert "GroupQueryAttention node" in str(caught.value)
 
 
-def test_a_window_of_the_whole_context_hides_nothing(tmp_path):
-    built = Built(attention=(("local_window_size", CONTEXT),))
-    assert import_checked(built, tmp_path).kind == "decoder"
+@pytest.mark.parametrize(("size", "window"), [(1, 1), (13, 13), (CONTEXT - 1, 63), (CONTEXT, 0)])
+def test_a_window_hides_what_is_further_back(size, window, tmp_path):
+    model = import_checked(Built(attention=(("local_window_size", size),)), tmp_path)
+    for call in calls_of(model, "slm.attention"):
+        assert int(call.attrs["window"]) == window
+
+
+def test_capped_scores_keep_their_cap(tmp_path):
+    model = import_checked(Built(attention=(("softcap", 1.5),)), tmp_path)
+    for call in calls_of(model, "slm.attention"):
+        assert float(call.attrs["softcap"]) == 1.5
+
+
+@pytest.mark.parametrize("window", [-1, 20])
+def test_a_bias_by_distance_has_a_row_for_each_head(window, tmp_path):
+    built = Built(
+        attention=(("local_window_size", window), ("softcap", 2.0)),
+        attention_inputs=("position_ids", "attention_bias"),
+    )
+    model = import_checked(built, tmp_path)
+    (bias,) = {c.args[-1].name for c in calls_of(model, "slm.attention")}
+    want = 2.0 ** -np.arange(1, 5)[:, None] * np.arange(1 - CONTEXT, 1)
+    visible = slice(0 if window < 0 else CONTEXT - window, None)
+    assert np.allclose(model.params[bias][:, visible], want[:, visible])
+
+
+def test_norms_of_heads_inside_the_attention_are_those_before_it(tmp_path):
+    """onnxruntime's CPU kernel does not take them: it runs the model with norms beside it."""
+    inputs = ("position_ids", *("",) * 4, "q_norm_weight", "k_norm_weight")
+    built = Built(packed=False, attention_inputs=inputs)
+    model = import_onnx(save(write(built), tmp_path), context=CONTEXT)
+    spelled = replace(built, attention_inputs=(), spelled_norms=True)
+    path = save(write(spelled), tmp_path, "spelled.onnx")
+    tokens = np.arange(TOKENS)
+    want = run_onnxruntime(path, tokens)
+    assert np.abs(evaluate(model, tokens) - want).max() <= TOLERANCE * np.ptp(want)
+    other = import_onnx(path, context=CONTEXT)
+    assert op_names(model) == op_names(other)
+    assert [int(c.attrs["groups"]) for c in calls_of(model, "slm.rms_norm")].count(4) == 2
 
 
 def test_a_past_that_does_not_follow_from_the_mask_is_refused(tmp_path):

@@ -189,7 +189,16 @@ QUANTIZED_X = RNG.integers(0, 255, (2, 5, 12)).astype(np.uint8)
 INT8_WEIGHT = RNG.integers(-127, 127, (12, 36)).astype(np.int8)
 SCALE = np.array(0.02, np.float32)
 ZERO = np.array(117, np.uint8)
+ROUNDED = [
+    Case("DynamicQuantizeMatMul", (X, INT8_WEIGHT, SCALE, np.array(3, np.int8), floats(36))),
+    Case("DynamicQuantizeMatMul", (X, INT8_WEIGHT, np.abs(floats(36)) / 99), title="columns"),
+    Case("MatMulIntegerToFloat", (QUANTIZED_X, INT8_WEIGHT, SCALE, SCALE / 2, ZERO, None,
+                                  floats(36))),
+    Case("MatMulIntegerToFloat", (QUANTIZED_X, INT8_WEIGHT, SCALE, np.abs(floats(36)) / 99, ZERO,
+                                  np.zeros(36, np.int8)), title="columns"),
+]  # fmt: skip
 QUANTIZED = [
+    *ROUNDED,
     Case("QAttention",
          (QUANTIZED_X, INT8_WEIGHT, floats(36), SCALE, SCALE / 2, LENGTHS, ZERO,
           np.array(0, np.int8)), HEADS),

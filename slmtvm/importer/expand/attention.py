@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx import AttributeProto, TensorProto
+from onnx import AttributeProto
 
 from slmtvm.importer.expand.heads import (
     after_past,
@@ -18,6 +18,7 @@ from slmtvm.importer.expand.heads import (
     unpadded,
     weighted,
 )
+from slmtvm.importer.expand.quantized import scaled_product
 from slmtvm.importer.expand.registry import MICROSOFT, expansion
 from slmtvm.importer.expand.site import Site
 from slmtvm.importer.operators.registry import FLOAT, INT
@@ -50,11 +51,8 @@ def attention(site: Site) -> Sequence[str]:
 def quantized_attention(site: Site) -> Sequence[str]:
     """Inputs: x, weight, bias, x's and the weight's scale, mask_index, both zero points, past."""
     x, weight, bias, scale, weight_scale, mask = (site.input(i) for i in range(6))
-    product = site.op("MatMulInteger", x, weight, site.input(6), site.input(7))
-    number = site.op("Cast", product, to=TensorProto.FLOAT)
-    packed = site.op("Mul", number, site.op("Mul", scale, weight_scale))
-    if bias:
-        packed = site.op("Add", packed, bias)
+    zeros = (site.input(6), site.input(7))
+    packed = scaled_product(site, (x, weight), zeros, (scale, weight_scale), bias)
     return _self_attention(site, packed, mask=mask, past=site.input(8), bias="")
 
 

@@ -65,11 +65,11 @@ def match_attention(cover: Cover, node: Node) -> Attention:
         scores.mask.kind,
         scores.mask.window,
         scores.softcap,
-        _bias(cover, scores.mask.bias, num_heads, where),
+        head_bias(cover, scores.mask.bias, num_heads, where),
     )
 
 
-def _bias(cover: Cover, bias: Array | None, num_heads: int, where: str) -> Param | None:
+def head_bias(cover: Cover, bias: Array | None, num_heads: int, where: str) -> Param | None:
     """The bias with a row for each head."""
     if bias is None:
         return None

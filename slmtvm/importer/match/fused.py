@@ -12,25 +12,25 @@ from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.freeze import Frozen
 from slmtvm.importer.graph import Array, Node
+from slmtvm.importer.match.attention import head_bias
+from slmtvm.importer.match.masks import Mask, read_mask
 from slmtvm.importer.match.pointwise import operand
+from slmtvm.importer.match.scores import MASKED
 from slmtvm.importer.operators.fused import GROUP_QUERY_INPUTS
 from slmtvm.importer.steps import Attention, Elementwise, Norm, Param, Rope, Rows, Step
 
 _SKIP_EPSILON = 1e-12  # the operators' default
+_QK_EPSILON = 1e-6  # of GroupQueryAttention's norms
 _SKIP_SUM = 3  # the output that holds the sum
 _SAME_TABLE = 1e-6
 
 _UNSUPPORTED_INPUTS = {
-    "attention_bias": "an attention bias",
     "head_sink": "attention sinks",
     "k_scale": "a quantized cache",
     "v_scale": "a quantized cache",
-    "q_norm_weight": "a norm of each query head",
-    "k_norm_weight": "a norm of each key head",
 }
 _UNSUPPORTED_ATTRIBUTES: dict[str, tuple[tuple[object, ...], str]] = {
     # name: (values that mean there is none, what it is)
-    "softcap": ((0.0,), "capped scores (softcap)"),
     "smooth_softmax": ((0, -1), "a smooth softmax"),
     "sliding_window_cache": ((0,), "a cache of a sliding window"),
     "k_quant_type": (("NONE", ""), "a quantized cache"),
@@ -54,7 +54,7 @@ def _group_query(cover: Cover, node: Node) -> Attention:
     frame, attrs = cover.frame, node.attrs
     where = frame.graph.where(node)
     given = {n: v for n, v in zip(GROUP_QUERY_INPUTS, node.inputs, strict=False) if v}
-    _refuse_variants(cover, node, given, where)
+    _refuse_variants(node, given, where)
     _check_starts_empty(cover.frame.small, given, where)
     _check_starts_empty(cover.frame.full, given, where)
     heads, kv_heads = attrs["num_heads"], attrs["kv_num_heads"]
@@ -68,6 +68,9 @@ def _group_query(cover: Cover, node: Node) -> Attention:
     else:
         ends = (0, width, width + kv_width, width + 2 * kv_width)
         q, k, v = (cover.part(given["query"], *part) for part in pairwise(ends))
+    name = node.outputs[0]
+    q = _normed(cover, node, q, given.get("q_norm_weight"), f"{name}#q_norm", heads)
+    k = _normed(cover, node, k, given.get("k_norm_weight"), f"{name}#k_norm", kv_heads)
     if attrs.get("do_rotary", 0):
         cos, sin = _tables(
             cover, given.get("cos_cache"), given.get("sin_cache"), given.get("position_ids"), where,
@@ -75,10 +78,10 @@ def _group_query(cover: Cover, node: Node) -> Attention:
         )  # fmt: skip
         _check_rotated(cos, head_dim, where)
         interleaved = bool(attrs.get("rotary_interleaved", 0))
-        name = node.outputs[0]
         q = _rotated(cover, f"{name}#q", Rope(q, cos, sin, heads, head_dim, interleaved))
         k = _rotated(cover, f"{name}#k", Rope(k, cos, sin, kv_heads, head_dim, interleaved))
     scale = _finite(node, "scale", 0.0, where) or 1 / math.sqrt(head_dim)
+    mask = _mask(cover, node, given.get("attention_bias"), where)
     return Attention(
         q,
         k,
@@ -87,20 +90,55 @@ def _group_query(cover: Cover, node: Node) -> Attention:
         kv_heads,
         head_dim,
         scale,
-        "causal" if attrs.get("causal", 1) else "bidirectional",
+        mask.kind,
+        mask.window,
+        _finite(node, "softcap", 0.0, where),
+        head_bias(cover, mask.bias, heads, where),
     )
 
 
-def _refuse_variants(cover: Cover, node: Node, given: Mapping[str, str], where: str) -> None:
+def _mask(cover: Cover, node: Node, bias: str | None, where: str) -> Mask:
+    """What the attention adds to its scores: a causal mask, a window, a constant bias."""
+    frozen = cover.frame.full
+    rows, columns = np.indices((frozen.length, frozen.length), sparse=True)
+    visible = columns <= rows if node.attrs.get("causal", 1) else columns >= 0 * rows
+    window = node.attrs.get("local_window_size", -1)
+    if window >= 0:
+        visible = visible & (rows - columns < window)
+    added = np.zeros((1, *visible.shape), np.float32)
+    if bias:
+        constant = frozen.constants.get(bias)
+        if constant is None:
+            raise UnsupportedOpError("its attention_bias depends on the tokens", where=where)
+        values = constant.values(table=True).astype(np.float32, copy=False)
+        if values.shape[-2:] != visible.shape or values.ndim != 4 or values.shape[0] != 1:
+            raise InvalidModelError(
+                f"attention_bias of shape {list(values.shape)} for {frozen.length} tokens",
+                where=where,
+            )
+        added = values[0]
+    visible = visible & (added > MASKED)
+    return read_mask(np.where(visible, added, 0), visible, where)
+
+
+def _normed(cover: Cover, node: Node, x: Rows, weight: str | None, name: str, heads: int) -> Rows:
+    """``x`` with each of its heads normed on its own, where there is a weight."""
+    if not weight:
+        return x
+    where = cover.frame.graph.where(node)
+    head_dim = cover.frame.features(node.outputs[0]) // node.attrs["num_heads"]
+    eps = _finite(node, "qk_norm_epsilon", _QK_EPSILON, where)
+    gamma = cover.vector(weight, head_dim, 1.0, where)
+    rows = Rows(name)
+    cover.add(rows, Norm(x, gamma, None, eps, heads))
+    return rows
+
+
+def _refuse_variants(node: Node, given: Mapping[str, str], where: str) -> None:
     found = [what for name, what in _UNSUPPORTED_INPUTS.items() if name in given]
     for name, (none, what) in _UNSUPPORTED_ATTRIBUTES.items():
         if node.attrs.get(name, none[0]) not in none:
             found.append(what)
-    window, context = node.attrs.get("local_window_size", -1), cover.frame.full.length
-    if 0 <= window < context:
-        found.append(
-            f"a sliding window of {window} positions (a context of at most {window} does without)"
-        )
     if found:
         raise UnsupportedOpError(
             f"attention with {' and '.join(dict.fromkeys(found))} is not supported", where=where
@@ -153,10 +191,7 @@ def _rotary(cover: Cover, node: Node) -> Rope:
     frame, attrs = cover.frame, node.attrs
     where = frame.graph.where(node)
     x, positions, cos_name, sin_name = node.inputs
-    if attrs.get("is_packed_batching", 0) or attrs.get("scale", 1.0) != 1.0:
-        raise UnsupportedOpError(
-            "rotary embeddings of packed batches or with a scale are not supported", where=where
-        )
+    # A packed batch is one sequence with positions of its own, and onnxruntime ignores the scale.
     shape = frame.small.shapes[node.outputs[0]]
     _check_axis(cover, x, len(shape) - 2, where)
     cos, sin = _tables(cover, cos_name, sin_name, positions, where)

@@ -15,7 +15,7 @@ from slmtvm.importer.match.masks import Mask, read_mask
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, evaluate, signature
 
-_MASKED = -9999.0  # scores at or below this vanish in the softmax
+MASKED = -9999.0  # scores at or below this vanish in the softmax
 _TOLERANCE = 1e-5
 _LARGE, _SMALL = 1e9, 1e-3  # scores that a cap cuts off, and that it leaves as they are
 _MAX_CAP = 1e6
@@ -71,7 +71,7 @@ def _measure(cover: Cover, raw: str, softmax: Node, nodes: Sequence[Node]) -> Sc
 
     shape = frame.small.shapes[raw]
     zero = short(np.zeros(shape))
-    seen = zero > _MASKED
+    seen = zero > MASKED
     if not seen.any():
         raise UnsupportedOpError("the mask hides every position", where=where)
     scale, softcap = _scale_and_cap(lambda s: short(np.full(shape, s))[seen] - zero[seen])
@@ -86,10 +86,10 @@ def _measure(cover: Cover, raw: str, softmax: Node, nodes: Sequence[Node]) -> Sc
             "softmax",
             where=where,
         )
-    if (result[~seen] > _MASKED).any():
+    if (result[~seen] > MASKED).any():
         raise UnsupportedOpError("the mask does not hide what it masks", where=where)
     added = full(0.0)
-    visible = added > _MASKED
+    visible = added > MASKED
     for score in (1.0, _LARGE) if softcap else (1.0,):
         change, expected_change = full(score)[visible] - added[visible], scores.capped(score)
         bound = 10 * _TOLERANCE * max(abs(float(expected_change)), 1e-3)
