@@ -69,9 +69,9 @@ def _value(
     if name == "relax.strided_slice":
         begin, end = (int(expr.args[i].fields[0].value) for i in (2, 3))
         return _value(expr.args[0], values, kind, memory)[:, begin:end]
-    if name in _STANDARD:
+    if name in ELEMENTWISE:
         operands = [_value(a, values, kind, memory) for a in expr.args]
-        return np.asarray(_STANDARD[name](*operands), np.float32)
+        return np.asarray(ELEMENTWISE[name](*operands), np.float32)
     attrs = {key: expr.attrs[key] for key in expr.attrs.keys()}  # noqa: SIM118 (not a dict)
     if name in _WITH_OPERANDS:
         named = {key: _value(arg, values, kind, memory) for key, arg in ops.operands(expr).items()}
@@ -334,7 +334,7 @@ def _gelu_tanh(x: Array) -> Array:
     return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
-_STANDARD: dict[str, Callable[..., Any]] = {
+ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "relax.abs": np.abs,
     "relax.add": np.add,
     "relax.cos": np.cos,

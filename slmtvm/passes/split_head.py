@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import tvm
 from tvm import relax
 
-from slmtvm.ir import ops
+from slmtvm.ir import fused, ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.rewrite import (
     bindings,
@@ -35,9 +35,9 @@ class SplitHead:
             return replace(model, module=tvm.IRModule({"body": _named(main, "body")}))
         others = {n: model.module[n] for n in function_names(model.module) if n != "main"}
         cut = _cut(main)
-        tail = _needed(main, result(main), {cut})
-        body = _extract(main, "body", cut, main.params[0], set())
+        body = _extract(main, "body", cut, main.params[0], _needed(main, cut, set()))
         hidden = relax.Var("hidden", cut.ty)
+        tail = _needed(main, result(main), {cut})
         head = _extract(main, "head", result(main), hidden, tail, replaced=cut)
         return replace(model, module=tvm.IRModule({"body": body, "head": head, **others}))
 
@@ -89,8 +89,10 @@ def _extract(
     only: set[relax.Var],
     replaced: relax.Var | None = None,
 ) -> relax.Function:
-    """A function of ``source`` and the parameters that computes ``output``."""
-    only = only or _needed(function, output, set())
+    """A function of ``source`` and the parameters that binds ``only`` and returns ``output``.
+
+    It copies ``source`` where that stands for the output itself.
+    """
     params = [source, *function.params[1:]]
     environment: dict[relax.Var, relax.Expr] = {p: p for p in function.params}
     if replaced is not None:
@@ -101,7 +103,9 @@ def _extract(
             for binding in bindings(function):
                 if binding.var in only:
                     environment[binding.var] = builder.emit(rebuild(binding.value, environment))
-            value = builder.emit_output(environment[output])
+            value = environment[output]
+            copied = value if only else fused.row(value, [], prologue="copy")
+            value = builder.emit_output(copied)
         builder.emit_func_output(value)
     built = builder.get()[name]
     used = {v for b in bindings(built) for v in variables(b.value)}

@@ -160,6 +160,15 @@ def relu(b: GraphBuilder, x: str) -> str:
     return b.op("Relu", x)
 
 
+def gelu_half_precision(b: GraphBuilder, x: str) -> str:
+    """gelu_erf in float16, with the constants that it rounds."""
+    x = b.op("Cast", x, to=TensorProto.FLOAT16)
+    half = {n: b.constant(v, np.float16) for n, v in (("root", 2**0.5), ("one", 1), ("half", 0.5))}
+    erf = b.op("Erf", b.op("Div", x, half["root"]))
+    y = b.op("Mul", b.op("Mul", x, b.op("Add", erf, half["one"])), half["half"])
+    return b.op("Cast", y, to=TensorProto.FLOAT)
+
+
 def gelu_fused(b: GraphBuilder, x: str) -> str:
     return b.op("Gelu", x, domain="com.microsoft")
 
@@ -169,6 +178,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[GraphBuilder, str], str], str]] = {
     "silu_divided": (silu_divided, "relax.nn.silu"),
     "gelu_erf": (gelu_erf, "relax.nn.gelu"),
     "gelu_halved": (gelu_halved, "relax.nn.gelu"),
+    "gelu_half_precision": (gelu_half_precision, "relax.nn.gelu"),
     "gelu_tanh": (gelu_tanh, "relax.nn.gelu_tanh"),
     "gelu_fused": (gelu_fused, "relax.nn.gelu"),
     "relu": (relu, "relax.nn.relu"),

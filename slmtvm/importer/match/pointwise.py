@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,11 +13,13 @@ from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.formulas import emit, formula
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.operators.elementwise import gelu_erf, gelu_tanh, sigmoid
-from slmtvm.importer.regions import between, dominators
+from slmtvm.importer.regions import between, constants_of, dominators
 from slmtvm.importer.steps import Elementwise, Param, Rows, Same, Step
 from slmtvm.importer.tokens import uniform
 
-_TOLERANCE = 1e-6  # the graph's constants are float32 roundings of the formulas' numbers
+# The graph's constants are roundings of the formulas' numbers: to float32, or to 16 bits.
+_TOLERANCE = 1e-6
+_TOLERANCE_16_BITS = {"float16": 1e-3, "bfloat16": 8e-3}
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "": lambda x: x,
@@ -52,15 +54,23 @@ def match_activation(cover: Cover, value: str) -> Step | None:
         if frame.small.dtypes[x].kind in "iub" or width is None or width != cover.width(value):
             continue
         samples = cover.random.normal(size=(frame.small.length, width)) * 4
-        result = cover.probe(between(frame, x, value), x, value, samples)
+        nodes = between(frame, x, value)
+        result = cover.probe(nodes, x, value, samples)
         if result is None:
             continue
+        tolerance = _tolerance(cover, nodes)
         for name, function in _ACTIVATIONS.items():
             expected = function(samples)
-            if (np.abs(result - expected) <= _TOLERANCE * (1 + np.abs(expected))).all():
+            if (np.abs(result - expected) <= tolerance * (1 + np.abs(expected))).all():
                 source = cover.need(x)
                 return Elementwise(name, (source,)) if name else Same(source)
     return None
+
+
+def _tolerance(cover: Cover, nodes: Sequence[Node]) -> float:
+    """How far the region's own constants may take it from the formula that they round."""
+    names = {str(c.dtype) for c in constants_of(cover.frame.small, nodes)}
+    return max((_TOLERANCE_16_BITS.get(name, _TOLERANCE) for name in names), default=_TOLERANCE)
 
 
 def match_elementwise(cover: Cover, value: str) -> Step:
