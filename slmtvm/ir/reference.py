@@ -205,7 +205,7 @@ def apply_gate(gate: experts.Gate, x: Array) -> Array:
     if gate.activation == "identity":
         return x
     if gate.activation != "swiglu":
-        return np.asarray(_STANDARD[f"relax.nn.{gate.activation.removesuffix('_erf')}"](x))
+        return np.asarray(ELEMENTWISE[f"relax.nn.{gate.activation.removesuffix('_erf')}"](x))
     half = x.shape[1] // 2
     g = np.minimum(x[:, :half], np.float32(gate.limit))
     linear = np.clip(x[:, half:], -np.float32(gate.limit), np.float32(gate.limit))
