@@ -17,7 +17,7 @@ from slmtvm.plan.model import Plan
 from slmtvm.target import Target
 
 Progress = Callable[[str], None]
-KV_DTYPES = {"f16": "float16", "f32": "float32"}
+KV_DTYPES = {"f16": "float16", "f32": "float32", "int8": "int8"}
 
 
 def compile_model(
@@ -35,7 +35,8 @@ def compile_model(
 
     context: tokens that a session holds; the model's own maximum where None. tokenizer: a
     tokenizer.json to put into the bundle; the one beside the model where None and there is one.
-    kv: "f16" or "f32", how the KV cache holds keys and values; what suits each target where None.
+    kv: "f16", "f32" or "int8", how the KV cache holds keys and values; what suits each target where
+    None.
     activations: what float activations that meet int4 or int8 weights are computed in: "int8" (they
     are rounded), "file" (rounded only where the file says so) or "f32" (never rounded).
     progress: called with the name of each step as it begins. Raises SlmError; nothing is left at
@@ -49,7 +50,7 @@ def compile_model(
     progress("import")
     canonical = import_onnx(model, context=context)
     fused = fuse(canonical, progress, activations)
-    info = _info(canonical, activations)
+    info = _info(canonical, activations, kv)
     plans: list[tuple[Target, Plan]] = []
     for target in resolved:
         progress(f"kernels for {target.name}")
@@ -73,11 +74,12 @@ def _tokenizer(model: str | Path, given: str | Path | None) -> Path | None:
     return beside if beside.is_file() else None
 
 
-def _info(model: CanonicalModel, activations: str) -> dict[str, object]:
+def _info(model: CanonicalModel, activations: str, kv: str | None) -> dict[str, object]:
     """What slm_info and the manifest say of the model."""
     rounded = model.float_activation_layers if activations == "int8" else 0
     return {
         "activations": activations,
+        "kv": kv or "default",
         "rounded_layers": rounded,  # whose activations are rounded where the file does not
         "kind": model.kind,
         "family": model.family,

@@ -7,16 +7,16 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules import vector as vec
-from slmtvm.schedules.attention.cache import narrow
+from slmtvm.schedules.attention.cache import store_key, store_value
 from slmtvm.schedules.attention.rotate import Rotation, rotate_head
 from slmtvm.schedules.attention.shape import AttentionShape
 from slmtvm.schedules.kernel import Kernel, Work, define
 from slmtvm.schedules.rows.statistics import inverse_rms
-from slmtvm.schedules.vector import LANES, Buffer, Expr
+from slmtvm.schedules.vector import Buffer, Expr
 
 
 def build_append(shape: AttentionShape) -> Kernel:
-    """(projections, [cos, sin], [q_gamma], [k_gamma], k_cache, v_cache) -> q float32 (m, q heads).
+    """(projections, [cos, sin], [q_gamma], [k_gamma], the cache) -> q float32 (m, q heads).
 
     The cache is the kernel's state, or, for "bidirectional", its outputs (after q; rows from m on
     are not written). One block for each row of each kv head.
@@ -63,15 +63,8 @@ def append_row(
         _turn(shape, buffers, position, source, at, queries, T.bind(queries_at + member * d))
     source, at = _normed(shape, buffers, "k", k_rows, k_at)
     _turn(shape, buffers, position, source, at, turned, T.int32(0))
-    key = _stored_key(shape, turned)
-    blocks = shape.capacity // LANES
-    start = T.bind((head * blocks + position // LANES) * (d * LANES) + position % LANES)
-    with T.serial(0, d) as i:
-        vec.store(buffers["k_cache"], start + i * LANES, vec.load(key, i, 1), 1)
-    v_out = T.bind((head * shape.capacity + position) * d)
-    for at, lanes in vec.pieces(d):
-        value = narrow(shape, vec.load(v_rows, v_at + at, lanes))
-        vec.store(buffers["v_cache"], v_out + at, value, lanes)
+    store_key(shape, buffers, head, position, turned, T.int32(0))
+    store_value(shape, buffers, head, position, v_rows, v_at)
 
 
 def _projections(
@@ -121,14 +114,3 @@ def _turn(
         rotation, buffers.get("cos"), buffers.get("sin"), position, source, source_at, target,
         target_at,
     )  # fmt: skip
-
-
-def _stored_key(shape: AttentionShape, turned: Buffer) -> Buffer:
-    """The key as the cache stores it: converted by vectors, since its elements go far apart."""
-    if shape.kv_dtype == "float32":
-        return turned
-    key = T.alloc_buffer((shape.head_dim,), shape.kv_dtype, scope="local")
-    for at, lanes in vec.pieces(shape.head_dim):
-        value = narrow(shape, vec.load(turned, T.int32(at), lanes))
-        vec.store(key, T.int32(at), value, lanes)
-    return key

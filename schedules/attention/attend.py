@@ -33,7 +33,7 @@ def _queries_at_once(shape: AttentionShape) -> int:
 
 
 def build_attend(shape: AttentionShape) -> Kernel:
-    """(q, [bias], k_cache, v_cache) -> o float32 (m, num_heads * head_dim), after build_append's.
+    """(q, [bias], the cache) -> o float32 (m, num_heads * head_dim), after build_append's.
 
     Its scalar is position, or valid for "bidirectional". One block for each kv head and
     ``rows_in_block`` rows.
@@ -134,7 +134,7 @@ def _attend(
     for at in range(0, len(queries), size):
         compute_scores(shape, buffers, head, queries[at : at + size], source, scratch, span)
     with T.serial(0, len(queries)) as index:
-        softmax(shape, buffers["scratch"], index, scratch, span)
+        softmax(shape, buffers, head, index, scratch, span)
     begin, end = T.bind(begin * LANES), T.bind(last + 1)
     for at in range(0, len(queries), size):
         weigh_values(shape, buffers, head, queries[at : at + size], scratch, begin, end)

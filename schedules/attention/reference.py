@@ -31,14 +31,24 @@ def norm(x: Array, gamma: Array, eps: float) -> Array:
     return x / np.sqrt((x * x).mean(axis=2, keepdims=True) + eps) * gamma
 
 
+def quantize(x: Array) -> tuple[Array, Array]:
+    """Each last axis of x as int8 and its scale, amax / 127."""
+    amax = np.abs(x).max(axis=-1).astype(np.float32)
+    tiny = amax < np.float32(1e-30)
+    inverse = np.where(tiny, np.float32(0), np.float32(127) / np.where(tiny, 1, amax))
+    # The product of two float32 is exact in float64: it is rounded only once, as by an fma.
+    levels = np.rint(x.astype(np.float64) * inverse[..., None].astype(np.float64))
+    return levels.astype(np.int8), np.where(tiny, np.float32(0), amax / np.float32(127))
+
+
 def stored(shape: AttentionShape, x: Array) -> Array:
-    """x as the cache holds it: rounded once; float16 has no infinities."""
+    """x as a cache of floats holds it: rounded once; float16 has no infinities."""
     largest = np.finfo(shape.kv_dtype).max
     return np.clip(x, -largest, largest).astype(shape.kv_dtype)
 
 
 def append(shape: AttentionShape, inputs: Mapping[str, Array], position: int) -> dict[str, Array]:
-    """Outputs q, k_cache and v_cache of the append kernel, computed in float64."""
+    """Outputs q and the cache of the append kernel, computed in float64."""
     m, h, kv, d = shape.m, shape.num_heads, shape.num_kv_heads, shape.head_dim
     given = [inputs[t.name].astype(np.float64) for t in shape.projections]
     heads = np.concatenate(given, axis=1).reshape(m, h + 2 * kv, d)
@@ -51,16 +61,17 @@ def append(shape: AttentionShape, inputs: Mapping[str, Array], position: int) ->
         here = slice(position, position + m)
         cos, sin = (inputs[name][here].astype(np.float64) for name in ("cos", "sin"))
         q, k = rotate(shape, q, cos, sin), rotate(shape, k, cos, sin)
-    k_cache, v_cache = inputs["k_cache"].copy(), inputs["v_cache"].copy()
+    made = {t.name: inputs[t.name].copy() for t in shape.cache}
     for i in range(m):
         block, lane = divmod(position + i, LANES)
-        k_cache[:, block, :, lane] = stored(shape, k[i])
-        v_cache[:, position + i] = stored(shape, v[i])
-    return {
-        "q": q.reshape(m, h * d).astype(np.float32),
-        "k_cache": k_cache,
-        "v_cache": v_cache,
-    }
+        if shape.kv_dtype == "int8":
+            key, made["k_scale"][:, position + i] = quantize(k[i].astype(np.float32))
+            value, made["v_scale"][:, position + i] = quantize(v[i].astype(np.float32))
+        else:
+            key, value = stored(shape, k[i]), stored(shape, v[i])
+        made["k_cache"][:, block, :, lane] = key
+        made["v_cache"][:, position + i] = value
+    return {"q": q.reshape(m, h * d).astype(np.float32), **made}
 
 
 def attend(shape: AttentionShape, inputs: Mapping[str, Array], scalar: int) -> Array:
@@ -70,6 +81,9 @@ def attend(shape: AttentionShape, inputs: Mapping[str, Array], scalar: int) -> A
     keys = inputs["k_cache"].astype(np.float64).transpose(0, 1, 3, 2)
     keys = keys.reshape(shape.num_kv_heads, shape.capacity, d)
     values = inputs["v_cache"].astype(np.float64)
+    if shape.kv_dtype == "int8":
+        keys = keys * inputs["k_scale"].astype(np.float64)[:, :, None]
+        values = values * inputs["v_scale"].astype(np.float64)[:, :, None]
     o = np.empty((m, h, d))
     for i in range(m):
         position = scalar + i if shape.causal else i

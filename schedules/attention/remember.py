@@ -6,15 +6,14 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules import vector as vec
-from slmtvm.schedules.attention.cache import narrow
+from slmtvm.schedules.attention.cache import store_key, store_value
 from slmtvm.schedules.attention.shape import AttentionShape
 from slmtvm.schedules.kernel import Kernel, Tensor, define
-from slmtvm.schedules.vector import LANES, Expr
+from slmtvm.schedules.vector import Expr
 
 
 def build_remember(shape: AttentionShape) -> Kernel:
-    """(kv float32 (m, 2 * num_kv_heads * head_dim), k_cache, v_cache): row i goes to position i.
+    """(kv float32 (m, 2 * num_kv_heads * head_dim), the cache): row i goes to position i.
 
     A row of kv is [k heads | v heads]; ``shape`` is the cross-attention's, "bidirectional". One
     block for each row of each kv head.
@@ -24,20 +23,11 @@ def build_remember(shape: AttentionShape) -> Kernel:
     tensors = (kv, *shape.cache)
 
     def body(block: Expr, *arguments: Any) -> None:
-        rows, keys, values = arguments[:3]
+        buffers = {t.name: a for t, a in zip(tensors, arguments, strict=False)}
         head, row = T.bind(block // shape.m), T.bind(block % shape.m)
         k_at = T.bind(row * (2 * heads * d) + head * d)
-        v_at = T.bind(k_at + heads * d)
-        key = T.alloc_buffer((d,), shape.kv_dtype, scope="local")
-        v_out = T.bind((head * shape.capacity + row) * d)
-        for at, lanes in vec.pieces(d):
-            vec.store(key, T.int32(at), narrow(shape, vec.load(rows, k_at + at, lanes)), lanes)
-            vec.store(values, v_out + at, narrow(shape, vec.load(rows, v_at + at, lanes)), lanes)
-        start = T.bind(
-            (head * (shape.capacity // LANES) + row // LANES) * (d * LANES) + row % LANES
-        )
-        with T.serial(0, d) as i:
-            vec.store(keys, start + i * LANES, vec.load(key, i, 1), 1)
+        store_key(shape, buffers, head, row, buffers["kv"], k_at)
+        store_value(shape, buffers, head, row, buffers["kv"], T.bind(k_at + heads * d))
 
     return define(
         shape.name("remember"), tensors, body, grid=heads * shape.m,

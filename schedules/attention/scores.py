@@ -89,8 +89,12 @@ def _score_tile(
     for j in range(width):
         place = T.bind((first + j) * LANES)
         positions = T.bind(T.ramp(place, 1, LANES))
+        scales = _scales(shape, buffers, "k_scale", head, place)
         for i, query in enumerate(queries):
-            whole = _complete(shape, buffers, query, place, sums[i * width + j])
+            dot = sums[i * width + j]
+            if scales is not None:
+                dot = T.bind(dot * scales)
+            whole = _complete(shape, buffers, query, place, dot)
             score = T.bind(T.Select(_seen(query, positions), whole, vec.splat(_HIDDEN)))
             vec.store(buffers["scratch"], place + query.index * scratch.stride, score)
             maxima[i] = T.bind(vec.maximum(score, maxima[i]))
@@ -127,13 +131,29 @@ def _complete(
     return vec.fma(dot, vec.splat(factor), bias)
 
 
+def _scales(
+    shape: AttentionShape, buffers: dict[str, Buffer], name: str, head: Expr, place: Expr
+) -> Expr | None:
+    """The scales of keys or values at 16 positions from ``place`` on, where they have any."""
+    if shape.kv_dtype != "int8":
+        return None
+    return vec.load(buffers[name], head * shape.capacity + place)
+
+
 def softmax(
-    shape: AttentionShape, memory: Buffer, index: Expr, scratch: Scratch, span: Span
+    shape: AttentionShape,
+    buffers: dict[str, Buffer],
+    head: Expr,
+    index: Expr,
+    scratch: Scratch,
+    span: Span,
 ) -> None:
     """Scores of row ``index`` -> exp(score - max), their maximum -> 1 / the sum of these.
 
-    Scores that are not scaled yet are multiplied by the layer's scale.
+    Scores that are not scaled yet are multiplied by the layer's scale. The scales of values that
+    have any are multiplied in.
     """
+    memory = buffers["scratch"]
     largest = vec.splat(vec.load(memory, index + scratch.maxima, 1))
     start = T.bind(index * scratch.stride)
     total = Accumulators(1)
@@ -143,7 +163,8 @@ def softmax(
         if not _is_scaled(shape):
             below = T.bind(below * vec.splat(shape.scale))
         weight = vec.exp(below)
-        vec.store(memory, at, weight)
+        scales = _scales(shape, buffers, "v_scale", head, T.bind(block * LANES))
+        vec.store(memory, at, weight if scales is None else weight * scales)
         total[0] = T.bind(total[0] + weight)
     inverse = T.bind(T.float32(1.0) / vec.across(total[0], vec.add))
     vec.store(memory, index + scratch.maxima, inverse, 1)

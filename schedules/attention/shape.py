@@ -2,7 +2,8 @@
 
 Keys are stored [num_kv_heads][capacity / 16][head_dim][16]: 16 positions side by side, so that a
 query meets 16 keys in the lanes of one vector. Values are stored
-[num_kv_heads][capacity][head_dim]: the lanes of a vector are features of one position.
+[num_kv_heads][capacity][head_dim]: the lanes of a vector are features of one position. In int8
+each key and each value of a head has a scale of its own, [num_kv_heads][capacity].
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from slmtvm.schedules.kernel import Tensor, Work
 from slmtvm.schedules.vector import LANES
 
 MASKS = ("causal", "bidirectional")
-KV_DTYPES = ("float32", "float16")
+KV_DTYPES = ("float32", "float16", "int8")
 # 16-lane accumulators that fit the registers beside the operands: AVX-512 has 32 registers of one
 # such vector, the others hold eight in all.
 _ACCUMULATORS = {"avx512_vnni": 16}
@@ -51,8 +52,9 @@ class AttentionShape:
     positions that a block of the kernel meets, visible or not, there must be a column:
     ``BIAS_MARGIN`` columns more than pairs of visible positions have.
 
-    ``kv_dtype`` is how the cache holds keys and values, "float32" or "float16"; arithmetic is on
-    float32. ``native_f16`` says whether the ISA converts between the two; the values are the same.
+    ``kv_dtype`` is how the cache holds keys and values, "float32", "float16" or "int8" (scale
+    amax / 127, rounded half to even); arithmetic is on float32. ``native_f16`` says whether the ISA
+    converts between the first two; the values are the same.
     """
 
     m: int
@@ -140,13 +142,16 @@ class AttentionShape:
         return (Tensor("cos", shape, "float32"), Tensor("sin", shape, "float32"))
 
     @property
-    def cache(self) -> tuple[Tensor, Tensor]:
-        """The keys and the values."""
+    def cache(self) -> tuple[Tensor, ...]:
+        """The keys and the values, and their scales where they have any."""
         h, d, c = self.num_kv_heads, self.head_dim, self.capacity
-        return (
+        stored = (
             Tensor("k_cache", (h, c // LANES, d, LANES), self.kv_dtype),
             Tensor("v_cache", (h, c, d), self.kv_dtype),
         )
+        if self.kv_dtype != "int8":
+            return stored
+        return (*stored, Tensor("k_scale", (h, c), "float32"), Tensor("v_scale", (h, c), "float32"))
 
     @property
     def q(self) -> Tensor:
@@ -182,6 +187,8 @@ class AttentionShape:
         ]
         if self.kv_dtype == "float16":
             parts.append("f16" if self.native_f16 else "f16int")
+        if self.kv_dtype == "int8":
+            parts.append("int8")
         if kind != "attend":
             parts += self._append_parts()
         if kind != "append":

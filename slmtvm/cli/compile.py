@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context", type=positive, help="tokens that a session holds (default: the model's most)"
     )
     parser.add_argument(
-        "--kv", choices=("f16", "f32"),
+        "--kv", choices=("f16", "f32", "int8"),
         help="how the KV cache holds keys and values (default: f16 where the CPU converts it in "
-        "one instruction)",
+        "one instruction, else f32)",
     )  # fmt: skip
     parser.add_argument(
         "--activations", choices=("int8", "file", "f32"), default="int8",

@@ -31,7 +31,8 @@ def lower_kernels(
 ) -> LoweredModel:
     """Every op as a call of a kernel of ours, or of a PrimFunc of TVM's where we have none.
 
-    kv_dtype: "float32" or "float16", how the KV cache holds its values; None is what suits the ISA.
+    kv_dtype: "float32", "float16" or "int8", how the KV cache holds its values; None is what suits
+    the ISA.
     """
     capacity = -(-model.context // CACHE_BLOCK) * CACHE_BLOCK
     primitives = isa.get(target.isa)

@@ -1,4 +1,4 @@
-"""A KV cache in float16 beside one in float32, on the demo model."""
+"""KV caches in float16 and int8 beside one in float32, on the demo model."""
 
 from __future__ import annotations
 
@@ -11,25 +11,36 @@ from tests.end_to_end.reference import mean_kl
 from tests.models import heldout_ids
 
 WINDOWS, WINDOW = 4, 256
-# nats. In float32 the difference is that of rounding keys and values. Where activations are int8
-# it is that of their rounding, which any difference in the last bits of a float changes.
-MAX_KL = {"float32": 1e-6, "demo": 1e-3}
+# nats, by form and kind of cache. In the float form the difference is that of rounding keys and
+# values. Where activations are int8 it is that of their rounding, which any difference in the last
+# bits of a float changes.
+MAX_KL = {
+    ("float32", "f16"): 1e-6,
+    ("float32", "int8"): 2e-4,
+    ("demo", "f16"): 1e-3,
+    ("demo", "int8"): 1e-3,
+}
+# Bytes beside float32's: each head's 32 features share an int8 scale of 4 bytes.
+SIZES = {"f16": 1 / 2, "int8": (32 + 4) / (32 * 4)}
 
 
-@pytest.mark.parametrize("form", MAX_KL)
-def test_a_float16_cache_takes_half_the_memory_and_changes_little(
-    form: str, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize(("form", "kv"), MAX_KL)
+def test_a_narrower_cache_takes_less_memory_and_changes_little(
+    form: str, kv: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     windows = heldout_ids()[: WINDOWS * WINDOW].reshape(WINDOWS, WINDOW)
     logits, sizes = {}, {}
-    for kv in ("f16", "f32"):
-        with slmtvm.load(bundle_for(tmp_path_factory, form, ("host",), kv)) as session:
+    for kind in (kv, "f32"):
+        with slmtvm.load(bundle_for(tmp_path_factory, form, ("host",), kind)) as session:
             info = session.info
-            sizes[kv] = (info["kv_bytes_per_token"], info["memory"]["state"])
+            assert info["kv"] == kind
+            sizes[kind] = (info["kv_bytes_per_token"], info["memory"]["state"])
             rows = []
             for tokens in windows:
                 session.reset()
                 rows.append(session.eval_all(tokens))
-            logits[kv] = np.concatenate(rows)
-    assert sizes["f32"] == tuple(2 * size for size in sizes["f16"])
-    assert 0 < mean_kl(logits["f32"], logits["f16"]) < MAX_KL[form]
+            logits[kind] = np.concatenate(rows)
+    assert sizes[kv] == tuple(size * SIZES[kv] for size in sizes["f32"])
+    kl = mean_kl(logits["f32"], logits[kv])
+    print(f"{form} with a {kv} cache: {kl:.2e} nats")
+    assert 0 < kl < MAX_KL[form, kv]

@@ -12,7 +12,7 @@ from tests.end_to_end.bundles import bundle_for
 from tests.models import heldout_ids
 
 # form of the demo model, kind of KV cache
-CASES = [("demo", "f16"), ("demo", "f32"), ("float32", "f16"), ("int8_per_channel", None)]
+CASES = [("demo", "f16"), ("demo", "int8"), ("float32", "f32"), ("int8_per_channel", None)]
 TOKENS = 150  # one chunk of 128 and some
 
 

@@ -27,10 +27,12 @@ def plan(target: str, kv_dtype: str | None) -> Plan:
         ("x86-64-v4-vnni", None, 2),
         ("cortex-a72", None, 2),
         ("riscv64-rvv", None, 4),
+        # A head's features have a scale of 4 bytes besides.
+        ("cortex-a78", "int8", 1 + 4 / HEAD_DIM),
     ],
 )
 def test_the_state_is_as_large_as_the_cache_in_its_dtype(
-    target: str, kv_dtype: str | None, itemsize: int
+    target: str, kv_dtype: str | None, itemsize: float
 ) -> None:
     made = plan(target, kv_dtype)
     assert made.kv_bytes_per_token == VALUES * itemsize

@@ -65,11 +65,25 @@ def projections(shape: AttentionShape, seed: int = 3) -> Arrays:
 
 def cache(shape: AttentionShape, position: int) -> Arrays:
     """Positions before ``position`` are filled; the others are not numbers, and may not matter."""
+    if shape.kv_dtype == "int8":
+        return int8_cache(shape, position)
     keys, values = (random_floats(*t.shape, seed=i) for i, t in enumerate(shape.cache))
     lane = np.arange(CAPACITY).reshape(1, -1, 1, LANES)
     keys = np.where(lane < position, keys, np.float32(np.nan))
     values[:, position:] = np.nan
     return {"k_cache": keys.astype(shape.kv_dtype), "v_cache": values.astype(shape.kv_dtype)}
+
+
+def int8_cache(shape: AttentionShape, position: int) -> Arrays:
+    """As ``cache``; positions from ``position`` on have scales that are not numbers."""
+    rng, filled = np.random.default_rng(2), {}
+    for tensor in shape.cache:
+        if tensor.dtype == "int8":
+            filled[tensor.name] = rng.integers(-127, 128, tensor.shape, dtype=np.int8)
+        else:
+            filled[tensor.name] = rng.uniform(0.001, 0.03, tensor.shape).astype(np.float32)
+            filled[tensor.name][:, position:] = np.nan
+    return filled
 
 
 def step(shape: AttentionShape, given: Arrays, kept: Arrays, position: int, target: Target,
@@ -91,12 +105,15 @@ def check_step(shape: AttentionShape, position: int, target: Target) -> None:
     got = step(shape, given, kept, position, target, cuts=(1, 2))
     want = ref.append(shape, {**given, **parameters(shape), **kept}, position)
     for name, value in want.items():
-        # A sum's own error may carry it over the boundary between two float16.
-        relative = 1e-7 if value.dtype == np.float32 else np.finfo(np.float16).eps
+        # A sum's own error may carry it over the boundary between two float16, or two levels.
+        relative = np.finfo(np.float16).eps if value.dtype == np.float16 else 1e-7
+        absolute = 1 if value.dtype == np.int8 else ABSOLUTE
         np.testing.assert_allclose(
             got[name].astype(np.float32), value.astype(np.float32),
-            rtol=relative, atol=ABSOLUTE, err_msg=name,
+            rtol=relative, atol=absolute, err_msg=name,
         )  # fmt: skip
+        if value.dtype == np.int8:
+            assert (got[name] != value).mean() < 1e-3, name
     expected = ref.attend(shape, {**parameters(shape), **got}, position)
     np.testing.assert_allclose(got["o"], expected, atol=ABSOLUTE)
 

@@ -78,7 +78,7 @@ def test_decoding_in_one_kernel_changes_no_bit(
     two = step(shape, given, kept, position, target)
     kernel = attention.build_decode(shape)
     one = run(kernel, {**given, **tables(shape), **kept}, target, position=position, cuts=(1,))
-    for name in ("o", "k_cache", "v_cache"):
+    for name in ("o", *(t.name for t in shape.cache)):
         np.testing.assert_array_equal(bits(one[name]), bits(two[name]), err_msg=name)
 
 
@@ -89,7 +89,7 @@ def chunked(shape: AttentionShape, qkv: np.ndarray, start: int, chunk: int, accu
     kept, outputs = cache(shape, start), []
     for at in range(0, len(qkv), chunk):
         result = step(shape, {"qkv": qkv[at : at + chunk]}, kept, start + at, target)
-        kept = {name: result[name] for name in ("k_cache", "v_cache")}
+        kept = {t.name: result[t.name] for t in shape.cache}
         outputs.append(result["o"])
     return {**kept, "o": np.concatenate(outputs)}
 
@@ -161,6 +161,24 @@ def test_a_float16_cache_rounds_to_nearest_even_and_saturates(
         known = ~np.isnan(want)
         np.testing.assert_array_equal(np.isnan(stored), ~known)
         np.testing.assert_array_equal(bits(stored[known]), bits(want[known]))
+
+
+@pytest.mark.parametrize("count", [40, 64])
+def test_an_int8_cache_rounds_half_to_even_and_keeps_zeros(count: int, target: Target) -> None:
+    shape = attention_shape(8, 2, 2, count, kv_dtype="int8")
+    given = projections(shape)
+    heads = given["qkv"].reshape(8, 6, count)
+    heads[0] = 0.0
+    heads[1] = 1e-38
+    heads[2] = 3e38
+    heads[3] = np.arange(count) / 2 + 127 - count / 2 + 0.5  # halves, the largest 127
+    got = run(attention.build_append(shape), {**given, **cache(shape, 0)}, target)
+    keys = got["k_cache"].transpose(0, 1, 3, 2).reshape(2, CAPACITY, count)
+    for kind, stored, heads_of in (("k", keys, heads[:, 2:4]), ("v", got["v_cache"], heads[:, 4:])):
+        levels, scales = ref.quantize(heads_of.swapaxes(0, 1))
+        np.testing.assert_array_equal(stored[:, :8], levels)
+        np.testing.assert_array_equal(got[f"{kind}_scale"][:, :8], scales)
+        assert not stored[:, :2].any() and not scales[:, :2].any()
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ VARIANTS = {
     "query_norm": (attention_shape(3, 4, 2, 48, 48, q_eps=1e-6), 10),
     "key_norm": (attention_shape(3, 4, 2, 40, k_eps=1e-2), 10),
     "everything": (replace(EVERYTHING, m=6, kv_dtype="float16"), 50),
+    "int8": (attention_shape(9, 6, 2, 40, 40, kv_dtype="int8", accumulators=16), 37),
+    "int8_in_a_window": (attention_shape(3, 4, 4, 112, kv_dtype="int8", window=21), 60),
 }
 
 
@@ -59,20 +61,21 @@ def test_a_variant_computes_its_reference(variant: str) -> None:
     check_step(shape, position, HOST)
 
 
-def test_a_variant_has_the_same_bits_on_every_target() -> None:
-    position = 77
-    given, kept = projections(EVERYTHING), cache(EVERYTHING, position)
-    inputs = {**given, **parameters(EVERYTHING), **kept}
+@pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
+def test_a_variant_has_the_same_bits_on_every_target(kv_dtype: str) -> None:
+    position, plain = 77, replace(EVERYTHING, kv_dtype=kv_dtype)
+    inputs = {**projections(plain), **parameters(plain), **cache(plain, position)}
     results = []
     for target in map(Target.load, known_targets()):
         isa = isas.get(target.isa)
-        shape = replace(EVERYTHING, accumulators=attention.default_accumulators(isa.name))
+        shape = replace(plain, accumulators=attention.default_accumulators(isa.name))
         results.append(run(attention.build_decode(shape), inputs, target, position=position))
-    appended = ref.append(EVERYTHING, inputs, position)
-    want = ref.attend(EVERYTHING, {**inputs, **appended}, position)
+    appended = {t.name: results[0][t.name] for t in plain.cache}
+    wanted = ref.append(plain, inputs, position)
+    want = ref.attend(plain, {**inputs, "q": wanted["q"], **appended}, position)
     np.testing.assert_allclose(results[0]["o"], want, atol=ABSOLUTE)
     for result in results[1:]:
-        for name in ("o", "k_cache", "v_cache"):
+        for name in ("o", *(t.name for t in shape.cache)):
             np.testing.assert_array_equal(bits(result[name]), bits(results[0][name]), err_msg=name)
 
 
