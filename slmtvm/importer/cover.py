@@ -103,7 +103,7 @@ class Cover:
     def width(self, value: str) -> int | None:
         """Features of a row of ``value``, or None where it does not lie in rows of tokens."""
         try:
-            self.frame.sequence_axis(value)
+            self.frame.token_axis(value)
             return self.frame.features(value)
         except SlmError:
             return None

@@ -39,7 +39,7 @@ class Frame:
     small: Frozen
     full: Frozen
     _layouts: dict[str, Array] = field(default_factory=dict)
-    _axes: dict[str, int] = field(default_factory=dict)
+    _token_axes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
@@ -113,29 +113,46 @@ class Frame:
 
         Raises UnsupportedOpError where there is no such axis, or it does not give the rows.
         """
-        if value in self._axes:
-            return self._axes[value]
+        axis, outer, inner = self.token_axis(value)
+        if outer * inner == 1:
+            return axis
+        raise UnsupportedOpError(
+            f"value {value!r} has no axis of tokens alone: {list(self.small.shapes[value])}",
+            where=self.where(value),
+        )
+
+    def token_axis(self, value: str) -> tuple[int, int, int]:
+        """(axis, outer, inner): that axis holds ``outer`` x tokens x ``inner`` entries.
+
+        Raises UnsupportedOpError where there is no such axis, or it does not give the rows.
+        """
+        known = self._token_axes.get(value)
+        if known is not None:
+            return known
         small, full = self.small.shapes[value], self.full.shapes[value]
         axes = [i for i, (a, b) in enumerate(zip(small, full, strict=True)) if a != b]
-        if len(axes) == 1 and small[axes[0]] == self.small.length:
+        parts, rest = divmod(small[axes[0]], self.small.length) if len(axes) == 1 else (0, 1)
+        if not rest and full[axes[0]] == parts * self.full.length:
             numbers = np.arange(int(np.prod(small, dtype=np.int64))).reshape(small)
-            by_token = np.moveaxis(numbers, axes[0], 0).reshape(self.small.length, -1)
-            if (by_token == self.rows(value)).all():
-                self._axes[value] = axes[0]
-                return axes[0]
+            for found in ((axes[0], 1, parts), (axes[0], parts, 1)):
+                if (_by_token(numbers, found, self.small.length) == self.rows(value)).all():
+                    self._token_axes[value] = found
+                    return found
         raise UnsupportedOpError(
             f"value {value!r} has no axis of tokens: {list(small)}", where=self.where(value)
         )
 
     def to_rows(self, value: str, array: Array, length: int) -> Array:
         """``array``, which lies as ``value`` does at ``length`` tokens, as (length, features)."""
-        return np.moveaxis(array, self.sequence_axis(value), 0).reshape(length, -1)
+        return _by_token(array, self.token_axis(value), length)
 
     def from_rows(self, value: str, rows: Array) -> Array:
         """The inverse of ``to_rows``."""
-        axis, shape = self.sequence_axis(value), self.small.shapes[value]
-        rest = [d for i, d in enumerate(shape) if i != axis]
-        return np.moveaxis(rows.reshape(len(rows), *rest), 0, axis)
+        (axis, outer, inner), shape = self.token_axis(value), self.small.shapes[value]
+        before, after = shape[:axis], shape[axis + 1 :]
+        split = rows.reshape(len(rows), *before, outer, inner, *after)
+        whole = (*before, outer * len(rows) * inner, *after)
+        return np.moveaxis(split, 0, axis + 1).reshape(whole)
 
     def _raise_mixed(self, value: str) -> None:
         """Name the first node on the way to ``value`` that combines different tokens."""
@@ -217,6 +234,13 @@ class Frame:
                 inputs.append(self.small.constants[name].values() if name else None)
         results = compute(self.graph, node, inputs)
         return results[node.outputs.index(output)].astype(np.int64)
+
+
+def _by_token(array: Array, place: tuple[int, int, int], length: int) -> Array:
+    """``array`` with its tokens at ``place``, see ``Frame.token_axis``, as (length, features)."""
+    axis, outer, inner = place
+    split = array.reshape(*array.shape[:axis], outer, length, inner, *array.shape[axis + 1 :])
+    return np.moveaxis(split, axis + 1, 0).reshape(length, -1)
 
 
 def uniform(frozen: Frozen, name: str) -> float | None:

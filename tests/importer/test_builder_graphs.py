@@ -166,10 +166,11 @@ def _attention(b: GraphBuilder, built: Built, x: str, lengths: tuple[str, str], 
 
 
 def _norm_heads(b: GraphBuilder, built: Built, x: str, heads: int) -> str:
-    x = b.op("Reshape", x, b.ints(0, 0, heads, built.head_dim))
+    # As the builder has it: heads and tokens share an axis in between.
+    x = b.op("Reshape", x, b.ints(0, -1, built.head_dim))
     gamma = b.near(1, built.head_dim)
     x = b.op("SimplifiedLayerNormalization", x, gamma, epsilon=1e-6, axis=-1)
-    return b.op("Reshape", x, b.ints(0, 0, heads * built.head_dim))
+    return b.op("Reshape", x, b.ints(0, -1, heads * built.head_dim))
 
 
 def _further(b: GraphBuilder, built: Built, name: str) -> str:
@@ -335,6 +336,14 @@ def test_a_window_hides_what_is_further_back(size, window, tmp_path):
     model = import_checked(Built(attention=(("local_window_size", size),)), tmp_path)
     for call in calls_of(model, "slm.attention"):
         assert int(call.attrs["window"]) == window
+
+
+def test_a_cache_of_a_window_s_size_is_the_compiler_s_matter(tmp_path):
+    attributes = (("local_window_size", 13), ("sliding_window_cache", 1))
+    plain = import_checked(Built(attention=attributes[:1]), tmp_path)
+    model = import_onnx(save(write(Built(attention=attributes)), tmp_path), context=CONTEXT)
+    tokens = np.arange(TOKENS)
+    assert np.array_equal(evaluate(model, tokens), evaluate(plain, tokens))
 
 
 def test_capped_scores_keep_their_cap(tmp_path):

@@ -32,7 +32,6 @@ _UNSUPPORTED_INPUTS = {
 _UNSUPPORTED_ATTRIBUTES: dict[str, tuple[tuple[object, ...], str]] = {
     # name: (values that mean there is none, what it is)
     "smooth_softmax": ((0, -1), "a smooth softmax"),
-    "sliding_window_cache": ((0,), "a cache of a sliding window"),
     "k_quant_type": (("NONE", ""), "a quantized cache"),
     "v_quant_type": (("NONE", ""), "a quantized cache"),
 }
