@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 import slmtvm
+from slmtvm.target import Target
 
 ENGINES = Path(__file__).with_name("peer_engines.py")
 DECODERS = ("demo", "tiny15", "smol135")
@@ -219,6 +220,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = _arguments()
+    target = Target.load(options.target).name
     results: list[Result] = []
     settings: dict[str, Any] = {}
     for model in options.models or (*DECODERS, *ENCODERS):
@@ -227,7 +229,7 @@ def main() -> int:
             files = engine_files(model, folder)
             if OURS not in options.without:
                 bundle = Path(scratch) / "model.slm"
-                files = {OURS: compile_ours(model, folder, options.target, bundle), **files}
+                files = {OURS: compile_ours(model, folder, target, bundle), **files}
             files = {name: path for name, path in files.items() if name not in options.without}
             for threads in options.threads:
                 rows, how = measure(model, files, threads, options.rounds)
@@ -237,6 +239,7 @@ def main() -> int:
     if options.json:
         report = {
             "cpu": _cpu(),
+            "target": target,
             "rounds": options.rounds,
             "results": [asdict(r) for r in results],
             "settings": settings,
@@ -244,7 +247,11 @@ def main() -> int:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     found: list[str] = []
     if options.against:
-        found = regressions(results, json.loads(options.against.read_text())["results"])
+        recorded = json.loads(options.against.read_text())
+        for name, here in (("cpu", _cpu()), ("target", target)):
+            if recorded[name] != here:
+                print(f"recorded with another {name}: {recorded[name]}, here {here}")
+        found = regressions(results, recorded["results"])
         print("\n".join(found) or "no regression")
     return 1 if found else 0
 

@@ -108,7 +108,8 @@ def _roofline_section(report: BenchReport) -> str:
         ridge = peak / read
         xs = sorted({low, min(max(ridge, low), high), high})
         points = tuple((x, min(x * read, peak)) for x in xs)
-        roofs.append(Line(f"roof, {_threads(limit.threads)}", points, 5, limit=True))
+        colour = len(phases) + len(roofs)
+        roofs.append(Line(f"roof, {_threads(limit.threads)}", points, colour, limit=True))
     keys = [
         Line(f"{phase}, {_threads(threads)}", (), colour)
         for colour, (phase, threads) in enumerate(phases)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 720, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 16, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 16, 44
 SERIES_COLOURS = 6
 _BAR, _BAR_GAP = 20, 6
 _LABEL_WIDTH = 380  # of a bar's name
