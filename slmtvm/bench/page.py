@@ -94,7 +94,8 @@ def _speed(report: BenchReport) -> str:
 
 
 def _roofline_section(report: BenchReport) -> str:
-    dots, roofs = [], []
+    dots: list[Dot] = []
+    roofs: list[Line] = []
     work = [k for k in report.kernels if k.bytes_read and k.multiply_adds]
     intensities = [k.multiply_adds / k.bytes_read for k in work]
     phases = list(dict.fromkeys((k.phase, k.threads) for k in work))
