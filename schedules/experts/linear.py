@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from slmtvm.schedules import linear
 from slmtvm.schedules.experts.grouping import Grouping
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, let
+from slmtvm.schedules.isa.base import Buffer, Expr, let
 from slmtvm.schedules.kernel import Kernel, Tensor, Work, define
 from slmtvm.schedules.linear import LinearShape
 from slmtvm.schedules.linear.knobs import Knobs
@@ -39,12 +39,11 @@ class RoutedShape:
     def pairs(self) -> int:
         return self.m * self.top_k
 
-    @property
-    def stacked(self) -> LinearShape:
+    def stacked(self, isa: Isa) -> LinearShape:
         """The layer of all experts side by side, each padded to whole panels."""
         return replace(
             self.layer, m=self.pairs if self.by_pair else self.m, has_residual=False,
-            n=self.experts * self.layer.panels * PANEL,
+            n=self.experts * isa.panels(self.layer.n) * isa.panel,
         )  # fmt: skip
 
     def knobs(self, isa: Isa) -> Knobs:
@@ -77,7 +76,7 @@ class _Tile(Tile):
     written: tuple[Expr, ...]
 
     def panel(self, vector: int) -> Expr:
-        return self.expert * self.layer.panels + super().panel(vector)
+        return self.expert * self.isa.panels(self.layer.n) + super().panel(vector)
 
     def row(self, index: int) -> Expr:
         return self.read[index]
@@ -86,7 +85,7 @@ class _Tile(Tile):
         return self.written[index]
 
     def channel(self, vector: int) -> Expr:
-        return super().panel(vector) * PANEL + self.lane(vector)
+        return super().panel(vector) * self.isa.panel + self.lane(vector)
 
     def bias(self, vector: int) -> Expr:
         return self.expert * self.layer.n + self.channel(vector)
@@ -94,12 +93,12 @@ class _Tile(Tile):
 
 def packed_names(shape: RoutedShape, isa: Isa) -> list[str]:
     """Names of the packed weights, in the order of the kernel's tensors."""
-    return linear.packed_weight_names(shape.stacked, isa)
+    return linear.packed_weight_names(shape.stacked(isa), isa)
 
 
 def layout(shape: RoutedShape, isa: Isa) -> str:
     """Two targets for which this is equal share packed weights byte for byte."""
-    return linear.layout(shape.stacked, isa)
+    return linear.layout(shape.stacked(isa), isa)
 
 
 def pack(
@@ -110,7 +109,7 @@ def pack(
     zero_points: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Weights as ``slm.routed_linear`` has them, (experts, n, ...), in the kernel's order."""
-    channels = shape.layer.panels * PANEL
+    channels = isa.panels(shape.layer.n) * isa.panel
 
     def stack(array: np.ndarray | None, fill: int = 0) -> np.ndarray | None:
         if array is None:
@@ -123,7 +122,7 @@ def pack(
 
     stacked = stack(weight)
     assert stacked is not None
-    return linear.pack(shape.stacked, isa, stacked, stack(scales), stack(zero_points))
+    return linear.pack(shape.stacked(isa), isa, stacked, stack(scales), stack(zero_points))
 
 
 def build_linear(shape: RoutedShape, isa: Isa) -> Kernel:
@@ -137,7 +136,7 @@ def build_linear(shape: RoutedShape, isa: Isa) -> Kernel:
     ) -> Kernel:
         return _define(shape, isa, knobs, inputs, emit)
 
-    return linear.build(shape.stacked, isa, knobs, frame)
+    return linear.build(shape.stacked(isa), isa, knobs, frame)
 
 
 def _define(
@@ -161,9 +160,9 @@ def _define(
 
         def columns(expert: Expr, column_block: Expr, pairs: tuple[Expr, ...]) -> None:
             first = column_block * width
-            panel, lane = let(T.floordiv(first, PANEL)), let(T.floormod(first, PANEL))
-            if width % PANEL == 0:
-                panel, lane = let(column_block * (width // PANEL)), 0
+            panel, lane = let(T.floordiv(first, isa.panel)), let(T.floormod(first, isa.panel))
+            if width % isa.panel == 0:
+                panel, lane = let(column_block * (width // isa.panel)), 0
             read = pairs if shape.by_pair else tuple(let(T.floordiv(p, shape.top_k)) for p in pairs)
 
             def tile(channels: int) -> None:

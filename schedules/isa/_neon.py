@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa.base import CHUNK, Buffer, Expr, Row, let, load, splat
+from slmtvm.schedules.isa.base import CHUNK, Buffer, Expr, Isa, Row, let, load, splat
 
 LANES = 4
 BYTES = "int8x16"
@@ -25,3 +25,17 @@ class LaneRow:
 
     def activation(self, row: Row, k: int) -> Expr:
         return let(T.reinterpret(BYTES, T.Shuffle([row], [k // 4] * LANES)))
+
+
+class NeonIsa(Isa):
+    """The half of ``Isa`` that does not depend on the dot product."""
+
+    prefetch = False  # cores of this class see by themselves that weights are read in order
+
+    def load_halves(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
+        vectors = []
+        for first in range(0, count // 2 * 2, 2):  # a register holds two vectors of float16
+            both = let(load(buffer, at + first * LANES, 2 * LANES))
+            for half in (T.vectorlow, T.vectorhigh):
+                vectors.append(let(self.f16_to_f32(half("float16x4", both))))
+        return vectors + super().load_halves(buffer, at + (count // 2 * 2) * LANES, count % 2)

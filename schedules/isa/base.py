@@ -8,9 +8,6 @@ from typing import Any, ClassVar
 
 from tvm.script.ir_builder import tirx as T
 
-PANEL = 16
-"""Output channels whose weights lie together; a multiple of every ISA's ``lanes``."""
-
 CHUNK = 16
 """Values of k whose activations are loaded together."""
 
@@ -53,6 +50,18 @@ class Dot(ABC):
         """A weight operand all of whose weights count as 1, to sum activations with."""
         raise NotImplementedError(f"{type(self).__name__} sums no activations")
 
+    def start(self, sums: Expr) -> Vectors | None:
+        """A state whose sums are those of an int32 vector; None where there is none, or it would
+        cost more than adding them in the end."""
+        return None
+
+    def settle(self, state: Vectors) -> Vectors:
+        """``state`` in the vectors that ``self.state`` names, for a loop to carry.
+
+        What ``step`` returns may be anything that Python can hold.
+        """
+        return state
+
     def finish(self, state: Vectors) -> Expr:
         """The int32 vector of sums, one lane for each channel."""
         return state[0]
@@ -63,10 +72,11 @@ class Isa(ABC):
     """One instruction set.
 
     ``lanes`` float32 (or int32) fit the vector that kernels compute with. Packed weights hold
-    ``k_step`` consecutive k of a channel together: targets of equal ``k_step`` share them byte for
-    byte. ``row_dtype`` is how the activations of "row_u8" are stored: "uint8" q, or "int8" q - 128.
-    ``registers`` vectors of ``lanes`` fit the register file; activations take some of them where
-    ``row_in_registers``, elsewhere instructions read them from memory or scalar registers.
+    ``panel`` output channels together, a multiple of ``lanes``, and ``k_step`` consecutive k of
+    each: targets for which both are equal share them byte for byte. ``row_dtype`` is how the
+    activations of "row_u8" are stored: "uint8" q, or "int8" q - 128. ``registers`` vectors of
+    ``lanes`` fit the register file; activations take some of them where ``row_in_registers``,
+    elsewhere instructions read them from memory or scalar registers.
     """
 
     name: str
@@ -75,9 +85,13 @@ class Isa(ABC):
     k_step: int
     row_dtype: str
     row_in_registers: bool = False
+    panel: int = 16
 
     native_f16: ClassVar[bool] = True
     """Whether one instruction converts a vector between float16 and float32."""
+
+    prefetch: ClassVar[bool] = True
+    """Whether asking for weights ahead gains more than the instructions that do it cost."""
 
     @property
     def kv_dtype(self) -> str:
@@ -92,7 +106,11 @@ class Isa(ABC):
     @property
     def vectors(self) -> int:
         """Vectors that hold one value for each channel of a panel."""
-        return PANEL // self.lanes
+        return self.panel // self.lanes
+
+    def panels(self, channels: int) -> int:
+        """Panels that hold so many output channels; the last may be padded."""
+        return -(-channels // self.panel)
 
     @property
     def raw_bytes(self) -> int:
@@ -102,6 +120,13 @@ class Isa(ABC):
     def f16_to_f32(self, halves: Expr) -> Expr:
         """Float32 of a float16 vector of ``lanes``; every finite value exactly."""
         return T.Cast(f"float32x{self.lanes}", halves)
+
+    def load_halves(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
+        """``count`` vectors of consecutive float16 from ``at``, as float32."""
+        return [
+            let(self.f16_to_f32(load(buffer, at + v * self.lanes, self.lanes)))
+            for v in range(count)
+        ]
 
     @abstractmethod
     def u4_s8(self, rows: int) -> Dot:

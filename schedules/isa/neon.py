@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa._neon import LANES, LaneRow, nibbles
-from slmtvm.schedules.isa.base import Dot, Expr, Isa, Vectors, intrinsic, let, splat
+from slmtvm.schedules.isa._neon import LANES, LaneRow, NeonIsa, nibbles
+from slmtvm.schedules.isa.base import Dot, Expr, Vectors, intrinsic, let, splat
 
 _HALVES = (T.vectorlow, T.vectorhigh)
 
@@ -64,7 +64,7 @@ class _U4S8(_S8S8):
         return intrinsic("int32x4", "llvm.aarch64.neon.addp.v4i32", low, high)
 
 
-class Neon(Isa):
+class Neon(NeonIsa):
     def u4_s8(self, rows: int) -> Dot:
         return _U4S8()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from slmtvm.schedules.isa._neon import LANES, LaneRow, nibbles
-from slmtvm.schedules.isa.base import Dot, Expr, Isa, Vectors, intrinsic, let, splat
+from slmtvm.schedules.isa._neon import LANES, LaneRow, NeonIsa, nibbles
+from slmtvm.schedules.isa.base import Dot, Expr, Vectors, intrinsic, let, splat
 
 
 class _S8S8(LaneRow, Dot):
@@ -17,6 +17,9 @@ class _S8S8(LaneRow, Dot):
         name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
         return (intrinsic("int32x4", name, total, weight, activation),)
 
+    def start(self, sums: Expr) -> Vectors | None:
+        return (sums,)
+
     def ones(self) -> Expr:
         return splat(1, "int8", 4 * LANES)
 
@@ -26,7 +29,7 @@ class _U4S8(_S8S8):
         return nibbles(raw)
 
 
-class NeonDotprod(Isa):
+class NeonDotprod(NeonIsa):
     def u4_s8(self, rows: int) -> Dot:
         return _U4S8()
 

@@ -1,7 +1,8 @@
 """RISC-V V 1.0 at any vector length from 128 bits: widening multiply-adds, one channel a lane.
 
-Vectors have a fixed length of 16 lanes: LLVM sets vl to 16 and uses the register groups that 128
-bits need, which is right for longer registers too.
+Vectors have a fixed length of 32 lanes: LLVM sets vl to 32 and uses the register groups that 128
+bits need (8 registers for float32), which is right for longer registers too. A scalar activation
+and the instruction that multiplies by it then serve 32 channels.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from tvm.script.ir_builder import tirx as T
 from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Row, Vectors, let, splat
 from slmtvm.schedules.vector import half_to_float
 
-LANES = 16
+LANES = 32
+BYTES, PRODUCTS, SUMS = (f"int{bits}x{LANES}" for bits in (8, 16, 32))
 
 
 class _ScalarActivations(Dot):
@@ -27,46 +29,71 @@ class _ScalarActivations(Dot):
 
 def _products(weight: Expr, activation: Expr) -> Expr:
     """int16 products of bytes: vwmul.vx, or vwmacc.vx where they are added to something."""
-    return T.Cast("int16x16", weight) * T.Broadcast(activation, LANES)
+    return T.Cast(PRODUCTS, weight) * T.Broadcast(activation, LANES)
 
 
 class _U4S8(_ScalarActivations):
     """A step adds 15 * 127 at most to an int16: sixteen steps cannot overflow."""
 
-    state = ("int16x16",)
+    state = (PRODUCTS,)
     max_steps = 16
 
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
         low = T.bitwise_and(raw, splat(0x0F, "uint8", LANES))
         high = T.shift_right(raw, splat(4, "uint8", LANES))
-        return let(T.reinterpret("int8x16", low)), let(T.reinterpret("int8x16", high))
+        return let(T.reinterpret(BYTES, low)), let(T.reinterpret(BYTES, high))
 
     def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
         products = _products(weight, activation)
         return (let(products if state is None else state[0] + products),)
 
     def finish(self, state: Vectors) -> Expr:
-        return let(T.Cast("int32x16", state[0]))
+        return let(T.Cast(SUMS, state[0]))
 
 
-class _S8S8(_ScalarActivations):
+class _S8Row(_ScalarActivations):
     """Products of 128 * 128 fit an int16, sums of two need not."""
 
-    state = ("int32x16",)
+    state = (SUMS,)
 
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
         return (let(raw),)
 
     def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
-        wide = let(T.Cast("int32x16", let(_products(weight, activation))))
+        wide = let(T.Cast(SUMS, let(_products(weight, activation))))
         return (wide if state is None else let(state[0] + wide),)
 
     def ones(self) -> Expr:
         return splat(1, "int8", LANES)
 
 
+class _S8S8(_S8Row):
+    """Two products of 128 * 127 fit an int16: only their sum is widened.
+
+    Between steps a state is the sums (None for zeros) and a product that waits for the next.
+    """
+
+    def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
+        total, *waiting = state or (None,)
+        products = _products(weight, activation)
+        if not waiting:
+            return total, let(products)
+        return self.settle((total, let(waiting[0] + products)))
+
+    def settle(self, state: Vectors) -> Vectors:
+        total, *waiting = state
+        for products in waiting:
+            wide = T.Cast(SUMS, products)
+            total = let(wide if total is None else total + wide)
+        return (total,)
+
+    def finish(self, state: Vectors) -> Expr:
+        return self.settle(state)[0]
+
+
 class Rvv(Isa):
     native_f16 = False
+    prefetch = False
 
     def f16_to_f32(self, halves: Expr) -> Expr:
         return half_to_float(T.reinterpret(f"uint16x{LANES}", halves))
@@ -78,7 +105,7 @@ class Rvv(Isa):
         return _S8S8()
 
     def s8_row(self) -> Dot:
-        return _S8S8()
+        return _S8Row()
 
 
-ISA = Rvv("rvv", lanes=LANES, registers=8, k_step=1, row_dtype="int8")
+ISA = Rvv("rvv", lanes=LANES, registers=4, k_step=1, row_dtype="int8", panel=LANES)

@@ -60,15 +60,15 @@ def pack(
 def layout(shape: LinearShape, isa: Isa) -> str:
     """Two targets, and two kernels, for which this is equal share packed weights byte for byte."""
     if shape.activation == "f32" and not shape.weight_only:
-        return f"panel16-{shape.format}-f32-k1-s32"
+        return f"panel{isa.panel}-{shape.format}-f32-k1-s32"
     grouped_as = "block" if shape.group_size else shape.activation
     scale = f"s{shape.scale_dtype[5:]}" if shape.group_size else "s32"
-    return f"panel16-{shape.format}-{grouped_as}-k{isa.k_step}-{scale}"
+    return f"panel{isa.panel}-{shape.format}-{grouped_as}-k{isa.k_step}-{scale}"
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
-    """Every knob's settings: ``mr`` rows and ``nv`` vectors of a tile, ``ku`` unrolled k, ``pf``
-    how many tiles ahead weights are prefetched."""
+    """Every knob's settings: ``mr`` rows and ``nv`` vectors of a tile, ``ku`` unrolled k, ``gu``
+    groups of k in a round of the loop, ``pf`` how many tiles ahead weights are prefetched."""
     space: KnobSpace = _module(shape).knob_space(shape, isa)
     return space
 

@@ -9,7 +9,7 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, let, load, splat
+from slmtvm.schedules.isa.base import Buffer, Expr, let, load, splat
 from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.schedules.linear.integer import Operands, Sums, integer_sums
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
@@ -19,11 +19,11 @@ from slmtvm.schedules.linear.tile import Frame, Store, Tile, define_tiled
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
-    """weight int8 (panels, padded_k, 16), scales float32, column_sums int32 (sum of q - z along k)
-    and zero_points int32, each (panels, 16)."""
-    by_channel = (shape.panels, PANEL)
+    """weight int8 (panels, padded_k, isa.panel), scales float32, column_sums int32 (sum of q - z
+    along k) and zero_points int32, each (panels, isa.panel)."""
+    by_channel = (isa.panels(shape.n), isa.panel)
     tensors = [
-        Tensor("weight", (shape.panels, shape.padded_k, PANEL), "int8"),
+        Tensor("weight", (by_channel[0], shape.padded_k, isa.panel), "int8"),
         Tensor("scales", by_channel, "float32"),
         Tensor("column_sums", by_channel, "int32"),
     ]
@@ -42,7 +42,7 @@ def pack(
     Padding holds the zero point, so that the padding of activations may hold anything.
     """
     assert scales is not None
-    rows = shape.panels * PANEL
+    rows = isa.panels(shape.n) * isa.panel
     zeros = np.zeros((rows, 1), np.int8)
     if zero_points is not None:
         zeros[: shape.n, 0] = zero_points.reshape(-1)
@@ -52,11 +52,11 @@ def pack(
     packed_scales[: shape.n] = scales.reshape(-1)
     column_sums = (whole.astype(np.int32) - zeros.astype(np.int32)).sum(axis=1, dtype=np.int32)
     arrays = [
-        panels_of_bytes(whole, isa.k_step).reshape(weight_tensors(shape, isa)[0].shape),
-        packed_scales.reshape(-1, PANEL),
-        column_sums.reshape(-1, PANEL),
+        panels_of_bytes(whole, isa.panel, isa.k_step).reshape(weight_tensors(shape, isa)[0].shape),
+        packed_scales.reshape(-1, isa.panel),
+        column_sums.reshape(-1, isa.panel),
     ]
-    return arrays + [zeros.astype(np.int32).reshape(-1, PANEL)] * shape.has_zero_points
+    return arrays + [zeros.astype(np.int32).reshape(-1, isa.panel)] * shape.has_zero_points
 
 
 def build(shape: LinearShape, isa: Isa, knobs: Knobs, frame: Frame = define_tiled) -> Kernel:
@@ -75,7 +75,7 @@ def build(shape: LinearShape, isa: Isa, knobs: Knobs, frame: Frame = define_tile
             isa.s8_row(),
             shape.bits,
             named["weight"],
-            lambda v: tile.panel(v) * shape.padded_k * PANEL,
+            lambda v: tile.panel(v) * shape.padded_k * isa.panel,
             named["xq"],
             lambda row: tile.row(row) * shape.padded_k,
             sum_rows=shape.has_zero_points,
@@ -98,7 +98,7 @@ def _write(
     stored_as = 128 if isa.row_dtype == "int8" else 0
 
     def by_channel(name: str, v: int) -> Expr:
-        return let(load(named[name], tile.panel(v) * PANEL + tile.lane(v), isa.lanes))
+        return let(load(named[name], tile.panel(v) * isa.panel + tile.lane(v), isa.lanes))
 
     for v in range(tile.vectors):
         scale, column_sum = by_channel("scales", v), by_channel("column_sums", v)
@@ -123,7 +123,7 @@ def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     tile = tile_knobs(shape, isa, len(isa.s8_row().state), max_rows=4)
-    return {**tile, "ku": 16, "pf": int(shape.m == 1)}
+    return {**tile, "ku": 16, "pf": int(shape.m == 1 and isa.prefetch)}
 
 
 def reference(

@@ -10,7 +10,7 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, let, load, prefetch, splat
+from slmtvm.schedules.isa.base import Buffer, Expr, let, load, prefetch, splat
 from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
 from slmtvm.schedules.linear.packing import pad, panels_of_rows
@@ -19,9 +19,9 @@ from slmtvm.schedules.linear.tile import Frame, Registers, Store, Tile, define_t
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
-    """weight: (panels, k, 16); bfloat16 as its bits."""
+    """weight: (panels, k, isa.panel); bfloat16 as its bits."""
     dtype = {"f32": "float32", "f16": "float16", "bf16": "uint16"}[shape.format]
-    return [Tensor("weight", (shape.panels, shape.k, PANEL), dtype)]
+    return [Tensor("weight", (isa.panels(shape.n), shape.k, isa.panel), dtype)]
 
 
 def pack(
@@ -34,7 +34,8 @@ def pack(
     """weight float (n, k) -> the arrays of ``weight_tensors``; bfloat16 as such or as its bits."""
     dtype = np.dtype(weight_tensors(shape, isa)[0].dtype)
     stored = weight.view(dtype) if shape.format == "bf16" else weight.astype(dtype)
-    return [panels_of_rows(pad(stored, shape.panels * PANEL, shape.k))]
+    padded = pad(stored, isa.panels(shape.n) * isa.panel, shape.k)
+    return [panels_of_rows(padded, isa.panel)]
 
 
 def build(shape: LinearShape, isa: Isa, knobs: Knobs, frame: Frame = define_tiled) -> Kernel:
@@ -74,7 +75,7 @@ def build(shape: LinearShape, isa: Isa, knobs: Knobs, frame: Frame = define_tile
 
 
 def _at(shape: LinearShape, tile: Tile, vector: int, k: Expr) -> Expr:
-    return (tile.panel(vector) * shape.k + k) * PANEL + tile.lane(vector)
+    return (tile.panel(vector) * shape.k + k) * tile.isa.panel + tile.lane(vector)
 
 
 def _as_f32(isa: Isa, shape: LinearShape, vector: Expr) -> Expr:
@@ -91,7 +92,7 @@ def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     tile = tile_knobs(shape, isa, registers_per_cell=1, max_rows=4)
-    return {**tile, "ku": 4, "pf": int(shape.m == 1)}
+    return {**tile, "ku": 4, "pf": int(shape.m == 1 and isa.prefetch)}
 
 
 def reference(

@@ -12,7 +12,7 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Dot, Isa
-from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, let, load, splat
+from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load, splat
 from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.schedules.linear.integer import Operands, integer_sums
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
@@ -28,12 +28,13 @@ from slmtvm.schedules.linear.tile import Frame, Registers, Store, Tile, define_t
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
-    """weight: bytes (panels, padded_k * bits / 8, 16); scales and zero_points: (panels, groups,
-    16), the latter bytes or float32."""
+    """weight: bytes (panels, padded_k * bits / 8, isa.panel); scales and zero_points:
+    (panels, groups, isa.panel), the latter bytes or float32."""
     dtype = _byte_dtype(shape)
-    by_group = (shape.panels, shape.groups, PANEL)
+    panels = isa.panels(shape.n)
+    by_group = (panels, shape.groups, isa.panel)
     tensors = [
-        Tensor("weight", (shape.panels, shape.padded_k * shape.bits // 8, PANEL), dtype),
+        Tensor("weight", (panels, shape.padded_k * shape.bits // 8, isa.panel), dtype),
         Tensor("scales", by_group, shape.scale_dtype),
     ]
     zero_dtype = "float32" if shape.float_zero_points else dtype
@@ -54,7 +55,7 @@ def pack(
     are padded with zeros.
     """
     assert scales is not None
-    rows = shape.panels * PANEL
+    rows = isa.panels(shape.n) * isa.panel
     packed_scales = pad(scales.reshape(shape.n, shape.groups), rows, shape.groups)
     byte = np.dtype(_byte_dtype(shape))
     zero_dtype = np.dtype(np.float32) if shape.float_zero_points else byte
@@ -67,10 +68,10 @@ def pack(
     whole[: shape.n, : shape.k] = quantized
     to_panels = panels_of_nibbles if shape.format == "int4" else panels_of_bytes
     arrays = [
-        to_panels(whole, isa.k_step).reshape(weight_tensors(shape, isa)[0].shape),
-        panels_of_rows(packed_scales.astype(shape.scale_dtype)),
+        to_panels(whole, isa.panel, isa.k_step).reshape(weight_tensors(shape, isa)[0].shape),
+        panels_of_rows(packed_scales.astype(shape.scale_dtype), isa.panel),
     ]
-    return arrays + [panels_of_rows(zeros)] * shape.has_zero_points
+    return arrays + [panels_of_rows(zeros, isa.panel)] * shape.has_zero_points
 
 
 def build(shape: LinearShape, isa: Isa, knobs: Knobs, frame: Frame = define_tiled) -> Kernel:
@@ -88,7 +89,12 @@ def build(shape: LinearShape, isa: Isa, knobs: Knobs, frame: Frame = define_tile
     def emit(tile: Tile, buffers: list[Buffer], store: Store) -> None:
         named = dict(zip((t.name for t in inputs), buffers, strict=True))
         sums = Registers("float32", isa.lanes, tile.rows * tile.vectors)
-        with T.serial(shape.groups) as group:
+        together = min(knobs["gu"], shape.groups)
+        whole = shape.groups // together * together
+        with T.serial(shape.groups // together) as part:
+            for i in range(together):
+                _add_group(shape, tile, dot, knobs, named, part * together + i, sums)
+        for group in range(whole, shape.groups):
             _add_group(shape, tile, dot, knobs, named, group, sums)
         for row, v in tile.cells():
             store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
@@ -107,7 +113,8 @@ def _add_group(
 ) -> None:
     isa = tile.isa
     size = shape.group_size
-    panel_bytes = size * PANEL * shape.bits // 8
+    panel_bytes = size * isa.panel * shape.bits // 8
+    starts = _starts(shape, tile, dot, named, group)
     operands = Operands(
         dot,
         shape.bits,
@@ -116,19 +123,18 @@ def _add_group(
         named["xq"],
         lambda row: tile.row(row) * shape.padded_k + group * size,
         ahead=knobs["pf"] * knobs["nv"] * shape.groups * panel_bytes // isa.vectors,
+        start=starts,
     )
     integers = integer_sums(tile, operands, size, knobs["ku"])
 
-    def by_channel(name: str, v: int) -> Expr:
-        at = (tile.panel(v) * shape.groups + group) * PANEL + tile.lane(v)
-        return load(named[name], at, isa.lanes)
+    def place(v: int) -> Expr:
+        return (tile.panel(v) * shape.groups + group) * isa.panel + tile.lane(v)
 
-    scales = []
-    corrections = []
-    for v in range(tile.vectors):
-        halves = by_channel("scales", v)
-        scales.append(let(isa.f16_to_f32(halves) if shape.scale_dtype == "float16" else halves))
-        corrections.append(_minus_zero_point(shape, isa, dot, by_channel, v))
+    scales = _scales(shape, tile, named["scales"], place)
+    corrections = [
+        None if starts else _minus_zero_point(shape, isa, dot, named, place(v))
+        for v in range(tile.vectors)
+    ]
     for row in range(tile.rows):
         at = tile.row(row) * shape.groups + group
         row_scale = let(T.Broadcast(named["xs"][at], isa.lanes))
@@ -141,18 +147,50 @@ def _add_group(
             sums[index] = T.fma(exact, let(scales[v] * row_scale), sums[index])
 
 
+def _starts(
+    shape: LinearShape, tile: Tile, dot: Dot, named: dict[str, Buffer], group: Expr
+) -> dict[int, Vectors]:
+    """States to start from for the sums to be those of ``q - zero``; none where a row's sums are
+    corrected afterwards."""
+    zero = _default_zero(shape) + dot.offset
+    if shape.has_zero_points or not zero:
+        return {}
+    starts = {}
+    for row in range(tile.rows):
+        row_sum = T.Cast("int32", named["xsum"][tile.row(row) * shape.groups + group])
+        state = dot.start(let(T.Broadcast(row_sum * -zero, tile.isa.lanes)))
+        if state is not None:
+            starts[row] = state
+    return starts
+
+
+def _scales(
+    shape: LinearShape, tile: Tile, scales: Buffer, place: Callable[[int], Expr]
+) -> list[Expr]:
+    """Scales of a group, a float32 vector for each vector of channels."""
+    isa = tile.isa
+    if shape.scale_dtype == "float32":
+        return [let(load(scales, place(v), isa.lanes)) for v in range(tile.vectors)]
+    return [
+        vector
+        for v in range(0, tile.vectors, isa.vectors)  # those of a panel lie together
+        for vector in isa.load_halves(scales, place(v), min(isa.vectors, tile.vectors - v))
+    ]
+
+
 def _minus_zero_point(
-    shape: LinearShape, isa: Isa, dot: Dot, by_channel: Callable[[str, int], Expr], v: int
+    shape: LinearShape, isa: Isa, dot: Dot, named: dict[str, Buffer], at: Expr
 ) -> Expr | None:
     """What a channel's sum takes for each unit of the activations' sum; None where nothing."""
     if shape.float_zero_points:
-        return let(splat(float(-dot.offset), "float32", isa.lanes) - by_channel("zero_points", v))
+        zero = load(named["zero_points"], at, isa.lanes)
+        return let(splat(float(-dot.offset), "float32", isa.lanes) - zero)
     if shape.has_zero_points:
-        wide = T.Cast(f"int32x{isa.lanes}", by_channel("zero_points", v))
+        wide = T.Cast(f"int32x{isa.lanes}", load(named["zero_points"], at, isa.lanes))
         exact = T.Cast(f"float32x{isa.lanes}", let(splat(-dot.offset, "int32", isa.lanes) - wide))
         return let(exact)
-    zero = _default_zero(shape) + dot.offset
-    return splat(float(-zero), "float32", isa.lanes) if zero else None
+    default = _default_zero(shape) + dot.offset
+    return splat(float(-default), "float32", isa.lanes) if default else None
 
 
 def _default_zero(shape: LinearShape) -> int:
@@ -164,14 +202,17 @@ def _byte_dtype(shape: LinearShape) -> str:
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
-    return {**tile_space(isa), "ku": (16, 32, 64, 128)}
+    return {**tile_space(isa), "ku": (16, 32, 64, 128), "gu": (1, 2)}
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
-    registers = len(_dot(shape, isa, shape.m).state) + 1  # a cell's integer sums and its float sum
+    state = len(_dot(shape, isa, shape.m).state)
+    registers = state + 1  # a cell's integer sums and its float sum
     # Rows whose activations take registers compete with the sums for them.
     tile = tile_knobs(shape, isa, registers, max_rows=4 if isa.row_in_registers else 8)
-    return {**tile, "ku": 32, "pf": int(shape.m == 1)}
+    # Two groups share the loads of what a row has for each, where registers are left for it.
+    gu = 2 if shape.m == 1 and isa.row_in_registers and state == 1 else 1
+    return {**tile, "ku": 32, "gu": gu, "pf": int(shape.m == 1 and isa.prefetch)}
 
 
 def _dot(shape: LinearShape, isa: Isa, rows: int) -> Dot:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa.base import CHUNK, PANEL, Buffer, Dot, Expr, Vectors, let, load, prefetch
+from slmtvm.schedules.isa.base import CHUNK, Buffer, Dot, Expr, Vectors, let, load, prefetch
 from slmtvm.schedules.linear.tile import Registers, Tile
 
 
@@ -18,7 +18,8 @@ class Operands:
     ``weight_at(vector)`` is the offset of the panel of packed weights a vector belongs to,
     ``row_at(row)`` that of a row of activations. ``bits`` is the size of a weight.
     ``sum_rows`` adds one column to the result: each row's activations summed. Where ``ahead`` is
-    not 0, the weights that lie so many elements after those in use are prefetched.
+    not 0, the weights that lie so many elements after those in use are prefetched. ``start`` holds
+    the states that rows start from (see ``Dot.start``); the others start from zeros.
     """
 
     dot: Dot
@@ -29,6 +30,7 @@ class Operands:
     row_at: Callable[[int], Expr]
     sum_rows: bool = False
     ahead: int = 0
+    start: Mapping[int, Vectors] = field(default_factory=dict)
 
 
 Sums = dict[tuple[int, int], Expr]
@@ -44,8 +46,9 @@ def integer_sums(tile: Tile, operands: Operands, k: int, unroll: int) -> Sums:
     cells = [(r, c) for r in range(tile.rows) for c in range(columns)]
     unroll = _divisor(k, unroll)
     dot = operands.dot
+    started = {(r, c): [state] for r, state in operands.start.items() for c in range(tile.vectors)}
     if unroll == k:
-        return _finished(dot, _accumulate(tile, operands, 0, k, {}))
+        return _finished(dot, _accumulate(tile, operands, 0, k, started))
     lanes = tile.isa.lanes
     if dot.max_steps is not None:  # states overflow soon: carry the int32 sums instead
         totals = Registers("int32", lanes, len(cells))
@@ -56,6 +59,9 @@ def integer_sums(tile: Tile, operands: Operands, k: int, unroll: int) -> Sums:
         return {cell: totals[index] for index, cell in enumerate(cells)}
     width = len(dot.state)
     carried = Registers("int32", lanes, len(cells) * width)
+    for cell, (state,) in started.items():
+        for i, vector in enumerate(state):
+            carried[cells.index(cell) * width + i] = vector
 
     def states() -> dict[tuple[int, int], list[Vectors]]:
         return {
@@ -66,7 +72,7 @@ def integer_sums(tile: Tile, operands: Operands, k: int, unroll: int) -> Sums:
     with T.serial(k // unroll) as part:
         after = _accumulate(tile, operands, part * unroll, unroll, states())
         for index, cell in enumerate(cells):
-            for i, vector in enumerate(after[cell][0]):
+            for i, vector in enumerate(dot.settle(after[cell][0])):
                 carried[index * width + i] = vector
     return _finished(dot, states())
 
@@ -97,7 +103,7 @@ def _accumulate(
             for row in range(tile.rows)
         ]
         for k in range(0, CHUNK, per_raw * isa.k_step):
-            offset = (start + chunk + k) * PANEL * operands.bits // 8
+            offset = (start + chunk + k) * isa.panel * operands.bits // 8
             fresh = [
                 dot.max_steps is not None and (taken + i) % dot.max_steps == 0
                 for i in range(per_raw)

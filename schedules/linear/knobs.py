@@ -7,7 +7,6 @@ costs more than that saves. About half the registers hold sums, the rest operand
 from __future__ import annotations
 
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import PANEL
 from slmtvm.schedules.linear.shape import LinearShape
 
 Knobs = dict[str, int]
@@ -34,7 +33,7 @@ def tile_knobs(shape: LinearShape, isa: Isa, registers_per_cell: int, max_rows: 
 
 def tile_space(isa: Isa) -> KnobSpace:
     """Settings of ``mr``, ``nv`` and ``pf`` that can be worth a try."""
-    vectors = tuple(nv for nv in (1, 2, 4, 8) if nv * isa.lanes <= 4 * PANEL)
+    vectors = tuple(nv for nv in (1, 2, 4, 8) if nv * isa.lanes <= 4 * isa.panel)
     return {"mr": (1, 2, 3, 4, 6, 8), "nv": vectors, "pf": (0, 1)}
 
 

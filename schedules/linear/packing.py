@@ -1,10 +1,8 @@
-"""Weights in the order that kernels read them: panels of 16 output channels."""
+"""Weights in the order that kernels read them: panels of ``Isa.panel`` output channels."""
 
 from __future__ import annotations
 
 import numpy as np
-
-from slmtvm.schedules.isa.base import PANEL
 
 
 def unpack_nibbles(packed: np.ndarray, k: int) -> np.ndarray:
@@ -19,25 +17,25 @@ def pad(values: np.ndarray, rows: int, columns: int, fill: int | float = 0) -> n
     return np.pad(values, ((0, rows - n), (0, columns - c)), constant_values=fill)
 
 
-def panels_of_rows(values: np.ndarray) -> np.ndarray:
-    """(panels * 16, c) -> (panels, c, 16): what a kernel reads for one c is together."""
+def panels_of_rows(values: np.ndarray, panel: int) -> np.ndarray:
+    """(panels * panel, c) -> (panels, c, panel): what a kernel reads for one c is together."""
     rows, columns = values.shape
-    return np.ascontiguousarray(values.reshape(rows // PANEL, PANEL, columns).transpose(0, 2, 1))
+    return np.ascontiguousarray(values.reshape(rows // panel, panel, columns).transpose(0, 2, 1))
 
 
-def panels_of_bytes(values: np.ndarray, k_step: int) -> np.ndarray:
-    """Bytes (panels * 16, k) -> (panels, k / k_step, 16, k_step)."""
+def panels_of_bytes(values: np.ndarray, panel: int, k_step: int) -> np.ndarray:
+    """Bytes (panels * panel, k) -> (panels, k / k_step, panel, k_step)."""
     rows, k = values.shape
-    split = values.reshape(rows // PANEL, PANEL, k // k_step, k_step)
+    split = values.reshape(rows // panel, panel, k // k_step, k_step)
     return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
 
 
-def panels_of_nibbles(values: np.ndarray, k_step: int) -> np.ndarray:
-    """uint8 0..15 (panels * 16, k) -> uint8 (panels, k / (2 k_step), 16, k_step).
+def panels_of_nibbles(values: np.ndarray, panel: int, k_step: int) -> np.ndarray:
+    """uint8 0..15 (panels * panel, k) -> uint8 (panels, k / (2 k_step), panel, k_step).
 
     A byte holds one value of the first k_step in its low nibble, of the next k_step in its high.
     """
     rows, k = values.shape
-    split = values.reshape(rows // PANEL, PANEL, k // (2 * k_step), 2, k_step)
+    split = values.reshape(rows // panel, panel, k // (2 * k_step), 2, k_step)
     low, high = split[:, :, :, 0], split[:, :, :, 1]
     return np.ascontiguousarray((low | (high << 4)).transpose(0, 2, 1, 3))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from slmtvm.errors import TargetError
-from slmtvm.schedules.isa.base import PANEL
 
 ROW_ALIGNMENT = 16
 """Activations quantized by row are padded to a multiple of this many values."""
@@ -92,11 +91,6 @@ class LinearShape:
             return self.k
         unit = self.group_size or ROW_ALIGNMENT
         return -(-self.k // unit) * unit
-
-    @property
-    def panels(self) -> int:
-        """Panels of output channels; the last may be padded."""
-        return -(-self.n // PANEL)
 
     @property
     def bits(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, Isa, let, load, splat
+from slmtvm.schedules.isa.base import Buffer, Expr, Isa, let, load, splat
 from slmtvm.schedules.kernel import Kernel, Tensor, Work, define
 from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.schedules.linear.shape import LinearShape
@@ -51,7 +51,7 @@ class Tile:
 
     def channel(self, vector: int) -> Expr:
         """The output channel that a vector begins with."""
-        return self.panel(vector) * PANEL + self.lane(vector)
+        return self.panel(vector) * self.isa.panel + self.lane(vector)
 
     def bias(self, vector: int) -> Expr:
         """Where the bias of a vector begins."""
@@ -95,7 +95,7 @@ def define_tiled(
     writes the code of one tile; it runs once for whole tiles and once for each kind of remainder.
     """
     mr, width = min(knobs["mr"], shape.m), knobs["nv"] * isa.lanes
-    assert PANEL % width == 0 or width % PANEL == 0, (knobs, isa.name)
+    assert isa.panel % width == 0 or width % isa.panel == 0, (knobs, isa.name)
     row_blocks, column_blocks = -(-shape.m // mr), -(-shape.n // width)
     tensors = list(inputs)
     if shape.has_bias:
@@ -112,9 +112,9 @@ def define_tiled(
 
         def tile(rows: int, channels: int) -> None:
             first = column_block * width
-            panel, lane = let(T.floordiv(first, PANEL)), let(T.floormod(first, PANEL))
-            if width % PANEL == 0:  # written out, for addresses to be constants where they can
-                panel, lane = let(column_block * (width // PANEL)), 0
+            panel, lane = let(T.floordiv(first, isa.panel)), let(T.floormod(first, isa.panel))
+            if width % isa.panel == 0:  # written out, for addresses to be constants where they can
+                panel, lane = let(column_block * (width // isa.panel)), 0
             made = Tile(isa, rows, channels, let(row_block * mr), panel, lane)
             emit(made, list(buffers[: len(inputs)]), store)
 

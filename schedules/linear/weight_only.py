@@ -15,7 +15,7 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import PANEL, Buffer, Expr, let, load, prefetch, splat
+from slmtvm.schedules.isa.base import Buffer, Expr, let, load, prefetch, splat
 from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.schedules.linear import grouped
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
@@ -43,7 +43,8 @@ _MANTISSA, _BIAS = 23, 127  # of float32
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
-    """As ``grouped`` has them; without groups, scales and zero points are (panels, 1, 16)."""
+    """As ``grouped`` has them; without groups, scales and zero points are (panels, 1,
+    isa.panel)."""
     return grouped.weight_tensors(shape, isa)
 
 
@@ -95,7 +96,7 @@ def _add_group(
     start = group * (shape.group_size or shape.k)
 
     def by_channel(name: str, v: int) -> Expr:
-        at = (tile.panel(v) * shape.groups + group) * PANEL + tile.lane(v)
+        at = (tile.panel(v) * shape.groups + group) * isa.panel + tile.lane(v)
         return load(named[name], at, lanes)
 
     zeros = [_zero_point(shape, isa, by_channel, v) for v in range(tile.vectors)]
@@ -139,11 +140,11 @@ def _columns(
     """Vector ``v`` of the weights for ``k`` to ``k + count``, each as int32 with its bits where
     ``_widened`` wants them."""
     isa, lanes = tile.isa, tile.isa.lanes
-    panel_bytes = shape.padded_k * shape.bits // 8 * PANEL
+    panel_bytes = shape.padded_k * shape.bits // 8 * isa.panel
     per_load = isa.k_step * 8 // shape.bits
     found: list[Expr] = []
     for first in range(0, count, per_load):
-        offset = (k + first) * shape.bits // 8 * PANEL + tile.lane(v) * isa.k_step
+        offset = (k + first) * shape.bits // 8 * isa.panel + tile.lane(v) * isa.k_step
         at = tile.panel(v) * panel_bytes + offset
         if ahead and v % isa.vectors == 0:
             prefetch(weight, at + tile.vectors * panel_bytes // isa.vectors)
@@ -206,7 +207,7 @@ def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     tile = tile_knobs(shape, isa, registers_per_cell=2, max_rows=4)
-    return {**tile, "ku": 8, "pf": int(shape.m == 1)}
+    return {**tile, "ku": 8, "pf": int(shape.m == 1 and isa.prefetch)}
 
 
 def reference(
