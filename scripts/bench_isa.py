@@ -28,6 +28,7 @@ from pathlib import Path
 
 from isa.loops import Loop, linear_kernels, measure_loops
 from isa.programs import count_plugin, llama_program, slm_program
+from isa.requirements import SYSROOTS, missing_models, missing_tools
 
 import slmtvm
 from slmtvm.target import Target
@@ -42,7 +43,6 @@ CPUS = {
         f"vlen {vlen}": f"rv64,v=true,vlen={vlen},vext_spec=v1.0" for vlen in (128, 256)
     },
 }
-SYSROOTS = {"aarch64": "/usr/aarch64-linux-gnu", "riscv64": "/usr/riscv64-linux-gnu"}
 # llama.cpp with its weights repacked or not, flash attention on or off: the least counts.
 LLAMA_SETTINGS = [(repack, flash) for repack in (1, 0) for flash in (1, 0)]
 # LLVM gives cortex-a78 the ports of Cortex-A57, which loads once a cycle. Neoverse N1 has the two
@@ -72,7 +72,8 @@ class Count:
 
 def count(command: list[str], target: Target, cpu: str, plugin: Path) -> int:
     """Instructions of one of the TOKENS that ``command`` evaluates between its marks."""
-    qemu = [f"qemu-{target.arch}", "-cpu", cpu, "-L", SYSROOTS[target.arch], "-plugin", str(plugin)]
+    sysroot = str(SYSROOTS[target.arch])
+    qemu = [f"qemu-{target.arch}", "-cpu", cpu, "-L", sysroot, "-plugin", str(plugin)]
     result = subprocess.run([*qemu, *command], capture_output=True, text=True)
     found = re.search(r"^instructions (\d+)$", result.stderr, re.MULTILINE)
     if result.returncode != 0 or not found:
@@ -87,7 +88,7 @@ def count_model(
     bundle = scratch / f"{folder.name}-{precision}-{target.name}.slm"
     slmtvm.compile(folder / precision / "model.onnx", [target], output=bundle, context=CONTEXT)
     ours, llama = slm_program(bundle, target, scratch), llama_program(target, cache)
-    plugin = count_plugin(scratch)
+    plugin = count_plugin(target, scratch)
     size = [str(PROMPT), str(TOKENS)]
     rows = []
     for label, cpu in CPUS[target.name].items():
@@ -143,9 +144,14 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = _arguments()
+    targets = [Target.load(name) for name in options.targets]
+    if lines := missing_tools([target.arch for target in targets]):
+        sys.exit("not found here; Debian has\n  " + "\n  ".join(lines))
+    if paths := missing_models(options.folder, options.models, options.precisions):
+        sys.exit(f"no {paths[0]}: make it with scripts/make_bench_models.py {options.folder}")
     counts: list[Count] = []
     loops: list[Loop] = []
-    for target in map(Target.load, options.targets):
+    for target in targets:
         for model in options.models:
             for precision in options.precisions:
                 with tempfile.TemporaryDirectory() as scratch:

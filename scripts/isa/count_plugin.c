@@ -1,35 +1,41 @@
-/* A qemu-user TCG plugin (its API version 1, qemu 4.2 to 7.2) that counts executed guest
- * instructions between two marks: the guest calls the system calls MARK_BEGIN and MARK_END, which
- * no kernel has. Prints "instructions N" to stderr.
+/* A qemu-user TCG plugin that counts executed guest instructions between two marks: the guest calls
+ * the system calls MARK_BEGIN and MARK_END, which no kernel has. Prints "instructions N" to stderr.
  *
- * The few declarations stand in for qemu-plugin.h, which distributions leave out. */
+ * The few declarations stand in for qemu-plugin.h, which distributions leave out. PLUGIN_API is the
+ * version of that interface: 1 up to qemu 8, 2 from qemu 9 on; what is used here is in both. */
 #include <stdint.h>
 #include <stdio.h>
 
-enum { MARK_BEGIN = 9001, MARK_END = 9002, INLINE_ADD_U64 = 0 };
+enum { MARK_BEGIN = 9001, MARK_END = 9002, CALLBACK_READS_NO_REGISTERS = 0 };
 
 typedef uint64_t plugin_id;
 struct block;
 struct qemu_info;
 typedef void (*translate)(plugin_id, struct block *);
+typedef void (*execute)(unsigned cpu, void *data);
 typedef void (*system_call)(plugin_id, unsigned cpu, int64_t number, uint64_t, uint64_t, uint64_t,
                             uint64_t, uint64_t, uint64_t, uint64_t, uint64_t);
 
 extern size_t qemu_plugin_tb_n_insns(const struct block *);
 extern void qemu_plugin_register_vcpu_tb_trans_cb(plugin_id, translate);
-extern void qemu_plugin_register_vcpu_tb_exec_inline(struct block *, int, void *, uint64_t);
+extern void qemu_plugin_register_vcpu_tb_exec_cb(struct block *, execute, int, void *);
 extern void qemu_plugin_register_vcpu_syscall_cb(plugin_id, system_call);
 
 #define EXPORT __attribute__((visibility("default")))
 
-EXPORT int qemu_plugin_version = 1;
+EXPORT int qemu_plugin_version = PLUGIN_API;
 
 static uint64_t instructions;
 
+static void on_execute(unsigned cpu, void *count) {
+  (void)cpu;
+  instructions += (uintptr_t)count;
+}
+
 static void on_translate(plugin_id id, struct block *block) {
   (void)id;
-  qemu_plugin_register_vcpu_tb_exec_inline(block, INLINE_ADD_U64, &instructions,
-                                           qemu_plugin_tb_n_insns(block));
+  qemu_plugin_register_vcpu_tb_exec_cb(block, on_execute, CALLBACK_READS_NO_REGISTERS,
+                                       (void *)qemu_plugin_tb_n_insns(block));
 }
 
 static void on_system_call(plugin_id id, unsigned cpu, int64_t number, uint64_t a, uint64_t b,

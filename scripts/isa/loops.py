@@ -24,6 +24,7 @@ VECTOR_PIPES = LOAD_PIPES = 2
 _DOT = "sdot"
 _LABEL = re.compile(r"^(\.?\w+):")
 _BRANCH = re.compile(r"^\t(?:b\.\w+|cbn?z|tbn?z)\t.*?(\.LBB\w+)$")
+_INSTRUCTION = re.compile(r"^\t[a-z]")
 _VECTOR_OPERAND = re.compile(r"\bv\d+\.")
 
 
@@ -69,12 +70,18 @@ def _function(assembly: list[str], name: str) -> list[str]:
 def hottest_loop(function: list[str]) -> list[str]:
     """The instructions of the innermost loop with the most dot products."""
     labels = {m[1]: i for i, line in enumerate(function) if (m := _LABEL.match(line))}
-    found: list[list[str]] = []
+    loops: list[range] = []
     for end, line in enumerate(function):
         branch = _BRANCH.match(line)
         if branch and (start := labels.get(branch[1], end)) < end:
-            found.append([x for x in function[start : end + 1] if re.match(r"^\t[a-z]", x)])
-    return max(found, key=lambda body: (sum(map(_is_dot, body)), -len(body)))
+            loops.append(range(start, end + 1))
+
+    def holds_another(loop: range) -> bool:
+        return any(b is not loop and b[0] in loop and b[-1] in loop for b in loops)
+
+    innermost = [loop for loop in loops if not holds_another(loop)]
+    bodies = [[function[i] for i in a if _INSTRUCTION.match(function[i])] for a in innermost]
+    return max(bodies, key=lambda body: (sum(map(_is_dot, body)), -len(body)))
 
 
 def port_bounds(body: list[str]) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,12 +45,20 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def count_plugin(folder: Path) -> Path:
-    """The TCG plugin, for the qemu of this machine."""
+def count_plugin(target: Target, folder: Path) -> Path:
+    """The TCG plugin, for the qemu of this machine that emulates ``target``."""
+    version = subprocess.run(
+        [f"qemu-{target.arch}", "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.search(r"version (\d+)\.", version)
+    assert found, version
+    api = 1 if int(found[1]) < 9 else 2
     path = folder / "count_plugin.so"
     subprocess.run(
-        ["cc", "-O2", "-shared", "-fPIC", "-o", str(path), str(HERE / "count_plugin.c")], check=True
-    )
+        ["cc", "-O2", "-shared", "-fPIC", f"-DPLUGIN_API={api}", "-o", str(path),
+         str(HERE / "count_plugin.c")],
+        check=True,
+    )  # fmt: skip
     return path
 
 

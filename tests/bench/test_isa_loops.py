@@ -25,13 +25,15 @@ FUNCTION = """
 \tsdot\tv0.4s, v2.16b, v3.4b[1]
 \tsubs\tw2, w2, #1
 \tb.ne\t.LBB0_2
+\tsdot\tv0.4s, v1.16b, v3.4b[2]
+\tsdot\tv0.4s, v2.16b, v3.4b[3]
 \tstr\tq0, [x3], #16
 \tcbnz\tw4, .LBB0_1
 \tret
 """.splitlines()
 
 
-def test_the_hottest_loop_is_the_innermost_one_with_most_dot_products() -> None:
+def test_the_hottest_loop_is_innermost_though_the_one_around_it_has_more_dot_products() -> None:
     body = hottest_loop(FUNCTION)
     assert [line.split()[0] for line in body] == [
         "ldp", "ldr", "and", "sdot", "sdot", "subs", "b.ne",
