@@ -97,7 +97,7 @@ def test_each_pair_is_multiplied_by_its_expert_with_the_bits_of_that_layer_alone
     shape = RoutedShape(m, top_k, count, LAYERS[name], by_pair)
     rng = np.random.default_rng(0)
     chosen = np.stack([rng.permutation(count)[:top_k] for _ in range(m)]).astype(np.int32)
-    rows = shape.stacked.m
+    rows = shape.stacked(own).m
     cases = [random_case(replace(shape.layer, m=rows), own, seed=i) for i in range(count)]
     activations = cases[0].activations
     stacked = {key: np.stack([c.weights[key] for c in cases]) for key in cases[0].weights}
