@@ -112,7 +112,7 @@ def inspect(path: str | Path, *, context: int | None = None) -> Inspection:
 
 def _describe(model: CanonicalModel, operators: dict[str, int]) -> Inspection:
     cached = sum(spec.num_kv_heads * spec.head_dim for spec in model.kv)
-    per_token = _KEYS_AND_VALUES * _KV_BYTES * cached if model.kind == "decoder" else 0
+    per_token = _KEYS_AND_VALUES * _KV_BYTES * cached if model.kind != "encoder" else 0
     return Inspection(
         file=str(model.source),
         operators=operators,
@@ -128,7 +128,7 @@ def _describe(model: CanonicalModel, operators: dict[str, int]) -> Inspection:
         weight_bytes=sum(array.nbytes for array in model.params.values()),
         kv_bytes_per_token=per_token,
         weights=model.layers,
-        estimates=_estimates(model, per_token) if model.kind == "decoder" else (),
+        estimates=_estimates(model, per_token) if model.kind != "encoder" else (),
         notes=model.notes,
         float_activation_layers=model.float_activation_layers,
     )

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from slmtvm.bench.limits import LimitProbe, Limits
-from slmtvm.bench.phases import REPETITIONS, Phases, Timed, attended, some_tokens
+from slmtvm.bench.phases import (
+    REPETITIONS,
+    Phases,
+    Timed,
+    attended,
+    read_source,
+    some_tokens,
+)
 from slmtvm.bench.report import BenchReport, Rate
 from slmtvm.bench.work import kernel_times, total_work
 from slmtvm.runtime import load
@@ -108,13 +115,14 @@ def _first_and_full(path: Path, target: str | None) -> tuple[float, int, int]:
         info = session.info
         prompt = min(FIRST_PROMPT, info["context"])
         started = time.perf_counter()
-        if info["kind"] == "decoder":
+        read_source(session)
+        if info["kind"] != "encoder":
             next(session.generate(some_tokens(prompt, info["vocab_size"]), 1))
         else:
             session.encode(some_tokens(prompt, info["vocab_size"]))
         milliseconds = 1e3 * (time.perf_counter() - started)
         rest = info["context"] - prompt
-        if info["kind"] == "decoder" and rest:
+        if info["kind"] != "encoder" and rest:
             session.eval(some_tokens(rest, info["vocab_size"]))
         elif rest:
             session.encode(some_tokens(info["context"], info["vocab_size"]))

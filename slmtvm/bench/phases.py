@@ -55,7 +55,9 @@ class Phases:
         model = Model(path, threads=threads, target=target, profile=True)
         self.profiled = Session(model, owns_model=True)
         self._described = self.session.info["kernels"]
-        self._decoder = self.session.info["kind"] == "decoder"
+        self._decoder = self.session.info["kind"] != "encoder"
+        for session in (self.session, self.profiled):
+            read_source(session)
         self._phase = "prefill" if self._decoder else "encode"
         context = self.session.info["context"]
         self._prefills = [n for n in PREFILLS if n <= context] or [context]
@@ -154,6 +156,12 @@ class Phases:
     def _calls(self) -> dict[str, int]:
         """Calls of each kernel since the last time."""
         return {name: time.calls for name, time in self.profiled.model.take_profile().items()}
+
+
+def read_source(session: Session) -> None:
+    """Give an encoder-decoder the source that it attends to, as long as it may be."""
+    if session.info["kind"] == "encoder-decoder":
+        session.encode(some_tokens(session.info["source_context"], session.info["vocab_size"]))
 
 
 def attended(position: int, tokens: int) -> float:

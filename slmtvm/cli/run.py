@@ -12,7 +12,13 @@ from slmtvm.cli.arguments import add_threads, positive
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="the bundle, x.slm")
-    parser.add_argument("--prompt", required=True, help="the text to continue")
+    parser.add_argument(
+        "--prompt", required=True, help="the text to continue, or an encoder-decoder's source"
+    )
+    parser.add_argument(
+        "--start", type=int, metavar="ID",
+        help="the token that an encoder-decoder's text starts from (default: padding)",
+    )  # fmt: skip
     parser.add_argument(
         "--max-tokens", type=positive, default=64, help="most tokens to generate (default 64)"
     )
@@ -41,8 +47,10 @@ def run(options: argparse.Namespace) -> int:
             top_k=options.top_k,
             top_p=options.top_p,
             seed=options.seed,
+            start=options.start,
         )
-        sys.stdout.write(options.prompt)
+        if session.info["kind"] == "decoder":
+            sys.stdout.write(options.prompt)
         for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()

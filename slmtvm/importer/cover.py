@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from slmtvm.importer.regions import evaluate
 from slmtvm.importer.steps import Columns, Linear, Param, PositionRows, Reordered, Rows, Step
 from slmtvm.importer.tokens import Frame
 
+if TYPE_CHECKING:
+    from slmtvm.importer.match.cross import Source
+
 _SEED = 0
 _SAME_TABLE = 1e-6
 
@@ -29,6 +33,7 @@ class Cover:
 
     frame: Frame
     tokens: str  # the graph input that holds them
+    encoder: Source | None = None  # what a decoder's graph reads of its encoder's
     steps: dict[str, Step] = field(default_factory=dict)
     cache: dict[Hashable, object] = field(default_factory=dict)
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(_SEED))
@@ -37,6 +42,11 @@ class Cover:
     def run(self, output: str) -> Rows:
         """Find steps for ``output`` and all that it needs; returns its rows."""
         root = self.need(output)
+        self.find(root)
+        return root
+
+    def find(self, root: Rows) -> None:
+        """Find steps for the rows ``root`` and all that they need."""
         todo, seen = [root], {root}
         while todo:
             rows = todo.pop()
@@ -47,7 +57,6 @@ class Cover:
             fresh = [i for i in self.steps[rows].inputs if i not in seen]
             seen.update(fresh)
             todo.extend(fresh)
-        return root
 
     def add(self, rows: Rows, step: Step) -> None:
         """Record a step that a recogniser found for another value than it was asked about."""
@@ -187,6 +196,7 @@ class Cover:
 def _match(cover: Cover, value: str) -> Step:
     """What ``value`` is; raises UnsupportedOpError where nothing recognises it."""
     from slmtvm.importer.match.attention import match_attention
+    from slmtvm.importer.match.cross import match_cross_attention
     from slmtvm.importer.match.embedding import match_dequantized_rows, match_embedding
     from slmtvm.importer.match.fused import match_fused
     from slmtvm.importer.match.linear import match_int8_linear, match_linear, with_bias
@@ -205,6 +215,8 @@ def _match(cover: Cover, value: str) -> Step:
         return match_embedding(cover, node)
     if kind is Kind.FUSED:
         return match_fused(cover, node, value)
+    if cover.encoder is not None and cover.encoder.reads(cover, node):
+        return match_cross_attention(cover, cover.encoder, node)
     if kind is Kind.CONTRACT:
         return match_linear(cover, node) or match_attention(cover, node)
     if kind is Kind.ELEMENTWISE:

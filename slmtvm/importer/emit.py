@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
-import tvm
 from tvm import relax, tirx
 from tvm.relax.op import nn
 
@@ -16,6 +15,7 @@ from slmtvm.importer.graph import Array
 from slmtvm.importer.steps import (
     Attention,
     Columns,
+    CrossAttention,
     Elementwise,
     Embedding,
     Linear,
@@ -23,6 +23,7 @@ from slmtvm.importer.steps import (
     Param,
     PositionRows,
     QuantizeDequantize,
+    Remember,
     Reorder,
     Rope,
     Rows,
@@ -82,20 +83,22 @@ def _ordered(steps: Mapping[str, Step], rows: str, depth: Mapping[str, int]) -> 
 
 
 class Emitter:
-    """Builds ``main`` and collects its parameters."""
+    """Builds Relax functions and collects the parameters of all of them."""
 
-    def __init__(self, steps: Mapping[str, Step], where: str) -> None:
-        self._steps = steps
+    def __init__(self, where: str) -> None:
         self._where = where
+        self._steps: Mapping[str, Step] = {}
         self._values: dict[str, relax.Var] = {}
         self._vars: dict[tuple[Any, ...], relax.Var] = {}
         self._named: dict[str, relax.Var] = {}
         self._layers = 0
+        self._cross_layers: dict[str, int] = {}
         self.params: dict[str, Array] = {}
 
-    def run(self, output: str) -> tvm.IRModule:
-        """The module with ``main(tokens, *params)`` that returns the rows of ``output``."""
-        order = schedule(self._steps, output)
+    def function(self, name: str, steps: Mapping[str, Step], output: str) -> relax.Function:
+        """``name(tokens, *params)``, which returns the rows of ``output``."""
+        self._steps, self._values, self._vars, self._named = steps, {}, {}, {}
+        order = schedule(steps, output)
         for rows in order:
             self._declare(self._steps[rows])
         builder = relax.BlockBuilder()
@@ -103,18 +106,16 @@ class Emitter:
         self._tokens = relax.Var("tokens", relax.TensorType((m,), "int32"))
         depth = {rows: i for i, rows in enumerate(order)}
         inputs = [self._tokens]
-        with builder.function("main", inputs):
+        with builder.function(name, inputs):
             with builder.dataflow():
                 for rows in order:
                     expr = self._call(rows, depth)
                     self._values[rows] = builder.emit(expr)
                 result = builder.emit_output(self._value(output))
             builder.emit_func_output(result)
-        main = builder.get()["main"]
+        built = builder.get()[name]
         params = [self._tokens, *self._named.values()]
-        return tvm.IRModule(
-            {"main": relax.Function(params, main.body, main.ret_ty, attrs=main.attrs)}
-        )
+        return relax.Function(params, built.body, built.ret_ty, attrs=built.attrs)
 
     def _declare(self, step: object) -> None:
         """Make the parameters of ``step``, and check them, before anything is built."""
@@ -181,6 +182,23 @@ class Emitter:
                 window=step.window,
                 softcap=step.softcap,
             )
+        if isinstance(step, CrossAttention):
+            layer = self._cross_layers.setdefault(step.key, len(self._cross_layers))
+            return ops.cross_attention(
+                self._value(step.q),
+                layer=layer,
+                num_heads=step.num_heads,
+                num_kv_heads=step.num_kv_heads,
+                head_dim=step.head_dim,
+                scale=step.scale,
+            )
+        if isinstance(step, Remember):
+            return ops.remember(
+                *(self._value(i) for i in (step.x, step.k, step.v)),
+                layer=self._cross_layers[step.key],
+                num_kv_heads=step.num_kv_heads,
+                head_dim=step.head_dim,
+            )
         if isinstance(step, PositionRows):
             return ops.position_rows(self._tokens, self._param(step.table))
         if isinstance(step, QuantizeDequantize):
@@ -233,16 +251,21 @@ class Emitter:
                 raise InvalidModelError(
                     "holds NaN or infinite values", where=f"{self._where}: weight {param.name!r}"
                 )
-            name, count = param.name, 1
-            while name in self.params or name == "tokens":
-                if name in self.params and _equal(self.params[name], array):
-                    self._vars[key] = self._named[name]
-                    return self._vars[key]
-                name, count = f"{param.name}.{count}", count + 1
-            self.params[name] = array
-            self._named[name] = relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
+            name = self._name(param)
+            if name not in self._named:
+                self._named[name] = relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
             self._vars[key] = self._named[name]
         return self._vars[key]
+
+    def _name(self, param: Param) -> str:
+        """The key of ``params`` that holds this value, a new one if need be."""
+        name, count = param.name, 1
+        while name in self.params or name == "tokens":
+            if name in self.params and _equal(self.params[name], param.array):
+                return name
+            name, count = f"{param.name}.{count}", count + 1
+        self.params[name] = param.array
+        return name
 
 
 def _equal(a: Array, b: Array) -> bool:

@@ -2,123 +2,158 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import tvm
 
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.emit import Emitter, schedule
-from slmtvm.importer.expand import expand
-from slmtvm.importer.freeze import Frozen, freeze
+from slmtvm.importer.encoder_decoder import (
+    check_uses,
+    common_source,
+    encoder_file,
+    has_both,
+    join,
+    needs_encoder,
+    remember_all,
+    split,
+    with_stand_ins,
+)
 from slmtvm.importer.graph import Graph
+from slmtvm.importer.lengths import freeze_twice
 from slmtvm.importer.load import load
-from slmtvm.importer.merge import merge_duplicates
+from slmtvm.importer.match.cross import Source
 from slmtvm.importer.outputs import choose_output
 from slmtvm.importer.padding import assume_no_padding, padding_notes
 from slmtvm.importer.report import elementwise_notes, family_of, hidden_size, layer_reports
 from slmtvm.importer.roles import assign_roles
 from slmtvm.importer.split import split_packed
-from slmtvm.importer.steps import Attention, Embedding
-from slmtvm.importer.tokens import Frame
+from slmtvm.importer.steps import Attention, Embedding, Rows, Step
 from slmtvm.ir.model import CanonicalModel, KvSpec
 
-_DEFAULT_CONTEXT = 1024  # where the graph does not say how far it reaches
-_MAX_DEFAULT_CONTEXT = 4096
-_PROBE_LENGTHS = (7, 11, 13, 17, 19, 23, 29, 31, 37)
-_SHORT_PROBE_LENGTHS = (3, 4, 5, 6)  # for contexts that are shorter still
-_MIN_CONTEXT = 4  # positions; two lengths that show what changes with the length
+_MAX_SOURCE = 512  # tokens of an encoder-decoder's source
 
 
 def import_onnx(path: str | Path, *, context: int | None = None) -> CanonicalModel:
     """The canonical model of an ONNX file, whatever exporter wrote it.
 
     ``context``: positions to compile for; by default the length of the model's own position
-    tables, at most 4096, or 1024 where it has none.
+    tables, at most 4096, or 1024 where it has none. A decoder's file that reads the hidden states
+    of an encoder is imported with the encoder's file, which lies beside it.
 
     Raises InvalidModelError for a file that is damaged or contradicts itself, UnsupportedOpError
     for one that holds something that cannot be compiled, each naming the file and the node.
     """
     path = Path(path)
     graph = load(path)
+    if needs_encoder(graph):
+        graph = join(load(encoder_file(path)), graph)
+    if has_both(graph):
+        return _import_both(graph, context)
     roles = assign_roles(graph)
     graph, padding = assume_no_padding(graph, roles.tokens.name)
-    if context is not None and context < _MIN_CONTEXT:
-        raise UnsupportedOpError(
-            f"a context of {context} positions; at least {_MIN_CONTEXT} are needed", where=str(path)
-        )
-    short, longer = _two_lengths(graph, context)
-    graph = merge_duplicates(expand(graph, roles, short))
-    small = freeze(graph, roles, short)
-    length = _context(context, small, freeze(graph, roles, longer), path)
-    frame = Frame(small, freeze(graph, roles, length))
+    frame = freeze_twice(graph, roles, context)
     output, notes = choose_output(frame)
     cover = Cover(frame, roles.tokens.name)
     rows = cover.run(output)
-    return _canonical(cover, rows, output, padding, notes)
+    model = _canonical(_Recognised(cover, rows), output, Emitter(str(path)))
+    return replace(model, padding=padding, notes=(*padding_notes(padding), *notes, *model.notes))
 
 
-def _two_lengths(graph: Graph, context: int | None) -> tuple[int, int]:
-    """Two short lengths up to the context; if possible ones that no constant has as a dimension."""
-    most = context or max(_PROBE_LENGTHS)
-    lengths = [n for n in _PROBE_LENGTHS if n <= most]
-    lengths += [n for n in _SHORT_PROBE_LENGTHS[::-1] if n <= most]
-    dims = {d for c in graph.initializers.values() for d in c.shape}
-    free = [n for n in lengths if n not in dims]
-    short, longer = sorted(free[:2] if len(free) > 1 else lengths[:2])
-    return short, longer
+def _import_both(graph: Graph, context: int | None) -> CanonicalModel:
+    """An encoder and a decoder: the decoder's model, and the function that reads its source."""
+    halves = split(graph)
+    roles = assign_roles(halves.encoder)
+    frame = freeze_twice(halves.encoder, roles, None, most=_MAX_SOURCE)
+    late, stand_ins = with_stand_ins(halves, frame.small)
+    source = Source(Cover(frame, roles.tokens.name), stand_ins)
+    late_roles = assign_roles(late)
+    late_frame = freeze_twice(late, late_roles, context)
+    check_uses(late_frame, stand_ins)
+    output, notes = choose_output(late_frame)
+    cover = Cover(late_frame, late_roles.tokens.name, encoder=source)
+    rows = cover.run(output)
+    last = remember_all(source, source.cover.run(common_source(frame, source.used)))
+    source.cover.find(last)
+    emitter = Emitter(str(graph.path))
+    model = _canonical(_Recognised(cover, rows), output, emitter)
+    model = _with_source(model, _Recognised(source.cover, last), emitter)
+    return replace(model, notes=(*notes, *model.notes))
 
 
-def _context(asked: int | None, small: Frozen, longer: Frozen, path: Path) -> int:
-    limits = [n for node, n in small.limits.items() if longer.limits.get(node) == n]
-    limit = min(limits, default=None)
-    if asked is None:
-        return min(limit, _MAX_DEFAULT_CONTEXT) if limit is not None else _DEFAULT_CONTEXT
-    if limit is not None and asked > limit:
-        raise UnsupportedOpError(
-            f"a context of {asked} positions; the model's own tables have {limit}", where=str(path)
-        )
-    return asked
+class _Recognised:
+    """The steps of one function, and which of them its parts are."""
+
+    def __init__(self, cover: Cover, rows: Rows) -> None:
+        self.cover, self.rows = cover, rows
+        self.by_name = split_packed(cover.steps)
+        self.order = schedule(self.by_name, rows)
+        self.steps: Sequence[Step] = [self.by_name[name] for name in self.order]
+        self.attentions = [s for s in self.steps if isinstance(s, Attention)]
+        embeddings = [s for s in self.steps if isinstance(s, Embedding)]
+        masks = {a.mask for a in self.attentions}
+        if len(embeddings) != 1 or not self.attentions or len(masks) != 1:
+            raise UnsupportedOpError(
+                f"{len(embeddings)} token embeddings and {len(self.attentions)} attentions with "
+                f"masks {sorted(masks)}; a model with one embedding and one kind of attention is "
+                "supported",
+                where=str(cover.frame.graph.path),
+            )
+        self.embedding = embeddings[0]
+        (self.mask,) = masks
 
 
-def _canonical(
-    cover: Cover, rows: str, output: str, padding: tuple[int, ...], notes: list[str]
-) -> CanonicalModel:
-    path = cover.frame.graph.path
-    by_name = split_packed(cover.steps)
-    order = schedule(by_name, rows)
-    steps = [by_name[name] for name in order]
-    embeddings = [s for s in steps if isinstance(s, Embedding)]
-    attentions = [s for s in steps if isinstance(s, Attention)]
-    masks = {a.mask for a in attentions}
-    if len(embeddings) != 1 or not attentions or len(masks) != 1:
-        raise UnsupportedOpError(
-            f"{len(embeddings)} token embeddings and {len(attentions)} attentions with masks "
-            f"{sorted(masks)}; a model with one embedding and one kind of attention is supported",
-            where=str(path),
-        )
-    vocab = embeddings[0].vocab
-    kind = "decoder" if masks == {"causal"} else "encoder"
-    width = cover.frame.features(output)
+def _canonical(found: _Recognised, output: str, emitter: Emitter) -> CanonicalModel:
+    frame = found.cover.frame
+    path, vocab = frame.graph.path, found.embedding.vocab
+    kind = "decoder" if found.mask == "causal" else "encoder"
+    width = frame.features(output)
     if kind == "decoder" and width != vocab:
         raise UnsupportedOpError(
             f"output {output!r} of a decoder has {width} features for each token where the "
             f"vocabulary has {vocab}; only logits of the vocabulary are supported",
             where=str(path),
         )
-    emitter = Emitter(by_name, str(path))
-    module = emitter.run(rows)
+    main = emitter.function("main", found.by_name, found.rows)
     return CanonicalModel(
-        module=module,
+        module=tvm.IRModule({"main": main}),
         params=emitter.params,
         kind=kind,
-        family=family_of(steps),
-        context=cover.frame.full.length,
+        family=family_of(found.steps),
+        context=frame.full.length,
         vocab_size=vocab,
-        hidden_size=width if kind == "encoder" else hidden_size(steps),
-        num_heads=attentions[0].num_heads,
-        kv=tuple(KvSpec(a.num_kv_heads, a.head_dim) for a in attentions),
+        hidden_size=width if kind == "encoder" else hidden_size(found.steps),
+        num_heads=found.attentions[0].num_heads,
+        kv=tuple(KvSpec(a.num_kv_heads, a.head_dim) for a in found.attentions),
         source=path,
         output=output,
-        padding=padding,
-        layers=tuple(layer_reports(by_name, order)),
-        notes=(*padding_notes(padding), *notes, *elementwise_notes(steps)),
+        layers=tuple(layer_reports(found.by_name, found.order)),
+        notes=tuple(elementwise_notes(found.steps)),
+    )
+
+
+def _with_source(model: CanonicalModel, encoder: _Recognised, emitter: Emitter) -> CanonicalModel:
+    """``model``, a decoder, with the function that reads its source."""
+    theirs = (encoder.embedding.vocab, hidden_size(encoder.steps))
+    ours = (model.vocab_size, model.hidden_size)
+    if theirs != ours or encoder.mask != "bidirectional":
+        raise UnsupportedOpError(
+            f"an encoder with {encoder.mask} attention, a vocabulary of {theirs[0]} and "
+            f"{theirs[1]} hidden features for a decoder with {ours[0]} and {ours[1]}; it must be "
+            "bidirectional and have the decoder's sizes",
+            where=str(model.source),
+        )
+    source = emitter.function("source", encoder.by_name, encoder.rows)
+    return replace(
+        model,
+        module=tvm.IRModule({"main": model.module["main"], "source": source}),
+        params=emitter.params,
+        kind="encoder-decoder",
+        family="encoder-decoder",
+        source_context=encoder.cover.frame.full.length,
+        layers=(*layer_reports(encoder.by_name, encoder.order), *model.layers),
+        notes=(*model.notes, *elementwise_notes(encoder.steps)),
     )

@@ -103,6 +103,28 @@ class Attention(Step):
 
 
 @dataclass(frozen=True, eq=False)
+class Remember(Step):
+    """``x`` itself; keys and values of a source are kept for the cross-attention of this key."""
+
+    x: Rows
+    k: Rows
+    v: Rows
+    key: str
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, eq=False)
+class CrossAttention(Step):
+    q: Rows
+    key: str
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
 class PositionRows(Step):
     table: Param
 

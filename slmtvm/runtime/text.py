@@ -23,12 +23,18 @@ _END_MARKS = (
     "<end_of_turn>",
     "</s>",
 )
+_PADDING_MARKS = ("<pad>", "[PAD]", "<|pad|>")
 
 
 def end_tokens(tokenizer: Tokenizer) -> frozenset[int]:
     """The ids after which a text is over."""
     ids = (tokenizer.token_to_id(mark) for mark in _END_MARKS)
     return frozenset(id_ for id_ in ids if id_ is not None)
+
+
+def _padding_token(tokenizer: Tokenizer) -> int:
+    ids = (tokenizer.token_to_id(mark) for mark in _PADDING_MARKS)
+    return next((id_ for id_ in ids if id_ is not None), 0)
 
 
 def generate_text(
@@ -40,9 +46,12 @@ def generate_text(
     top_k: int = 0,
     top_p: float = 0.0,
     seed: int | None = None,
+    start: int | None = None,
 ) -> Iterator[str]:
     """Continue ``prompt``: pieces of text, each as soon as its characters are whole.
 
+    An encoder-decoder reads the prompt as its source and writes another text. It starts from the
+    token ``start``, by default the tokenizer's padding token, which most are trained with.
     Ends at a token that ends a text. The other parameters are those of ``Session.generate``. Raises
     SlmError where the prompt is empty or does not fit the context, or the bundle has no tokenizer.
     """
@@ -53,6 +62,9 @@ def generate_text(
         raise SlmError(f"the prompt is no valid text: {prompt!r}") from error
     if not ids:
         raise SlmError("the prompt is empty: a model needs at least one token to continue")
+    if session.info["kind"] == "encoder-decoder":
+        session.encode(ids)
+        ids = [_padding_token(tokenizer) if start is None else start]
     tokens = session.generate(
         ids,
         max_tokens,

@@ -96,10 +96,15 @@ def compare(
         return replace(report, rounded_layers=rounded)
     if len(ids) < 2:
         raise SlmError(f"verification needs at least 2 tokens, the text has {len(ids)}")
+    reads_source = info["kind"] == "encoder-decoder"
+    if reads_source:  # each window is its own source
+        window = min(window, int(info["source_context"]))
     window = min(window, len(ids) - 1)
     inputs = _cut(ids[: (len(ids) - 1) // window * window], window)[:windows]
     targets = _cut(ids[1:], window)
-    report = _compare_logits(session, reference, inputs, targets, is_text, progress)
+    report = _compare_logits(
+        session, reference, inputs, targets, is_text, progress, reads_source=reads_source
+    )
     return replace(report, rounded_layers=rounded)
 
 
@@ -128,12 +133,16 @@ def _compare_logits(
     targets: list[np.ndarray],
     is_text: bool,
     progress: Progress,
+    *,
+    reads_source: bool,
 ) -> VerifyReport:
     total = LogitsDifference()
     for done, (ids, following) in enumerate(zip(inputs, targets, strict=False)):
         progress(done, len(inputs))
+        if reads_source:
+            session.encode(ids)
         session.reset()
-        ours, theirs = session.eval_all(ids), reference.rows(ids)
+        ours, theirs = session.eval_all(ids), reference.rows(ids, ids if reads_source else None)
         _check_shapes(ours, theirs, reference)
         total.add_logits(ours, theirs, following)
     progress(len(inputs), len(inputs))

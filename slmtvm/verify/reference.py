@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
+from slmtvm.importer.encoder_decoder import encoder_file
 
 _DTYPES = {
     "tensor(int64)": np.int64,
@@ -19,11 +20,17 @@ _DTYPES = {
     "tensor(float16)": np.float16,
 }
 _PAST_PREFIX = "past"  # past_key_values.0.key, past_0, ...
+_SOURCE_STATES = "encoder_hidden_states"
 _LOGITS, _HIDDEN = "logits", "last_hidden_state"
+
+_Tokens = Sequence[int] | np.ndarray
+_Values = dict[str, np.ndarray]
 
 
 class Reference:
-    """A decoder's or an encoder's ONNX file under onnxruntime, on the CPU, without optimisation.
+    """A model's ONNX file under onnxruntime, on the CPU, without optimisation.
+
+    A decoder that reads an encoder's hidden states has the encoder's file beside it.
 
     Raises InvalidModelError where there is no such file or it is damaged, UnsupportedOpError where
     onnxruntime lacks an operator of it, or an input is none of those that language models have.
@@ -51,13 +58,17 @@ class Reference:
             raise _refusal(path, error) from error
         self._output = ""
         self.choose_output()
+        self._encoder: Reference | None = None
+        if any(given.name == _SOURCE_STATES for given in self._session.get_inputs()):
+            self._encoder = Reference(encoder_file(self.path), threads=threads)
 
-    def rows(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+    def rows(self, tokens: _Tokens, source: _Tokens | None = None) -> np.ndarray:
         """The file's output for tokens (n,) as one batch without a cache: float32 (n, features).
 
-        Logits for a decoder, hidden states for an encoder.
+        Logits for a decoder, hidden states for an encoder. ``source`` (s,) is what an
+        encoder-decoder reads first.
         """
-        rows = np.asarray(self.run(tokens, [self._output])[0], np.float32)
+        rows = np.asarray(self.run(tokens, [self._output], source)[0], np.float32)
         if rows.ndim != 3 or rows.shape[:2] != (1, len(tokens)):
             raise UnsupportedOpError(
                 f"output {self._output!r} has shape {rows.shape} for {len(tokens)} tokens; "
@@ -67,19 +78,34 @@ class Reference:
         first: np.ndarray = rows[0]
         return first
 
-    def run(self, tokens: Sequence[int] | np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+    def run(
+        self, tokens: _Tokens, outputs: Sequence[str], source: _Tokens | None = None
+    ) -> list[np.ndarray]:
         """Some of the file's outputs for tokens (n,) as one batch without a cache."""
+        feeds = self.feeds(tokens, source)
         try:
-            return [np.asarray(v) for v in self._session.run(list(outputs), self.feeds(tokens))]
+            return [np.asarray(v) for v in self._session.run(list(outputs), feeds)]
         except SlmError:
             raise
         except Exception as error:
             raise _refusal(self.path, error) from error
 
-    def feeds(self, tokens: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+    def feeds(self, tokens: _Tokens, source: _Tokens | None = None) -> dict[str, np.ndarray]:
         """The values of all inputs for tokens (n,), as onnxruntime takes them."""
         ids = np.asarray(tokens, np.int64)
-        return {given.name: self._feed(given, ids) for given in self._session.get_inputs()}
+        values = _values(ids)
+        if source is not None:
+            values = self._with_source(values, np.asarray(source, np.int64))
+        return {given.name: self._feed(given, values) for given in self._session.get_inputs()}
+
+    def _with_source(self, values: dict[str, np.ndarray], source: np.ndarray) -> _Values:
+        """Where there is a source, inputs are the decoder's by name or by what else there is."""
+        decoder = {f"decoder_{name}": value for name, value in values.items()}
+        if self._encoder is None:
+            return {**_values(source), **decoder}
+        hidden = self._encoder.rows(source)
+        own = {_SOURCE_STATES: hidden, "encoder_attention_mask": np.ones_like(source)}
+        return {**values, **decoder, **own}
 
     @property
     def is_decoder(self) -> bool:
@@ -102,18 +128,11 @@ class Reference:
             )
         self._output = name
 
-    def _feed(self, given: Any, ids: np.ndarray) -> np.ndarray:
+    def _feed(self, given: Any, values: _Values) -> np.ndarray:
         """The value of one input of the graph: a batch of one, nothing in the cache."""
         name, dtype = given.name, _DTYPES.get(given.type)
         if dtype is not None and name.startswith(_PAST_PREFIX):
             return np.zeros(_empty_cache(given.shape), dtype)
-        values = {
-            "input_ids": ids,
-            "attention_mask": np.ones_like(ids),
-            "position_ids": np.arange(len(ids)),
-            "token_type_ids": np.zeros_like(ids),
-            "use_cache_branch": np.zeros((), np.bool_),  # of optimum's merged decoders, (1,)
-        }
         if dtype is None or name not in values:
             raise UnsupportedOpError(
                 f"input {name!r} of type {given.type} is unknown; known are "
@@ -121,6 +140,16 @@ class Reference:
                 where=str(self.path),
             )
         return values[name].astype(dtype)[None]
+
+
+def _values(ids: np.ndarray) -> _Values:
+    return {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.arange(len(ids)),
+        "token_type_ids": np.zeros_like(ids),
+        "use_cache_branch": np.zeros((), np.bool_),  # of optimum's merged decoders, (1,)
+    }
 
 
 def _empty_cache(shape: Sequence[int | str | None]) -> list[int]:

@@ -15,6 +15,7 @@ from slmtvm.importer.match.scores import match_scores
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, dominators, evaluate
 from slmtvm.importer.steps import Attention, Param, Rows
+from slmtvm.importer.tokens import Frame, Trace
 
 
 def match_attention(cover: Cover, node: Node) -> Attention:
@@ -26,7 +27,7 @@ def match_attention(cover: Cover, node: Node) -> Attention:
     where = frame.graph.where(node)
     if node.op_type != "MatMul":
         raise UnsupportedOpError("a product of two values that depend on tokens", where=where)
-    probabilities = _softmax_of(cover, node, where)
+    probabilities = softmax_of(cover, node, where)
     softmax = frame.producers[probabilities]
     raw = _raw_scores(cover, softmax)
     product = frame.producers[raw]
@@ -38,14 +39,14 @@ def match_attention(cover: Cover, node: Node) -> Attention:
             where=frame.graph.where(product),
         )
     scores = match_scores(cover, raw, softmax)
-    q, q_factor = _heads(cover, product.inputs[0], lead, transposed=False)
-    k, k_factor = _heads(cover, product.inputs[1], lead, transposed=True)
-    v, v_factor = _heads(cover, node.inputs[1], lead, transposed=False)
+    q, q_factor = heads_of(cover, product.inputs[0], lead, transposed=False)
+    k, k_factor = heads_of(cover, product.inputs[1], lead, transposed=True)
+    v, v_factor = heads_of(cover, node.inputs[1], lead, transposed=False)
     if v_factor != 1.0:
         raise UnsupportedOpError("values scaled by a constant are not supported", where=where)
     num_heads, head_dim = q.features.shape
-    kv_heads, k_features = _groups(k, where)
-    v_heads, v_features = _groups(v, where)
+    kv_heads, k_features = distinct_heads(k, where)
+    v_heads, v_features = distinct_heads(v, where)
     if v_heads != kv_heads or v_features.shape[1] != head_dim or k_features.shape[1] != head_dim:
         raise UnsupportedOpError(
             f"queries of {num_heads} x {head_dim}, keys of {kv_heads} x {k_features.shape[1]} and "
@@ -80,16 +81,16 @@ def head_bias(cover: Cover, bias: Array | None, num_heads: int, where: str) -> P
     return cover.table("attention.bias", np.broadcast_to(bias, (num_heads, bias.shape[1])))
 
 
-def _pass_through(cover: Cover, node: Node) -> bool:
+def passes_through(cover: Cover, node: Node) -> bool:
     kind = operator_of(node).kind
     return kind in (Kind.ELEMENTWISE, Kind.MOVE) and not cover.frame.small.is_lookup(node)
 
 
-def _softmax_of(cover: Cover, node: Node, where: str) -> str:
+def softmax_of(cover: Cover, node: Node, where: str) -> str:
     """The softmax whose values, unchanged, are the left side of ``node``."""
     frame = cover.frame
     left = node.inputs[0]
-    chain = [left, *dominators(frame, left, lambda n: _pass_through(cover, n))]
+    chain = [left, *dominators(frame, left, lambda n: passes_through(cover, n))]
     softmax = frame.producers.get(chain[-1])
     if softmax is None or softmax.op_type != "Softmax":
         raise UnsupportedOpError(
@@ -119,7 +120,7 @@ def _raw_scores(cover: Cover, softmax: Node) -> str:
     frame = cover.frame
     chain = [
         softmax.inputs[0],
-        *dominators(frame, softmax.inputs[0], lambda n: _pass_through(cover, n)),
+        *dominators(frame, softmax.inputs[0], lambda n: passes_through(cover, n)),
     ]
     product = frame.producers.get(chain[-1])
     if product is None or product.op_type != "MatMul" or len(frame.dynamic(product)) != 2:
@@ -132,19 +133,26 @@ def _raw_scores(cover: Cover, softmax: Node) -> str:
 
 
 @dataclass(frozen=True)
-class _Heads:
+class Heads:
     """One side of an attention: feature ``features[head, d]`` of the rows of ``source``."""
 
     source: str
     features: Array
 
 
-def _heads(
+def heads_of(
     cover: Cover, value: str, lead: tuple[int, ...], *, transposed: bool
-) -> tuple[_Heads, float]:
+) -> tuple[Heads, float]:
     """Where the elements (heads, length, head_dim) of a product's operand come from."""
-    frame = cover.frame
-    trace = frame.trace(value, scaled=True)
+    trace = cover.frame.trace(value, scaled=True)
+    heads = arrange_heads(cover.frame, trace, lead, value, transposed=transposed)
+    return heads, trace.factor
+
+
+def arrange_heads(
+    frame: Frame, trace: Trace, lead: tuple[int, ...], value: str, *, transposed: bool
+) -> Heads:
+    """The heads that ``trace``, of a product's operand ``value``, takes from its source's rows."""
     index = np.swapaxes(trace.index, -1, -2) if transposed else trace.index
     length, dim = index.shape[-2:]
     index = np.broadcast_to(index, (*lead, length, dim)).reshape(-1, length, dim)
@@ -162,10 +170,10 @@ def _heads(
         raise UnsupportedOpError(
             f"{value!r} takes other features at other positions", where=frame.where(value)
         )
-    return _Heads(trace.source, feature[:, 0]), trace.factor
+    return Heads(trace.source, feature[:, 0])
 
 
-def _groups(side: _Heads, where: str) -> tuple[int, Array]:
+def distinct_heads(side: Heads, where: str) -> tuple[int, Array]:
     """Key or value heads without repeats, and their features."""
     heads = len(side.features)
     changes = (side.features[1:] != side.features[:-1]).any(axis=1)

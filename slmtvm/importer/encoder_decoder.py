@@ -1,0 +1,250 @@
+"""A graph with an encoder and a decoder, or two files that hold one each, as two functions.
+
+What depends on the source's tokens alone is the encoder: it runs once. The decoder's graph is
+frozen with numbers in the place of the values that it reads from there, which are keys and values
+of its cross-attentions and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.freeze import Frozen, operator_of
+from slmtvm.importer.graph import Array, Constant, Graph, Node, Port
+from slmtvm.importer.match.cross import Source
+from slmtvm.importer.operators import Kind
+from slmtvm.importer.steps import Remember, Rows
+from slmtvm.importer.tokens import Frame
+
+_HIDDEN_INPUT = "encoder_hidden_states"  # of a decoder's file, as optimum names it
+_DECODER_PREFIX = "decoder_"
+_TOKENS = ("input_ids", f"{_DECODER_PREFIX}input_ids")
+_ENCODER = "encoder/"  # prefix of the names of an encoder's file
+_EXACT = 1 << 24  # float32 holds all whole numbers up to here
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The encoder's graph, whose outputs are what the decoder reads, and the decoder's."""
+
+    encoder: Graph
+    decoder: Graph
+
+
+def needs_encoder(graph: Graph) -> bool:
+    """Whether ``graph`` is a decoder that takes an encoder's hidden states as an input."""
+    return any(port.name == _HIDDEN_INPUT for port in graph.inputs)
+
+
+def encoder_file(path: Path) -> Path:
+    """The file beside the decoder ``path`` that holds its encoder; raises where there is none."""
+    for name in dict.fromkeys(
+        (f"encoder{path.name.partition('decoder')[2]}", "encoder_model.onnx")
+    ):
+        candidate = path.with_name(name)
+        if candidate.is_file():
+            return candidate
+    raise InvalidModelError(
+        f"this decoder reads {_HIDDEN_INPUT}, and there is no encoder_model.onnx beside it",
+        where=str(path),
+    )
+
+
+def has_both(graph: Graph) -> bool:
+    """Whether ``graph`` holds an encoder and a decoder."""
+    return {port.name for port in graph.inputs} >= set(_TOKENS)
+
+
+def join(encoder: Graph, decoder: Graph) -> Graph:
+    """One graph of the two files' graphs: the decoder reads the encoder's only output."""
+    hidden = encoder.outputs[0].name
+    names = {v: f"{_ENCODER}{v}" for v in _all_names(encoder)}
+    names |= {port.name: port.name for port in encoder.inputs}
+    own = {port.name: f"{_DECODER_PREFIX}{port.name}" for port in decoder.inputs
+           if not port.name.startswith("encoder_")}  # fmt: skip
+    own |= {"encoder_attention_mask": "attention_mask", _HIDDEN_INPUT: names[hidden]}
+    first, second = _renamed(encoder, names), _renamed(decoder, own)
+    taken = {port.name for port in first.inputs} | {names[hidden]}
+    inputs = (*first.inputs, *(port for port in second.inputs if port.name not in taken))
+    return Graph(
+        decoder.path,
+        (*first.nodes, *second.nodes),
+        inputs,
+        second.outputs,
+        {**first.initializers, **second.initializers},
+    )
+
+
+def _all_names(graph: Graph) -> Iterable[str]:
+    yield from graph.initializers
+    for node in graph.nodes:
+        yield from filter(None, node.outputs)
+
+
+def _renamed(graph: Graph, names: dict[str, str]) -> Graph:
+    def renamed(values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(names.get(v, v) for v in values)
+
+    def port(value: Port) -> Port:
+        return replace(value, name=names.get(value.name, value.name))
+
+    return Graph(
+        graph.path,
+        tuple(
+            replace(n, inputs=renamed(n.inputs), outputs=renamed(n.outputs)) for n in graph.nodes
+        ),
+        tuple(port(p) for p in graph.inputs),
+        tuple(port(p) for p in graph.outputs),
+        {names.get(k, k): c for k, c in graph.initializers.items()},
+    )
+
+
+def split(graph: Graph) -> Halves:
+    """The two halves of a graph with an encoder and a decoder.
+
+    Sizes do not count as depending: exporters take the batch of either half from whichever input.
+    """
+    decoders = tuple(p for p in graph.inputs if p.name.startswith((_DECODER_PREFIX, "past")))
+    sources = tuple(p for p in graph.inputs if p not in decoders)
+    late = _depending(graph.nodes, {p.name for p in decoders})
+    # Sizes of values that the decoder computes are not to be had while the encoder runs.
+    while sizes := _sizes(graph.nodes, late) - late:
+        late |= sizes | _depending(graph.nodes, sizes)
+    early = _depending(graph.nodes, {p.name for p in sources}) - late
+    encoder = tuple(n for n in graph.nodes if not set(n.outputs) & late)
+    decoder = tuple(n for n in graph.nodes if not set(n.outputs) & early)
+    made = {p.name for p in sources} | early
+    read = dict.fromkeys(i for n in decoder for i in n.inputs if i in made)
+    outputs = tuple(Port(name, 0, None) for name in read)
+    late_outputs = tuple(o for o in graph.outputs if o.name not in early)
+    return Halves(
+        Graph(
+            graph.path,
+            _needed(encoder, read),
+            sources,
+            outputs,
+            {**graph.initializers, **_one_token(decoders)},
+        ),
+        Graph(graph.path, decoder, decoders, late_outputs, graph.initializers),
+    )
+
+
+def _needed(nodes: tuple[Node, ...], values: Iterable[str]) -> tuple[Node, ...]:
+    """Those of ``nodes`` that ``values`` are computed from."""
+    wanted = set(values)
+    kept = []
+    for node in reversed(nodes):
+        if wanted.intersection(node.outputs):
+            wanted.update(node.inputs)
+            kept.append(node)
+    return tuple(reversed(kept))
+
+
+def _one_token(ports: Iterable[Port]) -> dict[str, Constant]:
+    """What the encoder's graph may take a batch size from."""
+    return {
+        port.name: Constant.of(port.name, np.zeros([1] * len(port.dims or ()), np.int64))
+        for port in ports
+    }
+
+
+def _sizes(nodes: Iterable[Node], values: set[str]) -> set[str]:
+    """The sizes that are taken of ``values``."""
+    shapes = [n for n in nodes if operator_of(n).kind is Kind.SHAPE]
+    return {o for n in shapes if values.intersection(n.inputs) for o in n.outputs}
+
+
+def _depending(nodes: Iterable[Node], names: set[str]) -> set[str]:
+    """The outputs of nodes that depend on elements of one of ``names``."""
+    found = set(names)
+    for node in nodes:  # in order: what a node reads comes before it
+        if operator_of(node).kind is not Kind.SHAPE and found.intersection(node.inputs):
+            found.update(filter(None, node.outputs))
+    return found - names
+
+
+def with_stand_ins(halves: Halves, frozen: Frozen) -> tuple[Graph, dict[str, int]]:
+    """The decoder's graph with constants for what it reads, and the stand-ins among them.
+
+    What follows from the source's length alone is the constant that it is in ``frozen``, the
+    encoder's graph. The elements of the others are numbered through; a stand-in is given with its
+    first number.
+    """
+    constants: dict[str, Constant] = {}
+    stand_ins: dict[str, int] = {}
+    number = 1
+    for name in (port.name for port in halves.encoder.outputs):
+        if name in frozen.constants:
+            constants[name] = Constant.of(name, frozen.constants[name].values())
+        elif name in frozen.shapes:
+            shape = frozen.shapes[name]
+            stand_ins[name] = number
+            end = number + math.prod(shape)
+            constants[name] = Constant.of(name, _numbers(number, end, frozen).reshape(shape))
+            number = end
+        else:
+            raise UnsupportedOpError(
+                frozen.broken.get(name, f"{name!r} is not known"), where=str(frozen.graph.path)
+            )
+    initializers = {**halves.decoder.initializers, **constants}
+    return replace(halves.decoder, initializers=initializers), stand_ins
+
+
+def _numbers(begin: int, end: int, frozen: Frozen) -> Array:
+    if end > _EXACT:
+        raise UnsupportedOpError(
+            f"a decoder that reads more than {_EXACT} numbers of {frozen.length} source tokens",
+            where=str(frozen.graph.path),
+        )
+    return np.arange(begin, end, dtype=np.float32)
+
+
+def check_uses(frame: Frame, stand_ins: Iterable[str]) -> None:
+    """Raise where the decoder uses what it reads of the source outside of matrix products."""
+    derived = _depending(frame.graph.nodes, set(stand_ins)) & frame.small.constants.keys()
+    for node in frame.graph.nodes:
+        if not any(output in frame.small.shapes for output in node.outputs):
+            continue
+        read = derived.union(stand_ins).intersection(node.inputs)
+        if read and (node.op_type != "MatMul" or node.inputs[0] in read):
+            raise UnsupportedOpError(
+                f"reads {sorted(read)} of the source outside of a cross-attention, which is not "
+                "supported",
+                where=frame.graph.where(node),
+            )
+
+
+def common_source(frame: Frame, values: Iterable[str]) -> str:
+    """The nearest value that all of ``values`` are computed from: the encoder's hidden states."""
+    frontier = {v for v in values if v in frame.small.shapes}
+    while len(frontier) > 1:
+        latest = max(frontier, key=lambda v: frame.order.get(v, -1))
+        node = frame.producers.get(latest)
+        if node is None:
+            break
+        frontier.discard(latest)
+        frontier.update(frame.dynamic(node))
+    if len(frontier) != 1:
+        raise UnsupportedOpError(
+            "the decoder reads nothing of its source", where=str(frame.graph.path)
+        )
+    return frontier.pop()
+
+
+def remember_all(source: Source, hidden: Rows) -> Rows:
+    """Steps that keep all keys and values; the rows after the last, which are ``hidden``'s.
+
+    What they need of the source's graph must be found afterwards.
+    """
+    rows = hidden
+    for key, kept in source.remembered.items():
+        step = Remember(rows, kept.k, kept.v, key, kept.num_kv_heads, kept.head_dim)
+        rows = Rows(f"{key}#remembered")
+        source.cover.add(rows, step)
+    return rows

@@ -1,0 +1,150 @@
+"""Attention of a decoder's rows over the source that an encoder has read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from slmtvm.errors import UnsupportedOpError
+from slmtvm.importer.cover import Cover
+from slmtvm.importer.graph import Node
+from slmtvm.importer.match.attention import (
+    Heads,
+    arrange_heads,
+    distinct_heads,
+    heads_of,
+    passes_through,
+    softmax_of,
+)
+from slmtvm.importer.regions import between, dominators, evaluate
+from slmtvm.importer.steps import CrossAttention, Rows
+from slmtvm.importer.tokens import Frame, Trace
+
+_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """Keys and values of one cross-attention, as rows of the source's cover."""
+
+    k: Rows
+    v: Rows
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass
+class Source:
+    """What a decoder's graph takes from its encoder's.
+
+    ``cover`` is of the encoder's graph. In the decoder's there are ``stand_ins`` for its values:
+    constants whose elements are numbered through, the first with the number that is given here. So
+    an element can be recognised wherever the decoder's graph has moved it. ``remembered``, and the
+    values ``used`` for it, fill as cross-attentions are found.
+    """
+
+    cover: Cover
+    stand_ins: dict[str, int]
+    remembered: dict[str, Remembered] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+
+    def reads(self, cover: Cover, node: Node) -> bool:
+        """Whether ``node`` of the decoder's graph multiplies by values of the source."""
+        return node.op_type == "MatMul" and self.trace(cover.frame, node.inputs[1]) is not None
+
+    def trace(self, frame: Frame, value: str) -> Trace | None:
+        """A constant of the decoder's graph as elements of a value of the encoder's, or None."""
+        constant = frame.small.constants.get(value)
+        if constant is None or not constant.plain or constant.stored.size == 0:
+            return None
+        numbers = constant.stored
+        first = float(numbers.reshape(-1)[0])
+        names = [n for n, start in self.stand_ins.items() if start <= first]
+        if numbers.dtype.kind != "f" or not names:
+            return None
+        theirs = self.cover.frame
+        name = max(names, key=lambda n: self.stand_ins[n])
+        index = numbers - self.stand_ins[name]
+        size = np.prod(theirs.small.shapes[name])
+        if (index < 0).any() or (index >= size).any() or (index != np.rint(index)).any():
+            return None
+        before = theirs.trace(name)
+        return Trace(before.source, before.index.reshape(-1)[index.astype(np.int64)])
+
+
+def match_cross_attention(cover: Cover, source: Source, node: Node) -> CrossAttention:
+    """The product of probabilities and the source's values, with everything back to the queries.
+
+    Raises UnsupportedOpError where it is not an attention over the whole source.
+    """
+    frame = cover.frame
+    where = frame.graph.where(node)
+    softmax = frame.producers[softmax_of(cover, node, where)]
+    chain = [
+        softmax.inputs[0],
+        *dominators(frame, softmax.inputs[0], lambda n: passes_through(cover, n)),
+    ]
+    product = frame.producers.get(chain[-1])
+    if product is None or not source.reads(cover, product):
+        raise UnsupportedOpError(
+            "values of the source are weighted by what is not a softmax of queries and keys of the "
+            "source",
+            where=where,
+        )
+    raw = product.outputs[0]
+    lead = frame.small.shapes[raw][:-2]
+    q, q_factor = heads_of(cover, product.inputs[0], lead, transposed=False)
+    k, v = (
+        _source_heads(cover, source, value, lead, transposed=transposed)
+        for value, transposed in ((product.inputs[1], True), (node.inputs[1], False))
+    )
+    num_heads, head_dim = q.features.shape
+    kv_heads, k_features = distinct_heads(k, where)
+    v_heads, v_features = distinct_heads(v, where)
+    if (v_heads, v_features.shape) != (kv_heads, k_features.shape):
+        raise UnsupportedOpError(
+            f"cross-attention with {kv_heads} heads of {k_features.shape[1]} keys and {v_heads} of "
+            f"{v_features.shape[1]} values is not supported",
+            where=where,
+        )
+    key = product.inputs[1]
+    source.remembered[key] = Remembered(
+        source.cover.columns(k.source, k_features.reshape(-1)),
+        source.cover.columns(v.source, v_features.reshape(-1)),
+        kv_heads,
+        head_dim,
+    )
+    scale = _scale(cover, raw, softmax) * q_factor
+    rows = cover.columns(q.source, q.features.reshape(-1))
+    return CrossAttention(rows, key, num_heads, kv_heads, head_dim, scale)
+
+
+def _source_heads(
+    cover: Cover, source: Source, value: str, lead: tuple[int, ...], *, transposed: bool
+) -> Heads:
+    trace = source.trace(cover.frame, value)
+    assert trace is not None
+    source.used.add(trace.source)
+    return arrange_heads(source.cover.frame, trace, lead, value, transposed=transposed)
+
+
+def _scale(cover: Cover, raw: str, softmax: Node) -> float:
+    """The factor of scores on their way to ``softmax``; nothing else may happen to them."""
+    frame, output = cover.frame, softmax.inputs[0]
+    nodes, shape = between(frame, raw, output), frame.small.shapes[raw]
+    samples = cover.random.normal(size=shape)
+    zero, result = (
+        evaluate(frame.small, nodes, {raw: scores}, output).reshape(shape)
+        for scores in (np.zeros(shape), samples)
+    )
+    slope = (result - zero) / samples
+    scale = float(np.median(slope))
+    straight = np.abs(slope - scale).max() <= _TOLERANCE * max(abs(scale), 1e-3)
+    # What is the same for all of a row's scores goes out in the softmax.
+    if not straight or (zero.max(axis=-1) != zero.min(axis=-1)).any():
+        raise UnsupportedOpError(
+            "scores of a cross-attention pass through more than a scale before the softmax",
+            where=frame.graph.where(softmax),
+        )
+    return scale

@@ -1,0 +1,161 @@
+"""Encoder-decoders, as one graph and as two files, against onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import slmtvm
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer import import_onnx
+from slmtvm.ir.reference import encode_source, evaluate
+from slmtvm.verify.reference import Reference
+from tests.importer.graphs import MASKS, NORMS, GraphBuilder, save
+
+VOCAB, DIM, HEADS, HEAD_DIM, FFN = 61, 40, 3, 24, 50
+WIDTH = HEADS * HEAD_DIM
+RNG = np.random.default_rng(5)
+SOURCE, TOKENS = RNG.integers(0, VOCAB, 13), RNG.integers(0, VOCAB, 9)
+
+
+class Builder(GraphBuilder):
+    """The parts of an encoder-decoder; ``batch`` is where sizes of reshapes are taken from."""
+
+    def heads(self, x: str, batch: str) -> str:
+        size = self.op("Shape", batch, start=0, end=1)
+        shape = self.op("Concat", size, self.ints(-1, HEADS, HEAD_DIM), axis=0)
+        return self.op("Transpose", self.op("Reshape", x, shape), perm=[0, 2, 1, 3])
+
+    def attention(self, x: str, memory: str, mask: str | None, batch: str) -> str:
+        q, k, v = (
+            self.heads(self.op("MatMul", value, self.weight(DIM, WIDTH)), batch)
+            for value in (x, memory, memory)
+        )
+        scores = self.op("MatMul", q, self.op("Transpose", k, perm=[0, 1, 3, 2]))
+        if mask is not None:
+            scores = MASKS[mask][0](self, scores, self.op("Shape", x, start=1, end=2))
+        weights = self.op("Softmax", scores, axis=-1)
+        joined = self.op("Transpose", self.op("MatMul", weights, v), perm=[0, 2, 1, 3])
+        flat = self.op("Reshape", joined, self.ints(0, 0, WIDTH))
+        return self.op("MatMul", flat, self.weight(WIDTH, DIM))
+
+    def norm(self, x: str) -> str:
+        return NORMS["rms_rsqrt"](self, x, DIM)
+
+    def feed_forward(self, x: str) -> str:
+        inner = self.op("Relu", self.op("MatMul", x, self.weight(DIM, FFN)))
+        return self.op("MatMul", inner, self.weight(FFN, DIM))
+
+
+def encoder(b: Builder, ids: str, table: str, batch: str) -> str:
+    x = b.op("Gather", table, ids)
+    n = b.norm(x)
+    x = b.op("Add", x, b.attention(n, n, None, batch))
+    x = b.op("Add", x, b.feed_forward(b.norm(x)))
+    return b.norm(x)
+
+
+def decoder(b: Builder, ids: str, table: str, hidden: str, late_batch: bool) -> str:
+    x = b.op("Gather", table, ids)
+    for _ in range(2):
+        n = b.norm(x)
+        x = b.op("Add", x, b.attention(n, n, "trilu", ids))
+        # Optimum takes the batch of the source's keys from the decoder's rows.
+        x = b.op("Add", x, b.attention(b.norm(x), hidden, None, x if late_batch else hidden))
+        x = b.op("Add", x, b.feed_forward(b.norm(x)))
+    return b.op("MatMul", b.norm(x), b.op("Transpose", table, perm=[1, 0]))
+
+
+def ids_port(name: str):
+    return helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", f"{name}_length"])
+
+
+def finish(b: Builder, inputs, value: str, name: str, width: int) -> onnx.ModelProto:
+    b.op("Identity", value)
+    b.nodes[-1].output[0] = name
+    dims = ["batch", "length", width]
+    return b.model(inputs, [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)])
+
+
+def one_file(folder: Path, *, late_batch: bool) -> Path:
+    b = Builder(np.random.default_rng(0))
+    table = b.near(0, VOCAB, DIM, name="shared")
+    source, target = "input_ids", "decoder_input_ids"
+    # torch.onnx.export takes the batch of everything from one of the two inputs.
+    hidden = encoder(b, source, table, target)
+    logits = decoder(b, target, table, hidden, late_batch)
+    model = finish(b, [ids_port(source), ids_port(target)], logits, "logits", VOCAB)
+    return save(model, folder)
+
+
+def two_files(folder: Path) -> Path:
+    b = Builder(np.random.default_rng(0))
+    table = b.near(0, VOCAB, DIM, name="shared")
+    hidden = encoder(b, "input_ids", table, "input_ids")
+    first = finish(b, [ids_port("input_ids")], hidden, "last_hidden_state", DIM)
+    save(first, folder, "encoder_model.onnx")
+    b = Builder(np.random.default_rng(0))
+    table = b.near(0, VOCAB, DIM, name="shared")
+    states = helper.make_tensor_value_info(
+        "encoder_hidden_states", TensorProto.FLOAT, ["batch", "source_length", DIM]
+    )
+    logits = decoder(b, "input_ids", table, states.name, True)
+    second = finish(b, [ids_port("input_ids"), states], logits, "logits", VOCAB)
+    return save(second, folder, "decoder_model.onnx")
+
+
+WAYS = {
+    "one file": lambda folder: one_file(folder, late_batch=False),
+    "one file, sizes from the decoder": lambda folder: one_file(folder, late_batch=True),
+    "two files": two_files,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_logits_are_onnxruntime_s(way, tmp_path):
+    path = WAYS[way](tmp_path)
+    model = import_onnx(path)
+    assert (model.kind, model.source_context) == ("encoder-decoder", 512)
+    assert set(model.params) >= {"shared"}, "the table is stored once"
+    want = Reference(path).rows(TOKENS, SOURCE)
+    assert np.abs(evaluate(model, TOKENS, SOURCE) - want).max() < 1e-5 * np.ptp(want)
+
+
+def test_the_source_s_hidden_states_are_the_encoder_file_s(tmp_path):
+    model = import_onnx(two_files(tmp_path))
+    want = Reference(tmp_path / "encoder_model.onnx").rows(SOURCE)
+    assert np.abs(encode_source(model, SOURCE) - want).max() < 1e-5 * np.ptp(want)
+
+
+@pytest.mark.slow
+def test_it_compiles_and_verifies(tmp_path):
+    path = two_files(tmp_path)
+    slmtvm.compile(path, ["host"], output=tmp_path / "t.slm", context=64, kv="f32")
+    report = slmtvm.verify(tmp_path / "t.slm", path, tokens=RNG.integers(0, VOCAB, 100), window=33)
+    assert report.kl_mean < 1e-6
+    assert report.top1 == 1
+
+
+def test_a_decoder_without_its_encoder_says_what_is_missing(tmp_path):
+    path = two_files(tmp_path)
+    (tmp_path / "encoder_model.onnx").unlink()
+    with pytest.raises(InvalidModelError, match=r"no encoder_model\.onnx beside it"):
+        import_onnx(path)
+
+
+def test_a_decoder_that_adds_hidden_states_to_its_rows_is_refused(tmp_path):
+    b = Builder(np.random.default_rng(0))
+    table = b.near(0, VOCAB, DIM, name="shared")
+    hidden = encoder(b, "input_ids", table, "input_ids")
+    x = b.op("Gather", table, "decoder_input_ids")
+    x = b.op("Add", x, b.op("ReduceMean", hidden, b.ints(1), keepdims=1))
+    logits = decoder(b, "decoder_input_ids", table, hidden, False)
+    logits = b.op("Add", logits, b.op("MatMul", x, b.weight(DIM, VOCAB)))
+    inputs = [ids_port("input_ids"), ids_port("decoder_input_ids")]
+    path = save(finish(b, inputs, logits, "logits", VOCAB), tmp_path)
+    with pytest.raises(UnsupportedOpError, match="outside of a cross-attention"):
+        import_onnx(path)
