@@ -15,17 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.expand import expand
 from slmtvm.importer.freeze import Frozen, operator_of
 from slmtvm.importer.graph import Array, Constant, Graph, Node, Port
 from slmtvm.importer.match.cross import Source
 from slmtvm.importer.operators import Kind
+from slmtvm.importer.roles import HIDDEN_STATES, assign_roles
 from slmtvm.importer.steps import Remember, Rows
 from slmtvm.importer.tokens import Frame
 
-_HIDDEN_INPUT = "encoder_hidden_states"  # of a decoder's file, as optimum names it
 _DECODER_PREFIX = "decoder_"
 _TOKENS = ("input_ids", f"{_DECODER_PREFIX}input_ids")
 _ENCODER = "encoder/"  # prefix of the names of an encoder's file
+_LENGTH = 7  # tokens at which the decoder's branches are chosen: any will do
 _EXACT = 1 << 24  # float32 holds all whole numbers up to here
 
 
@@ -39,7 +41,7 @@ class Halves:
 
 def needs_encoder(graph: Graph) -> bool:
     """Whether ``graph`` is a decoder that takes an encoder's hidden states as an input."""
-    return any(port.name == _HIDDEN_INPUT for port in graph.inputs)
+    return any(port.name == HIDDEN_STATES for port in graph.inputs)
 
 
 def encoder_file(path: Path) -> Path:
@@ -51,7 +53,7 @@ def encoder_file(path: Path) -> Path:
         if candidate.is_file():
             return candidate
     raise InvalidModelError(
-        f"this decoder reads {_HIDDEN_INPUT}, and there is no encoder_model.onnx beside it",
+        f"this decoder reads {HIDDEN_STATES}, and there is no encoder_model.onnx beside it",
         where=str(path),
     )
 
@@ -62,16 +64,21 @@ def has_both(graph: Graph) -> bool:
 
 
 def join(encoder: Graph, decoder: Graph) -> Graph:
-    """One graph of the two files' graphs: the decoder reads the encoder's only output."""
+    """One graph of the two files' graphs: the decoder reads the encoder's only output.
+
+    Where the decoder's has branches, those without a past are taken.
+    """
+    decoder = expand(decoder, assign_roles(decoder), _LENGTH)
     hidden = encoder.outputs[0].name
     names = {v: f"{_ENCODER}{v}" for v in _all_names(encoder)}
     names |= {port.name: port.name for port in encoder.inputs}
     own = {port.name: f"{_DECODER_PREFIX}{port.name}" for port in decoder.inputs
            if not port.name.startswith("encoder_")}  # fmt: skip
-    own |= {"encoder_attention_mask": "attention_mask", _HIDDEN_INPUT: names[hidden]}
+    own |= {"encoder_attention_mask": "attention_mask", HIDDEN_STATES: names[hidden]}
     first, second = _renamed(encoder, names), _renamed(decoder, own)
     taken = {port.name for port in first.inputs} | {names[hidden]}
-    inputs = (*first.inputs, *(port for port in second.inputs if port.name not in taken))
+    read = {name for node in second.nodes for name in node.inputs} - taken
+    inputs = (*first.inputs, *(port for port in second.inputs if port.name in read))
     return Graph(
         decoder.path,
         (*first.nodes, *second.nodes),

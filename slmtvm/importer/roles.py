@@ -18,6 +18,7 @@ _POSITIONS = re.compile(r"position_ids|positions?|cache_position")
 _SEGMENTS = re.compile(r"(token_type|segment)_ids")
 _PAST = re.compile(r"past.*|cache.*")
 _PAST_LENGTH = re.compile(r"past_(key_values_|seq_|sequence_)?length")
+HIDDEN_STATES = "encoder_hidden_states"  # of a decoder's file, as optimum names it
 _USE_CACHE = "use_cache_branch"  # optimum's merged decoders
 
 _STACKED_RANK = 5  # of a past that holds (keys and values, batch, heads, length, head_dim)
@@ -29,7 +30,8 @@ class Roles:
     """``tokens`` is the one input that stays an input; ``fixed`` are specialised away."""
 
     tokens: Port
-    # name -> (role, input); roles are "ones", "arange", "zeros", "past" and "no" (one false or 0)
+    # name -> (role, input); roles are "ones", "arange", "zeros", "past", "no" (one false or 0) and
+    # "states" (zeros in the place of an encoder's hidden states)
     fixed: dict[str, tuple[str, Port]]
 
     def values(self, length: int) -> dict[str, Array]:
@@ -60,6 +62,8 @@ def assign_roles(graph: Graph) -> Roles:
             fixed[port.name] = ("ones", port)
         elif integer and _POSITIONS.fullmatch(name) and rank in (1, 2):
             fixed[port.name] = ("arange", port)
+        elif name == HIDDEN_STATES and rank == 3 and isinstance((port.dims or ())[-1], int):
+            fixed[port.name] = ("states", port)
         elif integer and _SEGMENTS.fullmatch(name) and rank == 2:
             fixed[port.name] = ("zeros", port)
         else:
@@ -77,7 +81,7 @@ def assign_roles(graph: Graph) -> Roles:
             "attention_mask, position_ids, token_type_ids and past_key_values.*",
             where=where,
         )
-    per_token = (p for role, p in fixed.values() if role not in ("past", "no"))
+    per_token = (p for role, p in fixed.values() if role not in ("past", "no", "states"))
     for port in (tokens[0], *per_token):
         _check_dynamic(port, where)
     for port in (p for role, p in fixed.values() if role == "past"):
@@ -126,6 +130,10 @@ def _value(role: str, port: Port, length: int) -> Array:
         return np.zeros(sizes, dtype)
     if role == "no":
         return np.zeros([1] * len(dims), dtype)
+    if role == "states":
+        width = dims[2]
+        assert isinstance(width, int)
+        return np.zeros((1, length, width), dtype)
     shape = (1, length)[2 - len(dims) :]
     if role == "arange":
         return np.arange(length, dtype=dtype).reshape(shape)
