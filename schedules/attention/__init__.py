@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from slmtvm.schedules.attention.append import build_append
 from slmtvm.schedules.attention.attend import build_attend, build_decode
+from slmtvm.schedules.attention.divided import (
+    build_divided_scores,
+    build_divided_values,
+    parts_of,
+)
 from slmtvm.schedules.attention.remember import build_remember
 from slmtvm.schedules.attention.rotate import Rotation, build_rope
 from slmtvm.schedules.attention.shape import BIAS_MARGIN, AttentionShape, default_accumulators
@@ -15,7 +20,10 @@ __all__ = [
     "build_append",
     "build_attend",
     "build_decode",
+    "build_divided_scores",
+    "build_divided_values",
     "build_remember",
     "build_rope",
     "default_accumulators",
+    "parts_of",
 ]

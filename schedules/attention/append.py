@@ -55,12 +55,33 @@ def append_row(
     queries_at: Expr,
 ) -> None:
     """Append the key and value of one kv head of one row; its group's queries go to ``queries``."""
-    d, group = shape.head_dim, shape.group
-    (q_rows, q_at), (k_rows, k_at), (v_rows, v_at) = _projections(shape, buffers, head, row)
-    turned = T.alloc_buffer((d,), "float32", scope="local")
-    with T.serial(0, group) as member:
+    turn_queries(shape, buffers, head, row, position, queries, queries_at)
+    append_key_value(shape, buffers, head, row, position)
+
+
+def turn_queries(
+    shape: AttentionShape,
+    buffers: dict[str, Buffer],
+    head: Expr,
+    row: Expr,
+    position: Expr,
+    queries: Buffer,
+    queries_at: Expr,
+) -> None:
+    """The queries of one kv head's group of one row, normed and rotated."""
+    d = shape.head_dim
+    (q_rows, q_at), _, _ = _projections(shape, buffers, head, row)
+    with T.serial(0, shape.group) as member:
         source, at = _normed(shape, buffers, "q", q_rows, T.bind(q_at + member * d))
         _turn(shape, buffers, position, source, at, queries, T.bind(queries_at + member * d))
+
+
+def append_key_value(
+    shape: AttentionShape, buffers: dict[str, Buffer], head: Expr, row: Expr, position: Expr
+) -> None:
+    """Put the key and value of one kv head of one row into the cache."""
+    _, (k_rows, k_at), (v_rows, v_at) = _projections(shape, buffers, head, row)
+    turned = T.alloc_buffer((shape.head_dim,), "float32", scope="local")
     source, at = _normed(shape, buffers, "k", k_rows, k_at)
     _turn(shape, buffers, position, source, at, turned, T.int32(0))
     store_key(shape, buffers, head, position, turned, T.int32(0))

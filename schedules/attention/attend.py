@@ -14,21 +14,23 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from slmtvm.schedules import vector as vec
 from slmtvm.schedules.attention.append import append_row
 from slmtvm.schedules.attention.queries import Query, Scratch
 from slmtvm.schedules.attention.scores import Span, compute_scores, softmax
 from slmtvm.schedules.attention.shape import MAX_BLOCK_QUERIES, AttentionShape
-from slmtvm.schedules.attention.values import weigh_values
+from slmtvm.schedules.attention.values import Features, weigh_values
 from slmtvm.schedules.kernel import Kernel, define
 from slmtvm.schedules.vector import LANES, Buffer, Expr
 
 
 def rows_in_block(shape: AttentionShape) -> int:
     """Rows (tokens) of a block: as many as fill the accumulators, their group's heads included."""
-    return min(shape.m, max(1, _queries_at_once(shape) // shape.group))
+    return min(shape.m, max(1, queries_at_once(shape) // shape.group))
 
 
-def _queries_at_once(shape: AttentionShape) -> int:
+def queries_at_once(shape: AttentionShape) -> int:
+    """Queries whose scores are computed together."""
     return max(1, min(shape.accumulators, MAX_BLOCK_QUERIES))
 
 
@@ -54,7 +56,9 @@ def build_attend(shape: AttentionShape) -> Kernel:
             position = T.bind(scalar + row) if shape.causal else row
             last = position if shape.causal else T.bind(scalar - 1)
             start = T.bind((row * shape.num_heads + head * shape.group) * shape.head_dim)
-            queries += _group(shape, head, position, last, start, start, len(queries))
+            queries += group_queries(
+                shape, head, position, last, start, start, T.int32(len(queries)), scratch.maxima
+            )
         _attend(shape, buffers, head, queries, buffers["q"], scratch)
 
     return define(
@@ -79,7 +83,9 @@ def build_decode(shape: AttentionShape) -> Kernel:
         own, start = buffers["scratch"], T.int32(scratch.extra_at)
         append_row(shape, buffers, head, T.int32(0), position, own, start)
         output_at = T.bind(head * (group * d))
-        queries = _group(shape, head, position, position, start, output_at, 0)
+        queries = group_queries(
+            shape, head, position, position, start, output_at, T.int32(0), scratch.maxima
+        )
         _attend(shape, buffers, head, queries, own, scratch)
 
     return define(
@@ -88,16 +94,20 @@ def build_decode(shape: AttentionShape) -> Kernel:
     )  # fmt: skip
 
 
-def _group(
+def group_queries(
     shape: AttentionShape,
     head: Expr,
     position: Expr,
     last: Expr,
     query_at: Expr,
     output_at: Expr,
-    index: int,
+    index: Expr,
+    maxima: Expr,
 ) -> list[Query]:
-    """The queries of one row that share kv head ``head``; their first is scratch row ``index``."""
+    """The queries of one row that share kv head ``head``.
+
+    Their first is row ``index`` of the memory for scores; the maxima of rows lie from ``maxima``.
+    """
     first = None
     if shape.window:
         first = T.bind(T.max(position - (shape.window - 1), T.int32(0)))
@@ -111,10 +121,17 @@ def _group(
         queries.append(
             Query(
                 T.bind(query_at + offset), T.bind(output_at + offset), first, last, bias_at,
-                index + i,
+                T.bind(index + i), T.bind(index + i + maxima),
             )
         )  # fmt: skip
     return queries
+
+
+def visible_span(queries: Sequence[Query]) -> Span:
+    """The blocks of positions that some of the queries see; they are in order of position."""
+    first, last = queries[0].first, queries[-1].last
+    begin = T.int32(0) if first is None else T.bind(first // LANES)
+    return Span(begin, T.bind(last // LANES + 1))
 
 
 def _attend(
@@ -125,16 +142,20 @@ def _attend(
     source: Buffer,
     scratch: Scratch,
 ) -> None:
-    # Queries are in order of position.
-    first, last = queries[0].first, queries[-1].last
-    begin = T.int32(0) if first is None else T.bind(first // LANES)
-    span = Span(begin, T.bind(last // LANES + 1))
-    tiles = -(-len(queries) // _queries_at_once(shape))
+    last, memory = queries[-1].last, buffers["scratch"]
+    span = visible_span(queries)
+    tiles = -(-len(queries) // queries_at_once(shape))
     size = -(-len(queries) // tiles)
     for at in range(0, len(queries), size):
-        compute_scores(shape, buffers, head, queries[at : at + size], source, scratch, span)
+        tile = queries[at : at + size]
+        compute_scores(shape, buffers, head, tile, source, memory, scratch, span)
     with T.serial(0, len(queries)) as index:
-        softmax(shape, buffers, head, index, scratch, span)
-    begin, end = T.bind(begin * LANES), T.bind(last + 1)
+        row, largest_at = T.bind(index * scratch.stride), T.bind(index + scratch.maxima)
+        largest = vec.load(memory, largest_at, 1)
+        inverse = softmax(shape, buffers, head, memory, row, largest, row, span)
+        vec.store(memory, largest_at, inverse, 1)
+    begin, end = T.bind(span.begin * LANES), T.bind(last + 1)
+    features = Features(T.int32(0), shape.head_dim)
     for at in range(0, len(queries), size):
-        weigh_values(shape, buffers, head, queries[at : at + size], scratch, begin, end)
+        tile = queries[at : at + size]
+        weigh_values(shape, buffers, head, tile, scratch, begin, end, features)

@@ -21,12 +21,15 @@ class Query:
     first: Expr | None
     last: Expr
     bias_at: Expr | None
-    index: int  # its row of the scratch memory
+    index: Expr  # its row of the memory for scores
+    maximum_at: Expr  # where its largest score lies there
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """A thread's memory: a row of scores for each query, then the rows' maxima, then extra floats.
+    """Memory for scores: a row for each query, then the rows' maxima, then extra floats.
+
+    ``parts``: maxima of a row, where blocks of a kernel share its positions.
 
     Rows are a cache line longer than the capacity: at a multiple of 4096 bytes they would all fall
     into the same set of the cache.
@@ -35,6 +38,7 @@ class Scratch:
     rows: int
     capacity: int
     extra: int = 0
+    parts: int = 1
 
     @property
     def stride(self) -> int:
@@ -46,8 +50,12 @@ class Scratch:
 
     @property
     def extra_at(self) -> int:
-        return self.maxima + -(-self.rows // LANES) * LANES
+        return self.maxima + -(-self.rows * self.parts // LANES) * LANES
+
+    @property
+    def size(self) -> int:
+        return self.extra_at + self.extra
 
     @property
     def tensor(self) -> Tensor:
-        return Tensor("scratch", (self.extra_at + self.extra,), "float32")
+        return Tensor("scratch", (self.size,), "float32")

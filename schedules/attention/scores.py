@@ -32,17 +32,18 @@ def compute_scores(
     head: Expr,
     queries: Sequence[Query],
     source: Buffer,
+    memory: Buffer,
     scratch: Scratch,
     span: Span,
 ) -> None:
     """Scores (without the factor of ``softmax``) of ``queries`` in ``source`` at all blocks of
-    ``span``, and each query's largest.
+    ``span``, and each query's largest, into ``memory``.
     """
     maxima = Accumulators(len(queries), _HIDDEN)
     wide = max(1, shape.accumulators // len(queries))
 
     def tile(first: Expr, width: int) -> None:
-        _score_tile(shape, buffers, head, queries, source, scratch, first, width, maxima)
+        _score_tile(shape, buffers, head, queries, source, memory, scratch, first, width, maxima)
 
     done = span.begin
     if wide > 1:
@@ -54,7 +55,7 @@ def compute_scores(
         tile(block, 1)
     for i, query in enumerate(queries):
         largest = vec.across(maxima[i], vec.maximum)
-        vec.store(buffers["scratch"], T.int32(scratch.maxima + query.index), largest, 1)
+        vec.store(memory, query.maximum_at, largest, 1)
 
 
 def _score_tile(
@@ -63,6 +64,7 @@ def _score_tile(
     head: Expr,
     queries: Sequence[Query],
     source: Buffer,
+    memory: Buffer,
     scratch: Scratch,
     first: Expr,
     width: int,
@@ -96,7 +98,7 @@ def _score_tile(
                 dot = T.bind(dot * scales)
             whole = _complete(shape, buffers, query, place, dot)
             score = T.bind(T.Select(_seen(query, positions), whole, vec.splat(_HIDDEN)))
-            vec.store(buffers["scratch"], place + query.index * scratch.stride, score)
+            vec.store(memory, place + query.index * scratch.stride, score)
             maxima[i] = T.bind(vec.maximum(score, maxima[i]))
 
 
@@ -144,27 +146,26 @@ def softmax(
     shape: AttentionShape,
     buffers: dict[str, Buffer],
     head: Expr,
-    index: Expr,
-    scratch: Scratch,
+    scores: Buffer,
+    scores_at: Expr,
+    largest: Expr,
+    weights_at: Expr,
     span: Span,
-) -> None:
-    """Scores of row ``index`` -> exp(score - max), their maximum -> 1 / the sum of these.
+) -> Expr:
+    """``scores`` from ``scores_at`` on -> exp(score - largest) in scratch; 1 / the sum of these.
 
     Scores that are not scaled yet are multiplied by the layer's scale. The scales of values that
     have any are multiplied in.
     """
-    memory = buffers["scratch"]
-    largest = vec.splat(vec.load(memory, index + scratch.maxima, 1))
-    start = T.bind(index * scratch.stride)
+    memory, largest = buffers["scratch"], vec.splat(largest)
     total = Accumulators(1)
     with T.serial(span.begin, span.end) as block:
-        at = T.bind(start + block * LANES)
-        below = T.bind(vec.load(memory, at) - largest)
+        below = T.bind(vec.load(scores, scores_at + block * LANES) - largest)
         if not _is_scaled(shape):
             below = T.bind(below * vec.splat(shape.scale))
         weight = vec.exp(below)
         scales = _scales(shape, buffers, "v_scale", head, T.bind(block * LANES))
-        vec.store(memory, at, weight if scales is None else weight * scales)
+        scaled = weight if scales is None else weight * scales
+        vec.store(memory, weights_at + block * LANES, scaled)
         total[0] = T.bind(total[0] + weight)
-    inverse = T.bind(T.float32(1.0) / vec.across(total[0], vec.add))
-    vec.store(memory, index + scratch.maxima, inverse, 1)
+    return T.bind(T.float32(1.0) / vec.across(total[0], vec.add))

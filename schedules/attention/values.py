@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -16,6 +17,14 @@ from slmtvm.schedules.vector import Accumulators, Buffer, Expr
 _UNROLL = 4  # positions of a weighted sum in one round of a loop
 
 
+@dataclass(frozen=True)
+class Features:
+    """``count`` features of a head from ``first`` on."""
+
+    first: Expr
+    count: int
+
+
 def weigh_values(
     shape: AttentionShape,
     buffers: dict[str, Buffer],
@@ -24,16 +33,19 @@ def weigh_values(
     scratch: Scratch,
     begin: Expr,
     end: Expr,
+    features: Features,
 ) -> None:
     """The outputs of ``queries``: values of the positions ``begin .. end``, weighted.
+
+    In scratch lie a row of weights for each query and, where its maximum was, their factor.
 
     No position from ``end`` on is read: what lies there may be anything, and zero times that is
     not always zero.
     """
     memory, values = buffers["scratch"], buffers["v_cache"]
-    start = T.bind(head * (shape.capacity * shape.head_dim))
+    start = T.bind(head * (shape.capacity * shape.head_dim) + features.first)
     width = max(1, shape.accumulators // len(queries))
-    parts = list(vec.pieces(shape.head_dim))
+    parts = list(vec.pieces(features.count))
     for chunk in (parts[i : i + width] for i in range(0, len(parts), width)):
         sums = [[Accumulators(1, lanes=lanes) for _, lanes in chunk] for _ in queries]
 
@@ -52,7 +64,7 @@ def weigh_values(
         with T.serial(T.bind(begin + rounds * _UNROLL), end) as position:
             add_position(position)
         for query, query_sums in zip(queries, sums, strict=True):
-            inverse = vec.load(memory, T.int32(scratch.maxima + query.index), 1)
+            inverse = vec.load(memory, query.maximum_at, 1)
             for (at, lanes), total in zip(chunk, query_sums, strict=True):
                 scaled = T.bind(total[0] * vec.splat(inverse, lanes))
-                vec.store(buffers["o"], query.output_at + at, scaled, lanes)
+                vec.store(buffers["o"], query.output_at + features.first + at, scaled, lanes)

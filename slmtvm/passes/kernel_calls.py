@@ -123,9 +123,23 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     layer = int(attrs["layer"])
     caches = [emitter.cache(f"layer{layer}.{t.name}", t) for t in shape.cache]
     if m == 1:
-        return emitter.call(attention.build_decode(shape), [*inputs, *bias, *caches])["o"]
+        return _decode(shape, [*inputs, *bias], caches, emitter)
     q = emitter.call(attention.build_append(shape), [*inputs, *caches])["q"]
     return emitter.call(attention.build_attend(shape), [q, *bias, *caches])["o"]
+
+
+def _decode(
+    shape: attention.AttentionShape,
+    inputs: list[relax.Expr],
+    caches: list[relax.Var],
+    emitter: KernelEmitter,
+) -> relax.Expr:
+    """Attention of one token: in one kernel, or in two that share a single kv head."""
+    if attention.parts_of(shape) == 1:
+        return emitter.call(attention.build_decode(shape), [*inputs, *caches])["o"]
+    scores = emitter.call(attention.build_divided_scores(shape), [*inputs, *caches])["scores"]
+    values = [c for c, t in zip(caches, shape.cache, strict=True) if t.name.startswith("v_")]
+    return emitter.call(attention.build_divided_values(shape), [scores, *values])["o"]
 
 
 @handles("slm.rope")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 
 import slmtvm
 from slmtvm.bundle.write import write_bundle
+from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
 from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.plan.build import build_plan
 from slmtvm.target import Target
-from tests.passes.toy import CONTEXT, VOCAB, Layer, decoder
+from tests.passes import toy
+from tests.passes.toy import CONTEXT, VOCAB, Layer
 
 LAYERS = (
     Layer(norm="heads", q_base=500.0, k_base=500.0, window=21),  # Gemma 3, a local layer
@@ -26,24 +29,36 @@ LAYERS = (
 TOKENS = np.random.default_rng(1).integers(0, VOCAB, CONTEXT)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model, target = decoder("f32", variants=LAYERS), Target.load("host")
+@dataclass(frozen=True)
+class Compiled:
+    model: CanonicalModel
+    bundle: Path
+
+
+# A single kv head is divided among threads.
+@pytest.fixture(scope="module", params=[(toy.KV_HEADS, toy.HEAD_DIM), (1, 32)], ids=str)
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "KV_HEADS", request.param[0])
+        patch.setattr(toy, "HEAD_DIM", request.param[1])
+        model = toy.decoder("f32", variants=LAYERS)
+    target = Target.load("host")
     path = tmp_path_factory.mktemp("variants") / "b.slm"
     write_bundle(path, [(target, build_plan(lower(fuse(model), target, "float32"), {}))])
-    return path
+    return Compiled(model, path)
 
 
-def test_layers_of_every_kind_compute_the_reference(bundle: Path) -> None:
-    wanted = evaluate(decoder("f32", variants=LAYERS), TOKENS)
-    with slmtvm.load(bundle) as session:
+def test_layers_of_every_kind_compute_the_reference(compiled: Compiled) -> None:
+    wanted = evaluate(compiled.model, TOKENS)
+    with slmtvm.load(compiled.bundle) as session:
         got = session.eval_all(TOKENS)
     np.testing.assert_allclose(got, wanted, atol=2e-5 * np.ptp(wanted))
 
 
-def test_their_chunks_and_threads_change_no_bit(bundle: Path) -> None:
-    with slmtvm.load(bundle, threads=2) as session:
+def test_their_chunks_and_threads_change_no_bit(compiled: Compiled) -> None:
+    with slmtvm.load(compiled.bundle) as session:
         at_once = session.eval_all(TOKENS)
-    with slmtvm.load(bundle) as session:
-        singly = np.stack([session.eval(TOKENS[i : i + 1]) for i in range(CONTEXT)])
-    np.testing.assert_array_equal(at_once, singly)
+    for threads in (1, 3):
+        with slmtvm.load(compiled.bundle, threads=threads) as session:
+            singly = np.stack([session.eval(TOKENS[i : i + 1]) for i in range(CONTEXT)])
+        np.testing.assert_array_equal(at_once, singly)

@@ -11,6 +11,7 @@ from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.plan.build import build_plan
 from slmtvm.plan.model import Plan
 from slmtvm.target import Target
+from tests.passes import toy
 from tests.passes.toy import DIM, FFN, HEAD_DIM, HEADS, KV_HEADS, VOCAB, Layer, decoder
 
 LAYERS = 2
@@ -43,6 +44,15 @@ def test_the_cache_is_read_once_by_attention(plan: Plan, rows: int) -> None:
     assert total(plan, "body", rows, "context_bytes") == plan.kv_bytes_per_token
     per_position = 2 * rows * HEADS * HEAD_DIM * LAYERS
     assert total(plan, "body", rows, "context_multiply_adds") == per_position
+
+
+def test_a_divided_head_counts_its_cache_and_its_sums_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toy, "KV_HEADS", 1)
+    monkeypatch.setattr(toy, "HEAD_DIM", 32)
+    made = build_plan(lower(fuse(toy.decoder("f32")), Target.load("x86-64-v3"), "int8"), {})
+    assert any("scores" in name for name in made.kernels)
+    assert total(made, "body", 1, "context_bytes") == made.kv_bytes_per_token
+    assert total(made, "body", 1, "context_multiply_adds") == 2 * HEADS * 32 * LAYERS
 
 
 def test_a_window_bounds_the_positions_that_are_counted() -> None:

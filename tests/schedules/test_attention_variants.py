@@ -144,3 +144,31 @@ def test_a_rotation_on_its_own_is_that_of_the_append_kernel(causal: bool) -> Non
     inputs = {"qkv": qkv, **tables(shape), **cache(shape, position)}
     want = run(attention.build_append(shape), inputs, HOST, position=position)["q"]
     np.testing.assert_array_equal(bits(got), bits(want))
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "position"),
+    [
+        (attention_shape(1, 4, 1, 64, 64), 0),
+        (attention_shape(1, 9, 1, 96, accumulators=16), 127),
+        (replace(EVERYTHING, num_kv_heads=1, q_eps=None), 77),
+        (attention_shape(1, 1, 1, 32, window=21), 70),
+    ],
+    ids=lambda v: str(getattr(v, "head_dim", v)),
+)
+def test_heads_divided_among_blocks_give_the_bits_of_whole_ones(
+    shape: AttentionShape, position: int, kv_dtype: str
+) -> None:
+    shape = replace(shape, kv_dtype=kv_dtype)
+    assert attention.parts_of(shape) > 1
+    inputs = {**projections(shape), **parameters(shape), **cache(shape, position)}
+    whole = run(attention.build_decode(shape), inputs, HOST, position=position)
+    kernel = attention.build_divided_scores(shape)
+    scored = run(kernel, inputs, HOST, position=position, cuts=(1,))
+    values = {t.name: scored[t.name] for t in shape.cache if t.name.startswith("v_")}
+    kernel = attention.build_divided_values(shape)
+    given = {"scores": scored["scores"], **values}
+    made = {**scored, **run(kernel, given, HOST, position=position, cuts=(1,))}
+    for name in ("o", *(t.name for t in shape.cache)):
+        np.testing.assert_array_equal(bits(made[name]), bits(whole[name]), err_msg=name)
