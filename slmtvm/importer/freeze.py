@@ -12,6 +12,7 @@ import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.graph import Array, Constant, Graph, Node, Quantization
+from slmtvm.importer.halves import narrowed, widened
 from slmtvm.importer.operators import Kind, Operator, find
 from slmtvm.importer.operators.elementwise import cast_dtype
 from slmtvm.importer.roles import Roles
@@ -180,7 +181,11 @@ def _fold(frozen: Frozen, node: Node, limit: int) -> None:
             f"cannot be computed: {error}", where=frozen.graph.where(node)
         ) from error
     _check_size(frozen.graph, node, values, limit)
-    results = compute(frozen.graph, node, values)
+    if operator_of(node).kind is Kind.MOVE:
+        results = compute(frozen.graph, node, values)
+    else:
+        wide = compute(frozen.graph, node, widened(values))
+        results = tuple(narrowed(result, values) for result in wide)
     source = given[0] if given else None
     if source is not None and source.name in frozen.graph.initializers:
         _note_limit(frozen, node, source, values, results[0])

@@ -23,6 +23,7 @@ from slmtvm.importer.encoder_decoder import (
     with_stand_ins,
 )
 from slmtvm.importer.graph import Graph
+from slmtvm.importer.halves import widen
 from slmtvm.importer.lengths import freeze_twice
 from slmtvm.importer.load import load
 from slmtvm.importer.match.cross import Source
@@ -48,9 +49,9 @@ def import_onnx(path: str | Path, *, context: int | None = None) -> CanonicalMod
     for one that holds something that cannot be compiled, each naming the file and the node.
     """
     path = Path(path)
-    graph = load(path)
+    graph = widen(load(path))
     if needs_encoder(graph):
-        graph = join(load(encoder_file(path)), graph)
+        graph = join(widen(load(encoder_file(path))), graph)
     if has_both(graph):
         return _import_both(graph, context)
     roles = assign_roles(graph)

@@ -249,7 +249,8 @@ def uniform(frozen: Frozen, name: str) -> float | None:
     if constant is None or not constant.plain or constant.stored.size == 0:
         return None
     flat = constant.stored.reshape(-1)
-    return float(flat[0]) if flat.dtype.kind in "biuf" and (flat == flat[0]).all() else None
+    # "V" is how numpy knows bfloat16
+    return float(flat[0]) if flat.dtype.kind in "biufV" and (flat == flat[0]).all() else None
 
 
 def _token_maps(frozen: Frozen) -> dict[str, Array]:

@@ -564,7 +564,9 @@ def run_onnxruntime(path: Path, tokens: np.ndarray, output: str | None = None) -
     for port in session.get_inputs():
         shape = [d if isinstance(d, int) else 0 for d in port.shape]
         if port.name.startswith("past"):
-            feed[port.name] = np.zeros([1, *shape[1:]], np.float32)
+            batch = 1 if len(shape) == 5 else 0  # keys and values in one are (2, batch, ...)
+            shape[batch] = 1
+            feed[port.name] = np.zeros(shape, np.float32)
         elif port.name == "input_ids":
             dtype = np.int32 if port.type == "tensor(int32)" else np.int64
             feed[port.name] = np.asarray(tokens, dtype)[None]
@@ -574,6 +576,7 @@ def run_onnxruntime(path: Path, tokens: np.ndarray, output: str | None = None) -
             feed[port.name] = np.zeros(shape, np.bool_)
         else:
             fill = 1 if "mask" in port.name else 0
-            feed[port.name] = np.full((1, len(tokens)), fill, np.int64)
+            dtype = np.int32 if port.type == "tensor(int32)" else np.int64
+            feed[port.name] = np.full((1, len(tokens)), fill, dtype)
     chosen = output or session.get_outputs()[0].name
     return session.run([chosen], feed)[0][0]

@@ -185,7 +185,7 @@ def _snap(eps: float, cover: Cover, nodes: Sequence[Node]) -> float:
     numbers += [
         float(c.stored.reshape(-1)[0])
         for c in constants_of(cover.frame.small, nodes)
-        if c.plain and c.stored.size == 1 and c.stored.dtype.kind == "f"
+        if c.plain and c.stored.size == 1 and c.dtype.kind not in "iub"
     ]
     numbers += [1e-5] if any("Norm" in n.op_type for n in nodes) else []  # their default
     near = [number for number in numbers if abs(number - eps) <= _SNAP * eps]

@@ -59,12 +59,19 @@ def match_activation(cover: Cover, value: str) -> Step | None:
         if result is None:
             continue
         tolerance = _tolerance(cover, nodes)
-        for name, function in _ACTIVATIONS.items():
-            expected = function(samples)
-            if (np.abs(result - expected) <= tolerance * (1 + np.abs(expected))).all():
-                source = cover.need(x)
-                return Elementwise(name, (source,)) if name else Same(source)
+        # The nearest one: rounded constants bring both formulas of GELU within the tolerance.
+        errors = {name: _error(result, f(samples)) for name, f in _ACTIVATIONS.items()}
+        name = min(errors, key=lambda key: errors[key])
+        if errors[name] <= tolerance:
+            source = cover.need(x)
+            return Elementwise(name, (source,)) if name else Same(source)
     return None
+
+
+def _error(result: Array, expected: Array) -> float:
+    """The largest error of ``result``, absolute or relative; infinite where it is no number."""
+    error = float(np.max(np.abs(result - expected) / (1 + np.abs(expected))))
+    return error if np.isfinite(error) else np.inf
 
 
 def _tolerance(cover: Cover, nodes: Sequence[Node]) -> float:

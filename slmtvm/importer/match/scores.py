@@ -15,7 +15,7 @@ from slmtvm.importer.match.masks import Mask, read_mask
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, evaluate, signature
 
-MASKED = -9999.0  # scores at or below this vanish in the softmax
+MASKED = -9900.0  # scores at or below this vanish in the softmax; bfloat16 makes -1e4 -9984
 _TOLERANCE = 1e-5
 _LARGE, _SMALL = 1e9, 1e-3  # scores that a cap cuts off, and that it leaves as they are
 _MAX_CAP = 1e6
