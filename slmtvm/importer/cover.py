@@ -196,8 +196,14 @@ class Cover:
 def _match(cover: Cover, value: str) -> Step:
     """What ``value`` is; raises UnsupportedOpError where nothing recognises it."""
     from slmtvm.importer.match.attention import match_attention
+    from slmtvm.importer.match.convolution import match_convolution, match_trimmed_convolution
     from slmtvm.importer.match.cross import match_cross_attention
     from slmtvm.importer.match.embedding import match_dequantized_rows, match_embedding
+    from slmtvm.importer.match.experts import (
+        match_combined,
+        match_experts,
+        match_mixture,
+    )
     from slmtvm.importer.match.fused import match_fused
     from slmtvm.importer.match.linear import match_int8_linear, match_linear, with_bias
     from slmtvm.importer.match.norm import match_norm
@@ -211,8 +217,12 @@ def _match(cover: Cover, value: str) -> Step:
         )
     frame.rows(value)  # raises where positions are mixed
     kind = operator_of(node).kind
+    if node.op_type in ("MoE", "QMoE"):
+        return match_mixture(cover, node)
     if frame.small.is_lookup(node):
         return match_embedding(cover, node)
+    if kind is Kind.CONVOLVE:
+        return match_convolution(cover, node, value)
     if kind is Kind.FUSED:
         return match_fused(cover, node, value)
     if cover.encoder is not None and cover.encoder.reads(cover, node):
@@ -222,16 +232,21 @@ def _match(cover: Cover, value: str) -> Step:
     if kind is Kind.ELEMENTWISE:
         return (
             (match_int8_linear(cover, value) if node.op_type == "Mul" else None)
+            or match_combined(cover, node, value)
             or match_dequantized_rows(cover, value)
             or with_bias(cover, value)
             or match_activation(cover, value)
             or match_norm(cover, value)
             or match_elementwise(cover, value)
         )
-    norm = match_norm(cover, value) if kind is Kind.REDUCE else None
-    if norm is None:
+    found: Step | None = match_norm(cover, value) if kind is Kind.REDUCE else None
+    if kind in (Kind.REDUCE, Kind.SCATTER):
+        found = found or match_experts(cover, value)
+    if kind is Kind.MOVE:
+        found = match_trimmed_convolution(cover, node, value)
+    if found is None:
         raise UnsupportedOpError(
             "is used on values that depend on tokens in a way that is not recognised",
             where=frame.graph.where(node),
         )
-    return norm
+    return found

@@ -15,9 +15,12 @@ from slmtvm.importer.graph import Array
 from slmtvm.importer.steps import (
     Attention,
     Columns,
+    Convolution,
     CrossAttention,
     Elementwise,
     Embedding,
+    Experts,
+    ExpertWeights,
     Linear,
     Norm,
     Param,
@@ -31,7 +34,7 @@ from slmtvm.importer.steps import (
     Step,
     Weights,
 )
-from slmtvm.ir import ops
+from slmtvm.ir import experts, ops
 
 _COMMUTATIVE = {"add": 1, "multiply": -1}  # the residual comes first, and so does the activation
 
@@ -93,6 +96,7 @@ class Emitter:
         self._named: dict[str, relax.Var] = {}
         self._layers = 0
         self._cross_layers: dict[str, int] = {}
+        self._convolutions = 0
         self.params: dict[str, Array] = {}
 
     def function(self, name: str, steps: Mapping[str, Step], output: str) -> relax.Function:
@@ -124,7 +128,7 @@ class Emitter:
             for part in value if isinstance(value, tuple) else (value,):
                 if isinstance(part, Param):
                     self._param(part)
-                elif isinstance(part, Weights):
+                elif isinstance(part, (Weights, ExpertWeights)):
                     self._declare(part)
 
     def _value(self, rows: str) -> relax.Var:
@@ -199,6 +203,26 @@ class Emitter:
                 num_kv_heads=step.num_kv_heads,
                 head_dim=step.head_dim,
             )
+        if isinstance(step, Experts):
+            return experts.moe(
+                self._value(step.x),
+                self._value(step.logits),
+                self._expert_operands(step.up),
+                self._expert_operands(step.down),
+                routing=step.routing,
+                gate=step.gate,
+                up_layer=step.up.layer,
+                down_layer=step.down.layer,
+                selection_bias=self._optional(step.selection_bias),
+            )
+        if isinstance(step, Convolution):
+            self._convolutions += 1
+            return ops.causal_conv(
+                self._value(step.x),
+                self._param(step.weight),
+                self._optional(step.bias),
+                layer=self._convolutions - 1,
+            )
         if isinstance(step, PositionRows):
             return ops.position_rows(self._tokens, self._param(step.table))
         if isinstance(step, QuantizeDequantize):
@@ -235,6 +259,10 @@ class Emitter:
             self._optional(weights.scales),
             self._optional(weights.zero_points),
         )
+
+    def _expert_operands(self, layer: ExpertWeights) -> dict[str, relax.Var | None]:
+        values = (*self._weights(layer.weights), self._optional(layer.bias))
+        return dict(zip(("weight", "scales", "zero_points", "bias"), values, strict=True))
 
     def _optional(self, param: Param | None) -> relax.Var | None:
         return None if param is None else self._param(param)

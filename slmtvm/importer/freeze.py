@@ -55,7 +55,7 @@ class Frozen:
         if operator_of(node).kind is Kind.LOOKUP:
             return True
         return (
-            node.op_type == "Gather"
+            node.op_type in ("Gather", "GatherND")
             and node.inputs[0] in self.constants
             and node.inputs[1] not in self.constants
         )
@@ -129,9 +129,12 @@ def advance(frozen: Frozen, node: Node) -> bool:
     reason = next((frozen.broken[i] for i in node.inputs if i in frozen.broken), None)
     if reason is None and operator_of(node).kind is Kind.BRANCH:
         reason = f"{node.label}: its condition is not known without the tokens"
+    if operator_of(node).kind is Kind.SCATTER and node.inputs[0] not in frozen.broken:
+        reason = None  # the result is as large as what is scattered into
     if reason is not None:
         frozen.broken.update(dict.fromkeys(filter(None, node.outputs), reason))
-    elif all(not i or i in frozen.constants for i in node.inputs):
+        return False
+    if all(not i or i in frozen.constants for i in node.inputs):
         _fold(frozen, node, frozen.max_elements)
     elif operator_of(node).kind is Kind.SHAPE:
         shape = frozen.shapes[node.inputs[0]]
@@ -289,6 +292,11 @@ def _check_size(graph: Graph, node: Node, values: Sequence[Array | None], limit:
 def _infer(frozen: Frozen, node: Node, limit: int) -> None:
     """Record shapes and dtypes of a node that depends on the tokens."""
     operator = operator_of(node)
+    if operator.kind is Kind.SCATTER:
+        target, (name,) = node.inputs[0], node.outputs
+        frozen.shapes[name] = _shape(frozen, target) or ()
+        frozen.dtypes[name] = _dtype(frozen, target)
+        return
     shapes = [_shape(frozen, i) for i in node.inputs]
     try:
         results = _shapes(frozen, node, operator, shapes)
@@ -305,7 +313,9 @@ def _infer(frozen: Frozen, node: Node, limit: int) -> None:
         reason = f"{node.label}: its result depends on token values in a way that is not supported"
         frozen.broken.update(dict.fromkeys(filter(None, node.outputs), reason))
         return
-    if any(math.prod(s) > max(limit, _MIN_ELEMENTS * frozen.length) for s in results):
+    largest = max(limit, _MIN_ELEMENTS * frozen.length)
+    # Rows of a table of matrices are never computed all at once.
+    if any(math.prod(s) > largest for s in results) and not frozen.is_lookup(node):
         raise InvalidModelError(
             f"has an impossible shape {[list(s) for s in results]}", where=frozen.graph.where(node)
         )
@@ -348,6 +358,15 @@ def _shapes(
         axis = axis + len(table) if axis < 0 else axis
         table[axis]  # raises where there is no such axis
         return [table[:axis] + indices + table[axis + 1 :]]
+    if frozen.is_lookup(node) and node.op_type == "GatherND":
+        table, indices = shapes[0], shapes[1]
+        assert table is not None and indices is not None
+        if node.attrs.get("batch_dims", 0) or not 0 < indices[-1] <= len(table):
+            raise ValueError("rows are looked up by indices that do not fit the table")
+        return [indices[:-1] + table[indices[-1] :]]
+    if node.op_type == "GatherElements" and constants[1] is None:
+        assert shapes[1] is not None
+        return [shapes[1]]
     if operator.shapes is not None:
         return operator.shapes(node.attrs, shapes, constants)
     if operator.kind is Kind.ELEMENTWISE:

@@ -54,19 +54,32 @@ def between(frame: Frame, start: str, end: str) -> list[Node]:
     return [nodes[place] for place in sorted(nodes)]
 
 
+Override = Callable[[Sequence["Array | None"]], Array]
+"""The one output of a node, from its inputs."""
+
+
 def evaluate(
-    frozen: Frozen, nodes: Sequence[Node], given: Mapping[str, Array], output: str
+    frozen: Frozen,
+    nodes: Sequence[Node],
+    given: Mapping[str, Array],
+    output: str,
+    overrides: Mapping[str, Override] | None = None,
 ) -> Array:
     """``output`` after ``nodes``, with ``given`` values for what they start from.
 
     Constants take the dtype of the given values where both are floating point, and casts between
-    floating-point types do nothing, so that a probe in float64 stays exact.
+    floating-point types do nothing, so that a probe in float64 stays exact. ``overrides`` compute
+    nodes, named by their first output, in another way.
     """
     (dtype,) = {v.dtype for v in given.values()}
     values = dict(given)
     for node in nodes:
         if node.op_type == "Cast" and _floating_cast(node, values):
             values[node.outputs[0]] = values[node.inputs[0]]
+            continue
+        override = (overrides or {}).get(node.outputs[0])
+        if override is not None:
+            values[node.outputs[0]] = override([values.get(name) for name in node.inputs])
             continue
         inputs = [_operand(frozen, values, name, dtype) for name in node.inputs]
         values.update(zip(node.outputs, compute(frozen.graph, node, inputs), strict=False))

@@ -9,8 +9,10 @@ from dataclasses import replace
 from slmtvm.importer.emit import resolve
 from slmtvm.importer.steps import (
     Attention,
+    Convolution,
     Elementwise,
     Embedding,
+    Experts,
     Linear,
     Norm,
     PositionRows,
@@ -22,7 +24,7 @@ from slmtvm.importer.steps import (
 )
 from slmtvm.ir.model import LayerReport
 
-_ACTIVATIONS = ("nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.relu")  # that have kernels
+_ACTIVATIONS = ("nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.relu", "sigmoid")  # that have kernels
 
 
 def family_of(steps: Sequence[Step]) -> str:
@@ -33,6 +35,11 @@ def family_of(steps: Sequence[Step]) -> str:
     layer_norm = any(isinstance(s, Norm) and s.beta is not None for s in steps)
     gated = any(isinstance(s, Elementwise) and s.op == "nn.silu" for s in steps)
     biased = any(isinstance(s, Linear) and s.bias is not None for s in steps)
+    if any(isinstance(s, Convolution) for s in steps):
+        return "lfm2"
+    if any(isinstance(s, Experts) for s in steps):
+        shared = any(isinstance(s, Elementwise) and s.op == "sigmoid" for s in steps)
+        return "qwen2-moe" if shared else "mixtral"
     if masks == {"bidirectional"}:
         return "bert" if learned and layer_norm else "encoder"
     if rotary and gated and not layer_norm:
@@ -78,6 +85,19 @@ def layer_reports(by_name: Mapping[str, Step], order: Sequence[str]) -> Iterator
             yield replace(
                 _report(step.weights, "linear", (step.n, step.k), _bytes(step.weights) + extra),
                 activation="static" if rounded else step.activation,
+            )
+        elif isinstance(step, Experts):
+            for layer in (step.up, step.down):
+                extra = 0 if layer.bias is None else layer.bias.array.nbytes
+                shape = (step.routing.experts, layer.n, layer.k)
+                size = _bytes(layer.weights) + extra
+                yield replace(
+                    _report(layer.weights, "experts", shape, size), activation=layer.activation
+                )
+        elif isinstance(step, Convolution):
+            array = step.weight.array
+            yield LayerReport(
+                step.weight.name, "convolution", array.T.shape, "f32", 0, array.nbytes
             )
         elif isinstance(step, Norm):
             arrays = [p.array for p in (step.gamma, step.beta) if p is not None]

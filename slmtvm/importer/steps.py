@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from slmtvm.importer.graph import Array
+from slmtvm.ir.experts import ExpertLayer, Gate, Routing
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,22 @@ class Weights:
     scales: Param | None = None
     zero_points: Param | None = None
     group_size: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertWeights:
+    """One linear layer of every expert: weights with a first axis of experts."""
+
+    weights: Weights
+    bias: Param | None  # (experts, n)
+    n: int
+    k: int
+    activation: str = "f32"
+
+    @property
+    def layer(self) -> ExpertLayer:
+        weights = self.weights
+        return ExpertLayer(self.n, self.k, weights.format, self.activation, weights.group_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +139,28 @@ class CrossAttention(Step):
     num_kv_heads: int
     head_dim: int
     scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Experts(Step):
+    """A mixture of experts, see ``ir.experts.moe``; weights are stacked."""
+
+    x: Rows
+    logits: Rows
+    routing: Routing
+    gate: Gate
+    up: ExpertWeights
+    down: ExpertWeights
+    selection_bias: Param | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Step):
+    """Each channel's own causal convolution; weight (taps, channels)."""
+
+    x: Rows
+    weight: Param
+    bias: Param | None
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.freeze import Frozen, Shape, compute, operator_of
 from slmtvm.importer.graph import Array, Graph, Node
 from slmtvm.importer.operators import Kind
+from slmtvm.importer.operators.convolution import padding
 
 NO_TOKEN, MIXED = -1, -2
 _FAR = np.iinfo(np.int32).max
@@ -204,7 +205,9 @@ class Frame:
         if operator.data is None:  # Concat: only with empty pieces, such as an empty cache
             constants = [self.small.constants[i] for i in node.inputs if i in self.small.constants]
             return all(0 in c.shape for c in constants)
-        return node.inputs[0] in self.small.shapes
+        source = node.inputs[0]
+        # What leaves padding behind is where its rows are first whole.
+        return source in self.small.shapes and not (self.tokens[source] == NO_TOKEN).any()
 
     def _scale(self, node: Node) -> float | None:
         """The number by which ``node`` multiplies its one dynamic input, or None."""
@@ -274,10 +277,17 @@ def _propagate(frozen: Frozen, node: Node, maps: dict[str, Array]) -> list[Array
     if frozen.is_lookup(node):
         indices = given[1]
         assert indices is not None
+        if node.op_type == "GatherND":
+            indices = _along(indices, (indices.ndim - 1,))[..., 0]
         spread = indices.reshape(indices.shape + (1,) * (len(shapes[0]) - indices.ndim))
         if node.op_type == "Gather" and node.attrs.get("axis", 0) not in (0, -len(shapes[0])):
             return [np.full(shapes[0], MIXED, np.int32)]
         return [np.broadcast_to(spread, shapes[0])]
+    if node.op_type == "GatherElements" and given[1] is not None:
+        lines = [given[1]]
+        if given[0] is not None:
+            lines.append(_along(given[0], (node.attrs.get("axis", 0) % given[0].ndim,)))
+        return [_combine(lines, shapes[0])]
     if kind is Kind.MOVE:
         moved: list[Array | None] = []
         for name, tokens in zip(node.inputs, given, strict=True):
@@ -296,6 +306,10 @@ def _propagate(frozen: Frozen, node: Node, maps: dict[str, Array]) -> list[Array
         # Scale and zero point belong to no token: the row-wise meaning replaces them.
         assert given[0] is not None
         return [given[0], *(np.full(s, NO_TOKEN, np.int32) for s in shapes[1:])]
+    if kind is Kind.CONVOLVE:
+        return _convolve(frozen, node, given[0], shapes)
+    if kind is Kind.SCATTER:
+        return [_scatter(frozen, given[0], shapes[0])]
     if kind is Kind.FUSED:
         return _layer(given[: operator_of(node).data], shapes)
     if kind is Kind.REDUCE:
@@ -327,6 +341,33 @@ def _reduce(frozen: Frozen, node: Node, tokens: Array | None, shape: Shape) -> A
     axes, keep = operator.axes(node.attrs, values, tokens.ndim)
     lines = _along(tokens, axes)
     return np.broadcast_to(lines, shape) if keep is None else lines.reshape(shape)
+
+
+def _convolve(
+    frozen: Frozen, node: Node, tokens: Array | None, shapes: Sequence[Shape]
+) -> list[Array]:
+    """An element belongs to the newest token that it reads; what it reads is checked later."""
+    if tokens is None:
+        return [np.full(shape, MIXED, np.int32) for shape in shapes]
+    if node.op_type == "CausalConvWithState":
+        return [tokens, *(np.full(shape, NO_TOKEN, np.int32) for shape in shapes[1:])]
+    lines = _along(tokens, (1,))
+    padded = np.pad(lines, ((0, 0), (0, 0), padding(node.attrs)), constant_values=NO_TOKEN)
+    taps = padded.shape[2] - shapes[0][2]
+    return [np.broadcast_to(padded[:, :, taps:], shapes[0])]
+
+
+def _scatter(frozen: Frozen, tokens: Array | None, shape: Shape) -> Array:
+    """Elements scattered into constants lie in rows of tokens; this is checked later."""
+    if tokens is not None:
+        return tokens
+    axes = [i for i, d in enumerate(shape) if d == frozen.length]
+    if len(axes) != 1:
+        return np.full(shape, MIXED, np.int32)
+    line = np.arange(frozen.length, dtype=np.int32)
+    return np.broadcast_to(
+        line.reshape([-1 if i == axes[0] else 1 for i in range(len(shape))]), shape
+    )
 
 
 def _layer(given: Sequence[Array | None], shapes: Sequence[Shape]) -> list[Array]:

@@ -411,6 +411,7 @@ class Tiny:
     qk_norm: str = ""  # "shared": one gamma for all heads; "own": one for each
     softcap: float = 0.0
     tied: bool = False
+    block: Callable[[GraphBuilder, str, int], str] | None = None  # (b, x, hidden), for the MLP
     seed: int = 0
 
 
@@ -540,6 +541,8 @@ def _norm_heads(b: GraphBuilder, tiny: Tiny, x: str, heads: int) -> str:
 
 
 def _mlp(b: GraphBuilder, tiny: Tiny, x: str) -> str:
+    if tiny.block is not None:
+        return tiny.block(b, x, tiny.hidden)
     known = {name: function for name, (function, _) in ACTIVATIONS.items()}
     activation = {**known, **OTHER_ACTIVATIONS}[tiny.activation]
     gate = activation(b, _linear(b, tiny, x, tiny.hidden, tiny.ffn))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from slmtvm.importer.operators import (  # noqa: F401  (imported to fill the registry)
     contraction,
     control,
+    convolution,
     elementwise,
+    experts,
     fused,
     movement,
     quantization,

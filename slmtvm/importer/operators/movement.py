@@ -89,15 +89,6 @@ def non_zero(_attrs: Attrs, x: Array) -> Any:
     return np.array(np.nonzero(x), np.int64)
 
 
-@register("ScatterND", 11, Kind.GENERATE)
-def scatter_nd(attrs: Attrs, x: Array, indices: Array, updates: Array) -> Any:
-    if attrs.get("reduction", "none") != "none":
-        raise ValueError("ScatterND with a reduction is not supported")
-    result = x.copy()
-    result[tuple(np.moveaxis(indices, -1, 0))] = updates
-    return result
-
-
 @register("GatherND", 12, Kind.MOVE)
 def gather_nd(attrs: Attrs, x: Array, indices: Array) -> Any:
     if attrs.get("batch_dims", 0):

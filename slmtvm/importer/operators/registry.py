@@ -34,6 +34,8 @@ class Kind(Enum):
     LOOKUP = "lookup"  # rows of a constant table, chosen by the second input
     QUANTIZE = "quantize"  # scales computed from the whole input
     BRANCH = "branch"  # an If that stayed, because its condition depends on the tokens
+    CONVOLVE = "convolve"  # along the sequence; an element belongs to the newest it reads
+    SCATTER = "scatter"  # the first input, some elements replaced or added to
     FUSED = "fused"  # a whole layer; the first ``data`` inputs say which token a line belongs to
 
 

@@ -1,0 +1,242 @@
+"""The layers of experts that a graph computes one by one, or with matrices gathered by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.cover import Cover
+from slmtvm.importer.freeze import operator_of
+from slmtvm.importer.graph import Array, Node
+from slmtvm.importer.match.expert_weights import (
+    Mixture,
+    expanded,
+    side_by_side,
+    stacked,
+    stacked_weights,
+    swapped_halves,
+)
+from slmtvm.importer.match.linear import transpose
+from slmtvm.importer.match.weights import linear_weights
+from slmtvm.importer.operators import Kind
+from slmtvm.importer.regions import Override, evaluate
+from slmtvm.importer.steps import ExpertWeights, Param, Weights
+from slmtvm.ir.experts import Gate
+from slmtvm.ir.reference import apply_gate
+
+_TOLERANCE = 1e-6
+_GATES = (
+    Gate("swiglu"), Gate("silu"), Gate("relu"), Gate("gelu_erf"), Gate("gelu_tanh"),
+    Gate("identity"),
+)  # fmt: skip
+
+
+def find_experts(
+    cover: Cover, nodes: Sequence[Node], x: str, overrides: dict[str, Override]
+) -> Mixture | None:
+    """The experts whose products are among ``nodes``; None where they do not look like experts.
+
+    ``overrides`` is given what computes those products on probes without expanding them each time.
+    """
+    products = [n for n in nodes if operator_of(n).kind is Kind.CONTRACT]
+    makers = {o: n for n in nodes for o in n.outputs}
+    before = {n.outputs[0]: _products_before(cover, n, makers, x) for n in products}
+    downs = [n for n in products if before[n.outputs[0]]]
+    ups = {n.outputs[0] for n in products} - {n.outputs[0] for n in downs}
+    mixtures: list[Mixture] = []
+    for down in downs:
+        sources = [n for n in products if n.outputs[0] in before[down.outputs[0]]]
+        if not 1 <= len(sources) <= 2 or any(n.outputs[0] not in ups for n in sources):
+            return None
+        layers = [_product_layer(cover, n, overrides) for n in (*sources, down)]
+        if any(layer is None for layer in layers):
+            return None
+        *first, last = (layer for layer in layers if layer is not None)
+        gated = _gate(cover, nodes, sources, down, first)
+        if gated is None:
+            return None
+        gate, up = gated
+        mixtures.append(Mixture(up, gate, last))
+    if not mixtures or len({m.gate for m in mixtures}) != 1:
+        return None
+    if len(mixtures) == 1:
+        return mixtures[0]
+    return Mixture(
+        stacked([m.up for m in mixtures]), mixtures[0].gate, stacked([m.down for m in mixtures])
+    )
+
+
+def _products_before(cover: Cover, node: Node, makers: dict[str, Node], x: str) -> set[str]:
+    """The products that the rows which ``node`` multiplies come from, not looking behind them."""
+    found: set[str] = set()
+    todo = [name for name in node.inputs if name in makers]
+    seen: set[str] = set()
+    while todo:
+        name = todo.pop()
+        maker = makers.get(name)
+        if maker is None or name in seen or name == x or maker.op_type == "TopK":
+            continue
+        seen.add(name)
+        if operator_of(maker).kind is Kind.CONTRACT:
+            found.add(maker.outputs[0])
+        else:
+            todo.extend(maker.inputs)
+    return found
+
+
+def _product_layer(
+    cover: Cover, node: Node, overrides: dict[str, Override]
+) -> ExpertWeights | None:
+    """The weights of one product: of one expert, or of all where they are gathered."""
+    if node.op_type not in ("MatMul", "Gemm"):
+        return None
+    gathered = _gathered_layer(cover, node)
+    return gathered or _own_layer(cover, node, overrides)
+
+
+def _own_layer(cover: Cover, node: Node, overrides: dict[str, Override]) -> ExpertWeights | None:
+    """``x @ constant``: one expert, as a stack of one."""
+    constant = cover.frame.small.constants.get(node.inputs[1])
+    if constant is None or node.inputs[0] in cover.frame.small.constants:
+        return None
+    bias = None
+    if node.op_type == "Gemm":
+        if node.attrs.get("transA", 0) or node.attrs.get("alpha", 1.0) != 1.0:
+            return None
+        if node.attrs.get("transB", 0):
+            constant = transpose(constant)
+    if len(constant.shape) != 2:
+        return None
+    k, n = constant.shape
+    where = cover.frame.graph.where(node)
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2]:
+        bias = cover.vector(node.inputs[2], n, node.attrs.get("beta", 1.0), where)
+    weights = linear_weights(constant, where)
+
+    def lead(param: Param | None) -> Param | None:
+        if param is None:
+            return None
+        array = param.array
+        if array.shape == (1,) and n != 1 and param is not weights.weight:
+            array = np.broadcast_to(array, (n,))
+        return Param(param.name, array[None])
+
+    weight = lead(weights.weight)
+    assert weight is not None
+    whole = Weights(
+        weights.format, weight, lead(weights.scales), lead(weights.zero_points),
+        weights.group_size,
+    )  # fmt: skip
+    layer = ExpertWeights(whole, lead(bias), n, k)
+    matrix = expanded(whole, k, 0).astype(np.float64).T
+    shift = 0.0 if bias is None else bias.array.astype(np.float64)
+
+    def multiply(inputs: Sequence[Array | None]) -> Array:
+        assert inputs[0] is not None
+        return np.asarray(inputs[0] @ matrix + shift)
+
+    overrides[node.outputs[0]] = multiply
+    return layer
+
+
+def _gathered_layer(cover: Cover, node: Node) -> ExpertWeights | None:
+    """A product with matrices that tokens picked from a constant (experts, ...)."""
+    frame = cover.frame
+    for side in range(2):
+        name, turned = node.inputs[side], side == 1
+        while (maker := frame.producers.get(name)) is not None:
+            if frame.small.is_lookup(maker):
+                table = frame.small.constants[maker.inputs[0]]
+                if len(table.shape) != 3 or maker.attrs.get("axis", 0) != 0:
+                    return None
+                return stacked_weights(table, frame.graph.where(node), turned=turned)
+            if maker.op_type == "Transpose":
+                if tuple(maker.attrs.get("perm", ())) != (0, 2, 1):
+                    return None
+                turned = not turned
+            elif maker.op_type not in ("Cast", "Identity"):
+                break
+            name = maker.inputs[0]
+    return None
+
+
+def _gate(
+    cover: Cover,
+    nodes: Sequence[Node],
+    sources: Sequence[Node],
+    down: Node,
+    layers: Sequence[ExpertWeights],
+) -> tuple[Gate, ExpertWeights] | None:
+    """What lies between the products ``sources`` and ``down``, and the first layer put so that it
+    is one of the known gates."""
+    makers = {o: n for n in nodes for o in n.outputs}
+    starts = [n.outputs[0] for n in sources]
+    hidden = next((i for i in down.inputs if _reaches(i, starts, makers)), None)
+    if hidden is None:
+        return None
+    shapes = [_shape(cover, s, la) for s, la in zip(starts, layers, strict=True)]
+    given = {s: cover.random.normal(size=shape) for s, shape in zip(starts, shapes, strict=True)}
+    between = _nodes_between(hidden, starts, makers)
+    try:
+        result = evaluate(cover.frame.small, between, given, hidden)
+    except (InvalidModelError, UnsupportedOpError, KeyError):
+        return None
+    tokens = int(np.prod(shapes[0])) // layers[0].n
+    rows = [given[s].reshape(tokens, -1) for s in starts]
+    if result.size % tokens:
+        return None
+    got = result.reshape(tokens, -1)
+
+    def is_gate(gate: Gate, x: Array) -> bool:
+        if gate.activation == "swiglu" and x.shape[1] % 2:
+            return False
+        want = apply_gate(gate, x)
+        return want.shape == got.shape and bool(
+            (np.abs(want - got) <= _TOLERANCE * (1 + np.abs(want))).all()
+        )
+
+    if len(layers) == 2:
+        if layers[0].n != layers[1].n:
+            return None
+        for order in ((0, 1), (1, 0)):
+            if is_gate(Gate("swiglu"), np.concatenate([rows[i] for i in order], axis=1)):
+                return Gate("swiglu"), side_by_side([layers[i] for i in order])
+        return None
+    for gate in _GATES:
+        if is_gate(gate, rows[0]):
+            return gate, layers[0]
+    if is_gate(Gate("swiglu"), np.roll(rows[0], layers[0].n // 2, axis=1)):
+        return Gate("swiglu"), swapped_halves(layers[0])
+    return None
+
+
+def _shape(cover: Cover, name: str, layer: ExpertWeights) -> tuple[int, ...]:
+    """The shape of a product's result; where it depends on who chose the expert, any will do."""
+    return cover.frame.small.shapes.get(name, (3, layer.n))
+
+
+def _reaches(name: str, starts: Sequence[str], makers: dict[str, Node]) -> bool:
+    return any(start in _names_before(name, starts, makers) for start in starts)
+
+
+def _names_before(name: str, starts: Sequence[str], makers: dict[str, Node]) -> set[str]:
+    """All that ``name`` depends on, itself included, not looking behind ``starts``."""
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        here = todo.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        if here not in starts and here in makers:
+            todo.extend(makers[here].inputs)
+    return seen
+
+
+def _nodes_between(name: str, starts: Sequence[str], makers: dict[str, Node]) -> list[Node]:
+    """The nodes that compute ``name`` from ``starts``, in order."""
+    needed = _names_before(name, starts, makers) - set(starts)
+    unique = {id(makers[n]): makers[n] for n in makers if n in needed}
+    return list(unique.values())

@@ -1,0 +1,309 @@
+"""The weights of experts, stacked, from the operators and products that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.cover import Cover
+from slmtvm.importer.graph import Array, Constant, Node
+from slmtvm.importer.match.weights import int8_zero_points, to_int8
+from slmtvm.importer.operators.experts import MOE_INPUTS, QMOE_INPUTS
+from slmtvm.importer.steps import ExpertWeights, Param, Weights
+from slmtvm.ir.experts import Gate, Routing
+from slmtvm.ir.reference import apply_gate, dequantize
+
+_ACTIVATIONS = {  # of the operators, as onnxruntime computes them
+    "relu": Gate("relu"),
+    "gelu": Gate("gelu_tanh"),
+    "silu": Gate("silu"),
+    "identity": Gate("identity"),
+}
+_GROUPS = (256, 128, 64, 32, 16)
+_INT8_ACTIVATIONS = 4  # the accuracy_level that asks for them
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The experts of one block."""
+
+    up: ExpertWeights
+    gate: Gate
+    down: ExpertWeights
+
+    @property
+    def experts(self) -> int:
+        return len(self.up.weights.weight.array)
+
+    def results(self, x: Array) -> Array:
+        """What every expert makes of the rows of x, (experts, m, n), in float64."""
+        found = []
+        for expert in range(self.experts):
+            hidden = apply_gate(self.gate, _apply(self.up, expert, x))
+            found.append(_apply(self.down, expert, hidden))
+        return np.stack(found)
+
+
+def _apply(layer: ExpertWeights, expert: int, x: Array) -> Array:
+    y = x @ expanded(layer.weights, layer.k, expert).astype(x.dtype).T
+    return np.asarray(y if layer.bias is None else y + layer.bias.array[expert])
+
+
+def expanded(weights: Weights, k: int, expert: int) -> Array:
+    """One expert's weight in float32 (n, k)."""
+    scales, zeros = weights.scales, weights.zero_points
+    return dequantize(
+        weights.weight.array[expert],
+        None if scales is None else scales.array[expert],
+        None if zeros is None else zeros.array[expert],
+        format=weights.format, group_size=weights.group_size, columns=k,
+    )  # fmt: skip
+
+
+def mixture_of(cover: Cover, node: Node) -> tuple[Mixture, Routing]:
+    """The experts and the routing of a MoE or QMoE node.
+
+    Raises UnsupportedOpError for variants that cannot be compiled, InvalidModelError where
+    operands do not fit each other.
+    """
+    attrs, frame = node.attrs, cover.frame
+    where = frame.graph.where(node)
+    names = MOE_INPUTS if node.op_type == "MoE" else QMOE_INPUTS
+    given: dict[str, Constant] = {}
+    for name, value in list(zip(names, node.inputs, strict=False))[2:]:
+        if value:
+            constant = frame.small.constants.get(value)
+            if constant is None:
+                raise UnsupportedOpError(f"operand {name} must be a constant", where=where)
+            given[name] = constant
+    _refuse_variants(node, given, where)
+    layers = {
+        number: _layer(node, given, number, where)
+        for number in (1, 2, 3)
+        if f"fc{number}_experts_weights" in given
+    }
+    if not {1, 2} <= layers.keys():
+        raise InvalidModelError("the weights of both layers are needed", where=where)
+    up, down = layers[1], layers[2]
+    activation, fusion = attrs.get("activation_type", "relu"), attrs.get("swiglu_fusion", 0)
+    if activation == "swiglu":
+        limit = attrs.get("swiglu_limit", float("inf"))
+        gate = Gate(
+            "swiglu", attrs.get("activation_alpha", 1.0), attrs.get("activation_beta", 0.0), limit
+        )
+        if fusion == 1:
+            order = np.concatenate([np.arange(0, up.n, 2), np.arange(1, up.n, 2)])
+            up = _of_outputs(up, order)
+        elif 3 in layers:
+            up = side_by_side([up, layers[3]])
+    elif activation == "silu" and 3 in layers:
+        gate, up = Gate("swiglu"), side_by_side([up, layers[3]])
+    elif activation in _ACTIVATIONS and 3 not in layers:
+        gate = _ACTIVATIONS[activation]
+    else:
+        raise UnsupportedOpError(
+            f"experts with activation {activation!r} and {len(layers)} layers", where=where
+        )
+    experts = len(up.weights.weight.array)
+    width = up.n // 2 if gate.activation == "swiglu" else up.n
+    features = frame.features(node.inputs[0])
+    if up.k != features or down.k != width or down.n != features:
+        raise InvalidModelError(
+            f"experts of {up.k} to {up.n} and {down.k} to {down.n} features on rows of {features}",
+            where=where,
+        )
+    top_k = attrs.get("k", 1)
+    if not 0 < top_k <= experts or frame.features(node.inputs[1]) != experts:
+        raise InvalidModelError(
+            f"{top_k} of {experts} experts chosen by {frame.features(node.inputs[1])} numbers",
+            where=where,
+        )
+    normalize = "sum" if attrs.get("normalize_routing_weights", 0) else "none"
+    return Mixture(up, gate, down), Routing(experts, top_k, "softmax", normalize)
+
+
+def _refuse_variants(node: Node, given: Mapping[str, Constant], where: str) -> None:
+    found = [
+        what
+        for present, what in (
+            (node.attrs.get("use_sparse_mixer", 0), "a sparse mixer"),
+            (node.attrs.get("quant_type", "int") != "int", "float weights of 4 or 8 bits"),
+            (node.attrs.get("weights_prepacked", 0) == 1, "weights packed for another device"),
+            ("router_weights" in given, "weights apart from the router's choice"),
+            (any("scale" in n and "_scales" not in n for n in given), "scales of activations"),
+        )
+        if present
+    ]
+    if found:
+        raise UnsupportedOpError(
+            f"experts with {' and '.join(found)} are not supported", where=where
+        )
+
+
+def _layer(node: Node, given: Mapping[str, Constant], number: int, where: str) -> ExpertWeights:
+    """Layer ``number`` of the operator's experts."""
+    weight = given[f"fc{number}_experts_weights"]
+    bias = given.get(f"fc{number}_experts_bias")
+    if len(weight.shape) != 3 or not weight.plain:
+        raise InvalidModelError(
+            f"weight {weight.name!r} of shape {list(weight.shape)} is not one matrix for each "
+            "expert",
+            where=where,
+        )
+    experts, n = weight.shape[:2]
+    if node.op_type == "MoE":
+        weights, k, activation = _float_weights(weight, where), weight.shape[2], "f32"
+    else:
+        weights, k, activation = _quantized(node, given, number, where)
+    if bias is not None and bias.shape != (experts, n):
+        raise InvalidModelError(
+            f"bias {bias.name!r} of shape {list(bias.shape)} where {[experts, n]} is needed",
+            where=where,
+        )
+    given_bias = None if bias is None else bias.values().astype(np.float32, copy=False)
+    if bias is None or given_bias is None or not given_bias.any():
+        return ExpertWeights(weights, None, n, k, activation)
+    return ExpertWeights(weights, Param(bias.name, given_bias), n, k, activation)
+
+
+def _float_weights(weight: Constant, where: str, turned: bool = False) -> Weights:
+    formats = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16"}
+    if weight.quantization is not None or weight.stored.dtype not in formats:
+        raise UnsupportedOpError(
+            f"experts' weight {weight.name!r} of {weight.stored.dtype}", where=where
+        )
+    array = weight.stored.swapaxes(1, 2) if turned else weight.stored
+    return Weights(formats[weight.stored.dtype], Param(weight.name, array))
+
+
+def stacked_weights(weight: Constant, where: str, *, turned: bool) -> ExpertWeights:
+    """A float constant (experts, n, k), or where ``turned`` (experts, k, n)."""
+    weights = _float_weights(weight, where, turned)
+    _, n, k = weights.weight.array.shape
+    return ExpertWeights(weights, None, n, k)
+
+
+def _quantized(
+    node: Node, given: Mapping[str, Constant], number: int, where: str
+) -> tuple[Weights, int, str]:
+    """The integer weights of a QMoE layer, its k and what the file asks of activations."""
+    attrs = node.attrs
+    bits = attrs.get(f"fc{number}_expert_weight_bits", attrs.get("expert_weight_bits", 4))
+    block = attrs.get("block_size", 0)
+    weight, scales = given[f"fc{number}_experts_weights"], given.get(f"fc{number}_scales")
+    zeros = given.get(f"fc{number}_zero_points")
+    experts, n, row_bytes = weight.shape
+    k = row_bytes * 8 // bits if bits in (4, 8) else 0
+    if not k or weight.stored.dtype != np.uint8 or scales is None:
+        raise UnsupportedOpError(
+            f"experts of {bits} bits in {weight.dtype}; 4 and 8 bits in uint8 with scales are "
+            "supported",
+            where=where,
+        )
+    groups = -(-k // block) if block else 1
+    if scales.stored.size != experts * n * groups or (block and block not in _GROUPS):
+        raise InvalidModelError(
+            f"scales of shape {list(scales.shape)} for {experts} experts of {n} outputs and "
+            f"{groups} blocks of {block}",
+            where=where,
+        )
+    offsets = None if zeros is None else _zero_points(zeros, experts, n, groups, bits, where)
+    per_group = scales.values().reshape(experts, n, groups)
+    group_size = block
+    if bits == 4 and not block:
+        # One scale for a channel is the same scale for each of its groups.
+        group_size = next((g for g in _GROUPS if k % g == 0), _GROUPS[-1])
+        times = -(-k // group_size)
+        per_group = np.repeat(per_group, times, axis=2)
+        offsets = None if offsets is None else np.repeat(offsets, times, axis=2)
+    elif not block:
+        per_group = per_group[:, :, 0]
+        offsets = None if offsets is None else offsets[:, :, 0]
+    stored = weight.stored
+    if bits == 8:
+        stored = to_int8(stored, where)
+        middle = np.full((), 128, np.uint8) if offsets is None else offsets
+        shifted = int8_zero_points(middle, True, per_group.shape)
+    else:
+        shifted = None if offsets is None or (offsets == 8).all() else offsets
+    asked = attrs.get("accuracy_level", 0) == _INT8_ACTIVATIONS or bits == 8
+    weights = Weights(
+        f"int{bits}",
+        Param(weight.name, stored),
+        Param(scales.name, per_group),
+        None if shifted is None else Param(zeros.name if zeros else weight.name, shifted),
+        group_size,
+    )
+    return weights, k, "block" if asked and group_size else "f32"
+
+
+def _zero_points(
+    zeros: Constant, experts: int, n: int, groups: int, bits: int, where: str
+) -> Array:
+    """uint8 (experts, n, groups); the file packs 4-bit ones along the last axis."""
+    stored = zeros.stored.reshape(experts, -1)
+    if bits == 4:
+        if groups > 1:
+            stored = zeros.stored.reshape(experts * n, -1)
+        stored = np.stack([stored & 15, stored >> 4], axis=-1).reshape(len(stored), -1)
+        stored = stored[:, : groups if groups > 1 else n]
+    if stored.size != experts * n * groups:
+        raise InvalidModelError(f"zero points of shape {list(zeros.shape)}", where=where)
+    return stored.reshape(experts, n, groups)
+
+
+def _of_outputs(layer: ExpertWeights, order: Array) -> ExpertWeights:
+    """``layer`` with its outputs in another order."""
+
+    def turn(param: Param | None) -> Param | None:
+        return None if param is None else Param(param.name, param.array[:, order])
+
+    old = layer.weights
+    weight, scales, zero_points = turn(old.weight), turn(old.scales), turn(old.zero_points)
+    assert weight is not None
+    weights = replace(old, weight=weight, scales=scales, zero_points=zero_points)
+    return replace(layer, weights=weights, bias=turn(layer.bias))
+
+
+def swapped_halves(layer: ExpertWeights) -> ExpertWeights:
+    """The layer with the two halves of its outputs exchanged."""
+    return _of_outputs(layer, np.roll(np.arange(layer.n), layer.n // 2))
+
+
+def side_by_side(layers: Sequence[ExpertWeights]) -> ExpertWeights:
+    """Layers of the same rows as one whose outputs lie side by side."""
+    return _joined(layers, axis=1)
+
+
+def stacked(layers: Sequence[ExpertWeights]) -> ExpertWeights:
+    """Layers of one expert each as one of all of them."""
+    return _joined(layers, axis=0)
+
+
+def _joined(layers: Sequence[ExpertWeights], axis: int) -> ExpertWeights:
+    first = layers[0]
+    kinds = {(la.weights.format, la.weights.group_size, la.activation, la.k) for la in layers}
+    if len(kinds) != 1 or (axis == 0 and len({la.n for la in layers}) != 1):
+        raise UnsupportedOpError(f"experts in different formats: {sorted(kinds)}")
+
+    def join(params: Sequence[Param | None]) -> Param | None:
+        found = [p for p in params if p is not None]
+        if not found:
+            return None
+        if len(found) != len(params):
+            raise UnsupportedOpError(f"{found[0].name!r} has no counterpart in every expert")
+        name = f"{found[0].name}..{found[-1].name}"
+        return Param(name, np.concatenate([p.array for p in found], axis=axis))
+
+    parts = [la.weights for la in layers]
+    weight = join([p.weight for p in parts])
+    assert weight is not None
+    weights = Weights(
+        first.weights.format, weight, join([p.scales for p in parts]),
+        join([p.zero_points for p in parts]), first.weights.group_size,
+    )  # fmt: skip
+    n = sum(la.n for la in layers) if axis == 1 else first.n
+    return ExpertWeights(weights, join([la.bias for la in layers]), n, first.k, first.activation)

@@ -1,0 +1,294 @@
+"""Mixtures of experts and causal convolutions in the forms that exporters write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tvm import relax
+
+import slmtvm
+from slmtvm.errors import SlmError
+from slmtvm.importer import import_onnx
+from slmtvm.ir.experts import Routing
+from slmtvm.ir.model import CanonicalModel
+from slmtvm.ir.reference import evaluate
+from tests.importer.graphs import GraphBuilder, Tiny, build, run_onnxruntime, save
+
+EXPERTS, TOP_K, FFN = 5, 2, 37
+TOKENS = np.random.default_rng(3).integers(0, Tiny().vocab, 19)
+MICROSOFT = "com.microsoft"
+
+
+def router(b: GraphBuilder, x: str, hidden: int) -> str:
+    """Logits (rows, experts) of x (batch, length, hidden)."""
+    rows = b.op("Reshape", x, b.ints(-1, hidden))
+    return b.op("MatMul", rows, b.weight(hidden, EXPERTS))
+
+
+def chosen(b: GraphBuilder, logits: str) -> tuple[str, str]:
+    """Weights and experts of each row, as Mixtral has them."""
+    scores = b.op("Softmax", logits, axis=-1)
+    weights, experts = b.ops("TopK", scores, b.ints(TOP_K), outputs=2, axis=-1)
+    total = b.op("ReduceSum", weights, b.ints(-1), keepdims=1)
+    return b.op("Div", weights, total), experts
+
+
+def one_operator(b: GraphBuilder, x: str, hidden: int, **attrs: object) -> str:
+    given = {"activation_type": "swiglu", "swiglu_fusion": 1, "normalize_routing_weights": 1}
+    width = FFN if attrs.get("activation_type") == "gelu" else 2 * FFN
+    return b.op(
+        "MoE", x, router(b, x, hidden), b.near(0, EXPERTS, width, hidden),
+        b.near(0, EXPERTS, width), b.near(0, EXPERTS, hidden, FFN), b.near(0, EXPERTS, hidden),
+        domain=MICROSOFT, k=TOP_K, **{**given, **attrs},
+    )  # fmt: skip
+
+
+def with_limits(b: GraphBuilder, x: str, hidden: int) -> str:
+    return one_operator(
+        b, x, hidden, activation_alpha=1.702, activation_beta=1.0, swiglu_limit=0.5,
+        normalize_routing_weights=0,
+    )  # fmt: skip
+
+
+def with_gelu(b: GraphBuilder, x: str, hidden: int) -> str:
+    return one_operator(b, x, hidden, activation_type="gelu", swiglu_fusion=0)
+
+
+def choice_before_operator(b: GraphBuilder, x: str, hidden: int) -> str:
+    """What onnxruntime-genai's builder writes for LFM2: sigmoid scores, a bias for the choice."""
+    scores = b.op("Sigmoid", router(b, x, hidden))
+    by = b.op("Add", scores, b.near(0, EXPERTS))
+    experts = b.ops("TopK", by, b.ints(TOP_K), outputs=2, axis=-1)[1]
+    picked = b.op("GatherElements", scores, experts, axis=1)
+    total = b.op("ReduceSum", picked, b.ints(-1), keepdims=1)
+    share = b.op("Div", total, b.op("Add", total, b.constant(1e-6)))
+    scale = b.op("Mul", share, b.constant(2.5))
+    nothing = b.op("Expand", b.constant(-1e4), b.op("Shape", scores))
+    logits = b.op("ScatterElements", nothing, experts, b.op("Log", picked), axis=1)
+    mixed = b.op(
+        "MoE", x, logits, b.near(0, EXPERTS, 2 * FFN, hidden), "",
+        b.near(0, EXPERTS, hidden, FFN), "", domain=MICROSOFT, k=TOP_K, activation_type="swiglu",
+        swiglu_fusion=1, normalize_routing_weights=1,
+    )  # fmt: skip
+    return b.op("Mul", mixed, b.op("Unsqueeze", scale, b.ints(0)))
+
+
+def gathered_matrices(b: GraphBuilder, x: str, hidden: int) -> str:
+    """What torch.onnx writes for transformers 5: products with matrices picked by token."""
+    weights, experts = chosen(b, router(b, x, hidden))
+    flat = b.op("Unsqueeze", b.op("Reshape", experts, b.ints(-1)), b.ints(-1))
+    rows = b.op("Reshape", x, b.ints(-1, 1, hidden))
+    pairs = b.op("Expand", rows, b.ints(1, TOP_K, 1))
+    pairs = b.op("Reshape", pairs, b.ints(-1, hidden, 1))
+    up = b.op("GatherND", b.near(0, EXPERTS, 2 * FFN, hidden), flat)
+    gate, linear = b.ops("Split", b.op("MatMul", up, pairs), outputs=2, axis=1, num_outputs=2)
+    inner = b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), linear)
+    down = b.op("GatherND", b.near(0, EXPERTS, hidden, FFN), flat)
+    parts = b.op("Squeeze", b.op("MatMul", down, inner), b.ints(-1))
+    parts = b.op("Mul", parts, b.op("Reshape", weights, b.ints(-1, 1)))
+    by_token = b.op("Reshape", parts, b.ints(-1, TOP_K, hidden))
+    total = b.op("ReduceSum", by_token, b.ints(1), keepdims=0)
+    return b.op("Unsqueeze", total, b.ints(0))
+
+
+def loop_over_experts(b: GraphBuilder, x: str, hidden: int, *, add: bool = True) -> str:
+    """What torch.onnx writes for a loop: rows of each expert's tokens, scattered back."""
+    weights, experts = chosen(b, router(b, x, hidden))
+    rows = b.op("Reshape", x, b.ints(-1, hidden))
+    hot = b.op("OneHot", experts, b.constant(EXPERTS, np.int64), b.constant([0, 1], np.int64))
+    mask = b.op("Transpose", hot, perm=[2, 1, 0])
+    total = b.op("Expand", b.constant(0), b.op("Shape", rows))
+    for expert in range(EXPERTS):
+        own = b.op("Gather", mask, b.constant(expert, np.int64), axis=0)
+        places = b.op("NonZero", own)
+        slot = b.op("Gather", places, b.constant(0, np.int64), axis=0)
+        token = b.op("Gather", places, b.constant(1, np.int64), axis=0)
+        mine = b.op("Gather", rows, token, axis=0)
+        gate = b.op("MatMul", mine, b.weight(hidden, FFN))
+        linear = b.op("MatMul", mine, b.weight(hidden, FFN))
+        inner = b.op("Mul", linear, b.op("Mul", gate, b.op("Sigmoid", gate)))
+        result = b.op("MatMul", inner, b.weight(FFN, hidden))
+        pair = b.op("Concat", b.op("Unsqueeze", token, b.ints(1)),
+                    b.op("Unsqueeze", slot, b.ints(1)), axis=1)  # fmt: skip
+        weight = b.op("Unsqueeze", b.op("GatherND", weights, pair), b.ints(1))
+        result = b.op("Mul", result, weight)
+        at = b.op("Unsqueeze", token, b.ints(1))
+        if add:
+            total = b.op("ScatterND", total, at, result, reduction="add")
+        else:
+            nothing = b.op("Expand", b.constant(0), b.op("Shape", rows))
+            total = b.op("Add", total, b.op("ScatterND", nothing, at, result))
+    return b.op("Unsqueeze", total, b.ints(0))
+
+
+def loop_with_sums(b: GraphBuilder, x: str, hidden: int) -> str:
+    return loop_over_experts(b, x, hidden, add=False)
+
+
+MIXTURES: dict[str, tuple[Callable[[GraphBuilder, str, int], str], Routing]] = {
+    "one operator": (one_operator, Routing(EXPERTS, TOP_K, "softmax", "sum")),
+    "limits": (with_limits, Routing(EXPERTS, TOP_K, "softmax", "none")),
+    "gelu": (with_gelu, Routing(EXPERTS, TOP_K, "softmax", "sum")),
+    "choice before": (
+        choice_before_operator,
+        Routing(EXPERTS, TOP_K, "sigmoid", "sum", float(np.float32(1e-6)), 2.5),
+    ),
+    "gathered": (gathered_matrices, Routing(EXPERTS, TOP_K, "none", "softmax")),
+    "loop": (loop_over_experts, Routing(EXPERTS, TOP_K, "none", "softmax")),
+    "loop with sums": (loop_with_sums, Routing(EXPERTS, TOP_K, "none", "softmax")),
+}
+
+
+def calls(model: CanonicalModel, name: str) -> list[relax.Call]:
+    block = model.module["main"].body.blocks[0]
+    values = [binding.value for binding in block.bindings]
+    return [v for v in values if isinstance(v, relax.Call) and v.op.name == name]
+
+
+def check(model: CanonicalModel, path: Path) -> None:
+    want = run_onnxruntime(path, TOKENS)
+    assert np.abs(evaluate(model, TOKENS) - want).max() <= 2e-6 * np.ptp(want)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_every_form_of_a_mixture_is_one_op_with_its_routing(name: str, tmp_path: Path) -> None:
+    block, routing = MIXTURES[name]
+    path = save(build(Tiny(block=block, layers=2)), tmp_path)
+    model = import_onnx(path, context=24)
+    found = calls(model, "slm.moe")
+    assert len(found) == 2
+    for call in found:
+        got = Routing.of(call.attrs)
+        assert got.scale == pytest.approx(routing.scale, rel=1e-6)
+        assert Routing(**{**vars(got), "scale": routing.scale}) == routing
+    check(model, path)
+
+
+@pytest.mark.parametrize(("bits", "block"), [(4, 32), (8, 32), (4, 0), (8, 0)])
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_quantized_experts_keep_their_values(
+    bits: int, block: int, zero_points: bool, tmp_path: Path
+) -> None:
+    """Against the same experts dequantized: onnxruntime rounds activations of 8-bit experts."""
+    hidden, ffn = 32, 64
+    rng = np.random.default_rng(0)
+
+    def packed(n: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        groups = k // block if block else 1
+        q = rng.integers(0, 1 << bits, (EXPERTS, n, k), dtype=np.uint8)
+        zeros = rng.integers(1 << bits - 2, 3 << bits - 2, (EXPERTS, n, groups), dtype=np.uint8)
+        zeros = zeros if zero_points else np.full_like(zeros, 1 << bits - 1)
+        scales = rng.random((EXPERTS, n, groups)).astype(np.float32) / (1 << bits)
+        size = k // groups
+        spread = [np.repeat(a.astype(np.float32), size, axis=2) for a in (zeros, scales)]
+        w = (q - spread[0]) * spread[1]
+        if bits == 4:
+            q = q[..., ::2] | (q[..., 1::2] << 4)
+            along = zeros if groups > 1 else zeros[:, :, 0]
+            zeros = along[..., ::2] | (along[..., 1::2] << 4)
+        elif not block:
+            zeros = zeros[:, :, 0]
+        return w, q, scales if block else scales[:, :, 0], zeros
+
+    up, down = packed(2 * ffn, hidden), packed(hidden, ffn)
+    attrs = {
+        "k": TOP_K, "activation_type": "swiglu", "swiglu_fusion": 1,
+        "normalize_routing_weights": 1, "domain": MICROSOFT,
+    }  # fmt: skip
+
+    def quantized(b: GraphBuilder, x: str, width: int) -> str:
+        names = [b.constant(a, a.dtype) for a in (*up[1:], *down[1:])]
+        extra = {"expert_weight_bits": bits, **({"block_size": block} if block else {})}
+        zeros = ["", "", "", names[2], names[5]] if zero_points else []
+        return b.op(
+            "QMoE", x, router(b, x, width), names[0], names[1], "", names[3], names[4], "",
+            *zeros, **attrs, **extra,
+        )  # fmt: skip
+
+    def floats(b: GraphBuilder, x: str, width: int) -> str:
+        return b.op(
+            "MoE", x, router(b, x, width), b.constant(up[0]), "", b.constant(down[0]), "", **attrs
+        )  # fmt: skip
+
+    tiny = {"hidden": hidden, "heads": 4, "kv_heads": 4}
+    path = save(build(Tiny(block=quantized, **tiny)), tmp_path)
+    plain = save(build(Tiny(block=floats, **tiny)), tmp_path, "plain.onnx")
+    model = import_onnx(path, context=24)
+    (call,) = calls(model, "slm.moe")
+    assert call.attrs["up_format"] == f"int{bits}"
+    want = run_onnxruntime(plain, TOKENS)
+    # The reference rounds activations where the file asks for it.
+    tolerance = 2e-2 if call.attrs["up_activation"] == "block" else 2e-6
+    assert np.abs(evaluate(model, TOKENS) - want).max() <= tolerance * np.ptp(want)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "said"),
+    [({"use_sparse_mixer": 1}, "sparse mixer"), ({"activation_type": "tanh"}, "'tanh'")],
+)
+def test_experts_that_cannot_be_compiled_are_refused(
+    attrs: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    def block(b: GraphBuilder, x: str, hidden: int) -> str:
+        return one_operator(b, x, hidden, **attrs)
+
+    path = save(build(Tiny(block=block)), tmp_path)
+    with pytest.raises(SlmError, match=said):
+        import_onnx(path, context=24)
+
+
+def conv_with_state(b: GraphBuilder, x: str, hidden: int) -> str:
+    turned = b.op("Transpose", x, perm=[0, 2, 1])
+    weight, bias = b.near(0, hidden, 1, 3), b.near(0, hidden)
+    y = b.ops("CausalConvWithState", turned, weight, bias, outputs=2, domain=MICROSOFT,
+              activation="silu")[0]  # fmt: skip
+    return b.op("Transpose", y, perm=[0, 2, 1])
+
+
+def conv_trimmed(b: GraphBuilder, x: str, hidden: int, before: int = 3) -> str:
+    """Gated as in LFM2: c * conv(b * v), more padding than needed cut off behind."""
+    joint = b.op("Transpose", b.op("MatMul", x, b.weight(hidden, 3 * hidden)), perm=[0, 2, 1])
+    gate, out, value = b.ops("Split", joint, outputs=3, axis=1, num_outputs=3)
+    inner = b.op("Mul", gate, value)
+    y = b.op("Conv", inner, b.near(0, hidden, 1, 4), group=hidden, pads=[before, 3])
+    length = b.op("Shape", x, start=1, end=2)
+    y = b.op("Slice", y, b.ints(0), length, b.ints(2))
+    return b.op("Transpose", b.op("Mul", out, y), perm=[0, 2, 1])
+
+
+@pytest.mark.parametrize("block", [conv_with_state, conv_trimmed])
+def test_a_causal_convolution_is_one_op(
+    block: Callable[[GraphBuilder, str, int], str], tmp_path: Path
+) -> None:
+    path = save(build(Tiny(block=block, layers=2)), tmp_path)
+    model = import_onnx(path, context=24)
+    assert [int(c.attrs["layer"]) for c in calls(model, "slm.causal_conv")] == [0, 1]
+    check(model, path)
+
+
+def test_a_convolution_that_reads_later_positions_is_refused(tmp_path: Path) -> None:
+    def block(b: GraphBuilder, x: str, hidden: int) -> str:
+        return conv_trimmed(b, x, hidden, before=2)
+
+    path = save(build(Tiny(block=block)), tmp_path)
+    with pytest.raises(SlmError):
+        import_onnx(path, context=24)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [loop_over_experts, conv_trimmed])
+def test_a_compiled_model_gives_onnxruntime_s_logits_one_token_or_many_at_a_time(
+    block: Callable[[GraphBuilder, str, int], str], tmp_path: Path
+) -> None:
+    path = save(build(Tiny(block=block, layers=2)), tmp_path)
+    slmtvm.compile(path, ["host"], output=tmp_path / "m.slm", context=24, kv="f32")
+    want = run_onnxruntime(path, TOKENS)
+    with slmtvm.load(tmp_path / "m.slm") as session:
+        got = session.eval_all(TOKENS)
+        session.reset()
+        singly = np.stack([session.eval(TOKENS[i : i + 1]) for i in range(len(TOKENS))])
+    assert np.abs(got - want).max() <= 5e-6 * np.ptp(want)
+    np.testing.assert_array_equal(singly, got)
