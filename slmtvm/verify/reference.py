@@ -11,6 +11,7 @@ import onnxruntime
 
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.importer.encoder_decoder import encoder_file
+from slmtvm.verify.cache import cache_sizes
 
 _DTYPES = {
     "tensor(int64)": np.int64,
@@ -20,6 +21,7 @@ _DTYPES = {
     "tensor(float16)": np.float16,
 }
 _PAST_PREFIX = "past"  # past_key_values.0.key, past_0, ...
+_CACHE_RANK = 4  # (batch, heads, length, head_dim)
 _SOURCE_STATES = "encoder_hidden_states"
 _LOGITS, _HIDDEN = "logits", "last_hidden_state"
 
@@ -56,6 +58,7 @@ class Reference:
             )
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise _refusal(path, error) from error
+        self._cache_sizes = cache_sizes(self.path)
         self._output = ""
         self.choose_output()
         self._encoder: Reference | None = None
@@ -132,7 +135,10 @@ class Reference:
         """The value of one input of the graph: a batch of one, nothing in the cache."""
         name, dtype = given.name, _DTYPES.get(given.type)
         if dtype is not None and name.startswith(_PAST_PREFIX):
-            return np.zeros(_empty_cache(given.shape), dtype)
+            sizes = _empty_cache(given.shape)
+            if len(sizes) == _CACHE_RANK and not isinstance(given.shape[-1], int):
+                sizes[-2:] = self._cache_sizes.get(name, (0, 0))
+            return np.zeros(sizes, dtype)
         if dtype is None or name not in values:
             raise UnsupportedOpError(
                 f"input {name!r} of type {given.type} is unknown; known are "

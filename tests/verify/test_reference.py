@@ -11,6 +11,8 @@ from onnx import TensorProto, helper
 
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.verify import Reference
+from tests.importer.graphs import run_onnxruntime, save
+from tests.importer.test_builder_graphs import Built, write
 from tests.models import heldout_ids, model_path
 
 
@@ -83,3 +85,27 @@ def test_caches_are_fed_empty_and_the_columns_of_convolutions_zero(tmp_path: Pat
     assert feeds["past_key_values.1.key"].shape == (1, 2, 0, 8)
     assert feeds["past_conv.2"].shape == (1, 4, 3) and not feeds["past_conv.2"].any()
     assert feeds["use_cache_branch"].tolist() == [False]
+
+
+@pytest.mark.parametrize("window", [-1, 5])
+def test_a_cache_whose_head_dim_is_symbolic_is_fed_as_the_attention_needs_it(
+    window: int, tmp_path: Path
+) -> None:
+    """As onnxruntime-genai's builder has it; with a window its cache has the window's size."""
+    tokens = np.arange(20)
+    attributes = (("local_window_size", window),)
+    plain = write(Built(attention=attributes))
+    want = run_onnxruntime(save(plain, tmp_path), tokens)
+    sliding = (("sliding_window_cache", int(window > 0)),)
+    model = write(Built(attention=attributes + sliding))
+    for port in model.graph.input:
+        if port.name.startswith("past"):
+            port.type.tensor_type.shape.dim[3].dim_param = "kv_cache_dim"
+    for node in model.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            dims = ["batch", "seq", 4 * 16]
+            model.graph.value_info.append(
+                helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, dims)
+            )
+    got = Reference(save(model, tmp_path, "symbolic.onnx")).rows(tokens)
+    assert np.abs(got - want).max() <= 1e-5 * np.ptp(want)

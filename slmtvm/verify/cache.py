@@ -1,0 +1,35 @@
+"""What an ONNX file says of its cache elsewhere than at its inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import NodeProto
+
+_PAST = (3, 4)  # where GroupQueryAttention takes past keys and values
+
+
+def cache_sizes(path: Path) -> dict[str, tuple[int, int]]:
+    """(positions, head_dim) of each empty past input that a GroupQueryAttention reads.
+
+    onnxruntime-genai's builder leaves head_dim symbolic at the input; the declared width of the
+    attention's result tells it. A cache of a window's size has room for the window though empty.
+    """
+    graph = onnx.load(str(path), load_external_data=False).graph
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in graph.value_info}
+    found: dict[str, tuple[int, int]] = {}
+    for node in graph.node:
+        if node.op_type != "GroupQueryAttention" or not shapes.get(node.output[0]):
+            continue
+        heads, width = _integer(node, "num_heads"), shapes[node.output[0]][-1].dim_value
+        sliding = _integer(node, "sliding_window_cache") > 0
+        positions = max(_integer(node, "local_window_size"), 0) if sliding else 0
+        if heads > 0 and width % heads == 0:
+            sizes = (positions, width // heads)
+            found.update({node.input[i]: sizes for i in _PAST if i < len(node.input)})
+    return found
+
+
+def _integer(node: NodeProto, name: str) -> int:
+    return next((a.i for a in node.attribute if a.name == name), 0)
