@@ -251,3 +251,12 @@ def test_an_entry_begins_where_onnx_changed_the_operator():
             if s.name == entry.op_type and s.domain == ""
         }
         assert entry.since in first or entry.since < min(first), entry
+
+
+def test_an_empty_piece_of_another_width_is_left_out_as_onnxruntime_does_where_sizes_are_dynamic():
+    node = Node("", "Concat", 18, "", (), ("y",), {"axis": 1})
+    empty = np.zeros((2, 0, 0), np.float32)
+    (got,) = compute(Graph("", (), (), (), {}), node, (empty, X))
+    np.testing.assert_array_equal(got, X)
+    (nothing,) = compute(Graph("", (), (), (), {}), node, (empty, empty))
+    assert nothing.shape == empty.shape

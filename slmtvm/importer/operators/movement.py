@@ -173,7 +173,10 @@ def _slice(x: Array, starts: Any, ends: Any, axes: Any, steps: Any) -> Array:
 
 @register("Concat", 4, Kind.MOVE, data=None)
 def concat(attrs: Attrs, *x: Array) -> Any:
-    return np.concatenate(x, axis=attrs["axis"])
+    axis = attrs["axis"]
+    # An empty past may have heads of a size that its graph input does not tell.
+    whole = [part for part in x if part.size or part.shape[axis]] or list(x[:1])
+    return np.concatenate(whole, axis=axis)
 
 
 @register("Split", 2, Kind.MOVE)
