@@ -11,8 +11,8 @@ registers of 128 and 256 bits), in int4 and int8:
 - for cortex-a78, llvm-mca's cycles of the inner loops of linear kernels beside the bound that the
   core's ports give.
 
-Needs Debian's packages cmake, gcc, llvm, libc6-arm64-cross, libc6-riscv64-cross and qemu-user (the
-static one has no plugins). The first run builds llama.cpp, which takes long; --cache keeps it.
+What it needs and what was measured: docs/benchmarks.md. The first run builds llama.cpp, which takes
+long; --cache keeps it.
 """
 
 from __future__ import annotations
