@@ -99,9 +99,11 @@ def _group_query(cover: Cover, node: Node) -> Attention:
 def _mask(cover: Cover, node: Node, bias: str | None, where: str) -> Mask:
     """What the attention adds to its scores: a causal mask, a window, a constant bias."""
     frozen = cover.frame.full
+    causal, window = node.attrs.get("causal", 1), node.attrs.get("local_window_size", -1)
+    if causal and not bias and window != 0:
+        return Mask("causal", window if 0 < window < frozen.length else 0)
     rows, columns = np.indices((frozen.length, frozen.length), sparse=True)
-    visible = columns <= rows if node.attrs.get("causal", 1) else columns >= 0 * rows
-    window = node.attrs.get("local_window_size", -1)
+    visible = columns <= rows if causal else columns >= 0 * rows
     if window >= 0:
         visible = visible & (rows - columns < window)
     added = np.zeros((1, *visible.shape), np.float32)

@@ -66,7 +66,7 @@ def _window(visible: Array) -> int | None:
     window = int(sizes[0, -1])
     expected = np.minimum(np.arange(n) + 1, window)
     places = np.arange(n)
-    first = np.where(visible, places, n).min(axis=-1)
+    first = visible.argmax(axis=-1)
     regular = (sizes == expected).all() and (first == places + 1 - expected).all()
     if not regular or not visible[:, places, places].all():
         return None
