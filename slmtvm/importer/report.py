@@ -29,26 +29,34 @@ _ACTIVATIONS = ("nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.relu", "sigmoid")  # t
 
 def family_of(steps: Sequence[Step]) -> str:
     """The best-known architecture with these parts; "transformer" where none fits."""
-    masks = {s.mask for s in steps if isinstance(s, Attention)}
-    rotary = any(isinstance(s, Rope) for s in steps)
+    attentions = [s for s in steps if isinstance(s, Attention)]
+    norms = [s for s in steps if isinstance(s, Norm)]
+    ops = {s.op for s in steps if isinstance(s, Elementwise)}
     learned = any(isinstance(s, PositionRows) for s in steps)
-    layer_norm = any(isinstance(s, Norm) and s.beta is not None for s in steps)
-    gated = any(isinstance(s, Elementwise) and s.op == "nn.silu" for s in steps)
-    biased = any(isinstance(s, Linear) and s.bias is not None for s in steps)
+    layer_norm = any(n.beta is not None for n in norms)
     if any(isinstance(s, Convolution) for s in steps):
         return "lfm2"
     if any(isinstance(s, Experts) for s in steps):
-        shared = any(isinstance(s, Elementwise) and s.op == "sigmoid" for s in steps)
-        return "qwen2-moe" if shared else "mixtral"
-    if masks == {"bidirectional"}:
-        return "bert" if learned and layer_norm else "encoder"
-    if rotary and gated and not layer_norm:
-        return "qwen2" if biased else "llama"
-    if rotary and layer_norm:
+        return "qwen2-moe" if "sigmoid" in ops else "mixtral"
+    if {a.mask for a in attentions} == {"bidirectional"}:
+        biased = any(a.bias is not None for a in attentions)
+        return "encoder" if not (learned and layer_norm) else "mpnet" if biased else "bert"
+    if not any(isinstance(s, Rope) for s in steps):
+        if any(a.bias is not None for a in attentions):
+            return "bloom"
+        return "gpt2" if learned and layer_norm else "transformer"
+    if layer_norm:
         return "gpt-neox"
-    if learned and layer_norm:
-        return "gpt2"
-    return "transformer"
+    normed_heads = any(n.groups > 1 for n in norms)
+    if "nn.gelu_tanh" in ops:
+        return "gemma3" if normed_heads else "gemma2"
+    if "nn.silu" not in ops:
+        return "transformer"
+    if normed_heads:
+        return "qwen3"
+    if any(isinstance(s, Linear) and s.bias is not None for s in steps):
+        return "qwen2"
+    return "mistral" if any(a.window for a in attentions) else "llama"
 
 
 def hidden_size(steps: Sequence[Step]) -> int:

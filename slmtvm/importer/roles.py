@@ -78,7 +78,8 @@ def assign_roles(graph: Graph) -> Roles:
         listing = ", ".join(f"{p.name!r} {list(p.dims or ())}" for p in unknown or tokens)
         raise UnsupportedOpError(
             f"inputs whose role is not known: {listing or 'no token input'}; known are input_ids, "
-            "attention_mask, position_ids, token_type_ids and past_key_values.*",
+            "attention_mask (batch, sequence), position_ids, token_type_ids and past_key_values.*"
+            + "".join(dict.fromkeys(map(_hint, unknown))),
             where=where,
         )
     per_token = (p for role, p in fixed.values() if role not in ("past", "no", "states"))
@@ -87,6 +88,18 @@ def assign_roles(graph: Graph) -> Roles:
     for port in (p for role, p in fixed.values() if role == "past"):
         _check_size(port, where)
     return Roles(tokens[0], fixed)
+
+
+def _hint(port: Port) -> str:
+    """What to do about an input that often stands in exports, and cannot be compiled."""
+    if "embed" in port.name:
+        return "; export the model with input_ids, its embedding included"
+    if "mask" in port.name and len(port.dims or ()) > 2:
+        return (
+            "; a mask of every pair of positions cannot be compiled: export the model with one "
+            "of valid positions (batch, sequence) or without"
+        )
+    return ""
 
 
 def _dtype(port: Port) -> np.dtype[np.generic]:

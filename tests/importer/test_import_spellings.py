@@ -99,6 +99,47 @@ def test_a_rope_is_found_however_slowly_it_turns(base, tmp_path):
     assert op_names(model).count("slm.rope") == 2
 
 
+def test_rotary_tables_that_change_with_the_length_are_refused(tmp_path):
+    model = build(Tiny(rope="rotate_half"))
+    (places,) = (n for n in model.graph.node if n.op_type == "Range")
+    (cast,) = (n for n in model.graph.node if n.op_type == "Cast")
+    total = helper.make_node("Cast", [places.input[1]], ["total"], to=TensorProto.FLOAT)
+    near = helper.make_node("Div", [cast.output[0], "total"], ["near"])
+    at = list(model.graph.node).index(cast) + 1
+    model.graph.node.insert(at, near)
+    model.graph.node.insert(at, total)
+    for node in list(model.graph.node)[at + 2 :]:
+        node.input[:] = ["near" if name == cast.output[0] else name for name in node.input]
+    with pytest.raises(UnsupportedOpError, match="rotary tables change with the length"):
+        import_onnx(save(model, tmp_path), context=64)
+
+
+@pytest.mark.parametrize("bound", [30.0, 3e4])
+def test_a_clamp_is_kept_however_far_out_it_stands(bound, tmp_path, monkeypatch):
+    clamp = lambda b, x: b.op("Clip", x, b.constant(-bound), b.constant(bound))  # noqa: E731
+    monkeypatch.setitem(OTHER_ACTIVATIONS, "clamp", clamp)
+    model = check(Tiny(activation="clamp"), tmp_path)
+    assert {"relax.minimum", "relax.maximum"} <= set(op_names(model))
+
+
+@pytest.mark.parametrize(
+    ("family", "tiny"),
+    [
+        ("bert", Tiny(norm="layer_operator", learned_positions=64, mask="none")),
+        ("bloom", Tiny(norm="layer_operator", mask="by_key")),
+        ("gpt2", Tiny(norm="layer_operator", learned_positions=64)),
+        ("gpt-neox", Tiny(norm="layer_operator", rope="partial", activation="gelu_erf")),
+        ("llama", Tiny(rope="rotate_half")),
+        ("mistral", Tiny(rope="rotate_half", mask="window")),
+        ("mpnet", Tiny(norm="layer_operator", learned_positions=64, mask="by_bucket")),
+        ("qwen2", Tiny(rope="rotate_half", bias=True)),
+        ("qwen3", Tiny(rope="rotate_half", qk_norm="shared", heads=4, kv_heads=2)),
+    ],
+)
+def test_a_family_is_named_by_its_parts(family, tiny, tmp_path):
+    assert import_onnx(save(build(tiny), tmp_path), context=64).family == family
+
+
 @pytest.mark.parametrize("mask", MASKS)
 def test_every_spelling_of_a_mask_is_named(mask, tmp_path):
     model = check(Tiny(mask=mask, learned_positions=70), tmp_path)

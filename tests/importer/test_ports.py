@@ -79,6 +79,21 @@ def test_tokens_in_int32_and_any_name_of_the_batch_are_taken(dims, tmp_path):
     assert agrees(save(model, tmp_path), "logits")
 
 
+@pytest.mark.parametrize(
+    ("name", "dims", "hint"),
+    [
+        ("attention_mask", ["b", 1, "q", "k"], "one of valid positions"),
+        ("inputs_embeds", ["b", "s", 24], "export the model with input_ids"),
+    ],
+)
+def test_an_input_that_cannot_be_compiled_is_refused_with_what_to_do(name, dims, hint, tmp_path):
+    model = build(TINY)
+    port = helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+    model.graph.input.append(port)
+    with pytest.raises(UnsupportedOpError, match=hint):
+        import_onnx(save(model, tmp_path))
+
+
 def test_a_decoder_without_logits_is_refused(tmp_path):
     model = build(TINY)
     states = hidden_states(model, TINY.hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,6 +21,8 @@ from slmtvm.importer.tokens import uniform
 # The graph's constants are roundings of the formulas' numbers: to float32, or to 16 bits.
 _TOLERANCE = 1e-6
 _TOLERANCE_16_BITS = {"float16": 1e-3, "bfloat16": 8e-3}
+# Decimal orders of the largest samples; in float16 less than what overflows, where clamps stand.
+_FARTHEST, _FARTHEST_16_BITS = 30.0, 3.5
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "": lambda x: x,
@@ -53,25 +56,32 @@ def match_activation(cover: Cover, value: str) -> Step | None:
         width = cover.width(x)
         if frame.small.dtypes[x].kind in "iub" or width is None or width != cover.width(value):
             continue
-        samples = cover.random.normal(size=(frame.small.length, width)) * 4
         nodes = between(frame, x, value)
-        result = cover.probe(nodes, x, value, samples)
-        if result is None:
-            continue
         tolerance = _tolerance(cover, nodes)
+        near = cover.random.normal(size=(frame.small.length, width)) * 4
+        # A clamp is none of these functions, however far out it stands.
+        orders = _FARTHEST if tolerance == _TOLERANCE else _FARTHEST_16_BITS
+        far = near * np.logspace(0, orders, near.size).reshape(near.shape)
+        results = [cover.probe(nodes, x, value, samples) for samples in (near, far)]
         # The nearest one: rounded constants bring both formulas of GELU within the tolerance.
-        errors = {name: _error(result, f(samples)) for name, f in _ACTIVATIONS.items()}
+        errors = {name: _error(results[0], f(near)) for name, f in _ACTIVATIONS.items()}
         name = min(errors, key=lambda key: errors[key])
-        if errors[name] <= tolerance:
+        expected = _ACTIVATIONS[name](far)
+        # Far out the graph's own spelling may overflow.
+        end = results[1]
+        end = None if end is None else np.where(np.isfinite(end), end, expected)
+        if max(errors[name], _error(end, expected)) <= tolerance:
             source = cover.need(x)
             return Elementwise(name, (source,)) if name else Same(source)
     return None
 
 
-def _error(result: Array, expected: Array) -> float:
-    """The largest error of ``result``, absolute or relative; infinite where it is no number."""
+def _error(result: Array | None, expected: Array) -> float:
+    """How far ``result`` is from ``expected``, relative to 1 + its size."""
+    if result is None:
+        return math.inf
     error = float(np.max(np.abs(result - expected) / (1 + np.abs(expected))))
-    return error if np.isfinite(error) else np.inf
+    return error if math.isfinite(error) else math.inf
 
 
 def _tolerance(cover: Cover, nodes: Sequence[Node]) -> float:

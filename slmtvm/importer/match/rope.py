@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slmtvm.errors import InvalidModelError
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.freeze import Frozen, operator_of
 from slmtvm.importer.graph import Array, Node
@@ -94,7 +94,11 @@ def _measure(
     if np.abs(own[:length] - small[0]).max() > _TOLERANCE or (
         np.abs(other[:length] - small[1]).max() > _TOLERANCE
     ):
-        return None  # the tables change with the length, they are no tables of positions
+        raise UnsupportedOpError(
+            "its rotary tables change with the length of the sequence, not only with the position "
+            "(a dynamic or long rope past its original context?); compile for a shorter context",
+            where=frame.where(value),
+        )
     cos, sin = own[:, first], other[:, second]
     pairs = np.abs(own[:, second] - cos).max() + np.abs(other[:, first] + sin).max()
     if pairs > _TOLERANCE * max(np.abs(own).max(), 1):
