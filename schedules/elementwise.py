@@ -37,6 +37,26 @@ def build_multiply(m: int, d: int, by: int) -> Kernel:
     return define(f"multiply_m{m}_d{d}_by{by}", tensors, body, grid=m, outputs=["y"])
 
 
+def build_position_rows(m: int, d: int, table_rows: int) -> Kernel:
+    """table float32 (table_rows, d) -> y = table[position .. position + m]; one block a row."""
+    tensors = [Tensor("table", (table_rows, d), "float32"), Tensor("y", (m, d), "float32")]
+
+    def body(row: Expr, table: Buffer, y: Buffer, position: Expr) -> None:
+        start = T.bind((position + row) * d)
+
+        def emit(column: Expr, count: int, _slot: int) -> None:
+            for at, lanes in vec.pieces(count):
+                here = column + at
+                vec.store(y, row * d + here, vec.load(table, start + here, lanes), lanes)
+
+        vec.sweep(d, emit)
+
+    return define(
+        f"position_rows_m{m}_d{d}_r{table_rows}", tensors, body, grid=m, outputs=["y"],
+        scalars=["position"], work=Work(touched={"table": m * d * 4}),
+    )  # fmt: skip
+
+
 def build_add_positions(m: int, d: int, table_rows: int) -> Kernel:
     """(x, table) -> y = x + table[position .. position + m]; x, y float32 (m, d), table
     (table_rows, d); one block for each row."""

@@ -208,6 +208,22 @@ def round_product_to_int(a: Expr, b: Expr) -> Expr:
     return _integer_bits(fma(a, b, splat(_ROUNDER, lanes_of(a))))
 
 
+def levels(x: Expr, scale: float, low: int, high: int) -> Expr:
+    """``x / scale`` rounded half to even, within low and high: int32. No number becomes low."""
+    lanes = lanes_of(x)
+    # A division, and bounds before rounding, as onnxruntime has it.
+    ideal = T.bind(x / splat(scale, lanes))
+    above = T.bind(maximum(ideal, splat(float(low), lanes)))
+    return round_to_int(T.bind(minimum(above, splat(float(high), lanes))))
+
+
+def rounded(x: Expr, scale: float, low: int, high: int) -> Expr:
+    """``levels`` times the scale."""
+    lanes = lanes_of(x)
+    q = T.cast(levels(x, scale, low, high), dtype_of("float32", lanes))
+    return T.bind(q * splat(scale, lanes))
+
+
 def _integer_bits(shifted: Expr) -> Expr:
     lanes = lanes_of(shifted)
     bits = T.reinterpret(dtype_of("int32", lanes), shifted)

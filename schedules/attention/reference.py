@@ -41,6 +41,12 @@ def quantize(x: Array) -> tuple[Array, Array]:
     return levels.astype(np.int8), np.where(tiny, np.float32(0), amax / np.float32(127))
 
 
+def rounded(x: Array, scale: float, low: int, high: int) -> Array:
+    """x rounded to multiples of ``scale``, from ``low`` to ``high`` of them."""
+    step = float(np.float32(scale))
+    return np.rint(np.clip(x / step, low, high)) * step
+
+
 def stored(shape: AttentionShape, x: Array) -> Array:
     """x as a cache of floats holds it: rounded once; float16 has no infinities."""
     largest = np.finfo(shape.kv_dtype).max
@@ -91,12 +97,18 @@ def attend(shape: AttentionShape, inputs: Mapping[str, Array], scalar: int) -> A
         begin = max(0, position + 1 - shape.window) if shape.window else 0
         for head in range(h):
             kv = head // shape.group
-            scores = keys[kv, begin:end] @ q[i, head] * shape.scale
+            scores = keys[kv, begin:end] @ q[i, head]
+            for factor, step, low, high in shape.roundings:
+                scores = rounded(scores * factor, step, low, high)
+            scores = scores * shape.scale
             if shape.softcap:
                 scores = shape.softcap * np.tanh(scores / shape.softcap)
             if shape.bias_columns:
                 first = shape.bias_zero - position + begin
                 scores = scores + inputs["bias"][head, first : first + end - begin]
             weights = np.exp(scores - scores.max())
-            o[i, head] = weights @ values[kv, begin:end] / weights.sum()
+            weights /= weights.sum()
+            if shape.weight_rounding is not None:
+                weights = rounded(weights, *shape.weight_rounding)
+            o[i, head] = weights @ values[kv, begin:end]
     return o.reshape(m, h * d)

@@ -114,7 +114,7 @@ def _seen(query: Query, positions: Expr) -> Expr:
 
 def _is_scaled(shape: AttentionShape) -> bool:
     """Whether scores are scaled as they are computed, not just before their exponential."""
-    return shape.softcap > 0 or shape.bias_columns > 0
+    return shape.softcap > 0 or shape.bias_columns > 0 or bool(shape.roundings)
 
 
 def _complete(
@@ -124,6 +124,8 @@ def _complete(
     if not _is_scaled(shape):
         return dot
     factor = shape.scale
+    for before, scale, low, high in shape.roundings:
+        dot = vec.rounded(T.bind(dot * vec.splat(before)), scale, low, high)
     if shape.softcap:
         dot = vec.tanh(T.bind(dot * vec.splat(shape.scale / shape.softcap)))
         factor = shape.softcap
@@ -154,6 +156,7 @@ def softmax(
 ) -> Expr:
     """``scores`` from ``scores_at`` on -> exp(score - largest) in scratch; 1 / the sum of these.
 
+    Where the results are rounded, that number is multiplied in first, and 1 takes its place.
     Scores that are not scaled yet are multiplied by the layer's scale. The scales of values that
     have any are multiplied in.
     """
@@ -164,8 +167,25 @@ def softmax(
         if not _is_scaled(shape):
             below = T.bind(below * vec.splat(shape.scale))
         weight = vec.exp(below)
-        scales = _scales(shape, buffers, "v_scale", head, T.bind(block * LANES))
-        scaled = weight if scales is None else weight * scales
-        vec.store(memory, weights_at + block * LANES, scaled)
         total[0] = T.bind(total[0] + weight)
-    return T.bind(T.float32(1.0) / vec.across(total[0], vec.add))
+        if shape.weight_rounding is None:
+            weight = _times_value_scales(shape, buffers, head, block, weight)
+        vec.store(memory, weights_at + block * LANES, weight)
+    inverse = T.bind(T.float32(1.0) / vec.across(total[0], vec.add))
+    if shape.weight_rounding is None:
+        return inverse
+    factors = vec.splat(inverse)
+    with T.serial(span.begin, span.end) as block:
+        at = T.bind(weights_at + block * LANES)
+        exact = T.bind(vec.load(memory, at) * factors)
+        weight = vec.rounded(exact, *shape.weight_rounding)
+        vec.store(memory, at, _times_value_scales(shape, buffers, head, block, weight))
+    return T.float32(1.0)
+
+
+def _times_value_scales(
+    shape: AttentionShape, buffers: dict[str, Buffer], head: Expr, block: Expr, weight: Expr
+) -> Expr:
+    """``weight`` of 16 positions times the scales of their values, where those have any."""
+    scales = _scales(shape, buffers, "v_scale", head, T.bind(block * LANES))
+    return weight if scales is None else T.bind(weight * scales)

@@ -52,6 +52,9 @@ class AttentionShape:
     positions that a block of the kernel meets, visible or not, there must be a column:
     ``BIAS_MARGIN`` columns more than pairs of visible positions have.
 
+    ``roundings`` and ``weight_rounding`` are what ``slm.attention`` does to scores before their
+    scale and to the softmax's result, see ``ir.ops.attention``.
+
     ``kv_dtype`` is how the cache holds keys and values, "float32", "float16" or "int8" (scale
     amax / 127, rounded half to even); arithmetic is on float32. ``native_f16`` says whether the ISA
     converts between the first two; the values are the same.
@@ -77,6 +80,8 @@ class AttentionShape:
     softcap: float = 0.0
     bias_columns: int = 0
     bias_zero: int = 0
+    roundings: tuple[tuple[float, float, int, int], ...] = ()
+    weight_rounding: tuple[float, int, int] | None = None
 
     def __post_init__(self) -> None:
         assert self.mask in MASKS, self.mask
@@ -86,6 +91,7 @@ class AttentionShape:
         assert self.rotary_dim % 2 == 0 and self.rotary_dim <= self.head_dim, self
         assert (self.table_rows > 0) == (self.rotary_dim > 0), self
         assert self.kv_dtype in KV_DTYPES, self.kv_dtype
+        assert not self.roundings or not self.softcap, self
         assert self.window >= 0 and self.softcap >= 0, self
         assert self.causal or not self.window, self
 
@@ -213,6 +219,11 @@ class AttentionShape:
             parts.append(f"w{self.window}")
         if self.softcap:
             parts.append(f"cap{_hex(self.softcap)}")
+        for factor, scale, low, high in self.roundings:
+            parts.append(f"f{_hex(factor)}r{_hex(scale)}_{-low}_{high}")
+        if self.weight_rounding is not None:
+            scale, low, high = self.weight_rounding
+            parts.append(f"p{_hex(scale)}_{-low}_{high}")
         if self.bias_columns:
             parts.append(f"bias{self.bias_columns}at{self.bias_zero}")
         return parts

@@ -75,21 +75,13 @@ def _row_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
     )  # fmt: skip
 
 
-def _static_levels(op: RowOp, v: Expr) -> Expr:
-    """``v / scale`` rounded, within low and high: int32. What is no number becomes low."""
-    # A division, and bounds before rounding, as onnxruntime has it.
-    ideal = T.bind(v / vec.splat(op.scale))
-    above = T.bind(vec.maximum(ideal, vec.splat(float(op.low))))
-    return vec.round_to_int(T.bind(vec.minimum(above, vec.splat(float(op.high)))))
-
-
 def _rescaled(op: RowOp, q: Expr) -> Expr:
     return T.bind(T.cast(q, f"float32x{LANES}") * vec.splat(op.scale))
 
 
 def _rounded(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
     def emit(column: Expr, count: int, _slot: int) -> None:
-        y = _rescaled(op, _static_levels(op, value(column, count)))
+        y = vec.rounded(value(column, count), op.scale, op.low, op.high)
         vec.store_part(buffers["y"], row * op.d + column, y, count)
 
     vec.sweep(op.d, emit, vectors_at_once(op))
@@ -101,7 +93,7 @@ def _static_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
     bias = op.low + (128 if op.storage == "int8" else 0)
 
     def emit(column: Expr, count: int, _slot: int) -> None:
-        q = _static_levels(op, value(column, count))
+        q = vec.levels(value(column, count), op.scale, op.low, op.high)
         if op.keep_f32:
             vec.store_part(buffers["y"], row * op.d + column, _rescaled(op, q), count)
         stored = T.cast(T.bind(q - vec.splat_int(bias)), f"{op.storage}x{LANES}")
@@ -162,14 +154,16 @@ def quantize_row_u8(
     vec.store(buffers["xs"], row, scale, 1)
     vec.store(buffers["xz"], row, zero_point, 1)
     scales, zeros = vec.splat(scale), vec.splat(zero_point)
+    least = vec.splat(T.bind(T.cast(T.int32(0) - zero_point, "float32")))
+    most = vec.splat(T.bind(T.cast(T.int32(255) - zero_point, "float32")))
     bias = vec.splat_int(128 if storage == "int8" else 0)
 
     def quantize(column: Expr, v: Expr | None) -> None:
         q = zeros
         if v is not None:
             # A division, as onnxruntime has it: a product with the reciprocal rounds otherwise.
-            q = T.bind(vec.round_to_int(T.bind(v / scales)) + zeros)
-            q = T.bind(T.max(T.min(q, vec.splat_int(255)), vec.splat_int(0)))
+            ideal = T.bind(vec.maximum(T.bind(v / scales), least))  # what is no number is the least
+            q = T.bind(vec.round_to_int(T.bind(vec.minimum(ideal, most))) + zeros)
         stored = T.cast(T.bind(q - bias), f"{storage}x{LANES}")
         vec.store(buffers["xq"], row * k_padded + column, stored)
 

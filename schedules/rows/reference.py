@@ -75,7 +75,9 @@ def quantize_block(y: Array, group_size: int) -> dict[str, Array]:
 
 def row_ranges(y: Array) -> tuple[Array, Array]:
     """The least and the greatest of each row of y float32 (m, d), 0 among them."""
-    return np.minimum(y.min(1), np.float32(0)), np.maximum(y.max(1), np.float32(0))
+    return np.fmin(np.fmin.reduce(y, 1), np.float32(0)), np.fmax(
+        np.fmax.reduce(y, 1), np.float32(0)
+    )
 
 
 def quantize_tensor_u8(y: Array, valid: int, k_padded: int, storage: str) -> dict[str, Array]:
@@ -94,8 +96,9 @@ def quantize_row_u8(
     scale = np.where(high == low, np.float32(1), (high - low) / np.float32(255))
     zero_point = np.rint(np.clip((np.float32(0) - low) / scale, 0, 255)).astype(np.int32)
     q = np.tile(zero_point[:, None], (1, k_padded))
-    q[:, :d] += np.rint(y / scale[:, None]).astype(np.int32)
-    q = np.clip(q, 0, 255)
+    ideal = np.nan_to_num(y / scale[:, None], nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    least = -zero_point[:, None].astype(np.float32)
+    q[:, :d] += np.rint(np.clip(ideal, least, least + 255)).astype(np.int32)
     stored = q.astype(np.uint8) if storage == "uint8" else (q - 128).astype(np.int8)
     return {"xq": stored, "xs": scale, "xz": zero_point}
 

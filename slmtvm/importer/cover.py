@@ -37,6 +37,7 @@ class Cover:
     steps: dict[str, Step] = field(default_factory=dict)
     cache: dict[Hashable, object] = field(default_factory=dict)
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(_SEED))
+    notes: dict[str, None] = field(default_factory=dict)  # for the model's, each once
     _tables: list[Param] = field(default_factory=list)
 
     def run(self, output: str) -> Rows:
@@ -62,20 +63,24 @@ class Cover:
         """Record a step that a recogniser found for another value than it was asked about."""
         self.steps.setdefault(rows, step)
 
+    def note(self, text: str) -> None:
+        """Tell users of something that was not recognised or is changed, and what it costs."""
+        self.notes[text] = None
+
     def source(self, value: str) -> tuple[str, bool]:
         """What ``value`` is moved from, and whether it holds the same features in order."""
-        source, features = self._features(value)
+        source, features = self.moved(value)
         width = self.frame.features(source)
         return source, features.size == width and bool((features == np.arange(width)).all())
 
     def need(self, value: str) -> Rows:
         """The rows of ``value``, to be found; data movement is looked through."""
-        source, features = self._features(value)
+        source, features = self.moved(value)
         return self.columns(source, features)
 
     def part(self, value: str, begin: int, end: int) -> Rows:
         """Features ``begin`` to ``end`` of the rows of ``value``, to be found."""
-        source, features = self._features(value)
+        source, features = self.moved(value)
         return self.columns(source, features[begin:end])
 
     def columns(self, source: str, features: Array) -> Rows:
@@ -85,7 +90,8 @@ class Cover:
         if (features != np.arange(begin, begin + features.size)).any():
             label = ",".join(map(str, features))
             rows = Rows(f"{source}#{label}")
-            self.add(rows, Reordered(Rows(source), features, self.frame.where(source)))
+            order = Param(f"{source}.order", features.astype(np.int32))
+            self.add(rows, Reordered(Rows(source), order))
             return rows
         if features.size == width:
             return Rows(source)
@@ -93,7 +99,7 @@ class Cover:
         self.add(rows, Columns(Rows(source), begin, begin + features.size))
         return rows
 
-    def _features(self, value: str) -> tuple[str, Array]:
+    def moved(self, value: str) -> tuple[str, Array]:
         """The value that ``value`` is moved from, and which feature of it each feature is."""
         trace = self.frame.trace(value)
         if trace.source == value:
@@ -178,7 +184,7 @@ class Cover:
                 f"operand {name!r} changes with the sequence length, not only with the position",
                 where=frame.where(value),
             )
-        rows = Rows(f"{name}#rows")
+        rows = Rows(f"{name}#rows{table.shape[1]}")  # as wide as what it meets
         self.add(rows, PositionRows(Param(constant.name, table.astype(np.float32, copy=False))))
         return rows
 
@@ -205,9 +211,11 @@ def _match(cover: Cover, value: str) -> Step:
         match_mixture,
     )
     from slmtvm.importer.match.fused import match_fused
+    from slmtvm.importer.match.general import match_concat, match_reduction
     from slmtvm.importer.match.linear import match_int8_linear, match_linear, with_bias
     from slmtvm.importer.match.norm import match_norm
     from slmtvm.importer.match.pointwise import match_activation, match_elementwise
+    from slmtvm.importer.match.rounding import match_rounding
 
     frame = cover.frame
     node = frame.producers.get(value)
@@ -233,6 +241,7 @@ def _match(cover: Cover, value: str) -> Step:
         return (
             (match_int8_linear(cover, value) if node.op_type == "Mul" else None)
             or match_combined(cover, node, value)
+            or match_rounding(cover, value)
             or match_dequantized_rows(cover, value)
             or with_bias(cover, value)
             or match_activation(cover, value)
@@ -244,6 +253,7 @@ def _match(cover: Cover, value: str) -> Step:
         found = found or match_experts(cover, value)
     if kind is Kind.MOVE:
         found = match_trimmed_convolution(cover, node, value)
+    found = found or match_reduction(cover, node, value) or match_concat(cover, node, value)
     if found is None:
         raise UnsupportedOpError(
             "is used on values that depend on tokens in a way that is not recognised",

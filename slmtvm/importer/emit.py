@@ -15,6 +15,7 @@ from slmtvm.importer.graph import Array
 from slmtvm.importer.steps import (
     Attention,
     Columns,
+    Concat,
     Convolution,
     CrossAttention,
     Elementwise,
@@ -26,8 +27,9 @@ from slmtvm.importer.steps import (
     Param,
     PositionRows,
     QuantizeDequantize,
+    Reduce,
     Remember,
-    Reorder,
+    Reordered,
     Rope,
     Rows,
     Same,
@@ -185,6 +187,8 @@ class Emitter:
                 mask=step.mask,
                 window=step.window,
                 softcap=step.softcap,
+                roundings=step.roundings,
+                weight_rounding=step.weight_rounding,
             )
         if isinstance(step, CrossAttention):
             layer = self._cross_layers.setdefault(step.key, len(self._cross_layers))
@@ -225,12 +229,16 @@ class Emitter:
             )
         if isinstance(step, PositionRows):
             return ops.position_rows(self._tokens, self._param(step.table))
+        if isinstance(step, Reduce):
+            return getattr(relax.op, step.op)(self._value(step.x), axis=[1], keepdims=True)
+        if isinstance(step, Concat):
+            return relax.op.concat([self._value(part) for part in step.parts], axis=1)
         if isinstance(step, QuantizeDequantize):
             return ops.quantize_dequantize(
                 self._value(step.x), scale=step.scale, low=step.low, high=step.high
             )
-        if isinstance(step, Reorder):
-            return relax.op.take(self._value(step.x), self._param(step.order), axis=1)
+        if isinstance(step, Reordered):
+            return relax.op.take(self._value(step.x), self._param(step.features), axis=1)
         if isinstance(step, Columns):
             return relax.op.strided_slice(self._value(step.x), [1], [step.begin], [step.end])
         assert isinstance(step, Elementwise)

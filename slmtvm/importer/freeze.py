@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
-from slmtvm.importer.graph import Array, Constant, Graph, Node, Quantization
+from slmtvm.importer.graph import Array, Constant, Graph, Node, Quantization, transposed
 from slmtvm.importer.halves import narrowed, widened
 from slmtvm.importer.operators import Kind, Operator, find
 from slmtvm.importer.operators.elementwise import cast_dtype
@@ -224,13 +224,13 @@ def _keep_packed(node: Node, given: Sequence[Constant | None]) -> Constant | Non
     first = given[0]
     if node.op_type == "DequantizeLinear" and first.quantization is None:
         scales, zeros = given[1], given[2] if len(given) > 2 else None
-        if scales is None or not scales.plain:
+        if scales is None:
             return None
-        zero_points = None if zeros is None else zeros.stored
-        if zeros is not None and zeros.packed is not None:
-            zero_points = zeros.values()
         quantization = Quantization(
-            scales.stored, zero_points, node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
+            scales.values(table=True),
+            None if zeros is None else zeros.values(table=True),
+            node.attrs.get("axis", 1),
+            node.attrs.get("block_size", 0),
         )
         quantization.check(first.shape)
         return replace(first, dtype=scales.dtype, quantization=quantization)
@@ -248,11 +248,8 @@ def _keep_packed(node: Node, given: Sequence[Constant | None]) -> Constant | Non
         rest = [None if c is None else c.values() for c in given[1:]]
         moved = compute_quietly(node, [first.stored, *rest])
         return None if moved is None else replace(first, stored=moved)
-    if node.op_type == "Transpose" and first.packed is None and first.stored.ndim == 2:
-        if node.attrs.get("perm", (1, 0)) != (1, 0):
-            return first
-        assert first.quantization is not None
-        return replace(first, stored=first.stored.T, quantization=first.quantization.transposed())
+    if node.op_type == "Transpose" and len(first.shape) == 2:
+        return first if node.attrs.get("perm", (1, 0)) != (1, 0) else transposed(first)
     return None
 
 

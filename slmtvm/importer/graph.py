@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,23 +115,42 @@ def unpack_nibbles(constant: Constant) -> Array:
     return (wide ^ 8).astype(np.int8) - np.int8(8) if constant.signed else wide
 
 
+def pack_nibbles(values: Array) -> Array:
+    """uint8 values 0..15 in any shape -> flat bytes, the first value in the low nibble."""
+    flat = values.reshape(-1)
+    if flat.size % 2:
+        flat = np.append(flat, np.uint8(0))
+    return np.asarray(flat[::2] | (flat[1::2] << 4))
+
+
+def transposed(constant: Constant) -> Constant:
+    """The transpose of a constant matrix: a view, but of 4-bit values, which are packed anew."""
+    old = constant.quantization
+    turned = replace(constant, quantization=None if old is None else old.transposed())
+    if constant.packed is None:
+        return replace(turned, stored=constant.stored.T)
+    values = unpack_nibbles(replace(constant, signed=False))
+    return replace(turned, stored=pack_nibbles(values.T), packed=constant.packed[::-1])
+
+
 def dequantize(stored: Array, quantization: Quantization) -> Array:
     """``(stored - zero_points) * scales`` in float32."""
     scales, zeros = quantization.scales, quantization.zero_points
-    axis = quantization.axis
-
-    def spread(per: Array) -> Array:
-        if per.size == 1:
-            return per.reshape(())
-        if quantization.block_size:
-            repeated = np.repeat(per, quantization.block_size, axis=axis)
-            return repeated.take(np.arange(stored.shape[axis]), axis=axis)
-        return per.reshape([-1 if i == axis % stored.ndim else 1 for i in range(stored.ndim)])
-
+    axis, block = quantization.axis, quantization.block_size
     value = stored.astype(np.float32)
     if zeros is not None:
-        value = value - spread(zeros).astype(np.float32)
-    return value * spread(scales).astype(np.float32)
+        value = value - spread(zeros, stored.shape, axis, block).astype(np.float32)
+    return value * spread(scales, stored.shape, axis, block).astype(np.float32)
+
+
+def spread(per: Array, shape: tuple[int, ...], axis: int, block_size: int) -> Array:
+    """Scales or zero points of values of ``shape``, so that they broadcast with them."""
+    if per.size == 1:
+        return per.reshape(())
+    if block_size:
+        repeated = np.repeat(per, block_size, axis=axis)
+        return repeated.take(np.arange(shape[axis]), axis=axis)
+    return per.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
 
 
 @dataclass(frozen=True)

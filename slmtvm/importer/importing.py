@@ -132,7 +132,7 @@ def _canonical(found: _Recognised, output: str, emitter: Emitter) -> CanonicalMo
         source=path,
         output=output,
         layers=tuple(layer_reports(found.by_name, found.order)),
-        notes=tuple(elementwise_notes(found.steps)),
+        notes=(*found.cover.notes, *elementwise_notes(found.steps)),
     )
 
 
@@ -156,5 +156,5 @@ def _with_source(model: CanonicalModel, encoder: _Recognised, emitter: Emitter) 
         family="encoder-decoder",
         source_context=encoder.cover.frame.full.length,
         layers=(*layer_reports(encoder.by_name, encoder.order), *model.layers),
-        notes=(*model.notes, *elementwise_notes(encoder.steps)),
+        notes=(*model.notes, *encoder.cover.notes, *elementwise_notes(encoder.steps)),
     )

@@ -14,6 +14,7 @@ from slmtvm.importer.freeze import Frozen, compute
 from slmtvm.importer.graph import Array, Constant, Node
 from slmtvm.importer.tokens import Frame
 
+ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 _MAX_NODES = 400  # of one region; the largest real ones have a few dozen
 
 
@@ -68,13 +69,17 @@ def evaluate(
     """``output`` after ``nodes``, with ``given`` values for what they start from.
 
     Constants take the dtype of the given values where both are floating point, and casts between
-    floating-point types do nothing, so that a probe in float64 stays exact. ``overrides`` compute
-    nodes, named by their first output, in another way.
+    floating-point types do nothing, so that a probe in float64 stays exact; so does rounding with
+    constant scales, which only recognisers that say so look through. ``overrides``
+    compute nodes, named by their first output, in another way.
     """
     (dtype,) = {v.dtype for v in given.values()}
     values = dict(given)
     for node in nodes:
         if node.op_type == "Cast" and _floating_cast(node, values):
+            values[node.outputs[0]] = values[node.inputs[0]]
+            continue
+        if node.op_type in ROUNDING and node.inputs[0] in values:
             values[node.outputs[0]] = values[node.inputs[0]]
             continue
         override = (overrides or {}).get(node.outputs[0])
@@ -99,7 +104,7 @@ def _operand(
         return None
     if name in values:
         return values[name]
-    array = frozen.constants[name].values()
+    array = frozen.constants[name].values(table=True)
     with np.errstate(all="ignore"):
         return array if array.dtype.kind in "iub" else array.astype(dtype)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.emit import resolve
 from slmtvm.importer.graph import Array
 from slmtvm.importer.steps import Columns, Linear, Param, Reordered, Step, Weights
@@ -19,8 +18,7 @@ from slmtvm.importer.steps import Columns, Linear, Param, Reordered, Step, Weigh
 def split_packed(steps: Mapping[str, Step]) -> dict[str, Step]:
     """``steps`` with features of a linear layer as a layer of these outputs.
 
-    Weights are views where the features follow each other, else copies in their order. Raises
-    UnsupportedOpError where features of anything else are used in another order.
+    Weights are views where the features follow each other, else copies in their order.
     """
     result = dict(steps)
     for rows, step in steps.items():
@@ -32,13 +30,8 @@ def split_packed(steps: Mapping[str, Step]) -> dict[str, Step]:
                 label = f"{step.begin}:{step.end}"
                 result[rows] = _part(source, slice(step.begin, step.end), label)
             else:
-                result[rows] = _part(source, step.features, f"{step.features[0]},...")
-        elif isinstance(step, Reordered):
-            raise UnsupportedOpError(
-                f"the features of {str(step.x)!r} are used in another order, which is supported "
-                "of linear layers only",
-                where=step.where,
-            )
+                features = step.features.array
+                result[rows] = _part(source, features, f"{features[0]},...")
     return result
 
 

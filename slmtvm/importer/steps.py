@@ -117,6 +117,8 @@ class Attention(Step):
     window: int = 0
     softcap: float = 0.0
     bias: Param | None = None
+    roundings: str = ""  # these two as ``ir.ops.attention`` has them
+    weight_rounding: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,11 +189,18 @@ class QuantizeDequantize(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class Reorder(Step):
-    """Feature ``order[j]`` of ``x`` for each j."""
+class Reduce(Step):
+    """One number for each row of ``x``: its "mean", "sum", "max" or "min"."""
 
+    op: str
     x: Rows
-    order: Param
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Step):
+    """The features of all ``parts``, one after the other."""
+
+    parts: tuple[Rows, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,11 +214,10 @@ class Columns(Step):
 
 @dataclass(frozen=True, eq=False)
 class Reordered(Step):
-    """Features of ``x`` in the order of ``features`` int (n,); ``where`` names x in errors."""
+    """Features of ``x`` in the order of ``features`` int32 (n,)."""
 
     x: Rows
-    features: Array
-    where: str
+    features: Param
 
 
 @dataclass(frozen=True, eq=False)

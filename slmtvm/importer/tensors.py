@@ -37,6 +37,12 @@ _TYPED_FIELDS = {
             TensorProto.BOOL,
             TensorProto.FLOAT16,
             TensorProto.BFLOAT16,
+            TensorProto.INT4,
+            TensorProto.UINT4,
+            TensorProto.FLOAT8E4M3FN,
+            TensorProto.FLOAT8E4M3FNUZ,
+            TensorProto.FLOAT8E5M2,
+            TensorProto.FLOAT8E5M2FNUZ,
         ),
         "int32_data",
     ),
@@ -77,7 +83,7 @@ class TensorReader:
                 )
             flat = np.frombuffer(raw, dtype)
         else:
-            flat = _typed(tensor, elements, dtype, where)
+            flat = _typed(tensor, size // dtype.itemsize, dtype, where)
         if four_bits:
             logical = np.dtype(np.int8 if _FOUR_BITS[tensor.data_type] else np.uint8)
             return Constant(name, flat, logical, packed=dims, signed=_FOUR_BITS[tensor.data_type])
@@ -158,4 +164,5 @@ def _typed(tensor: TensorProto, elements: int, dtype: np.dtype[Any], where: str)
         return wide != 0
     if dtype.kind in "iu":
         return wide.astype(dtype)
-    return wide.astype(np.uint16).view(dtype)  # half floats are stored as their bits
+    bits = np.uint8 if dtype.itemsize == 1 else np.uint16
+    return wide.astype(bits).view(dtype)  # small floats are stored as their bits

@@ -300,7 +300,7 @@ def _propagate(frozen: Frozen, node: Node, maps: dict[str, Array]) -> list[Array
             else:
                 moved.append(frozen.constants[name].values())
         return list(compute(frozen.graph, node, moved))
-    if kind is Kind.ELEMENTWISE:
+    if kind in (Kind.ELEMENTWISE, Kind.ROUND):
         return [_combine([g for g in given if g is not None], s) for s in shapes]
     if kind is Kind.QUANTIZE:
         # Scale and zero point belong to no token: the row-wise meaning replaces them.

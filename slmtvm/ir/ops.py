@@ -200,6 +200,8 @@ def attention(
     mask: str,
     window: int = 0,
     softcap: float = 0.0,
+    roundings: str = "",
+    weight_rounding: str = "",
 ) -> relax.Call:
     """Softmax attention of the step's queries over all positions up to now.
 
@@ -212,14 +214,25 @@ def attention(
     0; then plus ``bias[head, context - 1 + j - i]`` for position i's view of position j. bias:
     float32 (num_heads, context) for "causal", (num_heads, 2 * context - 1) for "bidirectional".
     Where ``window`` is not 0, position i sees only positions j with ``i - j < window`` ("causal"
-    only). -> float32 (m, num_heads * head_dim)
+    only).
+
+    ``roundings``, "factor:scale:low:high" for each and joined by ";": before ``scale``, products
+    are multiplied by the factor and rounded as ``quantize_dequantize`` does, in order.
+    ``weight_rounding``, "scale:low:high", rounds the softmax's results.
+    -> float32 (m, num_heads * head_dim)
     """
     args, names = name_operands([q, k, v], {"bias": bias})
     return make_call(
         ATTENTION, args, operands=names, layer=layer, num_heads=num_heads,
         num_kv_heads=num_kv_heads, head_dim=head_dim, scale=scale, mask=mask, window=window,
-        softcap=softcap,
+        softcap=softcap, roundings=roundings, weight_rounding=weight_rounding,
     )  # fmt: skip
+
+
+def parse_roundings(text: str) -> tuple[tuple[float, ...], ...]:
+    """What ``attention``'s attributes of this kind say: levels are the last two of each."""
+    parts = [part.split(":") for part in text.split(";") if part]
+    return tuple((*map(float, part[:-2]), *map(int, part[-2:])) for part in parts)
 
 
 def remember(

@@ -69,9 +69,13 @@ def _value(
     if name == "relax.strided_slice":
         begin, end = (int(expr.args[i].fields[0].value) for i in (2, 3))
         return _value(expr.args[0], values, kind, memory)[:, begin:end]
-    if name in ELEMENTWISE:
+    if name == "relax.concat":
+        parts = [_value(part, values, kind, memory) for part in expr.args[0].fields]
+        return np.concatenate(parts, axis=1)
+    if name in ELEMENTWISE or name in _ROWWISE:
+        function = ELEMENTWISE.get(name) or _ROWWISE[name]
         operands = [_value(a, values, kind, memory) for a in expr.args]
-        return np.asarray(ELEMENTWISE[name](*operands), np.float32)
+        return np.asarray(function(*operands), np.float32)
     attrs = {key: expr.attrs[key] for key in expr.attrs.keys()}  # noqa: SIM118 (not a dict)
     if name in _WITH_OPERANDS:
         named = {key: _value(arg, values, kind, memory) for key, arg in ops.operands(expr).items()}
@@ -141,8 +145,8 @@ def quantize_blocks(x: Array, group_size: int) -> Array:
 
 def quantize_rows(x: Array) -> Array:
     """x rounded as ONNX DynamicQuantizeLinear does, each row on its own."""
-    low = np.minimum(x.min(axis=1, keepdims=True), 0)
-    high = np.maximum(x.max(axis=1, keepdims=True), 0)
+    low = np.fmin(np.fmin.reduce(x, axis=1, keepdims=True), 0)
+    high = np.fmax(np.fmax.reduce(x, axis=1, keepdims=True), 0)
     scale = ((high - low) / np.float32(_UINT8_MAX)).astype(np.float32)
     scale = np.where(scale > 0, scale, np.float32(1))
     zero = np.clip(np.rint(-low / scale), 0, _UINT8_MAX)
@@ -176,10 +180,13 @@ def _linear(x: Array, attrs: _Attrs, kind: str, weight: Array, **named: Array) -
 
 
 def _quantize_dequantize(attrs: _Attrs, x: Array) -> Array:
-    scale = np.float32(attrs["scale"])
-    ideal = np.nan_to_num(x / scale, nan=-np.inf)
-    levels = np.rint(np.clip(ideal, int(attrs["low"]), int(attrs["high"])))
-    return np.asarray(levels.astype(np.float32) * scale)
+    return _rounded(x, float(attrs["scale"]), int(attrs["low"]), int(attrs["high"]))
+
+
+def _rounded(x: Array, scale: float, low: float, high: float) -> Array:
+    ideal = np.nan_to_num(x / np.float32(scale), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    levels = np.rint(np.clip(ideal, low, high))
+    return np.asarray(levels.astype(np.float32) * np.float32(scale))
 
 
 def choose_experts(
@@ -300,13 +307,18 @@ def _attend(
         return np.repeat(per_head, num_heads // heads, axis=0)
 
     queries, keys, values = split(q, num_heads), split(k, num_kv_heads), split(v, num_kv_heads)
-    scores = queries @ keys.transpose(0, 2, 1) * np.float32(attrs["scale"])
+    scores = queries @ keys.transpose(0, 2, 1)
+    for factor, scale, low, high in ops.parse_roundings(str(attrs.get("roundings", ""))):
+        scores = _rounded(scores * np.float32(factor), scale, low, high)
+    scores = scores * np.float32(attrs["scale"])
     if softcap:
         scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
     if shift is not None:
         scores = scores + shift
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))
     weights /= weights.sum(axis=2, keepdims=True)
+    for rounding in ops.parse_roundings(str(attrs.get("weight_rounding", ""))):
+        weights = _rounded(weights, *rounding)
     return np.asarray((weights @ values).transpose(1, 0, 2).reshape(len(q), -1))
 
 
@@ -334,6 +346,13 @@ def _gelu_tanh(x: Array) -> Array:
     return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
+_ROWWISE: dict[str, Callable[..., Any]] = {
+    "relax.max": lambda x: x.max(axis=1, keepdims=True),
+    "relax.mean": lambda x: x.mean(axis=1, keepdims=True),
+    "relax.min": lambda x: x.min(axis=1, keepdims=True),
+    "relax.sum": lambda x: x.sum(axis=1, keepdims=True),
+    "relax.take": lambda x, order: x[:, order],
+}
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "relax.abs": np.abs,
     "relax.add": np.add,
@@ -356,7 +375,6 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "relax.sin": np.sin,
     "relax.sqrt": np.sqrt,
     "relax.subtract": np.subtract,
-    "relax.take": lambda x, order: x[:, order],
     "relax.tanh": np.tanh,
 }
 _WITH_OPERANDS: dict[str, Callable[..., Array]] = {

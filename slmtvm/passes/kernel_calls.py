@@ -87,6 +87,7 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     tables = [
         _position_table(named[name], capacity, emitter) for name in ("cos", "sin") if name in named
     ]
+    weight_roundings = ops.parse_roundings(str(attrs["weight_rounding"]))
     bias, bias_zero = _distance_bias(named.get("bias"), capacity if causal else 0, emitter)
     shape = attention.AttentionShape(
         m=m,
@@ -109,6 +110,8 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         softcap=float(attrs["softcap"]),
         bias_columns=shape_of(bias[0])[1] if bias else 0,
         bias_zero=bias_zero,
+        roundings=ops.parse_roundings(str(attrs["roundings"])),  # type: ignore[arg-type]
+        weight_rounding=weight_roundings[0] if weight_roundings else None,  # type: ignore[arg-type]
     )
     gammas = [
         emitter.weight(named[name].name, emitter.array(named[name]))
@@ -306,6 +309,15 @@ def _add_positions(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     m, d = shape_of(x)
     kernel = elementwise.build_add_positions(m, d, emitter.capacity)
     return emitter.call(kernel, [x, _position_table(table, emitter.capacity, emitter)])["y"]
+
+
+@handles("slm.position_rows")
+def _position_rows(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    tokens, table = call.args
+    kernel = elementwise.build_position_rows(
+        shape_of(tokens)[0], shape_of(table)[1], emitter.capacity
+    )
+    return emitter.call(kernel, [_position_table(table, emitter.capacity, emitter)])["y"]
 
 
 @handles("relax.add")

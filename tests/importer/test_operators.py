@@ -22,6 +22,14 @@ POSITIVE = np.abs(X) + np.float32(0.1)
 INTEGERS = RNG.integers(-9, 9, (2, 3, 4))
 TRUE_FALSE = X > 0
 WITH_NAN = np.where(TRUE_FALSE, X, np.float32(np.nan)).astype(np.float32)
+# Zeros, ties, infinities, what is no number, and values far outside of any range.
+SPECIAL = np.float32(
+    [[0.0, -0.0, 0.125, 0.375], [-0.125, -0.375, np.inf, -np.inf], [np.nan, 3e38, -3e38, 1e-42]]
+)
+ODD_RANGES = [
+    [-3e38, 3e38, 1], [np.nan, 1, 2], [1, np.nan, -2], [np.inf, 1, -2], [-np.inf, 1, np.inf],
+    [np.nan, np.nan, np.nan], [-1, -2, -3], [1e-40, 2e-40, 0], [0, -0.0, 0],
+]  # fmt: skip
 
 
 def i64(*values: int) -> np.ndarray:
@@ -171,7 +179,16 @@ CASES = [
                               scalar(3, np.uint8))),
     Case("DequantizeLinear", (INTEGERS[0].astype(np.int8), np.abs(Y[:, :2])),
          {"axis": 1, "block_size": 2}, 21),
+    Case("DequantizeLinear", (INTEGERS[0].astype(np.uint16), scalar(0.5, np.float32),
+                              scalar(3, np.uint16)), domain="com.microsoft"),
+    *(Case("QuantizeLinear", (SPECIAL, scalar(0.25, np.float32), scalar(zero, dtype)), {}, 21)
+      for dtype, zero in ((np.uint8, 3), (np.int8, -7), (np.uint16, 300), (np.int16, 0))),
+    Case("QuantizeLinear", (SPECIAL, np.float32([0.5, 2, 3, 1]), np.int8([1, 0, -1, 5]))),
+    Case("QuantizeLinear", (SPECIAL, scalar(0.25, np.float32), scalar(9, np.uint16)),
+         domain="com.microsoft"),
     Case("DynamicQuantizeLinear", (X,), outputs=3),
+    Case("DynamicQuantizeLinear", (np.float32([[0.5, 1.5, 2.5, 127.5, -127.5]]),), outputs=3),
+    *(Case("DynamicQuantizeLinear", (np.float32([row]),), outputs=3) for row in ODD_RANGES),
     Case("DynamicQuantizeLinear", (POSITIVE,), outputs=3),
     Case("DynamicQuantizeLinear", (np.zeros((2, 2), np.float32),), outputs=3),
 ]  # fmt: skip

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -13,6 +16,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer import import_onnx
+from slmtvm.ir import ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
 from tests.importer.graphs import Tiny, build, run_onnxruntime, save
@@ -130,12 +134,12 @@ def test_dequantized_weights_stay_in_eight_bits(axis, opset, tmp_path):
     model.opset_import[0].version = opset
     rng = np.random.default_rng(0)
     q = rng.integers(-120, 120, (40, 53), dtype=np.int8)
-    size = {"tensor": (), "channel": (53,), "blocks": (5, 53)}[axis]
+    size = {"tensor": (), "channel": (53,), "blocks": (3, 53)}[axis]
     scales = rng.random(size).astype(np.float32) / 50
     zeros = rng.integers(-3, 4, size, dtype=np.int8)
     for name, array in (("q", q), ("scales", scales), ("zeros", zeros)):
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), f"head.{name}"))
-    attributes = {"axis": 0, "block_size": 8} if axis == "blocks" else {"axis": 1}
+    attributes = {"axis": 0, "block_size": 16} if axis == "blocks" else {"axis": 1}
     node = helper.make_node(
         "DequantizeLinear", ["head.q", "head.scales", "head.zeros"], ["head.w"], **attributes
     )
@@ -144,7 +148,7 @@ def test_dequantized_weights_stay_in_eight_bits(axis, opset, tmp_path):
     imported = check(save(model, tmp_path))
     head = calls_of(imported, "slm.linear")[-1]
     assert str(head.attrs["format"]) == "int8"
-    assert int(head.attrs["group_size"]) == (8 if axis == "blocks" else 0)
+    assert int(head.attrs["group_size"]) == (16 if axis == "blocks" else 0)
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -187,7 +191,10 @@ def test_half_precision_weights_behind_a_cast_stay_halves(tmp_path):
 
 def nbits_head(**changes) -> onnx.ModelProto:
     """The model with its head as MatMulNBits, some inputs or attributes changed."""
-    model = matmul_nbits(build(TINY), bits=4, block_size=16, is_symmetric=True)
+    model = matmul_nbits(
+        build(TINY), bits=4, block_size=16, is_symmetric=True,
+        accuracy_level=changes.pop("accuracy_level", None),
+    )  # fmt: skip
     head = model.graph.node[-1]
     for attribute in head.attribute:
         if attribute.name in changes:
@@ -209,10 +216,13 @@ def test_the_bias_of_a_quantized_product_belongs_to_the_layer(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"g_idx": np.zeros(40, np.int32)}, UnsupportedOpError, "g_idx"),
-        ({"bits": 2}, UnsupportedOpError, "2 bits"),
+        ({"g_idx": np.full(40, 3, np.int32)}, InvalidModelError, "g_idx 'g_idx' names group 3"),
+        ({"g_idx": np.zeros(39, np.int32)}, InvalidModelError, "must hold 40 group numbers"),
+        ({"bits": 3}, UnsupportedOpError, "3 bits"),
+        ({"bits": 2}, InvalidModelError, "need 636 bytes"),
         ({"block_size": 8}, UnsupportedOpError, "blocks of 8"),
-        ({"zeros": np.zeros((53, 3), np.float32)}, UnsupportedOpError, "float32"),
+        ({"zeros": np.zeros((53, 3), np.int8)}, UnsupportedOpError, "type int8"),
+        ({"zeros": np.zeros((53, 2), np.float32)}, InvalidModelError, "106 float zero points"),
         ({"zeros": np.zeros(5, np.uint8)}, InvalidModelError, "5 bytes of zero points"),
         ({"N": 54}, InvalidModelError, "[1, 7, 54]"),
         ({"bias": np.zeros(7, np.float32)}, InvalidModelError, "'bias' has shape [7]"),
@@ -225,3 +235,202 @@ def test_a_quantized_product_that_does_not_fit_names_the_node(changes, error, me
         import_onnx(path, context=32)
     assert message in str(caught.value)
     assert "com.microsoft.MatMulNBits node" in str(caught.value) or "'logits'" in str(caught.value)
+
+
+def two_bits(model: onnx.ModelProto, zero_points: bool) -> onnx.ModelProto:
+    """``model`` with its head as MatMulNBits of 2 bits."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "head.q": rng.integers(0, 256, (53, 3, 4), dtype=np.uint8),
+        "head.scales": rng.random((53, 3)).astype(np.float32) / 9,
+    }
+    if zero_points:
+        arrays["head.zeros"] = rng.integers(0, 64, 53, dtype=np.uint8)
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in arrays.items())
+    x = model.graph.node[-1].input[0]
+    node = helper.make_node(
+        "MatMulNBits", [x, *arrays], ["logits"], domain="com.microsoft",
+        K=40, N=53, bits=2, block_size=16,
+    )  # fmt: skip
+    model.graph.node[-1].CopyFrom(node)
+    return model
+
+
+@pytest.mark.parametrize("zero_points", [True, False])
+def test_two_bits_are_widened_to_four(zero_points, tmp_path):
+    model = check(save(two_bits(build(TINY), zero_points), tmp_path))
+    head = calls_of(model, "slm.linear")[-1]
+    assert str(head.attrs["format"]) == "int4"
+    assert ("zero_points" in str(head.attrs["operands"])) == zero_points
+    assert any("2-bit weights" in note for note in model.notes)
+
+
+def test_zero_points_may_be_floats(tmp_path):
+    zeros = np.random.default_rng(0).uniform(0, 15, (53, 3)).astype(np.float32)
+    model = check(save(nbits_head(zeros=zeros, accuracy_level=4), tmp_path))
+    head = calls_of(model, "slm.linear")[-1]
+    assert model.params[ops.operands(head)["zero_points"].name].dtype == np.float32
+    assert str(head.attrs["activation"]) == "f32"  # as onnxruntime computes it
+
+
+@pytest.mark.parametrize(
+    ("groups", "format"),
+    [
+        (np.arange(40) // 16, "int4"),
+        (np.random.default_rng(0).permutation(40) // 16, "int4"),
+        ((np.random.default_rng(0).permutation(40) // 16 + 1) % 3, "int4"),  # the first is short
+        (np.random.default_rng(0).integers(0, 3, 40), "f32"),
+    ],
+    ids=["in order", "permuted", "short group first", "of any size"],
+)
+def test_columns_in_the_order_of_activations_are_grouped_again(groups, format, tmp_path):
+    model = check(save(nbits_head(g_idx=groups.astype(np.int32)), tmp_path))
+    head = calls_of(model, "slm.linear")[-1]
+    assert str(head.attrs["format"]) == format
+    assert bool(model.notes) == (format == "f32")
+
+
+def dequantized_head(
+    stored: onnx.TensorProto, scales: np.ndarray, zeros: onnx.TensorProto | None, **attributes
+) -> onnx.ModelProto:
+    """The model with its head (40, 53) as a DequantizeLinear of ``stored``."""
+    model = build(TINY)
+    model.opset_import[0].version = 21
+    model.ir_version = 10
+    model.graph.initializer.append(numpy_helper.from_array(scales, "head.scales"))
+    for tensor, name in ((stored, "head.q"), (zeros, "head.zeros")):
+        if tensor is not None:
+            tensor.name = name
+            model.graph.initializer.append(tensor)
+    inputs = ["head.q", "head.scales", *(["head.zeros"] if zeros is not None else [])]
+    model.graph.node.insert(
+        0, helper.make_node("DequantizeLinear", inputs, ["head.w"], **attributes)
+    )
+    model.graph.node[-1].input[1] = "head.w"
+    return model
+
+
+def nibbles(rng: np.random.Generator, shape: tuple[int, ...], signed: bool) -> onnx.TensorProto:
+    kind = TensorProto.INT4 if signed else TensorProto.UINT4
+    raw = rng.integers(0, 256, -(-math.prod(shape) // 2), dtype=np.uint8).tobytes()
+    return helper.make_tensor("", kind, shape, raw, raw=True)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize(
+    ("scales", "attributes", "format", "group"),
+    [
+        ((), {}, "int4", 64),
+        ((53,), {"axis": 1}, "int4", 64),
+        ((40,), {"axis": 0}, "f32", 0),
+        ((3, 53), {"axis": 0, "block_size": 16}, "int4", 16),
+        ((2, 53), {"axis": -2, "block_size": 32}, "int4", 32),
+        ((1, 53), {"axis": 0, "block_size": 512}, "int4", 64),
+        ((5, 53), {"axis": 0, "block_size": 8}, "f32", 0),
+        ((40, 4), {"axis": 1, "block_size": 16}, "f32", 0),
+    ],
+    ids=str,
+)
+def test_nibbles_stay_packed_wherever_scales_follow_the_outputs(
+    scales, attributes, format, group, signed, tmp_path
+):
+    rng = np.random.default_rng(0)
+    zeros = nibbles(rng, scales, signed)
+    values = np.asarray(rng.random(scales) / 8, np.float32)
+    path = save(
+        dequantized_head(nibbles(rng, (40, 53), signed), values, zeros, **attributes), tmp_path
+    )
+    model = check(path)
+    head = calls_of(model, "slm.linear")[-1]
+    assert (str(head.attrs["format"]), int(head.attrs["group_size"])) == (format, group)
+    assert bool(model.notes) == (format == "f32")
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16])
+def test_weights_of_sixteen_bits_are_expanded_and_reported(dtype, tmp_path):
+    rng = np.random.default_rng(0)
+    q = rng.integers(0, 30000, (40, 53)).astype(dtype)
+    scales = (rng.random(53) / 15000).astype(np.float32)
+    zeros = numpy_helper.from_array(np.full(53, 15000, dtype))
+    stored = numpy_helper.from_array(q)
+    model = check(save(dequantized_head(stored, scales, zeros, axis=1), tmp_path))
+    assert "expanded to float32, 2 times" in model.notes[0]
+
+
+@pytest.mark.parametrize(
+    "kind", [TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E4M3FNUZ]
+)
+@pytest.mark.parametrize("scales", [(), (53,)], ids=["tensor", "channel"])
+def test_float8_weights_keep_their_bits(kind, scales, tmp_path):
+    rng = np.random.default_rng(0)
+    stored = helper.make_tensor("", kind, (40, 53), rng.normal(size=40 * 53).tolist())
+    zeros = helper.make_tensor("", kind, scales, [0.0] * int(np.prod(scales)))
+    values = np.asarray(rng.random(scales) / 6 + 0.01, np.float32)
+    model = check(save(dequantized_head(stored, values, zeros, axis=1), tmp_path))
+    head = calls_of(model, "slm.linear")[-1]
+    name = ops.operands(head)["weight"].name
+    assert str(head.attrs["format"]).startswith("e")
+    assert model.params[name].dtype == np.uint8
+    assert not model.notes
+
+
+def test_bfloat16_weights_behind_a_cast_keep_their_bits(tmp_path):
+    model = build(TINY)
+    for name in ("embedding.weight", "head.weight"):
+        tensor = next(t for t in model.graph.initializer if t.name == name)
+        narrow = numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16)
+        tensor.CopyFrom(numpy_helper.from_array(narrow, name))
+        cast = helper.make_node("Cast", [name], [f"{name}.wide"], to=TensorProto.FLOAT)
+        for node in model.graph.node:
+            node.input[:] = [f"{name}.wide" if i == name else i for i in node.input]
+        model.graph.node.insert(0, cast)
+    imported = check(save(model, tmp_path))
+    assert str(calls_of(imported, "slm.embedding")[0].attrs["format"]) == "bf16"
+    assert str(calls_of(imported, "slm.linear")[-1].attrs["format"]) == "bf16"
+
+
+@pytest.mark.parametrize("through", ["Transpose", "Gemm"])
+def test_nibbles_are_transposed_packed(through, tmp_path):
+    rng = np.random.default_rng(0)
+    scales = rng.random((53, 3)).astype(np.float32) / 8
+    model = dequantized_head(nibbles(rng, (53, 40), True), scales, None, axis=1, block_size=16)
+    head = model.graph.node[-1]
+    if through == "Transpose":
+        node = helper.make_node("Transpose", ["head.w"], ["head.t"], perm=[1, 0])
+        model.graph.node.insert(1, node)
+        model.graph.node[-1].input[1] = "head.t"
+    else:
+        x = head.input[0]
+        model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 40]), "flat"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1, -1, 53]), "deep"))
+        nodes = [
+            helper.make_node("Reshape", [x, "flat"], ["x.flat"]),
+            helper.make_node("Gemm", ["x.flat", "head.w"], ["y.flat"], transB=1),
+            helper.make_node("Reshape", ["y.flat", "deep"], ["logits"]),
+        ]
+        del model.graph.node[-1]
+        model.graph.node.extend(nodes)
+    imported = check(save(model, tmp_path))
+    call = calls_of(imported, "slm.linear")[-1]
+    assert (str(call.attrs["format"]), int(call.attrs["group_size"])) == ("int4", 16)
+
+
+def test_a_table_of_nibbles_may_have_rows_of_odd_width(tmp_path):
+    tiny = replace(TINY, hidden=41)
+    model = build(tiny)
+    model.opset_import[0].version = 21
+    rng = np.random.default_rng(0)
+    table = nibbles(rng, (53, 41), True)
+    table.name = "table.q"
+    model.graph.initializer.append(table)
+    scales = rng.random((53, 3)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(scales, "table.scales"))
+    lookup = next(n for n in model.graph.node if n.op_type == "Gather")
+    attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": 16}
+    node = helper.make_node(
+        "GatherBlockQuantized", ["table.q", "input_ids", "table.scales"], [lookup.output[0]],
+        domain="com.microsoft", **attributes,
+    )  # fmt: skip
+    lookup.CopyFrom(node)
+    imported = check(save(model, tmp_path))
+    assert tuple(calls_of(imported, "slm.embedding")[0].args[1].ty.shape) == (53, 21)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slmtvm.schedules.elementwise import build_add, build_add_positions, build_multiply
+from slmtvm.schedules.elementwise import (
+    build_add,
+    build_add_positions,
+    build_multiply,
+    build_position_rows,
+)
 from slmtvm.target import Target, known_targets
 from tests.schedules.harness import run
 
@@ -27,6 +32,12 @@ def test_add_positions_adds_the_rows_from_the_position_on(target: Target) -> Non
     table = rng.standard_normal((20, 37)).astype(np.float32)
     got = run(build_add_positions(3, 37, 20), {"x": x, "table": table}, target, position=7)
     np.testing.assert_array_equal(got["y"], x + table[7:10])
+
+
+def test_position_rows_are_those_from_the_position_on(target: Target) -> None:
+    table = np.random.default_rng(0).standard_normal((20, 37)).astype(np.float32)
+    got = run(build_position_rows(3, 37, 20), {"table": table}, target, position=7, cuts=(2,))
+    np.testing.assert_array_equal(got["y"], table[7:10])
 
 
 @pytest.mark.parametrize("by", [1, 37])

@@ -15,6 +15,7 @@ from slmtvm.importer.expand import (  # noqa: F401  (imported to fill the regist
     onnx_attention,
     pointwise,
     products,
+    qlinear,
     quantized,
     rotary,
 )

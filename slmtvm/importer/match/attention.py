@@ -11,6 +11,7 @@ from slmtvm.importer.cover import Cover
 from slmtvm.importer.freeze import operator_of
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.rope import match_rope, unscaled_name
+from slmtvm.importer.match.rounding import score_roundings, weight_rounding
 from slmtvm.importer.match.scores import match_scores
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, dominators, evaluate
@@ -55,6 +56,11 @@ def match_attention(cover: Cover, node: Node) -> Attention:
         )
     q_rows, q_scale = _rotated(cover, q.source, q.features, head_dim)
     k_rows, k_scale = _rotated(cover, k.source, k_features, head_dim)
+    before = q_factor * k_factor * q_scale * k_scale
+    roundings, scaled = score_roundings(cover, raw, softmax.inputs[0], before, where)
+    if roundings and scores.softcap:
+        raise UnsupportedOpError("scores that are capped and rounded", where=where)
+    weights = weight_rounding(cover, probabilities, node.inputs[0], where)
     return Attention(
         q_rows,
         k_rows,
@@ -62,11 +68,13 @@ def match_attention(cover: Cover, node: Node) -> Attention:
         num_heads,
         kv_heads,
         head_dim,
-        scores.scale * q_factor * k_factor * q_scale * k_scale,
+        scores.scale / scaled if roundings else scores.scale * before,
         scores.mask.kind,
         scores.mask.window,
         scores.softcap,
         head_bias(cover, scores.mask.bias, num_heads, where),
+        ";".join(f"{factor!r}:{rounding}" for factor, rounding in roundings),
+        "" if weights is None else str(weights),
     )
 
 
@@ -83,7 +91,9 @@ def head_bias(cover: Cover, bias: Array | None, num_heads: int, where: str) -> P
 
 def passes_through(cover: Cover, node: Node) -> bool:
     kind = operator_of(node).kind
-    return kind in (Kind.ELEMENTWISE, Kind.MOVE) and not cover.frame.small.is_lookup(node)
+    return kind in (Kind.ELEMENTWISE, Kind.MOVE, Kind.ROUND) and not cover.frame.small.is_lookup(
+        node
+    )
 
 
 def softmax_of(cover: Cover, node: Node, where: str) -> str:

@@ -9,7 +9,12 @@ import numpy as np
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.graph import Array, Constant, Node, Quantization
-from slmtvm.importer.match.weights import int8_zero_points, packed_table, table_weights, to_int8
+from slmtvm.importer.match.weights import (
+    int8_zero_points,
+    packed_weights,
+    table_weights,
+    to_int8,
+)
 from slmtvm.importer.steps import Embedding, Param, Weights
 
 
@@ -26,7 +31,7 @@ def match_embedding(cover: Cover, node: Node) -> Embedding:
             raise UnsupportedOpError(
                 f"a lookup in a table of shape {list(table.shape)} is not supported", where=where
             )
-        weights = table_weights(table, where)
+        weights = table_weights(table, where, cover.note)
     return Embedding(weights, table.shape[0], frame.features(node.outputs[0]))
 
 
@@ -54,7 +59,7 @@ def match_dequantized_rows(cover: Cover, value: str) -> Embedding | None:
     _check_tokens(cover, lookup, where)
     quantization = Quantization(scales.stored, None if zeros is None else zeros.stored, 0, 0)
     quantized = replace(table, dtype=scales.dtype, quantization=quantization)
-    return Embedding(table_weights(quantized, where), *table.shape)
+    return Embedding(table_weights(quantized, where, cover.note), *table.shape)
 
 
 def _check_tokens(cover: Cover, node: Node, where: str) -> None:
@@ -69,7 +74,7 @@ def _block_quantized(cover: Cover, node: Node, table: Constant, where: str) -> W
     given = [frame.small.constants.get(i) if i else None for i in node.inputs]
     scales, zeros = given[2], given[3] if len(given) > 3 else None
     block, bits = attrs.get("block_size", 128), attrs.get("bits", 4)
-    if scales is None or not scales.plain or attrs.get("quantize_axis", 1) not in (1, -1):
+    if scales is None or attrs.get("quantize_axis", 1) not in (1, -1):
         raise UnsupportedOpError("scales must be constants along the row", where=where)
     vocab = table.shape[0]
     dim = frame.features(node.outputs[0])
@@ -79,15 +84,16 @@ def _block_quantized(cover: Cover, node: Node, table: Constant, where: str) -> W
             f"scales of shape {list(scales.shape)} where {list(shape)} is needed", where=where
         )
     offsets = _offsets(zeros, shape, bits, where)
+    by_group = scales.values(table=True).astype(np.float32, copy=False)
     if table.packed is not None:
-        return packed_table(table, scales.stored, offsets, block, where)
+        return packed_weights(table, by_group, offsets, block)
     if table.stored.dtype != np.uint8 or bits not in (4, 8):
         raise UnsupportedOpError(
             f"a quantized table of {table.dtype} with {bits} bits is not supported", where=where
         )
     if offsets is None:
         offsets = np.array(1 << (bits - 1), np.uint8)  # the default for uint8 data
-    per_group = Param(scales.name, scales.stored)
+    per_group = Param(scales.name, by_group)
     if bits == 8:
         stored = to_int8(table.stored, where)
         shifted = int8_zero_points(offsets, True, shape)

@@ -9,7 +9,7 @@ import numpy as np
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.freeze import operator_of
-from slmtvm.importer.graph import Array, Node
+from slmtvm.importer.graph import Array, Node, transposed
 from slmtvm.importer.match.expert_weights import (
     Mixture,
     expanded,
@@ -18,7 +18,6 @@ from slmtvm.importer.match.expert_weights import (
     stacked_weights,
     swapped_halves,
 )
-from slmtvm.importer.match.linear import transpose
 from slmtvm.importer.match.weights import linear_weights
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import Override, evaluate
@@ -106,14 +105,14 @@ def _own_layer(cover: Cover, node: Node, overrides: dict[str, Override]) -> Expe
         if node.attrs.get("transA", 0) or node.attrs.get("alpha", 1.0) != 1.0:
             return None
         if node.attrs.get("transB", 0):
-            constant = transpose(constant)
+            constant = transposed(constant)
     if len(constant.shape) != 2:
         return None
     k, n = constant.shape
     where = cover.frame.graph.where(node)
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2]:
         bias = cover.vector(node.inputs[2], n, node.attrs.get("beta", 1.0), where)
-    weights = linear_weights(constant, where)
+    weights = linear_weights(constant, where, cover.note)
 
     def lead(param: Param | None) -> Param | None:
         if param is None:

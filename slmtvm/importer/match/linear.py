@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.graph import Array, Constant, Node
+from slmtvm.importer.graph import Constant, Node, transposed
+from slmtvm.importer.match.nbits import match_nbits
 from slmtvm.importer.match.weights import int8_zero_points, linear_weights, to_int8
 from slmtvm.importer.steps import Linear, Param, Rows, Weights
 
-_INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level that asks for them
 _MAX_FACTORS = 16
 
 
@@ -20,7 +20,7 @@ def match_linear(cover: Cover, node: Node) -> Linear | None:
     """``node`` as a Linear step, or None where its right side is not a constant."""
     frame = cover.frame
     if node.op_type == "MatMulNBits":
-        return _nbits(cover, node)
+        return match_nbits(cover, node)
     if node.op_type == "MatMulInteger":
         raise UnsupportedOpError(
             "an integer product is supported only where its left side and zero point come from one "
@@ -38,7 +38,7 @@ def match_linear(cover: Cover, node: Node) -> Linear | None:
         if node.attrs.get("transA", 0) or node.attrs.get("alpha", 1.0) != 1.0:
             raise UnsupportedOpError("Gemm with transA or alpha is not supported", where=where)
         if node.attrs.get("transB", 0):
-            constant = transpose(constant)
+            constant = transposed(constant)
         if len(node.inputs) > 2 and node.inputs[2]:
             n = constant.shape[1]
             bias = cover.vector(node.inputs[2], n, node.attrs.get("beta", 1.0), where)
@@ -50,17 +50,9 @@ def match_linear(cover: Cover, node: Node) -> Linear | None:
             where=where,
         )
     k, n = constant.shape
-    return Linear(_rows(cover, node, k, n), linear_weights(constant, where), bias, n, k, "f32")
-
-
-def transpose(constant: Constant) -> Constant:
-    """The transpose of a constant matrix, as a view."""
-    if constant.quantization is None and constant.packed is None:
-        return replace(constant, stored=constant.stored.T)
-    old = constant.quantization
-    if old is None or constant.packed is not None or len(constant.shape) != 2:
-        raise UnsupportedOpError(f"weight {constant.name!r} cannot be transposed packed")
-    return replace(constant, stored=constant.stored.T, quantization=old.transposed())
+    return Linear(
+        _rows(cover, node, k, n), linear_weights(constant, where, cover.note), bias, n, k, "f32"
+    )
 
 
 def _rows(cover: Cover, node: Node, k: int, n: int) -> Rows:
@@ -73,80 +65,6 @@ def _rows(cover: Cover, node: Node, k: int, n: int) -> Rows:
             where=frame.graph.where(node),
         )
     return cover.need(x)
-
-
-def _nbits(cover: Cover, node: Node) -> Linear:
-    frame, attrs = cover.frame, node.attrs
-    where = frame.graph.where(node)
-    n, k = attrs["N"], attrs["K"]
-    bits, block = attrs.get("bits", 4), attrs.get("block_size", 0)
-    given = [frame.small.constants.get(i) if i else None for i in node.inputs]
-    given += [None] * (6 - len(given))
-    _, weight, scales, zeros, group_index, bias = given
-    if bits not in (4, 8) or group_index is not None or block < 16 or block & (block - 1):
-        raise UnsupportedOpError(
-            f"MatMulNBits of {bits} bits in blocks of {block}"
-            f"{' with g_idx' if group_index is not None else ''}; 4 and 8 bits in blocks of a "
-            "power of two from 16 on, without g_idx, are supported",
-            where=where,
-        )
-    if weight is None or scales is None or not (weight.plain and scales.plain):
-        raise UnsupportedOpError("weight and scales must be constants", where=where)
-    if any(name and c is None for name, c in zip(node.inputs[3:], given[3:], strict=False)):
-        raise UnsupportedOpError("zero points and bias must be constants", where=where)
-    groups = -(-k // block)
-    row_bytes = groups * block * bits // 8
-    if weight.stored.dtype != np.uint8 or weight.stored.size != n * row_bytes:
-        raise InvalidModelError(
-            f"weight {weight.name!r} of shape {list(weight.shape)} where N={n}, K={k} need "
-            f"{n * row_bytes} bytes",
-            where=where,
-        )
-    if scales.stored.size != n * groups or scales.stored.dtype.kind != "f":
-        raise InvalidModelError(
-            f"{scales.stored.size} scales where {n * groups} are needed", where=where
-        )
-    packed = weight.stored.reshape(n, row_bytes)[:, : (k * bits + 7) // 8]
-    per_group = Param(scales.name, scales.stored.reshape(n, groups))
-    offsets = _unpacked_zeros(zeros, n, groups, bits, where)
-    if bits == 8:
-        shifted = int8_zero_points(offsets, offsets is not None, (n, groups))
-        packed = to_int8(packed, where)  # 128, the default zero point, becomes 0
-    else:
-        shifted = None if offsets is None or (offsets == 8).all() else offsets
-    name = weight.name if zeros is None else zeros.name
-    weights = Weights(
-        f"int{bits}",
-        Param(weight.name, packed),
-        per_group,
-        None if shifted is None else Param(name, shifted),
-        block,
-    )
-    level = attrs.get("accuracy_level", 0)
-    activation = "block" if level == _INT8_ACTIVATIONS else "f32"
-    vector = None if bias is None else cover.vector(node.inputs[5], n, 1.0, where)
-    return Linear(_rows(cover, node, k, n), weights, vector, n, k, activation)
-
-
-def _unpacked_zeros(
-    zeros: Constant | None, n: int, groups: int, bits: int, where: str
-) -> Array | None:
-    """One zero point per value, uint8 (n, groups); the file packs 4-bit ones in pairs."""
-    if zeros is None:
-        return None
-    if zeros.stored.dtype != np.uint8 or not zeros.plain:
-        raise UnsupportedOpError(
-            f"zero points of type {zeros.dtype}; packed uint8 ones are supported", where=where
-        )
-    width = -(-groups * bits // 8)
-    if zeros.stored.size != n * width:
-        raise InvalidModelError(
-            f"{zeros.stored.size} bytes of zero points where {n * width} are needed", where=where
-        )
-    rows = zeros.stored.reshape(n, width)
-    if bits == 8:
-        return rows
-    return np.stack([rows & 15, rows >> 4], axis=-1).reshape(n, -1)[:, :groups]
 
 
 def match_int8_linear(cover: Cover, value: str) -> Linear | None:

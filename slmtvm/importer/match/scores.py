@@ -59,7 +59,7 @@ def _measure(cover: Cover, raw: str, softmax: Node, nodes: Sequence[Node]) -> Sc
         return np.asarray(result.reshape(-1, n, n))
 
     full_shape = frame.full.shapes[raw]
-    if all(operator_of(n).kind is Kind.ELEMENTWISE for n in nodes):
+    if all(operator_of(n).kind in (Kind.ELEMENTWISE, Kind.ROUND) for n in nodes):
         # Constants bring back the heads they distinguish; most do not, and one matrix is enough.
         full_shape = (1,) * (len(full_shape) - 2) + full_shape[-2:]
 
@@ -71,6 +71,12 @@ def _measure(cover: Cover, raw: str, softmax: Node, nodes: Sequence[Node]) -> Sc
 
     shape = frame.small.shapes[raw]
     zero = short(np.zeros(shape))
+    if np.isnan(zero).any():
+        raise UnsupportedOpError(
+            "the mask is no number: it was rounded with its infinities in range; exclude the "
+            "operators that make it when quantizing",
+            where=where,
+        )
     seen = zero > MASKED
     if not seen.any():
         raise UnsupportedOpError("the mask hides every position", where=where)

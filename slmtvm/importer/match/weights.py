@@ -1,81 +1,214 @@
-"""Constants of the file as canonical weights: reshaped views, bits as they are."""
+"""Constants of the file as canonical weights: bits as they are wherever a format holds them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
+import ml_dtypes
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
-from slmtvm.importer.graph import Array, Constant, Quantization, unpack_nibbles
+from slmtvm.importer.graph import (
+    Array,
+    Constant,
+    Quantization,
+    dequantize,
+    pack_nibbles,
+    transposed,
+    unpack_nibbles,
+)
 from slmtvm.importer.steps import Param, Weights
+from slmtvm.schedules.linear.shape import GROUP_SIZES
+
+Note = Callable[[str], None]
 
 _HALF_BYTE_OFFSET = 0x88  # adds 8 to both nibbles of a byte, modulo 16
 _BYTE_OFFSET = 0x80
+_SCALE_BYTES = 4
+
+_FLOATS = {
+    np.dtype(np.float32): "f32",
+    np.dtype(np.float16): "f16",
+    np.dtype(ml_dtypes.bfloat16): "bf16",
+}
+_FLOAT8 = {
+    np.dtype(ml_dtypes.float8_e4m3fn): "e4m3fn",
+    np.dtype(ml_dtypes.float8_e4m3fnuz): "e4m3fnuz",
+    np.dtype(ml_dtypes.float8_e5m2): "e5m2",
+    np.dtype(ml_dtypes.float8_e5m2fnuz): "e5m2fnuz",
+}
 
 
-def linear_weights(constant: Constant, where: str) -> Weights:
+def linear_weights(constant: Constant, where: str, note: Note) -> Weights:
     """The weight of ``x @ constant`` with constant (k, n), output features first.
 
-    Raises UnsupportedOpError for element types that no canonical format holds.
+    What no canonical format holds is expanded to float32, which ``note`` is told. Raises
+    UnsupportedOpError for element types that are no numbers.
     """
-    k, n = constant.shape
-    quantization = constant.quantization
-    if quantization is None:
-        return Weights(_float_format(constant, where), Param(constant.name, constant.stored.T))
-    stored = constant.stored
-    if constant.packed is not None:
-        stored = unpack_nibbles(constant)
-        weight = Param(constant.name, pack_nibbles(_unsigned_nibbles(stored, constant).T))
-    else:
-        weight = Param(constant.name, to_int8(stored, where).T)
-    scales, zeros, group = _scales(quantization, rows=n, columns=k, row_axis=1, where=where)
-    four_bits = constant.packed is not None
-    name = constant.name
-    return Weights(
-        "int4" if four_bits else "int8",
-        weight,
-        Param(f"{name}.scales", scales),
-        _zero_points(zeros, scales, stored.dtype, four_bits, f"{name}.zero_points"),
-        group,
-    )
+    turned = transposed(constant)
+    dtype = turned.stored.dtype
+    quantization = turned.quantization
+    if dtype in _FLOAT8:
+        scales = np.ones(1, np.float32)
+        found = None if quantization is None else _scales(quantization, turned.shape)
+        if quantization is not None and (found is None or found[2] or _offset(quantization)):
+            return _expanded(turned, where, note)
+        scales = scales if found is None else found[0]
+        _check_finite(turned, where)
+        weight = Param(turned.name, turned.stored.view(np.uint8))
+        return Weights(_FLOAT8[dtype], weight, Param(f"{turned.name}.scales", scales))
+    weights = _matrix(turned, where, note)
+    return kernel_groups(weights, turned.shape[1], note)
 
 
-def table_weights(constant: Constant, where: str) -> Weights:
-    """The table (rows, dim) of an embedding."""
-    rows, dim = constant.shape
-    quantization = constant.quantization
-    if quantization is None:
-        return Weights(_float_format(constant, where), Param(constant.name, constant.stored))
-    name = constant.name
-    scales, zeros, group = _scales(quantization, rows=rows, columns=dim, row_axis=0, where=where)
+def table_weights(constant: Constant, where: str, note: Note) -> Weights:
+    """The table (rows, dim) of an embedding; as for ``linear_weights``."""
+    if constant.stored.dtype in _FLOAT8 and constant.quantization is None:
+        _check_finite(constant, where)
+        note(f"table {constant.name!r} is widened from {constant.stored.dtype} to float16, exactly")
+        return Weights("f16", Param(constant.name, constant.stored.astype(np.float16)))
+    return _matrix(constant, where, note)
+
+
+def _matrix(constant: Constant, where: str, note: Note) -> Weights:
+    """A matrix of which each row has its own scales, or none."""
+    dtype, name = constant.stored.dtype, constant.name
+    if constant.quantization is None:
+        if dtype not in _FLOATS:
+            return _expanded(constant, where, note)
+        if dtype == ml_dtypes.bfloat16:
+            _check_finite(constant, where)
+            return Weights("bf16", Param(name, constant.stored.view(np.uint16)))
+        return Weights(_FLOATS[dtype], Param(name, constant.stored))
+    found = _scales(constant.quantization, constant.shape)
+    if found is None or dtype not in (np.int8, np.uint8):
+        return _expanded(constant, where, note)
+    scales, zeros, group = found
     if constant.packed is not None:
-        return packed_table(constant, scales, zeros, group, where)
+        return packed_weights(constant, scales, zeros, group)
     return Weights(
         "int8",
         Param(name, to_int8(constant.stored, where)),
         Param(f"{name}.scales", scales),
-        _zero_points(zeros, scales, constant.stored.dtype, False, f"{name}.zero_points"),
+        _param(int8_zero_points(zeros, dtype == np.uint8, scales.shape), f"{name}.zero_points"),
         group,
     )
 
 
-def packed_table(
-    constant: Constant, scales: Array, zeros: Array | None, group: int, where: str
-) -> Weights:
-    """A table of 4-bit values; signed ones are stored plus 8, which is int4's default offset."""
+def packed_weights(constant: Constant, scales: Array, zeros: Array | None, group: int) -> Weights:
+    """A matrix of 4-bit values; signed ones are stored plus 8, which is int4's default offset."""
     assert constant.packed is not None
-    rows, dim = constant.packed
-    if dim % 2:
-        raise UnsupportedOpError(f"4-bit rows of odd width {dim} are not supported", where=where)
-    stored = constant.stored.reshape(rows, dim // 2)
-    values = stored ^ np.uint8(_HALF_BYTE_OFFSET) if constant.signed else stored
-    dtype = np.dtype(np.int8 if constant.signed else np.uint8)
+    rows, columns = constant.packed
+    if columns % 2:  # in the file rows begin within a byte
+        unsigned = replace(constant, signed=False)
+        stored = pack_rows(unpack_nibbles(unsigned))
+    else:
+        stored = constant.stored.reshape(rows, columns // 2)
     name = constant.name
     return Weights(
         "int4",
-        Param(name, values),
+        Param(name, stored ^ np.uint8(_HALF_BYTE_OFFSET) if constant.signed else stored),
         Param(f"{name}.scales", scales),
-        _zero_points(zeros, scales, dtype, True, f"{name}.zero_points"),
+        _param(int4_zero_points(zeros, constant.signed, scales.shape), f"{name}.zero_points"),
         group,
+    )
+
+
+def _expanded(constant: Constant, where: str, note: Note) -> Weights:
+    dtype = constant.stored.dtype
+    if dtype.kind in "OSUbc":
+        raise UnsupportedOpError(
+            f"weight {constant.name!r} is {dtype}; floats and integers are supported", where=where
+        )
+    stored = constant.stored if constant.packed is None else unpack_nibbles(constant)
+    quantization = constant.quantization
+    values = stored if quantization is None else dequantize(stored, quantization)
+    bits = 4 if constant.packed is not None else 8 * dtype.itemsize
+    what = "int4" if constant.packed is not None else str(dtype)
+    layout = "" if quantization is None else f" with {_layout(quantization)}"
+    note(
+        f"weight {constant.name!r} ({what}{layout}) is expanded to float32, {32 / bits:g} times "
+        "its size: no kernel reads it as it is"
+    )
+    return Weights("f32", Param(constant.name, values.astype(np.float32)))
+
+
+def _layout(quantization: Quantization) -> str:
+    if quantization.scales.size == 1:
+        return "one scale"
+    kind = "blocks" if quantization.block_size else "scales"
+    return f"{kind} along axis {quantization.axis}"
+
+
+def _check_finite(constant: Constant, where: str) -> None:
+    if not np.isfinite(constant.stored.astype(np.float32)).all():
+        raise InvalidModelError(f"weight {constant.name!r} holds NaN or infinities", where=where)
+
+
+def _offset(quantization: Quantization) -> bool:
+    zeros = quantization.zero_points
+    return zeros is not None and bool(zeros.astype(np.float32).any())
+
+
+def kernel_groups(weights: Weights, columns: int, note: Note) -> Weights:
+    """``weights`` of a linear layer in groups that kernels have: scales repeated, bits kept.
+
+    int4 weights without groups get some; groups of another size are divided.
+    """
+    group, scales = weights.group_size, weights.scales
+    if scales is None or weights.format not in ("int4", "int8") or group in GROUP_SIZES:
+        return weights
+    if not group and weights.format == "int8":
+        return weights
+    rows = len(weights.weight.array)
+    if not group or group >= columns:
+        # One scale a row, or for all: the groups that take the fewest bytes with their padding.
+        sizes = GROUP_SIZES[::-1]
+        size = min(sizes, key=lambda s: -(-columns // s) * (s * _bits(weights) // 8 + _SCALE_BYTES))
+    else:
+        size = max((s for s in GROUP_SIZES if group % s == 0), default=0)
+    if not size:
+        note(
+            f"weight {weights.weight.name!r} has blocks of {group}, which no kernel reads: it is "
+            "expanded to float32"
+        )
+        return _unpacked(weights, columns)
+    groups = -(-columns // size)
+
+    def spread(param: Param | None) -> Param | None:
+        if param is None:
+            return None
+        array = np.broadcast_to(param.array, (rows,)) if param.array.size == 1 else param.array
+        times = group // size if group and group < columns else groups
+        wide = np.repeat(array.reshape(rows, -1), times, axis=1)[:, :groups]
+        return Param(f"{param.name}/{size}", np.ascontiguousarray(wide))
+
+    return replace(
+        weights, scales=spread(scales), zero_points=spread(weights.zero_points), group_size=size
+    )
+
+
+def _bits(weights: Weights) -> int:
+    return 4 if weights.format == "int4" else 8
+
+
+def _unpacked(weights: Weights, columns: int) -> Weights:
+    """Grouped weights as float32."""
+    assert weights.scales is not None
+    stored, scales = weights.weight.array, weights.scales.array
+    values = unpack_rows(stored, columns) if weights.format == "int4" else stored
+    default = 8 if weights.format == "int4" else 0
+    zeros = np.full(scales.shape, default) if weights.zero_points is None else (
+        weights.zero_points.array
+    )  # fmt: skip
+
+    def spread(per: Array) -> Array:
+        return np.repeat(per.astype(np.float32), weights.group_size, axis=1)[:, :columns]
+
+    return Weights(
+        "f32",
+        Param(weights.weight.name, (values.astype(np.float32) - spread(zeros)) * spread(scales)),
     )
 
 
@@ -112,58 +245,38 @@ def _fit(zeros: Array, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1,) * len(shape) if zeros.size == 1 else shape
 
 
-def _zero_points(
-    zeros: Array | None, scales: Array, dtype: np.dtype[np.generic], four_bits: bool, name: str
-) -> Param | None:
-    if four_bits:
-        shifted = int4_zero_points(zeros, dtype == np.int8, scales.shape)
-    else:
-        shifted = int8_zero_points(zeros, dtype == np.uint8, scales.shape)
-    return None if shifted is None else Param(name, shifted)
-
-
-def _float_format(constant: Constant, where: str) -> str:
-    if constant.stored.dtype == np.float32:
-        return "f32"
-    if constant.stored.dtype == np.float16:
-        return "f16"
-    raise UnsupportedOpError(
-        f"weight {constant.name!r} is {constant.stored.dtype}; float32, float16, int8 and int4 "
-        "weights are supported",
-        where=where,
-    )
+def _param(array: Array | None, name: str) -> Param | None:
+    return None if array is None else Param(name, array)
 
 
 def _scales(
-    quantization: Quantization, *, rows: int, columns: int, row_axis: int, where: str
-) -> tuple[Array, Array | None, int]:
-    """Scales and zero points as (1,), (rows,) or (rows, groups), and the group size."""
-    scales, zeros = quantization.scales, quantization.zero_points
+    quantization: Quantization, shape: tuple[int, ...]
+) -> tuple[Array, Array | None, int] | None:
+    """Scales (float32) and zero points as (1,), (rows,) or (rows, groups), and the group size.
+
+    None where they change along the rows in another way.
+    """
+    rows, _ = shape
+    scales, zeros = quantization.scales.astype(np.float32, copy=False), quantization.zero_points
     if scales.size == 1:
         return scales.reshape(1), None if zeros is None else zeros.reshape(1), 0
-    axis = quantization.axis % 2
+    along_rows = quantization.axis % 2 == 1
     if quantization.block_size:
-        if axis == row_axis or scales.ndim != 2:
-            raise UnsupportedOpError("weights blocked along output features", where=where)
-        turned = scales if row_axis == 0 else scales.T
-        if turned.shape != (rows, -(-columns // quantization.block_size)):
-            raise InvalidModelError(f"scales of shape {list(scales.shape)}", where=where)
-        turned_zeros = zeros if zeros is None or row_axis == 0 else zeros.T
-        return turned, turned_zeros, quantization.block_size
-    if axis != row_axis:
-        raise UnsupportedOpError("weights with a scale for each input feature", where=where)
-    if scales.size != rows:
-        raise InvalidModelError(f"{scales.size} scales for {rows} rows", where=where)
+        return (scales, zeros, quantization.block_size) if along_rows else None
+    if along_rows:
+        return None
     return scales.reshape(rows), None if zeros is None else zeros.reshape(rows), 0
 
 
-def _unsigned_nibbles(values: Array, constant: Constant) -> Array:
-    return (values + np.int8(8)).astype(np.uint8) if constant.signed else values
+def unpack_rows(packed: Array, columns: int) -> Array:
+    """uint8 (n, ceil(k / 2)), the even k in the low nibble -> uint8 values 0..15 (n, k)."""
+    both = np.stack([packed & 15, packed >> 4], axis=-1)
+    return both.reshape(len(packed), -1)[:, :columns]
 
 
-def pack_nibbles(values: Array) -> Array:
-    """uint8 values 0..15 (n, k) -> uint8 (n, ceil(k / 2)), the even k in the low nibble."""
+def pack_rows(values: Array) -> Array:
+    """The inverse of ``unpack_rows``."""
     n, k = values.shape
     padded = np.zeros((n, k + k % 2), np.uint8)
     padded[:, :k] = values
-    return np.asarray(padded[:, ::2] | (padded[:, 1::2] << 4))
+    return pack_nibbles(padded).reshape(n, -1)

@@ -32,6 +32,7 @@ class Kind(Enum):
     REDUCE = "reduce"  # output elements depend on lines of the first input along some axes
     CONTRACT = "contract"  # matrix products
     LOOKUP = "lookup"  # rows of a constant table, chosen by the second input
+    ROUND = "round"  # each output element is the input at its place, rounded to an integer type
     QUANTIZE = "quantize"  # scales computed from the whole input
     BRANCH = "branch"  # an If that stayed, because its condition depends on the tokens
     CONVOLVE = "convolve"  # along the sequence; an element belongs to the newest it reads

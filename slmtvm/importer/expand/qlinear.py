@@ -1,0 +1,108 @@
+"""Operators on integers that stand for floats: each is the float operator between a
+DequantizeLinear of its inputs and a QuantizeLinear of its result.
+
+onnxruntime computes some of them in integers or by tables; results differ by a rounding at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slmtvm.importer.expand.registry import MICROSOFT, expansion
+from slmtvm.importer.expand.site import Site
+from slmtvm.importer.operators.registry import FLOAT, INT
+
+_ONE_INPUT = 5  # x, its scale and zero point, those of y
+_TWO_INPUTS = 8
+
+
+def _float(site: Site, first: int, axis: int = 1) -> str:
+    """What the integers, scale and zero point at inputs ``first`` to ``first + 2`` stand for."""
+    integers = (site.input(first + i) for i in range(3))
+    return str(site.op("DequantizeLinear", *integers, axis=axis))
+
+
+def _integers(site: Site, value: str, first: int) -> str:
+    """``value`` rounded with the scale and zero point at inputs ``first`` and ``first + 1``."""
+    return str(site.op("QuantizeLinear", value, site.input(first), site.input(first + 1)))
+
+
+@expansion("QLinearMatMul", 10)
+def qlinear_matmul(site: Site) -> Sequence[str]:
+    """Scales of the right side may be one for each of its columns."""
+    right = _float(site, 3, axis=site.rank(site.input(3)) - 1)
+    return [_integers(site, site.op("MatMul", _float(site, 0), right), 6)]
+
+
+@expansion(
+    "QGemm",
+    1,
+    MICROSOFT,
+    arity=(6, 9),
+    attributes={"alpha": (FLOAT, False), "transA": (INT, False), "transB": (INT, False)},
+)
+def qgemm(site: Site) -> Sequence[str]:
+    """The bias is int32, its scale that of the product; without a scale the result is float."""
+    turned = site.attrs.get("transB", 0)
+    left, right = _float(site, 0), _float(site, 3, axis=0 if turned else 1)
+    attrs = {key: site.attrs[key] for key in ("transA", "transB") if key in site.attrs}
+    result = site.op("Gemm", left, right, **attrs)
+    if site.input(6):
+        scale = site.op("Mul", site.input(1), site.input(4))
+        result = site.op("Add", result, site.op("DequantizeLinear", site.input(6), scale, axis=0))
+    if site.attrs.get("alpha", 1.0) != 1.0:
+        result = site.op("Mul", result, site.constant(site.attrs["alpha"]))
+    return [_integers(site, result, 7) if site.input(7) else result]
+
+
+def _pair(site: Site, op_type: str) -> Sequence[str]:
+    return [_integers(site, site.op(op_type, _float(site, 0), _float(site, 3)), 6)]
+
+
+@expansion("QLinearAdd", 1, MICROSOFT, arity=(7, _TWO_INPUTS))
+def qlinear_add(site: Site) -> Sequence[str]:
+    return _pair(site, "Add")
+
+
+@expansion("QLinearMul", 1, MICROSOFT, arity=(7, _TWO_INPUTS))
+def qlinear_mul(site: Site) -> Sequence[str]:
+    return _pair(site, "Mul")
+
+
+@expansion("QLinearSigmoid", 1, MICROSOFT, arity=(4, _ONE_INPUT))
+def qlinear_sigmoid(site: Site) -> Sequence[str]:
+    return [_integers(site, site.op("Sigmoid", _float(site, 0)), 3)]
+
+
+@expansion(
+    "QLinearLeakyRelu", 1, MICROSOFT, arity=(4, _ONE_INPUT), attributes={"alpha": (FLOAT, False)}
+)
+def qlinear_leaky_relu(site: Site) -> Sequence[str]:
+    alpha = site.attrs.get("alpha", 0.01)
+    return [_integers(site, site.op("LeakyRelu", _float(site, 0), alpha=alpha), 3)]
+
+
+@expansion(
+    "QLinearSoftmax",
+    1,
+    MICROSOFT,
+    arity=(_ONE_INPUT, _ONE_INPUT),
+    attributes={"axis": (INT, False), "opset": (INT, True)},
+)
+def qlinear_softmax(site: Site) -> Sequence[str]:
+    x = _float(site, 0)
+    return [_integers(site, site.op("Softmax", x, axis=site.attrs.get("axis", -1)), 3)]
+
+
+@expansion("QLinearConcat", 1, MICROSOFT, arity=(5, 1 << 16), attributes={"axis": (INT, True)})
+def qlinear_concat(site: Site) -> Sequence[str]:
+    """Inputs: scale and zero point of the result, then three for each part."""
+    parts = [_float(site, first) for first in range(2, len(site.node.inputs), 3)]
+    return [_integers(site, site.op("Concat", *parts, axis=site.attrs["axis"]), 0)]
+
+
+@expansion("QLinearWhere", 1, MICROSOFT, arity=(9, 9))
+def qlinear_where(site: Site) -> Sequence[str]:
+    """Inputs: the condition, three for each choice, scale and zero point of the result."""
+    chosen = site.op("Where", site.input(0), _float(site, 1), _float(site, 4))
+    return [_integers(site, chosen, 7)]

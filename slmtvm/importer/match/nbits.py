@@ -1,0 +1,188 @@
+"""MatMulNBits: products with weights of 2, 4 or 8 bits in blocks along k.
+
+Its operands are described in onnxruntime's docs/ContribOperators.md; what onnxruntime's CPU kernel
+computes of them was found by running it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.cover import Cover
+from slmtvm.importer.graph import Array, Constant, Node
+from slmtvm.importer.match.weights import (
+    int8_zero_points,
+    kernel_groups,
+    pack_rows,
+    to_int8,
+    unpack_rows,
+)
+from slmtvm.importer.steps import Linear, Param, Reordered, Rows, Weights
+
+_INT8_ACTIVATIONS = 4  # the accuracy_level that asks for them
+_MIN_BLOCK = 16
+_BITS = (2, 4, 8)
+_TWO_TO_FOUR = 6  # added to 2-bit values, so that their default zero point becomes int4's
+
+
+def match_nbits(cover: Cover, node: Node) -> Linear:
+    """``node`` as a Linear step; raises where its operands do not fit."""
+    frame, attrs = cover.frame, node.attrs
+    where = frame.graph.where(node)
+    n, k = attrs["N"], attrs["K"]
+    bits, block = attrs.get("bits", 4), attrs["block_size"]
+    if bits not in _BITS or block < _MIN_BLOCK or block & (block - 1):
+        raise UnsupportedOpError(
+            f"MatMulNBits of {bits} bits in blocks of {block}; 2, 4 and 8 bits in blocks of a "
+            f"power of two from {_MIN_BLOCK} on are supported",
+            where=where,
+        )
+    given = [frame.small.constants.get(i) if i else None for i in node.inputs]
+    given += [None] * (6 - len(given))
+    if any(name and c is None for name, c in zip(node.inputs[1:], given[1:], strict=False)):
+        raise UnsupportedOpError("all its inputs but the first must be constants", where=where)
+    _, weight, scales, zeros, group_index, bias = given
+    assert weight is not None and scales is not None
+    groups = -(-k // block)
+    if scales.stored.size != n * groups or scales.dtype.kind in "iub":
+        raise InvalidModelError(
+            f"{scales.stored.size} scales where {n * groups} are needed", where=where
+        )
+    packed = _packed(weight, n, k, bits, groups * block, where)
+    offsets = _zero_points(zeros, n, groups, bits, where)
+    weights = Weights(
+        "int8" if bits == 8 else "int4",
+        Param(weight.name, packed),
+        Param(scales.name, scales.values(table=True).reshape(n, groups).astype(np.float32)),
+        None if offsets is None else Param(weight.name if zeros is None else zeros.name, offsets),
+        block,
+    )
+    if bits == 2:
+        cover.note("2-bit weights are held in 4 bits, their values as they are")
+    # With float zero points or g_idx onnxruntime computes with float activations at every level.
+    floats = group_index is not None or (offsets is not None and offsets.dtype.kind == "f")
+    asked = attrs.get("accuracy_level", 0) == _INT8_ACTIVATIONS and not floats
+    x = _rows(cover, node, k, n)
+    if group_index is not None:
+        x, weights = _ordered(cover, node, x, weights, group_index, zeros is not None)
+    vector = None if bias is None else cover.vector(node.inputs[5], n, 1.0, where)
+    weights = kernel_groups(weights, k, cover.note)
+    return Linear(x, weights, vector, n, k, "block" if asked else "f32")
+
+
+def _rows(cover: Cover, node: Node, k: int, n: int) -> Rows:
+    x, y = node.inputs[0], node.outputs[0]
+    if cover.frame.features(x) != k or cover.frame.features(y) != n:
+        raise UnsupportedOpError(
+            "a matrix product that mixes only a part of each token's features is not supported",
+            where=cover.frame.graph.where(node),
+        )
+    return cover.need(x)
+
+
+def _packed(weight: Constant, n: int, k: int, bits: int, padded: int, where: str) -> Array:
+    """The weight as ``ir.ops.linear`` has int8 or int4 ones, without the padding."""
+    row_bytes = padded * bits // 8
+    if not weight.plain or weight.stored.dtype != np.uint8 or weight.stored.size != n * row_bytes:
+        raise InvalidModelError(
+            f"weight {weight.name!r} of shape {list(weight.shape)} where N={n}, K={k} need "
+            f"{n * row_bytes} bytes",
+            where=where,
+        )
+    rows = weight.stored.reshape(n, row_bytes)[:, : (k * bits + 7) // 8]
+    if bits == 8:
+        return to_int8(rows, where)  # 128, the default zero point, becomes 0
+    if bits == 2:
+        fields = np.stack([rows >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
+        return pack_rows(fields.reshape(n, -1)[:, :k] + np.uint8(_TWO_TO_FOUR))
+    return rows
+
+
+def _zero_points(
+    zeros: Constant | None, n: int, groups: int, bits: int, where: str
+) -> Array | None:
+    """(n, groups) for the values of ``_packed``: uint8 or int8, or float32; None where default."""
+    if zeros is None:
+        return None
+    shift = {2: _TWO_TO_FOUR, 4: 0, 8: -128}[bits]
+    if zeros.dtype.kind not in "iub":
+        if zeros.stored.size != n * groups:
+            raise InvalidModelError(
+                f"{zeros.stored.size} float zero points where {n * groups} are needed", where=where
+            )
+        return zeros.values(table=True).reshape(n, groups).astype(np.float32) + np.float32(shift)
+    if zeros.stored.dtype != np.uint8 or not zeros.plain:
+        raise UnsupportedOpError(
+            f"zero points of type {zeros.dtype}; packed uint8 ones and floats are supported",
+            where=where,
+        )
+    width = -(-groups * bits // 8)
+    if zeros.stored.size != n * width:
+        raise InvalidModelError(
+            f"{zeros.stored.size} bytes of zero points where {n * width} are needed", where=where
+        )
+    rows = zeros.stored.reshape(n, width)
+    if bits == 8:
+        return int8_zero_points(rows, True, (n, groups))
+    fields = np.stack([rows >> s & (1 << bits) - 1 for s in range(0, 8, bits)], axis=-1)
+    values = fields.reshape(n, -1)[:, :groups] + np.uint8(shift)
+    return None if (values == 8).all() else values
+
+
+def _ordered(
+    cover: Cover, node: Node, x: Rows, weights: Weights, index: Constant, with_zeros: bool
+) -> tuple[Rows, Weights]:
+    """Columns of the weight, and with them the features of x, in an order that makes every group
+    contiguous; where groups differ in size, the weight in float32."""
+    where = cover.frame.graph.where(node)
+    n, k, block = node.attrs["N"], node.attrs["K"], node.attrs["block_size"]
+    groups = -(-k // block)
+    group = index.values(table=True).reshape(-1)
+    if group.dtype.kind not in "iu" or group.size < k or not group[:k].min() >= 0:
+        raise InvalidModelError(f"g_idx {index.name!r} must hold {k} group numbers", where=where)
+    group = group[:k].astype(np.int64)
+    if group.max() >= groups:
+        raise InvalidModelError(f"g_idx {index.name!r} names group {group.max()}", where=where)
+    if with_zeros and weights.zero_points is not None and weights.zero_points.array.dtype != "f4":
+        cover.note(
+            "MatMulNBits with packed zero points and g_idx: onnxruntime's CPU kernel ignores the "
+            "zero points, slmtvm does not"
+        )
+    if (group == np.arange(k) // block).all():
+        return x, weights
+    assert weights.scales is not None
+    scales, zeros = weights.scales.array, weights.zero_points
+    stored = weights.weight.array
+    values = unpack_rows(stored, k) if weights.format == "int4" else stored
+    counts = np.bincount(group, minlength=groups)
+    # A group that is not full, if there is one, comes last.
+    order_of_groups = np.argsort(counts != block, kind="stable")
+    if (counts[order_of_groups[:-1]] != block).any():
+        cover.note(
+            f"weight {weights.weight.name!r} is expanded to float32: its g_idx makes groups that "
+            f"are not of {block} columns each"
+        )
+        default = np.full(scales.shape, 8 if weights.format == "int4" else 0)
+        offsets = (default if zeros is None else zeros.array).astype(np.float32)
+        wide = (values.astype(np.float32) - offsets[:, group]) * scales[:, group]
+        return x, Weights("f32", Param(weights.weight.name, wide))
+    place = np.empty(groups, np.int64)
+    place[order_of_groups] = np.arange(groups)
+    order = np.argsort(place[group], kind="stable")
+    moved = values[:, order]
+    ordered = Weights(
+        weights.format,
+        Param(weights.weight.name, pack_rows(moved) if weights.format == "int4" else moved),
+        Param(weights.scales.name, scales[:, order_of_groups]),
+        None if zeros is None else Param(zeros.name, zeros.array[:, order_of_groups]),
+        block,
+    )
+    key = ("order", str(x), order.tobytes())  # layers that read x in one order share it
+    if key not in cover.cache:
+        rows = Rows(f"{x}#order{len(cover.cache)}")
+        cover.add(rows, Reordered(x, Param(f"{x}.order", order.astype(np.int32))))
+        cover.cache[key] = rows
+    found = cover.cache[key]
+    assert isinstance(found, Rows) and n == len(scales)
+    return found, ordered

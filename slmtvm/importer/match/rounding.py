@@ -1,0 +1,143 @@
+"""Activations that the file rounds with constant scales: QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slmtvm.errors import UnsupportedOpError
+from slmtvm.importer.cover import Cover
+from slmtvm.importer.freeze import operator_of
+from slmtvm.importer.graph import Node
+from slmtvm.importer.match.scores import MASKED
+from slmtvm.importer.operators import Kind
+from slmtvm.importer.regions import between, evaluate
+from slmtvm.importer.steps import QuantizeDequantize, Same, Step
+
+_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What QuantizeLinear and DequantizeLinear with one scale and zero point do to each value."""
+
+    scale: float
+    low: int  # of the integer type, less the zero point
+    high: int
+
+    def __str__(self) -> str:
+        """As the attributes of ``ir.ops.attention`` have it."""
+        return f"{self.scale!r}:{self.low}:{self.high}"
+
+
+def match_rounding(cover: Cover, value: str) -> Step | None:
+    """``value`` as a rounded float value; what moves the integers between is looked through.
+
+    Rounding again what was rounded in the same way changes nothing and disappears.
+    """
+    frame = cover.frame
+    node = frame.producers[value]
+    if node.op_type != "DequantizeLinear" or node.inputs[0] not in frame.small.shapes:
+        return None
+    source, features = cover.moved(node.inputs[0])
+    quantizer = frame.producers.get(source)
+    if quantizer is None or quantizer.op_type != "QuantizeLinear":
+        return None
+    rounding = rounding_of(cover, quantizer)
+    if rounding_of(cover, node) != rounding:
+        raise UnsupportedOpError(
+            f"its scale and zero point are not those of {quantizer.label}",
+            where=frame.graph.where(node),
+        )
+    origin, origin_features = cover.moved(quantizer.inputs[0])
+    rows = cover.columns(origin, origin_features[features])
+    before = frame.producers.get(origin)
+    if before is not None and before.op_type == "DequantizeLinear":
+        earlier = match_rounding(cover, origin)
+        if earlier is not None and rounding_of(cover, before) == rounding:
+            return Same(rows)
+    return QuantizeDequantize(rows, rounding.scale, rounding.low, rounding.high)
+
+
+def rounding_of(cover: Cover, node: Node) -> Rounding:
+    """The constants of a QuantizeLinear or DequantizeLinear of activations."""
+    frame = cover.frame
+    where = frame.graph.where(node)
+    given = [frame.small.constants.get(i) if i else None for i in node.inputs[1:]]
+    scale, zero = given[0], given[1] if len(given) > 1 else None
+    if scale is None or (len(node.inputs) > 2 and node.inputs[2] and zero is None):
+        raise UnsupportedOpError("scale and zero point must be constants", where=where)
+    zeros = np.zeros(1, np.int64) if zero is None else zero.values().astype(np.int64).reshape(-1)
+    scales = scale.values().astype(np.float32).reshape(-1)
+    if not 0 < scales[0] < np.inf:
+        raise UnsupportedOpError(
+            f"a scale of {scales[0]}, where a positive number is needed; where infinities (of a "
+            "mask) made it so, exclude this operator when quantizing",
+            where=where,
+        )
+    if (scales != scales[0]).any() or (zeros != zeros[0]).any():
+        raise UnsupportedOpError(
+            "activations rounded with several scales are not supported; one for the tensor is",
+            where=where,
+        )
+    integers = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
+    limits = np.iinfo(frame.small.dtypes[integers])
+    return Rounding(float(scales[0]), limits.min - int(zeros[0]), limits.max - int(zeros[0]))
+
+
+def score_roundings(
+    cover: Cover, raw: str, output: str, before: float, where: str
+) -> tuple[tuple[tuple[float, Rounding], ...], float]:
+    """How products ``raw`` are rounded on their way to ``output``, and the factor of them all.
+
+    Each rounding comes with what products are multiplied by since the last one; the first one's
+    factor includes ``before``. Where a mask was added first, what it hides must stay hidden.
+    """
+    frame = cover.frame
+    found: list[tuple[float, Rounding]] = []
+    product = 1.0
+    for quantizer in _rounders(between(frame, raw, output)):
+        at = quantizer.inputs[0]
+        nodes = between(frame, raw, at)
+        shape = frame.small.shapes[raw]
+        zero, one = (
+            evaluate(frame.small, nodes, {raw: np.full(shape, s)}, at)
+            if nodes
+            else np.full(shape, s)
+            for s in (0.0, 1.0)
+        )
+        seen = zero == 0
+        rounding = rounding_of(cover, quantizer)
+        hidden = np.maximum(zero[~seen], rounding.low * rounding.scale)
+        if not seen.any() or (hidden > MASKED).any():
+            raise UnsupportedOpError(
+                "scores are rounded after a mask or bias was added to them, which what it hides "
+                f"does not survive (at {quantizer.label}); exclude that operator when quantizing",
+                where=where,
+            )
+        slopes = one[seen] - zero[seen]
+        slope = float(np.median(slopes))
+        if not np.abs(slopes - slope).max() <= _TOLERANCE * abs(slope):
+            raise UnsupportedOpError(
+                "rounded scores have more than one scale, or a cap", where=where
+            )
+        if not found or found[-1][1] != rounding or slope != product:
+            factor = slope / product * (before if not found else 1.0)
+            found.append((factor, rounding))
+        product = slope
+    return tuple(found), product
+
+
+def weight_rounding(cover: Cover, softmax: str, left: str, where: str) -> Rounding | None:
+    """How probabilities ``softmax`` are rounded until they are the left side of a product."""
+    rounders = _rounders(between(cover.frame, softmax, left))
+    kinds = {rounding_of(cover, node) for node in rounders}
+    if len(kinds) > 1:
+        raise UnsupportedOpError("probabilities are rounded twice, differently", where=where)
+    return kinds.pop() if kinds else None
+
+
+def _rounders(nodes: Sequence[Node]) -> list[Node]:
+    return [n for n in nodes if operator_of(n).kind is Kind.ROUND]

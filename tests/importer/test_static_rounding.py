@@ -1,0 +1,163 @@
+"""Models whose activations were quantized beforehand, against onnxruntime on the same file."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+
+from slmtvm.errors import UnsupportedOpError
+from slmtvm.importer import import_onnx
+from slmtvm.ir.model import CanonicalModel
+from slmtvm.ir.reference import evaluate
+from tests.importer.graphs import Tiny, build, run_onnxruntime, save
+from tests.importer.test_import_spellings import calls_of, op_names
+
+DECODER = Tiny(hidden=40, heads=4, kv_heads=2, head_dim=12, ffn=72, vocab=53, rope="rotate_half")
+ENCODER = Tiny(
+    hidden=40, heads=4, kv_heads=4, head_dim=10, ffn=72, vocab=53, learned_positions=64,
+    norm="layer_operator", activation="gelu_erf", mask="none", bias=True,
+)  # fmt: skip
+SPELLED = replace(ENCODER, norm="layer_spelled")
+TOKENS = np.array([3, 50, 7, 7, 21, 0, 52, 11, 30, 4, 4, 19])
+EXACT = 2e-4  # of the logits' range
+# A last bit of a float can turn a rounding elsewhere, which changes a row by a step.
+FLIP = 2e-2
+U8, S8, U16 = QuantType.QUInt8, QuantType.QInt8, QuantType.QUInt16
+
+
+class Calibration(CalibrationDataReader):
+    """A few random sequences."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(1)
+        self._left = [rng.integers(0, 53, (1, 12)) for _ in range(4)]
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return {"input_ids": self._left.pop()} if self._left else None
+
+
+def quantized(tiny: Tiny, folder: Path, **options) -> Path:
+    logging.getLogger().setLevel(logging.ERROR)
+    source = save(build(tiny), folder, "float.onnx")
+    target = folder / "quantized.onnx"
+    options = {"quant_format": QuantFormat.QDQ, "weight_type": S8, **options}
+    quantize_static(source, target, Calibration(), **options)
+    return target
+
+
+def check(path: Path) -> CanonicalModel:
+    model = import_onnx(path, context=32)
+    want = run_onnxruntime(path, TOKENS)
+    errors = np.abs(evaluate(model, TOKENS) - want).max(axis=1) / np.ptp(want)
+    assert np.median(errors) <= EXACT
+    assert errors.max() <= FLIP
+    return model
+
+
+@pytest.mark.parametrize("tiny", [DECODER, ENCODER], ids=["decoder", "encoder"])
+@pytest.mark.parametrize("activation", [U8, S8, U16], ids=str)
+@pytest.mark.parametrize("per_channel", [False, True], ids=["tensor", "channel"])
+def test_matrix_products_keep_their_roundings(tiny, activation, per_channel, tmp_path):
+    path = quantized(
+        tiny, tmp_path, activation_type=activation, per_channel=per_channel,
+        op_types_to_quantize=["MatMul"],
+    )  # fmt: skip
+    model = check(path)
+    linears = calls_of(model, "slm.linear")
+    assert {str(call.attrs["format"]) for call in linears} == {"int8"}
+    assert {la.activation for la in model.layers if la.kind == "linear"} == {"static"}
+    (attention,) = calls_of(model, "slm.attention")
+    assert str(attention.attrs["weight_rounding"])
+
+
+@pytest.mark.parametrize("tiny", [ENCODER, SPELLED], ids=["operator", "spelled"])
+def test_every_operator_may_be_rounded(tiny, tmp_path):
+    model = check(quantized(tiny, tmp_path, activation_type=U8))
+    assert len(calls_of(model, "slm.quantize_dequantize")) > 15
+    (attention,) = calls_of(model, "slm.attention")
+    assert str(attention.attrs["roundings"])
+    norms = op_names(model).count("slm.layer_norm")
+    assert norms == (3 if tiny is ENCODER else 0)
+    assert any("ReduceMean" in note for note in model.notes) == (tiny is SPELLED)
+
+
+@pytest.mark.parametrize(
+    ("tiny", "operators"),
+    [(ENCODER, None), (replace(ENCODER, activation="silu"), None), (DECODER, ["MatMul"])],
+    ids=["encoder", "gated", "decoder"],
+)
+def test_integer_operators_are_float_ones_between_roundings(tiny, operators, tmp_path):
+    path = quantized(
+        tiny, tmp_path, activation_type=U8, quant_format=QuantFormat.QOperator,
+        op_types_to_quantize=operators,
+    )  # fmt: skip
+    model = check(path)
+    formats = {str(call.attrs["format"]) for call in calls_of(model, "slm.linear")}
+    assert formats == {"int8"}
+
+
+@pytest.mark.parametrize("mask", ["trilu", "sliced"])
+def test_a_mask_in_the_range_of_scores_makes_them_coarse_and_still_hides(mask, tmp_path):
+    tiny = replace(DECODER, mask=mask, rope="", learned_positions=64)
+    check(quantized(tiny, tmp_path, activation_type=U8, op_types_to_quantize=["Add", "MatMul"]))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_mask_that_was_rounded_with_its_infinities_is_refused(tmp_path):
+    tiny = replace(DECODER, mask="where", rope="", learned_positions=64)
+    path = quantized(tiny, tmp_path, activation_type=U8)
+    with pytest.raises(UnsupportedOpError, match="exclude"):
+        import_onnx(path, context=32)
+
+
+def test_rounding_twice_alike_is_rounding_once(tmp_path):
+    """As quantizers write it around a reshape, whose integers are moved."""
+    model = build(DECODER)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.02), "scale"))
+    model.graph.initializer.append(numpy_helper.from_array(np.uint8(120), "zero"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, -1]), "same"))
+    head = model.graph.node[-1]
+    x = head.input[0]
+    names = [x, "q1", "moved", "d1", "q2", "d2"]
+    kinds = ["QuantizeLinear", "Reshape", *["DequantizeLinear", "QuantizeLinear"] * 2][:5]
+    for i, (kind, before, after) in enumerate(zip(kinds, names, names[1:], strict=False)):
+        extra = ["same"] if kind == "Reshape" else ["scale", "zero"]
+        model.graph.node.insert(
+            len(model.graph.node) - 1,
+            helper.make_node(kind, [before, *extra], [after], name=f"r{i}"),
+        )
+    model.graph.node[-1].input[0] = "d2"
+    imported = check(save(model, tmp_path))
+    assert op_names(imported).count("slm.quantize_dequantize") == 1
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [(np.float32([0.1, 0.2]), "several scales"), (np.float32(-0.1), "positive number")],
+    ids=["two", "negative"],
+)
+def test_scales_that_no_kernel_takes_are_refused_by_node(scale, message, tmp_path):
+    model = build(replace(DECODER, hidden=2, heads=1, kv_heads=1, head_dim=2))
+    model.graph.initializer.append(numpy_helper.from_array(scale, "scale"))
+    zeros = numpy_helper.from_array(np.zeros(scale.shape, np.uint8), "zero")
+    model.graph.initializer.append(zeros)
+    x = model.graph.node[-1].input[0]
+    place = len(model.graph.node) - 1
+    for kind, before, after in (("Dequantize", "q", "d"), ("Quantize", x, "q")):
+        inputs = [before, "scale", "zero"]
+        node = helper.make_node(f"{kind}Linear", inputs, [after], axis=2, name=f"{kind}1")
+        model.graph.node.insert(place, node)
+    model.graph.node[-1].input[0] = "d"
+    with pytest.raises(UnsupportedOpError, match=message):
+        import_onnx(save(model, tmp_path), context=32)

@@ -1,0 +1,46 @@
+"""Attention on scores and probabilities that are rounded computes its reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from slmtvm.schedules import attention
+from slmtvm.schedules.attention import reference as ref
+from slmtvm.target import Target, known_targets
+from tests.schedules.attention_cases import attention_shape
+from tests.schedules.harness import run
+
+# Products are whole numbers: thirds of them are no ties, whatever the last bit.
+SCORES = (1.0, 3.0, -20, 20)
+COARSER = (0.5, 4.0, -8, 9)
+WEIGHTS = (1 / 255, 0, 255)
+
+
+@pytest.mark.parametrize("target_name", known_targets())
+@pytest.mark.parametrize(
+    ("roundings", "weights"),
+    [((SCORES,), WEIGHTS), ((SCORES, COARSER), None), ((), WEIGHTS)],
+    ids=["both", "scores twice", "probabilities"],
+)
+@pytest.mark.parametrize("mask", ["causal", "bidirectional"])
+def test_rounded_attention_computes_its_reference(
+    mask: str,
+    roundings: tuple[tuple[float, float, int, int], ...],
+    weights: tuple[float, int, int] | None,
+    target_name: str,
+) -> None:
+    shape = attention_shape(5, 4, 2, 24, 0, mask=mask, roundings=roundings, weight_rounding=weights)
+    rng = np.random.default_rng(0)
+    inputs = {
+        t.name: rng.integers(-3, 4, t.shape).astype(np.float32) for t in (shape.q, *shape.cache)
+    }
+    scalar = 9 if mask == "causal" else 5
+    got = run(
+        attention.build_attend(shape), inputs, Target.load(target_name),
+        position=scalar, valid=scalar, cuts=(1,),
+    )  # fmt: skip
+    want = ref.attend(shape, inputs, scalar)
+    np.testing.assert_allclose(got["o"], want, rtol=0, atol=1e-5)
+    plain = attention_shape(5, 4, 2, 24, 0, mask=mask)
+    assert np.abs(ref.attend(plain, inputs, scalar) - want).max() > 1e-3
