@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from slmtvm.importer.emit import resolve
+from slmtvm.importer.sparsity import sparsity_of
 from slmtvm.importer.steps import (
     Attention,
     Convolution,
@@ -93,6 +94,7 @@ def layer_reports(by_name: Mapping[str, Step], order: Sequence[str]) -> Iterator
             yield replace(
                 _report(step.weights, "linear", (step.n, step.k), _bytes(step.weights) + extra),
                 activation="static" if rounded else step.activation,
+                sparsity=sparsity_of(step.weights, step.k),
             )
         elif isinstance(step, Experts):
             for layer in (step.up, step.down):

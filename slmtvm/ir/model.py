@@ -29,6 +29,7 @@ class LayerReport:
     weight_bytes: int  # as the file holds it, scales and zero points included
     activation: str = ""  # what the file asks of a linear layer's input: see ``ir.ops.linear``,
     # or "static" where it is rounded with a constant scale
+    sparsity: str = ""  # "2:4" where at most 2 of 4 neighbours along the input are not zero, ...
 
 
 @dataclass(frozen=True)
