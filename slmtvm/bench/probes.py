@@ -105,7 +105,7 @@ def _dot_kernel(
                 wanted = [dot.activation(row, part * isa.k_step) for row in loaded]
                 for index, (row, vector) in enumerate(cells):
                     state = tuple(registers[index] for registers in kept)
-                    after = dot.step(state, operands[vector][part], wanted[row])
+                    after = dot.settle(dot.step(state, operands[vector][part], wanted[row]))
                     for registers, value in zip(kept, after, strict=True):
                         registers[index] = value
         total = None
