@@ -8,6 +8,7 @@ of its cross-attentions and nothing else.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from slmtvm.importer.roles import HIDDEN_STATES, assign_roles
 from slmtvm.importer.steps import Remember, Rows
 from slmtvm.importer.tokens import Frame
 
+_PAST_OF_SOURCE = re.compile(r"past.*\.encoder\..*")
 _DECODER_PREFIX = "decoder_"
 _TOKENS = ("input_ids", f"{_DECODER_PREFIX}input_ids")
 _ENCODER = "encoder/"  # prefix of the names of an encoder's file
@@ -40,8 +42,20 @@ class Halves:
 
 
 def needs_encoder(graph: Graph) -> bool:
-    """Whether ``graph`` is a decoder that takes an encoder's hidden states as an input."""
-    return any(port.name == HIDDEN_STATES for port in graph.inputs)
+    """Whether ``graph`` is a decoder that takes an encoder's hidden states as an input.
+
+    Raises UnsupportedOpError where it takes the keys and values of a source instead: such a graph
+    cannot begin.
+    """
+    if any(port.name == HIDDEN_STATES for port in graph.inputs):
+        return True
+    if any(_PAST_OF_SOURCE.fullmatch(port.name) for port in graph.inputs):
+        raise UnsupportedOpError(
+            "a decoder that takes its source's keys and values from an earlier step; compile "
+            "decoder_model.onnx or decoder_model_merged.onnx of the same export",
+            where=str(graph.path),
+        )
+    return False
 
 
 def encoder_file(path: Path) -> Path:

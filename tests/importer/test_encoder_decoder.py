@@ -147,6 +147,18 @@ def test_a_decoder_without_its_encoder_says_what_is_missing(tmp_path):
         import_onnx(path)
 
 
+def test_a_decoder_that_cannot_begin_names_the_file_that_can(tmp_path):
+    b = Builder(np.random.default_rng(0))
+    x = b.op("Gather", b.near(0, VOCAB, DIM), "input_ids")
+    past = helper.make_tensor_value_info(
+        "past_key_values.0.encoder.key", TensorProto.FLOAT, ["batch", HEADS, "source", HEAD_DIM]
+    )
+    x = b.op("Add", x, b.op("ReduceMean", past.name))
+    path = save(finish(b, [ids_port("input_ids"), past], x, "logits", DIM), tmp_path)
+    with pytest.raises(UnsupportedOpError, match=r"compile decoder_model\.onnx or"):
+        import_onnx(path)
+
+
 def test_a_decoder_that_adds_hidden_states_to_its_rows_is_refused(tmp_path):
     b = Builder(np.random.default_rng(0))
     table = b.near(0, VOCAB, DIM, name="shared")

@@ -28,7 +28,7 @@ from tests.importer.test_builder_graphs import Built, write
 from tests.importer.test_import_spellings import op_names
 
 TOLERANCE = 2e-4  # of the logits' range
-HALVES = {"float16": TensorProto.FLOAT16}
+HALVES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 LOWEST = -6e4  # a number of both
 
 
