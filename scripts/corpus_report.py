@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Takes every file of a corpus through import, compile and run, and compares with onnxruntime.
 
-    python scripts/corpus_report.py FOLDER [--last import] [--only 'llama-*'] [--json report.json]
+    python scripts/corpus_report.py FOLDER [--last import] [--only 'llama-*'] [--json out] [--docs]
 
 Each file is checked in a process of its own with a time limit, so that a crash ends that file only.
 """
@@ -20,7 +20,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from corpus.check import STAGES, Outcome, check
+from corpus.page import write_page
+from corpus.selection import is_model
 
+_PAGE = Path(__file__).resolve().parents[1] / "docs" / "import.md"
 _SECONDS = 120  # for each file
 
 
@@ -48,7 +51,7 @@ def check_apart(path: Path, last: str) -> Outcome:
 def corpus_files(folder: Path, only: str) -> list[Path]:
     """Every ONNX file of the cells whose names match."""
     files = sorted(folder.glob("*/*.onnx"))
-    return [f for f in files if fnmatch.fnmatch(f.parent.name, only)]
+    return [f for f in files if fnmatch.fnmatch(f.parent.name, only) and is_model(f.name)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--last", choices=STAGES, default=STAGES[-1], help="stop after this stage")
     parser.add_argument("--only", default="*", help="pattern of the cells' names")
     parser.add_argument("--json", type=Path, help="write all outcomes to this file")
+    parser.add_argument("--docs", action="store_true", help="write the table of docs/import.md")
     arguments = parser.parse_args(argv)
     outcomes = []
     for path in corpus_files(arguments.folder, arguments.only):
@@ -67,8 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name}: {state}"[:300], flush=True)
     good = sum(not o.error for o in outcomes)
     print(f"{good} of {len(outcomes)} files pass")
+    rows = [outcome.to_dict() for outcome in outcomes]
     if arguments.json:
-        arguments.json.write_text(json.dumps([o.to_dict() for o in outcomes], indent=1) + "\n")
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if arguments.docs:
+        write_page(_PAGE, rows)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@
     pip install '.[fixtures,test]'
     python scripts/make_corpus.py OUT [--families llama bert] [--routes dynamo optimum]
 
-OUT/<family>-<route>[-<quantization>]/ holds the ONNX file or files of a cell, or failed.txt, the
-error of an exporter that does not take the family. What exists is left as it is. Routes of
-onnxruntime-genai's model builder run where the interpreter has the peer-models extra.
+OUT/<family>-<route>[-<quantization>]/ holds the ONNX file or files of a cell, or failed.txt: the
+error of an exporter that does not take the family, or of onnxruntime where it cannot run the file.
+What exists is left as it is. Routes of onnxruntime-genai's model builder run where the interpreter
+has the peer-models extra. --pack FOLDER packs the cells that are
+committed, for tests/models/corpus.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 FAILED = "failed.txt"
 MODULES = {"fixtures": "optimum", "peer-models": "onnxruntime_genai"}
 
@@ -79,25 +82,54 @@ def _write(folder: Path, write: Callable[[Path], None]) -> None:
     scratch.mkdir(parents=True)
     try:
         write(scratch)
+        _try_files(scratch, folder.name)
     except Exception as error:
         words = f"{type(error).__name__}: {error}".strip()
+        shutil.rmtree(scratch)
+        scratch.mkdir()
         (scratch / FAILED).write_text(f"{words}\n\n{traceback.format_exc()}")
     scratch.rename(folder)
     state = "failed" if (folder / FAILED).exists() else "made"
     print(f"{state:<7} {folder.name}", flush=True)
 
 
+def _try_files(folder: Path, cell: str) -> None:
+    """Raise SlmError where onnxruntime cannot run a file: there is nothing to compare with.
+
+    The model builder's environment has no compiler, and its files are not tried here.
+    """
+    if importlib.util.find_spec("tvm") is None:
+        return
+    from corpus.families import FAMILIES
+    from corpus.inputs import source_of, token_sequences
+    from corpus.oracle import wanted_rows
+    from corpus.selection import is_model, split_name
+
+    family = FAMILIES[split_name(cell).family]
+    for path in (p for p in folder.iterdir() if is_model(p.name)):
+        kind = "encoder" if path.name.startswith("encoder") else family.kind
+        tokens = token_sequences(family.configuration().vocab_size)
+        wanted_rows(path, tokens, source_of(kind), stepwise=False)
+
+
 def main() -> None:
     from corpus.families import FAMILIES
     from corpus.routes import ROUTES
+    from corpus.selection import pack
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--routes", nargs="+", choices=ROUTES)
     parser.add_argument("--transforms", metavar="PATTERN", help="make only such transformed cells")
+    parser.add_argument(
+        "--pack", type=Path, metavar="FOLDER", help="write the selection's archives"
+    )
     arguments = parser.parse_args()
     here = {extra for extra, module in MODULES.items() if importlib.util.find_spec(module)}
+    if arguments.pack:
+        pack(arguments.out, arguments.pack)
+        return
     if arguments.transforms:
         make_transformed(arguments.transforms, arguments.out)
         return

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from corpus.inputs import LENGTHS
+
 INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits
 _ROUNDS_ACTIVATIONS = {
-    "DynamicQuantizeLinear", "MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul",
-    "QGemm", "QAttention", "QOrderedMatMul", "MatMulIntegerToFloat",
+    "MatMulInteger", "QLinearMatMul", "QGemm", "QOrderedMatMul", "MatMulIntegerToFloat",
 }  # fmt: skip
+_ROUNDS_BY_CALL = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QAttention"}
 _HALVES = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 
 
@@ -24,6 +26,8 @@ class Rule:
     with the same likeliest token. What is None is not asked for; ``most`` alone is enough."""
 
     name: str
+    lengths: tuple[int, ...] = LENGTHS  # of the sequences that are compared
+    stepwise: bool = False  # whether rows of a call are rounded together
     most: float | None = None
     single: float | None = None
     cosine: float | None = None
@@ -33,8 +37,11 @@ EXACT = Rule("exact", most=2e-4)
 # Activations rounded in blocks, as onnxruntime does it at accuracy level 4: a last bit of a float
 # that decides a rounding moves every later row.
 BLOCKS = Rule("int8 activations in blocks", most=1e-3, single=1e-3, cosine=0.999)
-# One rounding step of a tensor is amplified by the layers after it.
-ROUNDED = Rule("rounded activations", cosine=0.999)
+# One rounding step of a tensor is amplified by the layers after it. Not for a single token:
+# onnxruntime 1.31 has another result for one row of its integer operators than for that row among
+# others, far from what the float model computes.
+ROUNDED = Rule("rounded activations", lengths=(2, 2, 3, 5, LENGTHS[-1]), cosine=0.999)
+DYNAMIC = Rule("activations rounded by call", stepwise=True, single=1e-3, cosine=0.999)
 # onnxruntime computes in 11 or 8 bits of mantissa, this compiler in float32.
 HALF = Rule("half precision", cosine=0.999)
 _TIE = 0.01  # of the logits' range: a lead that rounding can turn
@@ -45,6 +52,8 @@ def rule_of(path: Path) -> Rule:
     model = onnx.load(path, load_external_data=False)
     nodes = [*_nodes(model.graph), *(n for f in model.functions for n in f.node)]
     kinds = {node.op_type for node in nodes}
+    if kinds & _ROUNDS_BY_CALL:
+        return DYNAMIC
     if kinds & _ROUNDS_ACTIVATIONS or _quantizes_values(nodes):
         return ROUNDED
     if _computes_in_half(model):
@@ -85,7 +94,7 @@ class Agreement:
 
     rule: Rule
     difference: float
-    single: float
+    single: float | None  # where there are sequences of one token
     cosine: float
     top1: float  # fraction of the rows that have a clear likeliest token
 
@@ -97,13 +106,15 @@ class Agreement:
             return True
         if rule.cosine is None:
             return False
-        single = rule.single is None or self.single <= rule.single
-        return single and self.cosine >= rule.cosine and self.top1 == 1.0
+        if rule.single is not None and not (self.single is not None and self.single <= rule.single):
+            return False
+        return self.cosine >= rule.cosine and self.top1 == 1.0
 
     def __str__(self) -> str:
+        single = "" if self.single is None else f"{self.single:.2g} for single tokens, "
         return (
-            f"{self.difference:.2g} of the range, {self.single:.2g} for single tokens, cosine "
-            f"{self.cosine:.5f}, same top token {self.top1:.0%} ({self.rule.name})"
+            f"{self.difference:.2g} of the range, {single}cosine {self.cosine:.5f}, "
+            f"same top token {self.top1:.0%} ({self.rule.name})"
         )
 
 
@@ -121,7 +132,7 @@ def compare(rule: Rule, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
     return Agreement(
         rule,
         difference=float(np.abs(a - b).max() / span),
-        single=float(np.median(singles) / span),
+        single=float(np.median(singles) / span) if singles else None,
         cosine=float(((a * b).sum(axis=1) / norms).min()),
         top1=float(same.mean()),
     )

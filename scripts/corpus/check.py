@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from corpus.agreement import Agreement, compare, rule_of
+from corpus.inputs import source_of, token_sequences
+from corpus.oracle import wanted_rows
 from slmtvm.compiler import compile_model
 from slmtvm.errors import SlmError
 from slmtvm.importer import import_onnx
@@ -18,13 +20,10 @@ from slmtvm.ir.reference import evaluate
 from slmtvm.runtime import Session, load
 from slmtvm.verify.reference import Reference
 
-STAGES = ("import", "evaluate", "compile")
-LENGTHS = (1, 1, 1, 1, 1, 23)  # of the sequences compared; the last is over every sliding window
+STAGES = ("import", "evaluate", "compile", "time")
 CONTEXT = 61  # positions compiled for
 SPEED_TOKENS = 48
 SPEED_ROUNDS = 9
-_FIRST_TOKEN = 3  # those before are padding and the like, at which some models count positions
-_SEED = 0
 
 
 @dataclass
@@ -37,8 +36,10 @@ class Outcome:
     rule: str = ""
     family: str = ""
     notes: tuple[str, ...] = ()
-    evaluated: dict[str, float] = field(default_factory=dict)  # numpy reference: difference, ...
-    compiled: dict[str, float] = field(default_factory=dict)  # the bundle: the same
+    evaluated: dict[str, float | None] = field(
+        default_factory=dict
+    )  # numpy reference: difference, ...
+    compiled: dict[str, float | None] = field(default_factory=dict)  # the bundle: the same
     speed: float = 0.0  # onnxruntime's seconds over the bundle's
     weight_bytes: int = 0
     file_bytes: int = 0
@@ -69,28 +70,24 @@ def _run(path: Path, outcome: Outcome, last: str) -> None:
         return
     rule = rule_of(path)
     outcome.rule = rule.name
-    sequences = token_sequences(model.vocab_size)
-    reference = Reference(path)
-    wanted = [reference.rows(tokens) for tokens in sequences]
-    ours = [evaluate(model, tokens) for tokens in sequences]
+    sequences = token_sequences(model.vocab_size, rule.lengths)
+    wanted = wanted_rows(path, sequences, source_of(model.kind), stepwise=rule.stepwise)
+    ours = [evaluate(model, tokens, source_of(model.kind)) for tokens in sequences]
     outcome.evaluated = _judge(compare(rule, ours, wanted))
     outcome.stage = "evaluate"
     if last == "evaluate":
         return
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "model.slm"
-        compile_model(path, output=bundle, context=CONTEXT)
+        # As the file says it, nothing rounded that it does not round.
+        compile_model(path, output=bundle, context=CONTEXT, kv="f32", activations="file")
         with load(bundle) as session:
             ours = [session_rows(session, model.kind, tokens) for tokens in sequences]
             outcome.compiled = _judge(compare(rule, ours, wanted))
             outcome.stage = "compile"
+            if last == "compile":
+                return
             outcome.speed = _speed(path, session, model.kind, model.vocab_size)
-
-
-def token_sequences(vocab_size: int) -> list[np.ndarray]:
-    """The sequences that are compared: int32 (n,) each."""
-    random = np.random.default_rng(_SEED)
-    return [random.integers(_FIRST_TOKEN, vocab_size, n).astype(np.int32) for n in LENGTHS]
 
 
 def session_rows(session: Session, kind: str, tokens: np.ndarray) -> np.ndarray:
@@ -98,13 +95,15 @@ def session_rows(session: Session, kind: str, tokens: np.ndarray) -> np.ndarray:
     if kind == "encoder":
         return session.encode(tokens)
     session.reset()
+    if (source := source_of(kind)) is not None:
+        session.encode(source)
     half = -(-len(tokens) // 2)
     rows = [session.eval_all(tokens[:half])]
     rows += [session.eval_all(tokens[i : i + 1]) for i in range(half, len(tokens))]
     return np.concatenate(rows)
 
 
-def _judge(agreement: Agreement) -> dict[str, float]:
+def _judge(agreement: Agreement) -> dict[str, float | None]:
     if not agreement.holds:
         raise ArithmeticError(f"differs from onnxruntime: {agreement}")
     numbers = asdict(agreement)
@@ -114,17 +113,20 @@ def _judge(agreement: Agreement) -> dict[str, float]:
 
 def _speed(path: Path, session: Session, kind: str, vocab_size: int) -> float:
     """onnxruntime's time for a prompt over ours, on one thread, its graph optimized."""
-    tokens = np.random.default_rng(_SEED).integers(_FIRST_TOKEN, vocab_size, SPEED_TOKENS)
+    (tokens,) = token_sequences(vocab_size, (SPEED_TOKENS,))
     reference = Reference(path, optimize=True)
     run = session.encode if kind == "encoder" else session.eval
+    source = source_of(kind)
+    if source is not None:
+        session.encode(source)
     ours, theirs = [], []
     for _ in range(SPEED_ROUNDS):
-        if kind == "decoder":
+        if kind != "encoder":
             session.reset()
         begin = time.perf_counter()
         run(tokens)
         middle = time.perf_counter()
-        reference.rows(tokens)
+        reference.rows(tokens, source)
         ours.append(middle - begin)
         theirs.append(time.perf_counter() - middle)
     return float(np.median(theirs) / np.median(ours))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import transformers as hf
 
-BATCHES_EXPERTS = int(hf.__version__.split(".")[0]) >= 5
+TRANSFORMERS_5 = int(hf.__version__.split(".")[0]) >= 5
 
 
 def loop_over_all_experts(model: hf.PreTrainedModel) -> None:
@@ -17,7 +17,7 @@ def loop_over_all_experts(model: hf.PreTrainedModel) -> None:
 
     transformers 5 computes experts as batched products, which are exported as they are.
     """
-    if BATCHES_EXPERTS:
+    if TRANSFORMERS_5:
         return
     for module in model.modules():
         name = type(module).__name__

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 import transformers as hf
 
-from corpus.experts import BATCHES_EXPERTS
+from corpus.experts import TRANSFORMERS_5
 
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
 _AUTO = {
@@ -37,6 +37,9 @@ class Family:
     kind: Kind
     configuration: Callable[[], hf.PretrainedConfig]
     token_types: bool = False  # an encoder that takes token_type_ids
+    environment: str = (
+        ""  # the one extra of pyproject.toml whose transformers has it; both if empty
+    )
 
     def model(self, attention: str = "sdpa") -> hf.PreTrainedModel:
         """The model in float32 with weights that depend on the family's name alone."""
@@ -45,7 +48,7 @@ class Family:
         if attention == "sdpa" and not _ARCHITECTURES[self.kind][type(config)]._supports_sdpa:
             attention = "eager"
         # The default implementation of experts cannot be exported.
-        options = {"experts_implementation": "batched_mm"} if BATCHES_EXPERTS else {}
+        options = {"experts_implementation": "batched_mm"} if TRANSFORMERS_5 else {}
         model = _AUTO[self.kind].from_config(config, attn_implementation=attention, **options)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -57,7 +60,7 @@ class Family:
 
 
 def family(
-    kind: Kind, *, name: str | None = None, token_types: bool = False
+    kind: Kind, *, name: str | None = None, token_types: bool = False, environment: str = ""
 ) -> Callable[[Callable[[], hf.PretrainedConfig]], Callable[[], hf.PretrainedConfig]]:
     """Register a configuration under its function's name."""
 
@@ -65,7 +68,7 @@ def family(
         configuration: Callable[[], hf.PretrainedConfig],
     ) -> Callable[[], hf.PretrainedConfig]:
         key = name or configuration.__name__
-        FAMILIES[key] = Family(key, kind, configuration, token_types)
+        FAMILIES[key] = Family(key, kind, configuration, token_types, environment)
         return configuration
 
     return register
@@ -214,18 +217,16 @@ def qwen3_moe() -> hf.PretrainedConfig:
     )  # fmt: skip
 
 
-if hasattr(hf, "Lfm2MoeConfig"):  # newer than the release that the other exporters need
-
-    @family("decoder", name="lfm2-moe")
-    def lfm2_moe() -> hf.PretrainedConfig:
-        # QMoE takes experts in blocks of 32 at least.
-        return hf.Lfm2MoeConfig(
-            vocab_size=163, hidden_size=96, intermediate_size=160, moe_intermediate_size=64,
-            num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
-            max_position_embeddings=127, num_dense_layers=1, num_experts=4, num_experts_per_tok=2,
-            conv_L_cache=3, layer_types=["conv", "full_attention", "conv"], use_expert_bias=True,
-            initializer_range=0.12, **_TOKENS,
-        )  # fmt: skip
+@family("decoder", name="lfm2-moe", environment="peer-models")
+def lfm2_moe() -> hf.PretrainedConfig:
+    # QMoE takes experts in blocks of 32 at least.
+    return hf.Lfm2MoeConfig(
+        vocab_size=163, hidden_size=96, intermediate_size=160, moe_intermediate_size=64,
+        num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
+        max_position_embeddings=127, num_dense_layers=1, num_experts=4, num_experts_per_tok=2,
+        conv_L_cache=3, layer_types=["conv", "full_attention", "conv"], use_expert_bias=True,
+        initializer_range=0.12, **_TOKENS,
+    )  # fmt: skip
 
 
 @family("encoder", token_types=True)

@@ -94,7 +94,20 @@ def _static(source: Path, target: Path, **options: Any) -> None:
         folded, prepared = Path(folder) / "source.onnx", Path(folder) / "prepared.onnx"
         onnx.save(fold_tied_head(onnx.load(source)), folded)
         quant_pre_process(folded, prepared, skip_symbolic_shape=True)
+        options["nodes_to_exclude"] = _mask_nodes(onnx.load(prepared))
         quantize_static(prepared, target, _Calibration(prepared), **options)
+
+
+def _mask_nodes(model: onnx.ModelProto) -> list[str]:
+    """Nodes that a causal mask passes: rounded together with its infinities, all scores are one,
+    which is why people leave them out."""
+    if model.graph.output[0].name != "logits":
+        return []
+    softmaxes = [n for n in model.graph.node if n.op_type == "Softmax"]
+    scores = {n.input[0] for n in softmaxes}
+    adds = [n for n in model.graph.node if n.op_type == "Add" and n.output[0] in scores]
+    wheres = [n for n in model.graph.node if n.op_type == "Where"]
+    return [n.name for n in (*softmaxes, *adds, *wheres)]
 
 
 _U8, _S8, _U16 = QuantType.QUInt8, QuantType.QInt8, QuantType.QUInt16

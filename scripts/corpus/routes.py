@@ -42,6 +42,8 @@ class Route:
 
     def takes(self, family: Family) -> bool:
         """Whether the route exports this family at all."""
+        if family.environment not in ("", self.environment):
+            return False
         if self.families:
             return family.name in self.families
         return family.kind in self.kinds
@@ -230,7 +232,7 @@ def _builder(
 
 
 _GENAI = (
-    "llama", "smollm", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "lfm2-moe",
+    "llama", "smollm", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "lfm2-moe",
 )  # fmt: skip
 _LANGUAGE: tuple[Kind, ...] = ("decoder", "encoder-decoder")
 _ALL: tuple[Kind, ...] = ("decoder", "encoder", "encoder-decoder")
@@ -276,7 +278,7 @@ def _routes() -> list[Route]:
         routes.append(Route(f"dynamo-opset{opset}", write, _ALL, _EVERY_OPSET))
     for name, precision, options in _BUILDER_FORMS:
         write = partial(_builder, precision=precision, options=options)
-        families = _GENAI if name in ("fp32", "int4") else ("llama", "qwen3", "gemma3", "lfm2-moe")
+        families = _BUILDER_FAMILIES.get(name, ("llama", "qwen3", "lfm2-moe"))
         routes.append(Route(f"builder-{name}", write, ("decoder",), families, "peer-models"))
     return routes
 
@@ -287,5 +289,16 @@ _BUILDER_FORMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("fp16", "fp16", ()),
     ("int8", "int8", ()),
     ("qdq", "int4", ("use_qdq=true",)),
+    ("asymmetric", "int4", ("is_symmetric=false",)),
+    ("shared", "int4", ("shared_embeddings=true", "op_types_to_quantize=MatMul/Gather")),
+    ("mixed", "int4", ("algo_config=k_quant_mixed", "block_size=16")),
+    ("hidden-states", "fp32", ("include_hidden_states=true",)),
 )
+_BUILDER_FAMILIES = {
+    "fp32": _GENAI,
+    "int4": _GENAI,
+    "shared": ("qwen3", "smollm"),  # those with a tied head
+    "asymmetric": ("llama", "lfm2-moe"),  # of a tied head it makes what onnxruntime does not load
+    "mixed": ("qwen2",),  # k-quant takes an even number of blocks only
+}
 ROUTES: dict[str, Route] = {route.name: route for route in _routes()}

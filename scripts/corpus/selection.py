@@ -1,0 +1,134 @@
+"""The part of the corpus that is committed: which cells, and how they are packed.
+
+A family's cells lie in one archive, so that weights that several files share are kept once.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import io
+import lzma
+import re
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+# Patterns of cells' names: every family by an exporter of each kind ...
+_FAMILIES = (
+    "*-dynamo", "*-dynamo-masked", "*-dynamo-past", "*-dynamo5", "*-dynamo5-past", "*-script",
+    "*-script-masked", "*-script-past", "*-optimum", "*-optimum-past", "*-optimum-merged",
+    "*-builder-fp32", "*-builder-int4", "*-dynamo-eager", "*-script-eager", "*-dynamo-positions",
+    "*-opset[0-9][0-9]",
+)  # fmt: skip
+# ... and every quantization and optimization, of the smallest model that it applies to.
+_BERT = (
+    "bert-*-fp16*", "bert-*-bf16*", "bert-optimum-dynamic-*", "bert-optimum-qdq-*",
+    "bert-optimum-qoperator-*", "bert-*-blocked-*", "bert-*-float8-*", "bert-*-pruned-*",
+    "bert-*-functions", "bert-*-fused*", "bert-*-ort-*", "bert-*-external", "bert-*-int32",
+)  # fmt: skip
+_DECODERS = (
+    "llama-optimum-past-int[24]-*", "llama-optimum-past-int8-block32",
+    "llama-optimum-past-int8-block256", "llama-optimum-past-int8-block32-zp",
+    "llama-optimum-past-int8-level0", "llama-optimum-past-dynamic-s8-channel",
+    "llama-optimum-past-ort-extended", "llama-optimum-past-functions",
+    "llama-optimum-past-half-logits", "llama-optimum-past-reordered",
+    "llama-optimum-past-external", "llama-optimum-past-fused-level2", "llama-optimum-qdq-u8s8",
+    "llama-optimum-qoperator-u8s8", "qwen2-optimum-past-int4-*", "qwen2-dynamo-int4-bias",
+    "gpt2-script-masked-fused", "gpt2-script-masked-fused-dynamic-s8",
+    "gpt2-script-masked-qdq-u8s8", "gpt2-quickgelu-script-masked-ort-extended",
+    "tinybert-*-fused", "distilbert-*-fused", "roberta-*-fused", "minilm-*-fused",
+    "llama-builder-*", "lfm2-moe-builder-*", "qwen2-builder-mixed", "qwen3-builder-shared",
+    "minilm-dynamo-masked-dynamic-s8",
+)  # fmt: skip
+_LEFT_OUT = ("bert-dynamo-masked-fused-*", "bert-optimum-fused-*")
+INDEX = "files.txt"  # of what the archives hold
+_NAME = re.compile(
+    r"(?P<family>.+?)-(?P<route>builder-.+|(?:dynamo5?|script|optimum)"
+    r"(?:-(?:masked|eager|positions|past|merged|opset\d+))?)(?:-(?P<transform>.+))?"
+)
+_KEPT = (".onnx", ".data", "_data")
+
+
+def is_selected(cell: str) -> bool:
+    """Whether the cell of that name is committed."""
+    wanted = (*_FAMILIES, *_BERT, *_DECODERS)
+    return _any(cell, wanted) and not _any(cell, _LEFT_OUT)
+
+
+def _any(cell: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatch(cell, pattern) for pattern in patterns)
+
+
+def is_model(name: str) -> bool:
+    """Whether a file is a model by itself, or with an encoder beside it.
+
+    The decoder that optimum writes for the steps after the first is not: it takes what the first
+    decoder computes of the source.
+    """
+    return name.endswith(".onnx") and name != "decoder_with_past_model.onnx"
+
+
+@dataclass(frozen=True)
+class CellName:
+    """The parts of a cell's name; ``transform`` is empty for an export as it is."""
+
+    family: str
+    route: str
+    transform: str
+
+
+def split_name(cell: str) -> CellName:
+    """The parts of <family>-<route>[-<transform>...]."""
+    match = _NAME.fullmatch(cell)
+    if match is None:
+        raise ValueError(f"{cell!r} is no cell's name")
+    return CellName(match["family"], match["route"], match["transform"] or "")
+
+
+def pack(corpus: Path, folder: Path) -> None:
+    """Write ``folder``/<family>.tar.xz for every family that has selected cells, and a list."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cells: dict[str, list[Path]] = {}
+    for cell in sorted(
+        p for p in corpus.iterdir() if is_selected(p.name) and list(p.glob("*.onnx"))
+    ):
+        cells.setdefault(split_name(cell.name).family, []).append(cell)
+    files = []
+    for family, members in cells.items():
+        (folder / f"{family}.tar.xz").write_bytes(_archive(members))
+        files += [f"{cell.name}/{path.name}" for cell in members for path in cell.glob("*.onnx")]
+    (folder / INDEX).write_text("\n".join(sorted(files)) + "\n")
+
+
+def _archive(cells: list[Path]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for cell in cells:
+            for path in sorted(p for p in cell.iterdir() if p.name.endswith(_KEPT)):
+                data = _bare(path)
+                entry = tarfile.TarInfo(f"{cell.name}/{path.name}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    # Weights are float32: four bytes that repeat, in a window that holds all of a family's files.
+    filters = [
+        {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 26, "lc": 2, "lp": 2, "pb": 2}
+    ]
+    return lzma.compress(buffer.getvalue(), format=lzma.FORMAT_XZ, filters=filters)
+
+
+def _bare(path: Path) -> bytes:
+    """A file's bytes without the stack traces, and this machine's paths, that torch notes."""
+    data = path.read_bytes()
+    if path.suffix != ".onnx":
+        return data
+    model = onnx.ModelProto.FromString(data)
+    graph = model.graph
+    functions = [node for function in model.functions for node in function.node]
+    parts = [*graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output]
+    for part in (*parts, *functions, *model.functions, graph, model):
+        del part.metadata_props[:]
+    for node in (*graph.node, *functions):
+        node.ClearField("doc_string")
+    return model.SerializeToString(deterministic=True)
