@@ -103,8 +103,13 @@ def default_cache() -> Path:
     for source in sources:
         digest.update(source.read_bytes())
     digest.update(f"{version('onnx')} {version('onnxruntime')}".encode())
+    return cache_base() / digest.hexdigest()[:16]
+
+
+def cache_base() -> Path:
+    """The folder of all models that tests build or unpack."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "slmtvm" / "test-models" / digest.hexdigest()[:16]
+    return Path(base) / "slmtvm" / "test-models"
 
 
 def model_path(form: str, cache: Path | None = None) -> Path:

@@ -1,0 +1,44 @@
+"""A model of each kind of the corpus, compiled for this machine, against onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from corpus.check import check
+
+from tests.importer.corpus_gaps import reason
+from tests.models.corpus import corpus_path
+
+FILES = (
+    "bert-optimum-dynamic-s8/model.onnx",
+    "bert-optimum-qdq-u8s8/model.onnx",
+    "bloom-dynamo/model.onnx",  # biases by distance
+    "distilbert-dynamo/model.onnx",
+    "gemma2-optimum-past/model.onnx",  # windows, capped scores
+    "gpt-neox-optimum-past/model.onnx",  # partial rotary positions
+    "gpt2-dynamo-past/model.onnx",
+    "lfm2-moe-builder-int4/model.onnx",  # experts, convolutions
+    "llama-builder-int4/model.onnx",
+    "llama-optimum-past-int4-block32-zp/model.onnx",
+    "mixtral-script-past/model.onnx",
+    "mpnet-dynamo/model.onnx",
+    "phi3-optimum-past/model.onnx",
+    "qwen3-optimum-past/model.onnx",  # norms of heads
+    "t5-optimum/decoder_model.onnx",
+)
+
+
+def _param(file: str) -> object:
+    missing = reason(file)
+    marks = [pytest.mark.xfail(strict=True, reason=missing)] if missing else []
+    return pytest.param(file, id=file.split("/")[0], marks=marks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [_param(file) for file in FILES])
+def test_a_compiled_model_of_the_corpus_computes_what_onnxruntime_computes(file: str) -> None:
+    path: Path = corpus_path(*file.split("/"))
+    outcome = check(path, "compile")
+    assert not outcome.error
+    assert outcome.stage == "compile"

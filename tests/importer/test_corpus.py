@@ -1,0 +1,59 @@
+"""Every export of the corpus imports, and its ops compute what onnxruntime computes on the file.
+
+Files that do not yet are in tests/importer/corpus_gaps.py with what is missing. Their tests fail
+once they pass: whoever makes a file work takes it out of there.
+"""
+
+from __future__ import annotations
+
+import pytest
+from corpus.agreement import compare, rule_of
+from corpus.check import CONTEXT
+from corpus.inputs import source_of, token_sequences
+from corpus.oracle import wanted_rows
+from corpus.selection import is_model
+
+from slmtvm.errors import SlmError
+from slmtvm.importer import import_onnx
+from slmtvm.ir.reference import evaluate
+from tests.importer.corpus_gaps import GAPS, reason
+from tests.models.corpus import ARCHIVES, cells, corpus_path, families
+
+FILES = [f"{cell}/{name}" for cell, names in cells().items() for name in names if is_model(name)]
+MOST_BYTES = 12_000_000
+
+
+def _param(file: str) -> object:
+    missing = reason(file)
+    marks = (
+        [pytest.mark.xfail(strict=True, reason=missing, raises=(SlmError, AssertionError))]
+        if missing
+        else []
+    )
+    return pytest.param(file, id=file.removesuffix("/model.onnx"), marks=marks)
+
+
+@pytest.mark.parametrize("file", [_param(file) for file in FILES])
+def test_a_file_of_the_corpus_computes_what_onnxruntime_computes(file: str) -> None:
+    path = corpus_path(*file.split("/"))
+    model = import_onnx(path, context=CONTEXT)
+    rule = rule_of(path)
+    sequences = token_sequences(model.vocab_size, rule.lengths)
+    source = source_of(model.kind)
+    ours = [evaluate(model, tokens, source) for tokens in sequences]
+    agreement = compare(rule, ours, wanted_rows(path, sequences, source, stepwise=rule.stepwise))
+    assert agreement.holds, str(agreement)
+
+
+def test_every_gap_is_of_a_file_that_there_is() -> None:
+    for names in GAPS.values():
+        assert set(names) <= {file.removesuffix("/model.onnx") for file in FILES}
+
+
+def test_the_corpus_is_small_and_has_every_family() -> None:
+    assert sum(path.stat().st_size for path in ARCHIVES.iterdir()) < MOST_BYTES
+    assert set(families()) >= {
+        "bert", "bloom", "distilbert", "flan-t5", "gemma2", "gemma3", "gpt-neox", "gpt2",
+        "lfm2-moe", "llama", "minilm", "mistral", "mixtral", "mpnet", "opt", "phi3", "qwen2",
+        "qwen2-moe", "qwen3", "qwen3-moe", "roberta", "smollm", "t5", "tinybert",
+    }  # fmt: skip
