@@ -238,7 +238,9 @@ class Emitter:
                 self._value(step.x), scale=step.scale, low=step.low, high=step.high
             )
         if isinstance(step, Reordered):
-            return relax.op.take(self._value(step.x), self._param(step.features), axis=1)
+            # All features are there; TVM's default mode warns that it does not check.
+            x, features = self._value(step.x), self._param(step.features)
+            return relax.op.take(x, features, axis=1, mode="clip")
         if isinstance(step, Columns):
             return relax.op.strided_slice(self._value(step.x), [1], [step.begin], [step.end])
         assert isinstance(step, Elementwise)
@@ -257,6 +259,9 @@ class Emitter:
             else relax.const(float(o), "float32")
             for o in operands
         ]
+        if step.op == "power" and operands[1] in (2.0, 3.0):
+            square = relax.op.multiply(exprs[0], exprs[0])
+            return square if operands[1] == 2.0 else relax.op.multiply(square, exprs[0])
         name = step.op.removeprefix("nn.")
         function = getattr(nn if name != step.op else relax.op, name)
         return function(*exprs)
