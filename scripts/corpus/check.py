@@ -105,7 +105,7 @@ def session_rows(session: Session, kind: str, tokens: np.ndarray) -> np.ndarray:
 
 def _judge(agreement: Agreement) -> dict[str, float | None]:
     if not agreement.holds:
-        raise ArithmeticError(f"differs from onnxruntime: {agreement}")
+        raise SlmError(f"differs from onnxruntime: {agreement}")
     numbers = asdict(agreement)
     del numbers["rule"]
     return numbers
