@@ -109,7 +109,7 @@ def _gammas(model: ModelProto, x: str, readers: set[str]) -> list[str] | None:
     if node is None:
         return None
     candidates = _scaling_inputs(model, node)
-    vectors = [name for name in candidates if _only_here(model, name, node)]
+    vectors = [name for name in candidates if _read_once(model, name)]
     return vectors if candidates and vectors == candidates else None
 
 
@@ -128,16 +128,14 @@ def _scaling_inputs(model: ModelProto, node: NodeProto) -> list[str]:
     product = next(
         (n for n in model.graph.node if n.op_type == "Mul" and n.output[0] in node.input), None
     )
-    if len(shift) != 1 or product is None or not _only_here(model, product.output[0], node):
+    if len(shift) != 1 or product is None or not _read_once(model, product.output[0]):
         return []
     gamma = [name for name in product.input if name in vectors]
-    return shift + gamma if len(gamma) == 1 and _only_here(model, gamma[0], product) else []
+    return shift + gamma if len(gamma) == 1 and _read_once(model, gamma[0]) else []
 
 
-def _only_here(model: ModelProto, name: str, node: NodeProto) -> bool:
-    return all(name not in other.input for other in model.graph.node if other is not node) or (
-        sum(name in other.input for other in model.graph.node) == 1
-    )
+def _read_once(model: ModelProto, name: str) -> bool:
+    return sum(name in node.input for node in model.graph.node) == 1
 
 
 def _read(model: ModelProto, name: str) -> Array:
