@@ -11,7 +11,12 @@ from slmtvm.schedules.attention.divided import (
 )
 from slmtvm.schedules.attention.remember import build_remember
 from slmtvm.schedules.attention.rotate import Rotation, build_rope
-from slmtvm.schedules.attention.shape import BIAS_MARGIN, AttentionShape, default_accumulators
+from slmtvm.schedules.attention.shape import (
+    BIAS_MARGIN,
+    AttentionShape,
+    capacity_of,
+    default_accumulators,
+)
 
 __all__ = [
     "BIAS_MARGIN",
@@ -24,6 +29,7 @@ __all__ = [
     "build_divided_values",
     "build_remember",
     "build_rope",
+    "capacity_of",
     "default_accumulators",
     "parts_of",
 ]

@@ -25,6 +25,11 @@ MAX_BLOCK_QUERIES = 8  # queries whose scores are computed together
 BIAS_MARGIN = 2 * LANES
 
 
+def capacity_of(positions: int) -> int:
+    """Positions of a cache that holds so many: whole blocks of 16."""
+    return -(-positions // LANES) * LANES
+
+
 def default_accumulators(isa: str) -> int:
     """A good ``AttentionShape.accumulators`` for the ISA of that name."""
     return _ACCUMULATORS.get(isa, _ACCUMULATORS_OTHERS)

@@ -15,10 +15,9 @@ from tvm.ir import Op
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.ir.lowered import LoweredModel, call_kernel
 from slmtvm.ir.model import CanonicalModel
-from slmtvm.passes import expert_calls  # noqa: F401  (imported to fill HANDLERS)
-from slmtvm.passes.kernel_calls import CACHE_BLOCK, HANDLERS
+from slmtvm.passes.kernel_calls import HANDLERS
 from slmtvm.passes.rewrite import bindings, function_names, rebuild, result, variables, with_params
-from slmtvm.schedules import isa
+from slmtvm.schedules import attention, isa
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.target import Target
@@ -34,7 +33,7 @@ def lower_kernels(
     kv_dtype: "float32", "float16" or "int8", how the KV cache holds its values; None is what suits
     the ISA.
     """
-    capacity = -(-model.context // CACHE_BLOCK) * CACHE_BLOCK
+    capacity = attention.capacity_of(model.context)
     primitives = isa.get(target.isa)
     emitter = KernelEmitter(model, primitives, capacity, kv_dtype or primitives.kv_dtype)
     functions = {name: emitter.lower(model.module[name]) for name in function_names(model.module)}

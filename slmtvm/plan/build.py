@@ -11,7 +11,7 @@ from tvm import relax, tirx
 from tvm.ir import Op
 
 from slmtvm.ir.lowered import CALL_KERNEL, LoweredModel
-from slmtvm.passes.kernel_calls import SOURCE_CACHE
+from slmtvm.passes.kernel_calls.cross_attention import SOURCE_CACHE
 from slmtvm.passes.rewrite import bindings, function_names, result
 from slmtvm.plan.arena import Lifetime, align, place
 from slmtvm.plan.model import Function, KernelCode, Plan, Ref, Segment, Space, Step

@@ -13,7 +13,8 @@ import slmtvm
 from slmtvm.compiler import compile_model
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
-from slmtvm.ir.reference import ELEMENTWISE, evaluate
+from slmtvm.ir.reference import evaluate
+from slmtvm.ir.reference.elementwise import ELEMENTWISE
 from tests.importer.graphs import (
     ACTIVATIONS,
     OTHER_ACTIVATIONS,

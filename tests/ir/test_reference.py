@@ -14,7 +14,9 @@ from tvm import relax
 
 from slmtvm.ir import ops
 from slmtvm.ir.model import CanonicalModel, KvSpec
-from slmtvm.ir.reference import dequantize, evaluate, quantize_blocks, quantize_rows, unpack_int4
+from slmtvm.ir.reference import evaluate
+from slmtvm.ir.reference.rounding import quantize_blocks, quantize_rows
+from slmtvm.ir.reference.weights import dequantize, unpack_int4
 
 
 def run(node: onnx.NodeProto, x: np.ndarray, **constants: np.ndarray) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slmtvm.ir.experts import Routing
-from slmtvm.ir.reference import choose_experts
+from slmtvm.ir.reference.experts import choose_experts
 from slmtvm.schedules import experts, isa, linear
 from slmtvm.schedules.experts import Grouping, RoutedShape, RouteOp
 from slmtvm.schedules.linear import LinearShape

@@ -23,7 +23,7 @@ from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import Override, evaluate
 from slmtvm.importer.steps import ExpertWeights, Param, Weights
 from slmtvm.ir.experts import Gate
-from slmtvm.ir.reference import apply_gate
+from slmtvm.ir.reference.experts import apply_gate
 
 _TOLERANCE = 1e-6
 _GATES = (

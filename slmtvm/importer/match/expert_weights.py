@@ -14,7 +14,8 @@ from slmtvm.importer.match.weights import int8_zero_points, to_int8
 from slmtvm.importer.operators.experts import MOE_INPUTS, QMOE_INPUTS
 from slmtvm.importer.steps import ExpertWeights, Param, Weights
 from slmtvm.ir.experts import Gate, Routing
-from slmtvm.ir.reference import apply_gate, dequantize
+from slmtvm.ir.reference.experts import apply_gate
+from slmtvm.ir.reference.weights import dequantize
 
 _ACTIVATIONS = {  # of the operators, as onnxruntime computes them
     "relu": Gate("relu"),

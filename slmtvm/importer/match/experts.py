@@ -24,7 +24,7 @@ from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import Override, constants_of, evaluate
 from slmtvm.importer.steps import Experts, Param
 from slmtvm.ir.experts import NORMALIZATIONS, SCORES, Routing
-from slmtvm.ir.reference import choose_experts
+from slmtvm.ir.reference.experts import choose_experts
 
 _MIXTURES = ("MoE", "QMoE")
 _TOLERANCE = 2e-6  # relative; probes are in float64, constants are roundings to float32

@@ -1,4 +1,4 @@
-"""Which kernels compute a mixture of experts, on which operands."""
+"""Mixtures of experts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ from tvm import relax
 
 from slmtvm.ir import ops
 from slmtvm.ir.experts import Routing
-from slmtvm.passes.kernel_calls import (
-    handles,
-    linear_shape,
-    packed_weights,
-    shape_of,
-    weight_arrays,
-)
+from slmtvm.passes.kernel_calls.linear import linear_shape, packed_weights, weight_arrays
+from slmtvm.passes.kernel_calls.registry import handles, shape_of
 from slmtvm.schedules import experts
 
 if TYPE_CHECKING:

@@ -1,0 +1,76 @@
+"""Attention and what tells it positions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from slmtvm.ir import ops
+from slmtvm.ir.reference.arrays import Array, Attrs
+from slmtvm.ir.reference.rounding import rounded
+
+
+def position_rows(_attrs: Attrs, tokens: Array, table: Array) -> Array:
+    return table[: len(tokens)]
+
+
+def rope(attrs: Attrs, x: Array, cos: Array, sin: Array) -> Array:
+    m, half = len(x), cos.shape[1]
+    heads = x.reshape(m, int(attrs["num_heads"]), int(attrs["head_dim"]))
+    if int(attrs["interleaved"]):
+        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    else:
+        first, second = slice(0, half), slice(half, 2 * half)
+    c, s = cos[:m, None, :], sin[:m, None, :]
+    a, b = heads[..., first], heads[..., second]
+    result = heads.copy()
+    result[..., first], result[..., second] = a * c - b * s, b * c + a * s
+    return result.reshape(m, -1)
+
+
+def attention(attrs: Attrs, q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
+    m, causal = len(q), str(attrs["mask"]) == "causal"
+    softcap, window = float(attrs["softcap"]), int(attrs["window"])
+    shift = np.zeros((1, m, m), np.float32)
+    if bias is not None:
+        context = bias.shape[1] if causal else (bias.shape[1] + 1) // 2
+        behind = np.subtract.outer(np.arange(m), np.arange(m))
+        # What is ahead has no column in a causal bias, and is hidden below.
+        shift = bias[:, context - 1 - np.maximum(behind, 0 if causal else -context)]
+    if causal:
+        seen = np.tri(m, dtype=bool)
+        if window:
+            seen &= ~np.tri(m, k=-window, dtype=bool)
+        shift = np.where(seen, shift, np.float32(-np.inf))
+    return attend(attrs, q, k, v, softcap, shift)
+
+
+def attend(
+    attrs: Attrs,
+    q: Array,
+    k: Array,
+    v: Array,
+    softcap: float = 0.0,
+    shift: Array | None = None,
+) -> Array:
+    """Attention of q over all rows of k and v; ``shift`` (heads or 1, m, n) is added to scores."""
+    num_heads, head_dim = int(attrs["num_heads"]), int(attrs["head_dim"])
+    num_kv_heads = int(attrs["num_kv_heads"])
+
+    def split(x: Array, heads: int) -> Array:
+        per_head = x.reshape(len(x), heads, head_dim).transpose(1, 0, 2)
+        return np.repeat(per_head, num_heads // heads, axis=0)
+
+    queries, keys, values = split(q, num_heads), split(k, num_kv_heads), split(v, num_kv_heads)
+    scores = queries @ keys.transpose(0, 2, 1)
+    for factor, scale, low, high in ops.parse_roundings(str(attrs.get("roundings", ""))):
+        scores = rounded(scores * np.float32(factor), scale, low, high)
+    scores = scores * np.float32(attrs["scale"])
+    if softcap:
+        scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
+    if shift is not None:
+        scores = scores + shift
+    weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+    weights /= weights.sum(axis=2, keepdims=True)
+    for rounding in ops.parse_roundings(str(attrs.get("weight_rounding", ""))):
+        weights = rounded(weights, *rounding)
+    return np.asarray((weights @ values).transpose(1, 0, 2).reshape(len(q), -1))

@@ -1,0 +1,45 @@
+"""Activations rounded as the file says."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from slmtvm.ir.reference.arrays import Array, Attrs
+
+_INT8_MAX, _UINT8_MAX = 127, 255
+
+
+def quantize_blocks(x: Array, group_size: int) -> Array:
+    """x rounded to symmetric int8 for each row and block of ``group_size``, scale amax / 127."""
+    m, k = x.shape
+    padded = np.zeros((m, -(-k // group_size) * group_size), np.float32)
+    padded[:, :k] = x
+    blocks = padded.reshape(m, -1, group_size)
+    largest = np.abs(blocks).max(axis=2, keepdims=True)
+    scale = largest / np.float32(_INT8_MAX)
+    # A product with the inverse, as onnxruntime has it: a division rounds otherwise.
+    full = np.full_like(largest, _INT8_MAX)
+    inverse = np.divide(full, largest, out=np.zeros_like(largest), where=scale > 0)
+    levels = np.rint(blocks * inverse)
+    return np.asarray((levels * scale).reshape(m, -1)[:, :k])
+
+
+def quantize_rows(x: Array) -> Array:
+    """x rounded as ONNX DynamicQuantizeLinear does, each row on its own."""
+    low = np.fmin(np.fmin.reduce(x, axis=1, keepdims=True), 0)
+    high = np.fmax(np.fmax.reduce(x, axis=1, keepdims=True), 0)
+    scale = ((high - low) / np.float32(_UINT8_MAX)).astype(np.float32)
+    scale = np.where(scale > 0, scale, np.float32(1))
+    zero = np.clip(np.rint(-low / scale), 0, _UINT8_MAX)
+    levels = np.clip(np.rint(x / scale) + zero, 0, _UINT8_MAX)
+    return np.asarray(((levels - zero) * scale).astype(np.float32))
+
+
+def quantize_dequantize(attrs: Attrs, x: Array) -> Array:
+    return rounded(x, float(attrs["scale"]), int(attrs["low"]), int(attrs["high"]))
+
+
+def rounded(x: Array, scale: float, low: float, high: float) -> Array:
+    ideal = np.nan_to_num(x / np.float32(scale), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    levels = np.rint(np.clip(ideal, low, high))
+    return np.asarray(levels.astype(np.float32) * np.float32(scale))

@@ -1,0 +1,27 @@
+"""One function for each fused op: which kernels compute it, on which operands."""
+
+from slmtvm.passes.kernel_calls import (
+    attention,
+    convolution,
+    cross_attention,
+    elementwise,
+    embedding,
+    experts,
+    linear,
+    positions,
+    rows,
+)
+from slmtvm.passes.kernel_calls.registry import HANDLERS
+
+__all__ = [
+    "HANDLERS",
+    "attention",
+    "convolution",
+    "cross_attention",
+    "elementwise",
+    "embedding",
+    "experts",
+    "linear",
+    "positions",
+    "rows",
+]

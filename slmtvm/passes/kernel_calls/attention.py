@@ -1,0 +1,102 @@
+"""Attention of tokens over those before them, or over all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tvm import relax
+
+from slmtvm.ir import ops
+from slmtvm.passes.kernel_calls.positions import position_table
+from slmtvm.passes.kernel_calls.registry import handles, shape_of
+from slmtvm.schedules import attention
+
+if TYPE_CHECKING:
+    from slmtvm.passes.lower_kernels import KernelEmitter
+
+
+@handles("slm.qkv_attention")
+def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    attrs, named = call.attrs, ops.operands(call)
+    projections = list(call.args)[: int(attrs["inputs"])]
+    m, _ = shape_of(projections[0])
+    causal = str(attrs["mask"]) == "causal"
+    capacity = emitter.capacity if causal else attention.capacity_of(m)
+    tables = [
+        position_table(named[name], capacity, emitter) for name in ("cos", "sin") if name in named
+    ]
+    weight_roundings = ops.parse_roundings(str(attrs["weight_rounding"]))
+    bias, bias_zero = _distance_bias(named.get("bias"), capacity if causal else 0, emitter)
+    shape = attention.AttentionShape(
+        m=m,
+        num_heads=int(attrs["num_heads"]),
+        num_kv_heads=int(attrs["num_kv_heads"]),
+        head_dim=int(attrs["head_dim"]),
+        capacity=capacity,
+        scale=float(attrs["scale"]),
+        mask=str(attrs["mask"]),
+        rotary_dim=2 * shape_of(tables[0])[1] if tables else 0,
+        interleaved=bool(int(attrs["interleaved"])),
+        table_rows=capacity if tables else 0,
+        kv_dtype=emitter.kv_dtype if causal else "float32",
+        native_f16=emitter.isa.native_f16,
+        accumulators=attention.default_accumulators(emitter.isa.name),
+        separate=len(projections) > 1,
+        q_eps=float(attrs["q_eps"]) if "q_gamma" in named else None,
+        k_eps=float(attrs["k_eps"]) if "k_gamma" in named else None,
+        window=int(attrs["window"]),
+        softcap=float(attrs["softcap"]),
+        bias_columns=shape_of(bias[0])[1] if bias else 0,
+        bias_zero=bias_zero,
+        roundings=ops.parse_roundings(str(attrs["roundings"])),  # type: ignore[arg-type]
+        weight_rounding=weight_roundings[0] if weight_roundings else None,  # type: ignore[arg-type]
+    )
+    gammas = [
+        emitter.weight(named[name].name, emitter.array(named[name]))
+        for name in ("q_gamma", "k_gamma")
+        if name in named
+    ]
+    inputs = [*projections, *tables, *gammas]
+    if not causal:
+        made = emitter.call(attention.build_append(shape), inputs)
+        caches = [made[t.name] for t in shape.cache]
+        return emitter.call(attention.build_attend(shape), [made["q"], *bias, *caches])["o"]
+    layer = int(attrs["layer"])
+    caches = [emitter.cache(f"layer{layer}.{t.name}", t) for t in shape.cache]
+    if m == 1:
+        return _decode(shape, [*inputs, *bias], caches, emitter)
+    q = emitter.call(attention.build_append(shape), [*inputs, *caches])["q"]
+    return emitter.call(attention.build_attend(shape), [q, *bias, *caches])["o"]
+
+
+def _decode(
+    shape: attention.AttentionShape,
+    inputs: list[relax.Expr],
+    caches: list[relax.Var],
+    emitter: KernelEmitter,
+) -> relax.Expr:
+    """Attention of one token: in one kernel, or in two that share a single kv head."""
+    if attention.parts_of(shape) == 1:
+        return emitter.call(attention.build_decode(shape), [*inputs, *caches])["o"]
+    scores = emitter.call(attention.build_divided_scores(shape), [*inputs, *caches])["scores"]
+    values = [c for c, t in zip(caches, shape.cache, strict=True) if t.name.startswith("v_")]
+    return emitter.call(attention.build_divided_values(shape), [scores, *values])["o"]
+
+
+def _distance_bias(
+    expr: relax.Expr | None, capacity: int, emitter: KernelEmitter
+) -> tuple[list[relax.Var], int]:
+    """A bias by distance with the columns that a kernel wants, and the column of distance 0.
+
+    capacity: positions of the cache that a causal bias is for; 0 for a bidirectional one.
+    """
+    if expr is None:
+        return [], 0
+    table = emitter.array(expr)
+    zero = table.shape[1] - 1 if capacity else table.shape[1] // 2
+    # Positions beyond the context are padding: any bias will do.
+    before = max(0, capacity - 1 - zero) if capacity else 0
+    padded = np.pad(table, ((0, 0), (before, attention.BIAS_MARGIN)), "edge")
+    name = f"{expr.name}:{before}+{attention.BIAS_MARGIN}"
+    return [emitter.weight(name, padded)], zero + before

@@ -1,0 +1,73 @@
+"""Linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from slmtvm.ir import ops
+from slmtvm.passes.kernel_calls.registry import handles, shape_of
+from slmtvm.schedules import linear
+
+if TYPE_CHECKING:
+    from slmtvm.passes.lower_kernels import KernelEmitter
+
+
+def linear_shape(
+    attrs: tvm.ir.Attrs, m: int, named: Mapping[str, relax.Expr], arrays: Mapping[str, np.ndarray]
+) -> linear.LinearShape:
+    """The shape of a linear layer of m rows with these attributes and operands."""
+    group_size = int(attrs["group_size"])
+    offsets = arrays.get("zero_points")
+    return linear.LinearShape(
+        m=m,
+        n=int(attrs["n"]),
+        k=int(attrs["k"]),
+        format=str(attrs["format"]),
+        activation=str(attrs["activation"]),
+        group_size=group_size,
+        has_zero_points="zero_points" in named,
+        has_bias="bias" in named,
+        has_residual="residual" in named,
+        scale_dtype=linear.pick_scale_dtype(arrays["scales"]) if group_size else "float32",
+        float_zero_points=offsets is not None and offsets.dtype.kind == "f",
+    )
+
+
+def weight_arrays(named: Mapping[str, relax.Expr], emitter: KernelEmitter) -> dict[str, np.ndarray]:
+    """The values of those operands of a linear layer that are packed together."""
+    names = ("weight", "scales", "zero_points")
+    return {name: emitter.array(named[name]) for name in names if name in named}
+
+
+@handles("slm.float_linear")
+@handles("slm.quantized_linear")
+def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    attrs, named = call.attrs, ops.operands(call)
+    inputs = list(call.args)[: int(attrs["inputs"])]
+    arrays = weight_arrays(named, emitter)
+    shape = linear_shape(attrs, shape_of(inputs[0])[0], named, arrays)
+    label = f"{named['weight'].name}@{linear.layout(shape, emitter.isa)}"
+    operands = packed_weights(
+        emitter, label, linear.packed_weight_names(shape, emitter.isa),
+        lambda: linear.pack(shape, emitter.isa, **arrays),
+    )  # fmt: skip
+    if "bias" in named:
+        operands.append(emitter.weight(named["bias"].name, emitter.array(named["bias"])))
+    if "residual" in named:
+        operands.append(named["residual"])
+    return emitter.call(linear.build(shape, emitter.isa), [*inputs, *operands])["y"]
+
+
+def packed_weights(
+    emitter: KernelEmitter, label: str, parts: list[str], pack: Callable[[], dict[str, np.ndarray]]
+) -> list[relax.Var]:
+    """The parts of a weight that ``pack`` makes, packed once for all functions that read it."""
+    names = [f"{label}.{part}" for part in parts]
+    if not all(name in emitter.weights for name in names):
+        emitter.weights.update(zip(names, pack().values(), strict=True))
+    return [emitter.weight(name, emitter.weights[name]) for name in names]
