@@ -9,7 +9,8 @@ from onnx import helper
 
 from slmtvm.errors import InvalidModelError
 from slmtvm.inspect import inspect
-from tests.importer.graphs import Tiny, build, save
+from tests.importer.graph_builder import save
+from tests.importer.graphs import Tiny, build
 from tests.models.forms import DEMO_FORM, model_path
 
 

@@ -15,14 +15,8 @@ from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
 from slmtvm.ir.reference.elementwise import ELEMENTWISE
-from tests.importer.graphs import (
-    ACTIVATIONS,
-    OTHER_ACTIVATIONS,
-    GraphBuilder,
-    mask_trilu,
-    run_onnxruntime,
-    save,
-)
+from tests.importer.graph_builder import GraphBuilder, run_onnxruntime, save
+from tests.importer.spellings import ACTIVATIONS, OTHER_ACTIVATIONS, mask_trilu
 
 CONTEXT, HIDDEN, COLUMNS = 24, 20, 3
 

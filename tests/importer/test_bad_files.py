@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.importer import import_onnx
 from slmtvm.importer.load import load
-from tests.importer.graphs import Tiny, build, save
+from tests.importer.graph_builder import save
+from tests.importer.graphs import Tiny, build
 
 Edit = Callable[[onnx.ModelProto], None]
 

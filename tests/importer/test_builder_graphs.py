@@ -14,7 +14,8 @@ from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
-from tests.importer.graphs import GraphBuilder, Tiny, build, run_onnxruntime, save
+from tests.importer.graph_builder import GraphBuilder, run_onnxruntime, save
+from tests.importer.graphs import Tiny, build
 from tests.importer.test_import_spellings import calls_of, op_names
 
 MICROSOFT = "com.microsoft"

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
-from tests.importer.graphs import GraphBuilder, run_onnxruntime, save
+from tests.importer.graph_builder import GraphBuilder, run_onnxruntime, save
 from tests.importer.test_import_spellings import calls_of, op_names
 
 MICROSOFT = "com.microsoft"

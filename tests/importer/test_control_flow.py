@@ -14,7 +14,8 @@ from slmtvm.importer import import_onnx
 from slmtvm.importer.load import count_operators
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
-from tests.importer.graphs import Tiny, build, run_onnxruntime, save
+from tests.importer.graph_builder import run_onnxruntime, save
+from tests.importer.graphs import Tiny, build
 from tests.importer.test_import_spellings import op_names
 
 CONTEXT = 48

@@ -8,7 +8,7 @@ import pytest
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
-from tests.importer.graphs import run_onnxruntime
+from tests.importer.graph_builder import run_onnxruntime
 from tests.importer.test_import_spellings import calls_of, op_names
 from tests.models.forms import FORMS, model_path
 from tests.models.pycode import heldout_ids

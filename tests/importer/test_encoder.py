@@ -7,7 +7,7 @@ import pytest
 
 from slmtvm.importer import import_onnx
 from slmtvm.ir.reference import evaluate
-from tests.importer.graphs import run_onnxruntime
+from tests.importer.graph_builder import run_onnxruntime
 from tests.importer.test_import_spellings import op_names
 from tests.models.encoder import ENCODER_FORMS, encoder_path
 

@@ -14,7 +14,8 @@ from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.reference import encode_source, evaluate
 from slmtvm.verify.reference import Reference
-from tests.importer.graphs import MASKS, NORMS, GraphBuilder, save
+from tests.importer.graph_builder import GraphBuilder, save
+from tests.importer.spellings import MASKS, NORMS
 
 VOCAB, DIM, HEADS, HEAD_DIM, FFN = 61, 40, 3, 24, 50
 WIDTH = HEADS * HEAD_DIM

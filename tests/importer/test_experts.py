@@ -15,7 +15,8 @@ from slmtvm.importer import import_onnx
 from slmtvm.ir.experts import Routing
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
-from tests.importer.graphs import GraphBuilder, Tiny, build, run_onnxruntime, save
+from tests.importer.graph_builder import GraphBuilder, run_onnxruntime, save
+from tests.importer.graphs import Tiny, build
 
 EXPERTS, TOP_K, FFN = 5, 2, 37
 TOKENS = np.random.default_rng(3).integers(0, Tiny().vocab, 19)

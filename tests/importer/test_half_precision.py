@@ -15,15 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from slmtvm.importer import import_onnx
 from slmtvm.ir.reference import evaluate
-from tests.importer.graphs import (
-    MASKS,
-    NORMS,
-    ROPES,
-    Tiny,
-    build,
-    run_onnxruntime,
-    save,
-)
+from tests.importer.graph_builder import run_onnxruntime, save
+from tests.importer.graphs import Tiny, build
+from tests.importer.spellings import MASKS, NORMS, ROPES
 from tests.importer.test_builder_graphs import Built, write
 from tests.importer.test_import_spellings import op_names
 

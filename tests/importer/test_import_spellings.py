@@ -14,7 +14,9 @@ from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
-from tests.importer.graphs import (
+from tests.importer.graph_builder import run_onnxruntime, save
+from tests.importer.graphs import Tiny, build
+from tests.importer.spellings import (
     ACTIVATIONS,
     BIASES,
     MASK_POSITIONS,
@@ -24,10 +26,6 @@ from tests.importer.graphs import (
     OTHER_MASKS,
     ROPES,
     WINDOWS,
-    Tiny,
-    build,
-    run_onnxruntime,
-    save,
 )
 
 TOLERANCE = 2e-4  # of the logits' range

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.reference import evaluate
-from tests.importer.graphs import Tiny, build, run_onnxruntime, save
+from tests.importer.graph_builder import run_onnxruntime, save
+from tests.importer.graphs import Tiny, build
 
 TINY = Tiny(rope="rotate_half", layers=2)
 TOKENS = np.random.default_rng(2).integers(0, TINY.vocab, 20)

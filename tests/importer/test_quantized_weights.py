@@ -19,7 +19,8 @@ from slmtvm.importer import import_onnx
 from slmtvm.ir import ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
-from tests.importer.graphs import Tiny, build, run_onnxruntime, save
+from tests.importer.graph_builder import run_onnxruntime, save
+from tests.importer.graphs import Tiny, build
 from tests.importer.test_import_spellings import calls_of
 
 # No size is a multiple of a block, and the head's rows are odd in number.

@@ -20,7 +20,8 @@ from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
-from tests.importer.graphs import Tiny, build, run_onnxruntime, save
+from tests.importer.graph_builder import run_onnxruntime, save
+from tests.importer.graphs import Tiny, build
 from tests.importer.test_import_spellings import calls_of, op_names
 
 DECODER = Tiny(hidden=40, heads=4, kv_heads=2, head_dim=12, ffn=72, vocab=53, rope="rotate_half")

@@ -17,7 +17,8 @@ from slmtvm.importer import import_onnx
 from slmtvm.importer.redact import redact
 from slmtvm.quantize.layers import find_layers, normalise
 from tests.cli.command import slmtvm as command
-from tests.importer.graphs import Tiny, build, run_onnxruntime, save
+from tests.importer.graph_builder import run_onnxruntime, save
+from tests.importer.graphs import Tiny, build
 
 TINY = Tiny(hidden=40, heads=5, kv_heads=5, ffn=48, vocab=97, layers=2, tied=True)
 TOKENS = np.random.default_rng(0).integers(0, TINY.vocab, 300)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.verify import Reference
-from tests.importer.graphs import run_onnxruntime, save
+from tests.importer.graph_builder import run_onnxruntime, save
 from tests.importer.test_builder_graphs import Built, write
 from tests.models import heldout_ids, model_path
 
