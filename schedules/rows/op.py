@@ -8,20 +8,11 @@ from dataclasses import dataclass
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.vector import LANES
 
-PROLOGUES = (
-    "copy",
-    "rms_norm",
-    "layer_norm",
-    "silu_glu",
-    "swiglu",
-    "silu",
-    "relu",
-    "gelu_erf",
-    "gelu_tanh",
-    "sigmoid",
-)
+ACTIVATIONS = ("silu", "relu", "gelu_erf", "gelu_tanh", "sigmoid")
+GLUS = tuple(f"{activation}_glu" for activation in ACTIVATIONS)
+PROLOGUES = ("copy", "rms_norm", "layer_norm", "swiglu", *ACTIVATIONS, *GLUS)
 EPILOGUES = ("f32", "block", "row_u8", "range", "rounded", "static_u8")
-GATED = ("silu_glu", "swiglu")  # those that read rows twice as long
+GATED = (*GLUS, "swiglu")  # those that read rows twice as long
 NORMS = ("rms_norm", "layer_norm")
 STATIC = ("rounded", "static_u8")  # with a scale that is known beforehand
 
@@ -37,7 +28,7 @@ class RowOp:
       copy; silu; relu; gelu_erf; gelu_tanh; sigmoid;
       rms_norm: x / sqrt(mean(x**2) + eps) * gamma, gamma float32 (d,);
       layer_norm: (x - mean) / sqrt(var + eps) * gamma + beta, beta float32 (d,);
-      silu_glu: silu(x[:, :d]) * x[:, d:], x float32 (m, 2 d);
+      silu_glu and so on: silu(x[:, :d]) * x[:, d:], x float32 (m, 2 d);
       swiglu: g * sigmoid(alpha * g) * (l + beta) of g = min(x[:, :d], limit) and l = x[:, d:]
         between -limit and limit; constants float32 (3,) are alpha, beta and limit.
     With ``residual`` a norm reads x + residual (float32 (m, d)) and stores it as output ``sum``.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules import vector as vec
-from slmtvm.schedules.rows.op import RowOp
+from slmtvm.schedules.rows.op import GLUS, RowOp
 from slmtvm.schedules.rows.statistics import inverse_rms, mean
 from slmtvm.schedules.vector import Buffer, Expr
 
@@ -21,7 +21,7 @@ Buffers = dict[str, Buffer]
 Function = Callable[[Expr], Expr]
 
 # Long enough to keep the units busy alone; several at once would spill registers on NEON.
-_LONG = ("silu_glu", "swiglu", "silu", "gelu_erf", "gelu_tanh", "sigmoid")
+_LONG = (*GLUS, "swiglu", "silu", "gelu_erf", "gelu_tanh", "sigmoid")
 
 
 def vectors_at_once(op: RowOp) -> int:
@@ -44,12 +44,15 @@ def _halves(op: RowOp, row: Expr, x: Buffer, column: Expr, count: int) -> tuple[
     return vec.load_part(x, start, count), vec.load_part(x, start + op.d, count)
 
 
-def _silu_glu(op: RowOp, row: Expr, buffers: Buffers) -> Value:
-    def value(column: Expr, count: int) -> Expr:
-        gate, up = _halves(op, row, buffers["x"], column, count)
-        return T.bind(_silu(gate) * up)
+def _glu(function: Function) -> Callable[[RowOp, Expr, Buffers], Value]:
+    def prologue(op: RowOp, row: Expr, buffers: Buffers) -> Value:
+        def value(column: Expr, count: int) -> Expr:
+            gate, up = _halves(op, row, buffers["x"], column, count)
+            return T.bind(function(gate) * up)
 
-    return value
+        return value
+
+    return prologue
 
 
 def _swiglu(op: RowOp, row: Expr, buffers: Buffers) -> Value:
@@ -152,7 +155,11 @@ PROLOGUE_CODE: dict[str, Callable[[RowOp, Expr, Buffers], Value]] = {
     "gelu_erf": _elementwise(_gelu_erf),
     "gelu_tanh": _elementwise(_gelu_tanh),
     "sigmoid": _sigmoid,
-    "silu_glu": _silu_glu,
+    "silu_glu": _glu(_silu),
+    "relu_glu": _glu(_relu),
+    "gelu_erf_glu": _glu(_gelu_erf),
+    "gelu_tanh_glu": _glu(_gelu_tanh),
+    "sigmoid_glu": _glu(vec.sigmoid),
     "swiglu": _swiglu,
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,

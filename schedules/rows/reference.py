@@ -8,20 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from slmtvm.schedules.rows.op import STATIC, RowOp
+from slmtvm.schedules.rows.op import GLUS, STATIC, RowOp
 
 Array = np.ndarray
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-def _silu(x: Array) -> Array:
-    return x / (1.0 + np.exp(-x))
-
-
 _FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "copy": lambda x: x,
-    "silu": _silu,
+    "silu": lambda x: x / (1.0 + np.exp(-x)),
     "relu": lambda x: np.maximum(x, 0.0),
     "sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
     "gelu_erf": lambda x: 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))),
@@ -39,8 +35,9 @@ def prologue(op: RowOp, inputs: Mapping[str, Array]) -> Array:
     x = x.astype(np.float64)
     if op.prologue in _FUNCTIONS:
         return _FUNCTIONS[op.prologue](x)
-    if op.prologue == "silu_glu":
-        return np.asarray(_silu(x[:, : op.d]) * x[:, op.d :])
+    if op.prologue in GLUS:
+        gate = _FUNCTIONS[op.prologue.removesuffix("_glu")]
+        return np.asarray(gate(x[:, : op.d]) * x[:, op.d :])
     if op.prologue == "swiglu":
         alpha, beta, limit = inputs["constants"].astype(np.float64)
         g, up = np.minimum(x[:, : op.d], limit), np.clip(x[:, op.d :], -limit, limit)

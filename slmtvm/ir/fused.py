@@ -12,24 +12,7 @@ from tvm import relax
 from tvm.relax import Expr
 
 from slmtvm.ir.ops import define, make_call, name_operands, operands, rows
-
-# What a row op does to a row first, and the operands it takes.
-PROLOGUES = {
-    "copy": "",
-    "rms_norm": "gamma",
-    "layer_norm": "gamma,beta",
-    "silu_glu": "",
-    "swiglu": "constants",
-    "gelu_erf": "",
-    "gelu_tanh": "",
-    "relu": "",
-    "silu": "",
-    "sigmoid": "",
-}
-# Those that halve a row.
-GATED_PROLOGUES = ("silu_glu", "swiglu")
-# How a row op leaves its result, see ``row``.
-EPILOGUES = ("f32", "block", "row_u8", "tensor_u8", "rounded", "static_u8")
+from slmtvm.schedules.rows import GATED
 
 
 def padded_features(features: int, epilogue: str, group_size: int) -> int:
@@ -41,7 +24,7 @@ def padded_features(features: int, epilogue: str, group_size: int) -> int:
 def _row_type(call: relax.Call) -> relax.Type:
     m, d = rows(call.args[0]), int(call.args[0].ty.shape[1])
     attrs = call.attrs
-    features = d // 2 if str(attrs["prologue"]) in GATED_PROLOGUES else d
+    features = d // 2 if str(attrs["prologue"]) in GATED else d
     floats = relax.TensorType((m, features), "float32")
     epilogue = str(attrs["epilogue"])
     if epilogue in ("f32", "rounded"):

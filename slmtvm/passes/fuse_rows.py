@@ -11,6 +11,7 @@ from slmtvm.ir import fused, ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.merge_linears import merge_linears
 from slmtvm.passes.rewrite import Rewriter, rewrite
+from slmtvm.schedules.rows import GLUS
 
 _UNARY = {
     "relax.nn.silu": "silu",
@@ -23,7 +24,8 @@ _UNARY = {
 
 @dataclass(frozen=True)
 class FuseRows:
-    """``silu(linear g) * linear u`` -> one linear and silu_glu; norms and activations -> row.
+    """``silu(linear g) * linear u`` -> one linear and silu_glu, as with any other activation; norms
+    and activations -> row.
 
     Rounding to a static scale goes into the row op before it, where nothing else reads that.
     """
@@ -54,12 +56,21 @@ def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
     if call.op.name == "relax.multiply":
         for gate, up in (call.args, list(call.args)[::-1]):
             activated = rewriter.call_to(gate, fused.ROW)
-            if activated is None or str(activated.attrs["prologue"]) != "silu":
+            if activated is None or not _can_gate(activated):
                 continue
             gate_up = merge_linears([activated.args[0], up], rewriter)
             if gate_up is not None:
-                return fused.row(gate_up, [], prologue="silu_glu")
+                return fused.row(gate_up, [], prologue=_gated(activated))
     return None
+
+
+def _gated(activated: relax.Call) -> str:
+    """The prologue that multiplies as well."""
+    return f"{activated.attrs['prologue']}_glu"
+
+
+def _can_gate(activated: relax.Call) -> bool:
+    return _gated(activated) in GLUS and str(activated.attrs["epilogue"]) == "f32"
 
 
 def _rounded(call: relax.Call, rewriter: Rewriter) -> relax.Expr:

@@ -8,6 +8,7 @@ import pytest
 from tvm import relax
 from tvm.ir import Op
 
+from slmtvm.ir import ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.pipeline import fuse, passes
 from slmtvm.passes.rewrite import bindings, function_names
@@ -49,6 +50,20 @@ def test_a_decoder_layer_becomes_four_linears_one_attention_and_row_ops(
         "slm.row": 3 * rows,
     }
     assert op_counts(fused, "head_1") == {"slm.row": 1, linear: 1}
+
+
+@pytest.mark.parametrize("gate", [relax.op.nn.gelu, relax.op.nn.gelu_tanh, relax.op.nn.relu])
+def test_every_activation_is_fused_with_the_product_that_it_gates(gate: object) -> None:
+    usual = op_counts(fuse(decoder("int4", layers=1)), "body_1")
+    assert op_counts(fuse(decoder("int4", variants=[Layer(gate=gate)])), "body_1") == usual
+
+
+def test_a_gate_that_is_rounded_stays_apart_from_the_product() -> None:
+    def rounded(x: relax.Expr) -> relax.Expr:
+        return ops.quantize_dequantize(relax.op.nn.silu(x), scale=0.05, low=-128, high=127)
+
+    fused = fuse(decoder("f32", variants=[Layer(gate=rounded)]))
+    assert op_counts(fused, "body_1")["relax.multiply"] == 1
 
 
 def test_norms_of_heads_become_part_of_attention_on_merged_projections() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class Layer:
     window: int = 0
     softcap: float = 0.0
     bias: bool = False
+    gate: Callable[[relax.Expr], relax.Expr] = relax.op.nn.silu
 
 
 class _Builder:
@@ -149,7 +150,7 @@ def decoder(
                 )  # fmt: skip
                 x = emit(relax.op.add(x, linear(f"{i}.o", a)))
                 h = emit(ops.rms_norm(x, norms[f"{i}.norm2"], eps=1e-5))
-                gate = emit(relax.op.nn.silu(linear(f"{i}.gate", h)))
+                gate = emit(kinds[i].gate(linear(f"{i}.gate", h)))
                 h = emit(relax.op.multiply(gate, linear(f"{i}.up", h)))
                 x = emit(relax.op.add(x, linear(f"{i}.down", h)))
             x = emit(ops.rms_norm(x, norms["norm"], eps=1e-5))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm import relax
 
-from slmtvm.ir.fused import GATED_PROLOGUES, padded_features, rounding_of
+from slmtvm.ir.fused import padded_features, rounding_of
 from slmtvm.passes.kernel_calls.registry import handles, shape_of
 from slmtvm.schedules import rows
 
@@ -27,7 +27,7 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         prologue=prologue,
         epilogue="row_u8" if whole else epilogue,
         m=m,
-        d=width // 2 if prologue in GATED_PROLOGUES else width // groups,
+        d=width // 2 if prologue in rows.GATED else width // groups,
         eps=float(attrs["eps"]),
         group_size=int(attrs["group_size"]),
         storage=emitter.isa.row_dtype,
