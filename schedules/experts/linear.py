@@ -16,9 +16,9 @@ from slmtvm.schedules.experts.grouping import Grouping
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let
 from slmtvm.schedules.kernel import Kernel, Tensor, Work, define
-from slmtvm.schedules.linear import LinearShape
+from slmtvm.schedules.linear import LinearShape, Weights
 from slmtvm.schedules.linear.knobs import Knobs
-from slmtvm.schedules.linear.tile import EmitTile, Store, Tile, split
+from slmtvm.schedules.linear.tile import EmitTile, Store, Tile, split_channels
 
 
 @dataclass(frozen=True)
@@ -101,28 +101,21 @@ def layout(shape: RoutedShape, isa: Isa) -> str:
     return linear.layout(shape.stacked(isa), isa)
 
 
-def pack(
-    shape: RoutedShape,
-    isa: Isa,
-    weight: np.ndarray,
-    scales: np.ndarray | None = None,
-    zero_points: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
+def pack(shape: RoutedShape, isa: Isa, weights: Weights) -> dict[str, np.ndarray]:
     """Weights as ``slm.routed_linear`` has them, (experts, n, ...), in the kernel's order."""
     channels = isa.panels(shape.layer.n) * isa.panel
 
-    def stack(array: np.ndarray | None, fill: int = 0) -> np.ndarray | None:
+    def stack(array: np.ndarray | None) -> np.ndarray | None:
         if array is None:
             return None
         padding = [(0, 0), (0, channels - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
-        whole = array
-        if channels != array.shape[1]:
-            whole = np.pad(array, padding, constant_values=fill)
+        whole = np.pad(array, padding) if channels != array.shape[1] else array
         return whole.reshape(shape.experts * channels, *array.shape[2:])
 
-    stacked = stack(weight)
-    assert stacked is not None
-    return linear.pack(shape.stacked(isa), isa, stacked, stack(scales), stack(zero_points))
+    whole = stack(weights.weight)
+    assert whole is not None
+    stacked = Weights(whole, stack(weights.scales), stack(weights.zero_points))
+    return linear.pack(shape.stacked(isa), isa, stacked)
 
 
 def build_linear(shape: RoutedShape, isa: Isa) -> Kernel:
@@ -155,23 +148,18 @@ def _define(
 
     def body(block: Expr, *buffers: Buffer) -> None:
         named = dict(zip((t.name for t in tensors), buffers, strict=True))
-        given = [named[t.name] for t in inputs]
         store = Store(layer.n, named["y"], named.get("bias"), None)
 
         def columns(expert: Expr, column_block: Expr, pairs: tuple[Expr, ...]) -> None:
-            first = column_block * width
-            panel, lane = let(T.floordiv(first, isa.panel)), let(T.floormod(first, isa.panel))
-            if width % isa.panel == 0:
-                panel, lane = let(column_block * (width // isa.panel)), 0
             read = pairs if shape.by_pair else tuple(let(T.floordiv(p, shape.top_k)) for p in pairs)
 
-            def tile(channels: int) -> None:
-                emit(
-                    _Tile(isa, len(pairs), channels, 0, panel, lane, expert, layer, read, pairs),
-                    given, store,
+            def tile(channels: int, panel: Expr, lane: Expr) -> None:
+                made = _Tile(
+                    isa, len(pairs), channels, 0, panel, lane, expert, layer, read, pairs
                 )  # fmt: skip
+                emit(made, named, store)
 
-            split(layer.n, width, column_block, tile)
+            split_channels(isa, layer.n, width, column_block, tile)
 
         if grouping is None:
             # The weights of an expert are read from first to last.

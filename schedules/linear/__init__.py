@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Mapping
 
 import numpy as np
 
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.kernel import Kernel, Tensor
+from slmtvm.schedules.isa.base import Buffer
+from slmtvm.schedules.kernel import Kernel
 from slmtvm.schedules.linear import by_row, floating, grouped, weight_only
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
+from slmtvm.schedules.linear.scheme import Scheme, Weights
 from slmtvm.schedules.linear.shape import LinearShape, pick_scale_dtype
-from slmtvm.schedules.linear.tile import Frame, define_tiled
+from slmtvm.schedules.linear.tile import Frame, Store, Tile, define_tiled
 
 __all__ = [
-    "LinearShape", "build", "default_knobs", "knob_space", "layout", "pack",
+    "LinearShape", "Weights", "build", "default_knobs", "knob_space", "layout", "pack",
     "packed_weight_names", "pick_scale_dtype", "reference",
 ]  # fmt: skip
 
-_KERNELS: dict[str, ModuleType] = {"f32": floating, "block": grouped, "row_u8": by_row}
+_SCHEMES: dict[str, Scheme] = {"f32": floating, "block": grouped, "row_u8": by_row}
 """By activation; weights with scales on float32 activations are ``weight_only``."""
 
 
@@ -32,26 +34,25 @@ def build(
     them; y float32 (m, n). Every element of y is computed by the same sequence of float operations
     whatever m, the knobs and the division of the grid. ``frame`` says which tiles there are.
     """
-    kernel: Kernel = _module(shape).build(shape, isa, knobs or default_knobs(shape, isa), frame)
-    return kernel
+    scheme, settings = _scheme(shape), knobs or default_knobs(shape, isa)
+    inputs = [*scheme.activations(shape, isa), *scheme.weight_tensors(shape, isa)]
+
+    def emit(tile: Tile, named: Mapping[str, Buffer], store: Store) -> None:
+        scheme.emit(shape, settings, tile, named, store)
+
+    return frame(shape, isa, settings, inputs, emit)
 
 
 def packed_weight_names(shape: LinearShape, isa: Isa) -> list[str]:
     """Names of the packed weights, in the order of the kernel's tensors."""
-    return [tensor.name for tensor in _weight_tensors(shape, isa)]
+    return [tensor.name for tensor in _scheme(shape).weight_tensors(shape, isa)]
 
 
-def pack(
-    shape: LinearShape,
-    isa: Isa,
-    weight: np.ndarray,
-    scales: np.ndarray | None = None,
-    zero_points: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-    """Weights as ``slm.linear`` has them, in the order the kernel reads; independent of m."""
-    arrays = _module(shape).pack(shape, isa, weight, scales, zero_points)
-    packed = {}
-    for tensor, array in zip(_weight_tensors(shape, isa), arrays, strict=True):
+def pack(shape: LinearShape, isa: Isa, weights: Weights) -> dict[str, np.ndarray]:
+    """``weights`` in the order the kernel reads; independent of m."""
+    scheme, packed = _scheme(shape), {}
+    arrays = scheme.pack(shape, isa, weights)
+    for tensor, array in zip(scheme.weight_tensors(shape, isa), arrays, strict=True):
         assert array.shape == tensor.shape and array.dtype == tensor.dtype, (tensor, array.shape)
         packed[tensor.name] = array
     return packed
@@ -69,38 +70,28 @@ def layout(shape: LinearShape, isa: Isa) -> str:
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
     """Every knob's settings: ``mr`` rows and ``nv`` vectors of a tile, ``ku`` unrolled k, ``gu``
     groups of k in a round of the loop, ``pf`` how many tiles ahead weights are prefetched."""
-    space: KnobSpace = _module(shape).knob_space(shape, isa)
-    return space
+    return _scheme(shape).knob_space(shape, isa)
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     """The setting used where nothing was tuned."""
-    knobs: Knobs = _module(shape).default_knobs(shape, isa)
-    return knobs
+    return _scheme(shape).default_knobs(shape, isa)
 
 
 def reference(
     shape: LinearShape,
     *activations: np.ndarray,
-    weight: np.ndarray,
-    scales: np.ndarray | None = None,
-    zero_points: np.ndarray | None = None,
+    weights: Weights,
     bias: np.ndarray | None = None,
     residual: np.ndarray | None = None,
 ) -> np.ndarray:
     """What the kernel computes, in float64: activations as the kernel takes them, weights as
     ``pack`` takes them. -> (m, n)"""
-    named = {"weight": weight, "scales": scales, "zero_points": zero_points}
-    y: np.ndarray = _module(shape).reference(
-        shape, *activations, **named, bias=bias, residual=residual
-    )
-    return y
+    x, w = _scheme(shape).operands(shape, activations, weights)
+    y: np.ndarray = x @ w.T
+    y = y if bias is None else y + bias
+    return y if residual is None else y + residual
 
 
-def _module(shape: LinearShape) -> ModuleType:
-    return weight_only if shape.weight_only else _KERNELS[shape.activation]
-
-
-def _weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
-    tensors: list[Tensor] = _module(shape).weight_tensors(shape, isa)
-    return tensors
+def _scheme(shape: LinearShape) -> Scheme:
+    return weight_only if shape.weight_only else _SCHEMES[shape.activation]

@@ -5,17 +5,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let, load, splat
-from slmtvm.schedules.kernel import Kernel, Tensor
+from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear.integer import Operands, Sums, integer_sums
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
 from slmtvm.schedules.linear.packing import panels_of_bytes
+from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
-from slmtvm.schedules.linear.tile import Frame, Store, Tile, define_tiled
+from slmtvm.schedules.linear.tile import Store, Tile
+
+
+def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
+    """xq (m, padded_k) of ``isa.row_dtype``, xs float32 (m,), xz int32 (m,) 0..255."""
+    return [
+        Tensor("xq", (shape.m, shape.padded_k), isa.row_dtype),
+        Tensor("xs", (shape.m,), "float32"),
+        Tensor("xz", (shape.m,), "int32"),
+    ]
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
@@ -30,26 +42,20 @@ def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
     return tensors + [Tensor("zero_points", by_channel, "int32")] * shape.has_zero_points
 
 
-def pack(
-    shape: LinearShape,
-    isa: Isa,
-    weight: np.ndarray,
-    scales: np.ndarray | None,
-    zero_points: np.ndarray | None,
-) -> list[np.ndarray]:
+def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     """weight int8 (n, k); scales float (1,) or (n,); zero_points int8 of the same shape or (1,).
 
     Padding holds the zero point, so that the padding of activations may hold anything.
     """
-    assert scales is not None
+    assert weights.scales is not None
     rows = isa.panels(shape.n) * isa.panel
     zeros = np.zeros((rows, 1), np.int8)
-    if zero_points is not None:
-        zeros[: shape.n, 0] = zero_points.reshape(-1)
+    if weights.zero_points is not None:
+        zeros[: shape.n, 0] = weights.zero_points.reshape(-1)
     whole = np.repeat(zeros, shape.padded_k, axis=1)
-    whole[: shape.n, : shape.k] = weight
+    whole[: shape.n, : shape.k] = weights.weight
     packed_scales = np.zeros(rows, np.float32)
-    packed_scales[: shape.n] = scales.reshape(-1)
+    packed_scales[: shape.n] = weights.scales.reshape(-1)
     column_sums = (whole.astype(np.int32) - zeros.astype(np.int32)).sum(axis=1, dtype=np.int32)
     arrays = [
         panels_of_bytes(whole, isa.panel, isa.k_step).reshape(weight_tensors(shape, isa)[0].shape),
@@ -59,36 +65,26 @@ def pack(
     return arrays + [zeros.astype(np.int32).reshape(-1, isa.panel)] * shape.has_zero_points
 
 
-def build(shape: LinearShape, isa: Isa, knobs: Knobs, frame: Frame = define_tiled) -> Kernel:
-    """Tensors: xq (m, padded_k) of ``isa.row_dtype``, xs float32 (m,), xz int32 (m,) 0..255,
-    weights, [bias], [residual], y."""
-    inputs = [
-        Tensor("xq", (shape.m, shape.padded_k), isa.row_dtype),
-        Tensor("xs", (shape.m,), "float32"),
-        Tensor("xz", (shape.m,), "int32"),
-        *weight_tensors(shape, isa),
-    ]
-
-    def emit(tile: Tile, buffers: list[Buffer], store: Store) -> None:
-        named = dict(zip((t.name for t in inputs), buffers, strict=True))
-        operands = Operands(
-            isa.s8_row(),
-            shape.bits,
-            named["weight"],
-            lambda v: tile.panel(v) * shape.padded_k * isa.panel,
-            named["xq"],
-            lambda row: tile.row(row) * shape.padded_k,
-            sum_rows=shape.has_zero_points,
-            ahead=knobs["pf"] * knobs["nv"] * isa.lanes * shape.padded_k,
-        )
-        sums = integer_sums(tile, operands, shape.padded_k, knobs["ku"])
-        _write(shape, tile, named, sums, store)
-
-    return frame(shape, isa, knobs, inputs, emit)
+def emit(
+    shape: LinearShape, knobs: Knobs, tile: Tile, named: Mapping[str, Buffer], store: Store
+) -> None:
+    isa = tile.isa
+    products = Operands(
+        isa.s8_row(),
+        shape.bits,
+        named["weight"],
+        lambda v: tile.panel(v) * shape.padded_k * isa.panel,
+        named["xq"],
+        lambda row: tile.row(row) * shape.padded_k,
+        sum_rows=shape.has_zero_points,
+        ahead=knobs["pf"] * knobs["nv"] * isa.lanes * shape.padded_k,
+    )
+    sums = integer_sums(tile, products, shape.padded_k, knobs["ku"])
+    _write(shape, tile, named, sums, store)
 
 
 def _write(
-    shape: LinearShape, tile: Tile, named: dict[str, Buffer], sums: Sums, store: Store
+    shape: LinearShape, tile: Tile, named: Mapping[str, Buffer], sums: Sums, store: Store
 ) -> None:
     """Take the zero points off the sums, scale them and write them.
 
@@ -126,22 +122,14 @@ def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     return {**tile, "ku": 16, "pf": int(shape.m == 1 and isa.prefetch)}
 
 
-def reference(
-    shape: LinearShape,
-    xq: np.ndarray,
-    xs: np.ndarray,
-    xz: np.ndarray,
-    weight: np.ndarray,
-    scales: np.ndarray,
-    zero_points: np.ndarray | None = None,
-    bias: np.ndarray | None = None,
-    residual: np.ndarray | None = None,
-) -> np.ndarray:
-    """float64 y (m, n); xq uint8 values, or int8 ones less 128; the rest as ``pack`` takes it."""
-    q = xq.astype(np.int64) + (128 if xq.dtype == np.int8 else 0)
-    zeros = np.zeros(1, np.int64) if zero_points is None else zero_points.astype(np.int64)
-    x = q[:, : shape.k] - xz.astype(np.int64)[:, None]
-    exact = x @ (weight.astype(np.int64) - zeros.reshape(-1, 1)).T
-    y = exact * (xs.astype(np.float64)[:, None] * scales.astype(np.float64).reshape(1, -1))
-    y = y if bias is None else y + bias
-    return y if residual is None else y + residual
+def operands(
+    shape: LinearShape, activations: Sequence[np.ndarray], weights: Weights
+) -> tuple[np.ndarray, np.ndarray]:
+    """xq are uint8 values, or int8 ones less 128."""
+    xq, xs, xz = (a.astype(np.float64) for a in activations)
+    q = xq[:, : shape.k] + (128 if activations[0].dtype == np.int8 else 0)
+    assert weights.scales is not None
+    zeros = np.zeros(1) if weights.zero_points is None else weights.zero_points
+    centred = weights.weight.astype(np.float64) - zeros.astype(np.float64).reshape(-1, 1)
+    scales = weights.scales.astype(np.float64).reshape(-1, 1)
+    return (q - xz[:, None]) * xs[:, None], centred * scales

@@ -5,17 +5,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import ml_dtypes
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let, load, prefetch, splat
-from slmtvm.schedules.kernel import Kernel, Tensor
+from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
 from slmtvm.schedules.linear.packing import pad, panels_of_rows
+from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
-from slmtvm.schedules.linear.tile import Frame, Registers, Store, Tile, define_tiled
+from slmtvm.schedules.linear.tile import Registers, Store, Tile
+
+
+def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
+    """x (m, k)."""
+    return [Tensor("x", (shape.m, shape.k), "float32")]
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
@@ -24,54 +32,45 @@ def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
     return [Tensor("weight", (isa.panels(shape.n), shape.k, isa.panel), dtype)]
 
 
-def pack(
-    shape: LinearShape,
-    isa: Isa,
-    weight: np.ndarray,
-    scales: np.ndarray | None,
-    zero_points: np.ndarray | None,
-) -> list[np.ndarray]:
-    """weight float (n, k) -> the arrays of ``weight_tensors``; bfloat16 as such or as its bits."""
+def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
+    """weight float (n, k); bfloat16 as such or as its bits."""
+    weight = weights.weight
     dtype = np.dtype(weight_tensors(shape, isa)[0].dtype)
     stored = weight.view(dtype) if shape.format == "bf16" else weight.astype(dtype)
     padded = pad(stored, isa.panels(shape.n) * isa.panel, shape.k)
     return [panels_of_rows(padded, isa.panel)]
 
 
-def build(shape: LinearShape, isa: Isa, knobs: Knobs, frame: Frame = define_tiled) -> Kernel:
-    """Tensors: x (m, k), weight, [bias], [residual], y."""
-    inputs = [Tensor("x", (shape.m, shape.k), "float32"), *weight_tensors(shape, isa)]
+def emit(
+    shape: LinearShape, knobs: Knobs, tile: Tile, named: Mapping[str, Buffer], store: Store
+) -> None:
+    isa, x, weight = tile.isa, named["x"], named["weight"]
+    ahead = knobs["pf"] * knobs["nv"] * isa.lanes * shape.k
+    sums = Registers("float32", isa.lanes, tile.rows * tile.vectors)
 
-    def emit(tile: Tile, buffers: list[Buffer], store: Store) -> None:
-        x, weight = buffers
-        ahead = knobs["pf"] * knobs["nv"] * isa.lanes * shape.k
-        sums = Registers("float32", isa.lanes, tile.rows * tile.vectors)
+    def step(k: Expr) -> None:
+        for v in range(0, tile.vectors, isa.vectors):
+            if ahead:
+                prefetch(weight, _at(shape, tile, v, k) + ahead)
+        columns = [
+            _as_f32(isa, shape, load(weight, _at(shape, tile, v, k), isa.lanes))
+            for v in range(tile.vectors)
+        ]
+        for row in range(tile.rows):
+            a = let(T.Broadcast(x[tile.row(row) * shape.k + k], isa.lanes))
+            for v, column in enumerate(columns):
+                index = row * tile.vectors + v
+                sums[index] = T.fma(a, column, sums[index])
 
-        def step(k: Expr) -> None:
-            for v in range(0, tile.vectors, isa.vectors):
-                if ahead:
-                    prefetch(weight, _at(shape, tile, v, k) + ahead)
-            columns = [
-                _as_f32(isa, shape, load(weight, _at(shape, tile, v, k), isa.lanes))
-                for v in range(tile.vectors)
-            ]
-            for row in range(tile.rows):
-                a = let(T.Broadcast(x[tile.row(row) * shape.k + k], isa.lanes))
-                for v, column in enumerate(columns):
-                    index = row * tile.vectors + v
-                    sums[index] = T.fma(a, column, sums[index])
-
-        unroll = min(knobs["ku"], shape.k)
-        whole = shape.k // unroll * unroll
-        with T.serial(shape.k // unroll) as part:
-            for k in range(unroll):
-                step(part * unroll + k)
-        for k in range(whole, shape.k):
-            step(k)
-        for row, v in tile.cells():
-            store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
-
-    return frame(shape, isa, knobs, inputs, emit)
+    unroll = min(knobs["ku"], shape.k)
+    whole = shape.k // unroll * unroll
+    with T.serial(shape.k // unroll) as part:
+        for k in range(unroll):
+            step(part * unroll + k)
+    for k in range(whole, shape.k):
+        step(k)
+    for row, v in tile.cells():
+        store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
 
 
 def _at(shape: LinearShape, tile: Tile, vector: int, k: Expr) -> Expr:
@@ -95,17 +94,9 @@ def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     return {**tile, "ku": 4, "pf": int(shape.m == 1 and isa.prefetch)}
 
 
-def reference(
-    shape: LinearShape,
-    x: np.ndarray,
-    weight: np.ndarray,
-    scales: np.ndarray | None = None,
-    zero_points: np.ndarray | None = None,
-    bias: np.ndarray | None = None,
-    residual: np.ndarray | None = None,
-) -> np.ndarray:
-    """float64 x (m, k), weight (n, k) -> (m, n)."""
+def operands(
+    shape: LinearShape, activations: Sequence[np.ndarray], weights: Weights
+) -> tuple[np.ndarray, np.ndarray]:
+    weight = weights.weight
     values = weight.view(ml_dtypes.bfloat16) if shape.format == "bf16" else weight
-    y = x.astype(np.float64) @ values.astype(np.float64).T
-    y = y if bias is None else y + bias
-    return y if residual is None else y + residual
+    return activations[0].astype(np.float64), values.astype(np.float64)

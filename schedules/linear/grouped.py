@@ -6,14 +6,14 @@ residual``; the bracket is an integer, and exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Dot, Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load, splat
-from slmtvm.schedules.kernel import Kernel, Tensor
+from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear.integer import Operands, integer_sums
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
 from slmtvm.schedules.linear.packing import (
@@ -23,8 +23,19 @@ from slmtvm.schedules.linear.packing import (
     panels_of_rows,
     unpack_nibbles,
 )
+from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
-from slmtvm.schedules.linear.tile import Frame, Registers, Store, Tile, define_tiled
+from slmtvm.schedules.linear.tile import Registers, Store, Tile
+
+
+def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
+    """xq int8 (m, padded_k), xs and xsum float32 (m, groups)."""
+    by_group = (shape.m, shape.groups)
+    return [
+        Tensor("xq", (shape.m, shape.padded_k), "int8"),
+        Tensor("xs", by_group, "float32"),
+        Tensor("xsum", by_group, "float32"),
+    ]
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
@@ -41,19 +52,14 @@ def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
     return tensors + [Tensor("zero_points", by_group, zero_dtype)] * shape.has_zero_points
 
 
-def pack(
-    shape: LinearShape,
-    isa: Isa,
-    weight: np.ndarray,
-    scales: np.ndarray | None,
-    zero_points: np.ndarray | None,
-) -> list[np.ndarray]:
+def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     """int4: weight uint8 (n, ceil(k / 2)), low nibble first; int8: int8 (n, k); others: bytes.
 
     scales float (n, groups); zero_points of the same shape, uint8 for int4 and int8 for int8, or
     floats. Padding counts as zero: it holds the zero point, and where that is a float, activations
     are padded with zeros.
     """
+    weight, scales, zero_points = weights.weight, weights.scales, weights.zero_points
     assert scales is not None
     rows = isa.panels(shape.n) * isa.panel
     packed_scales = pad(scales.reshape(shape.n, shape.groups), rows, shape.groups)
@@ -74,32 +80,20 @@ def pack(
     return arrays + [panels_of_rows(zeros, isa.panel)] * shape.has_zero_points
 
 
-def build(shape: LinearShape, isa: Isa, knobs: Knobs, frame: Frame = define_tiled) -> Kernel:
-    """Tensors: xq int8 (m, padded_k), xs and xsum float32 (m, groups), weights, [bias],
-    [residual], y."""
-    by_group = (shape.m, shape.groups)
-    inputs = [
-        Tensor("xq", (shape.m, shape.padded_k), "int8"),
-        Tensor("xs", by_group, "float32"),
-        Tensor("xsum", by_group, "float32"),
-        *weight_tensors(shape, isa),
-    ]
-    dot = _dot(shape, isa, min(knobs["mr"], shape.m))
-
-    def emit(tile: Tile, buffers: list[Buffer], store: Store) -> None:
-        named = dict(zip((t.name for t in inputs), buffers, strict=True))
-        sums = Registers("float32", isa.lanes, tile.rows * tile.vectors)
-        together = min(knobs["gu"], shape.groups)
-        whole = shape.groups // together * together
-        with T.serial(shape.groups // together) as part:
-            for i in range(together):
-                _add_group(shape, tile, dot, knobs, named, part * together + i, sums)
-        for group in range(whole, shape.groups):
-            _add_group(shape, tile, dot, knobs, named, group, sums)
-        for row, v in tile.cells():
-            store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
-
-    return frame(shape, isa, knobs, inputs, emit)
+def emit(
+    shape: LinearShape, knobs: Knobs, tile: Tile, named: Mapping[str, Buffer], store: Store
+) -> None:
+    dot = _dot(shape, tile.isa, min(knobs["mr"], shape.m))
+    sums = Registers("float32", tile.isa.lanes, tile.rows * tile.vectors)
+    together = min(knobs["gu"], shape.groups)
+    whole = shape.groups // together * together
+    with T.serial(shape.groups // together) as part:
+        for i in range(together):
+            _add_group(shape, tile, dot, knobs, named, part * together + i, sums)
+    for group in range(whole, shape.groups):
+        _add_group(shape, tile, dot, knobs, named, group, sums)
+    for row, v in tile.cells():
+        store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
 
 
 def _add_group(
@@ -107,7 +101,7 @@ def _add_group(
     tile: Tile,
     dot: Dot,
     knobs: Knobs,
-    named: dict[str, Buffer],
+    named: Mapping[str, Buffer],
     group: Expr,
     sums: Registers,
 ) -> None:
@@ -115,7 +109,7 @@ def _add_group(
     size = shape.group_size
     panel_bytes = size * isa.panel * shape.bits // 8
     starts = _starts(shape, tile, dot, named, group)
-    operands = Operands(
+    products = Operands(
         dot,
         shape.bits,
         named["weight"],
@@ -125,7 +119,7 @@ def _add_group(
         ahead=knobs["pf"] * knobs["nv"] * shape.groups * panel_bytes // isa.vectors,
         start=starts,
     )
-    integers = integer_sums(tile, operands, size, knobs["ku"])
+    integers = integer_sums(tile, products, size, knobs["ku"])
 
     def place(v: int) -> Expr:
         return (tile.panel(v) * shape.groups + group) * isa.panel + tile.lane(v)
@@ -148,7 +142,7 @@ def _add_group(
 
 
 def _starts(
-    shape: LinearShape, tile: Tile, dot: Dot, named: dict[str, Buffer], group: Expr
+    shape: LinearShape, tile: Tile, dot: Dot, named: Mapping[str, Buffer], group: Expr
 ) -> dict[int, Vectors]:
     """States to start from for the sums to be those of ``q - zero``; none where a row's sums are
     corrected afterwards."""
@@ -179,7 +173,7 @@ def _scales(
 
 
 def _minus_zero_point(
-    shape: LinearShape, isa: Isa, dot: Dot, named: dict[str, Buffer], at: Expr
+    shape: LinearShape, isa: Isa, dot: Dot, named: Mapping[str, Buffer], at: Expr
 ) -> Expr | None:
     """What a channel's sum takes for each unit of the activations' sum; None where nothing."""
     if shape.float_zero_points:
@@ -219,30 +213,26 @@ def _dot(shape: LinearShape, isa: Isa, rows: int) -> Dot:
     return isa.u4_s8(rows) if shape.format == "int4" else isa.s8_s8()
 
 
-def reference(
-    shape: LinearShape,
-    xq: np.ndarray,
-    xs: np.ndarray,
-    xsum: np.ndarray,
-    weight: np.ndarray,
-    scales: np.ndarray,
-    zero_points: np.ndarray | None = None,
-    bias: np.ndarray | None = None,
-    residual: np.ndarray | None = None,
-) -> np.ndarray:
-    """float64 y (m, n); weight, scales and zero_points as ``pack`` takes them."""
-    q = weight if shape.format == "int8" else unpack_nibbles(weight, shape.k)
-    by_group = (shape.n, shape.groups)
-    zeros = np.full(by_group, _default_zero(shape)) if zero_points is None else zero_points
-    stored = scales.reshape(by_group).astype(shape.scale_dtype).astype(np.float64)
-    centred = (
-        q.astype(np.float64)
-        - np.repeat(zeros.reshape(by_group).astype(np.float64), shape.group_size, axis=1)[
-            :, : shape.k
-        ]
-    )
-    w = centred * np.repeat(stored, shape.group_size, axis=1)[:, : shape.k]
-    x = xq.astype(np.float64) * np.repeat(xs.astype(np.float64), shape.group_size, axis=1)
-    y = x[:, : shape.k] @ w.T
-    y = y if bias is None else y + bias
-    return y if residual is None else y + residual
+def operands(
+    shape: LinearShape, activations: Sequence[np.ndarray], weights: Weights
+) -> tuple[np.ndarray, np.ndarray]:
+    xq, xs, _ = (a.astype(np.float64) for a in activations)
+    x = xq * np.repeat(xs, shape.group_size, axis=1)
+    return x[:, : shape.k], dequantized(shape, weights)
+
+
+def dequantized(shape: LinearShape, weights: Weights) -> np.ndarray:
+    """W (n, k) in float64; scales as they are stored."""
+    weight, by_group = weights.weight, (shape.n, shape.groups)
+    assert weights.scales is not None
+    q = unpack_nibbles(weight, shape.k) if shape.format == "int4" else weight
+    default = np.full(by_group, _default_zero(shape))
+    zeros = default if weights.zero_points is None else weights.zero_points
+    stored = weights.scales.astype(shape.scale_dtype)
+
+    def spread(per: np.ndarray) -> np.ndarray:
+        by_row = per.reshape(by_group).astype(np.float64)
+        return np.repeat(by_row, shape.group_size or shape.k, axis=1)[:, : shape.k]
+
+    centred = q.astype(np.float64) - spread(zeros)
+    return np.asarray(centred * spread(stored))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
@@ -78,8 +78,8 @@ class Registers:
         T.buffer_store(self._buffer, value, [T.ramp(index * self._lanes, 1, self._lanes)])
 
 
-EmitTile = Callable[[Tile, list[Buffer], "Store"], None]
-"""Emits the code of one tile, given the kernel's inputs."""
+EmitTile = Callable[[Tile, Mapping[str, Buffer], "Store"], None]
+"""Emits the code of one tile, given the kernel's buffers by name."""
 
 Frame = Callable[[LinearShape, Isa, Knobs, list[Tensor], EmitTile], Kernel]
 """What puts tiles over a matrix: its arguments are those of ``define_tiled``."""
@@ -110,18 +110,13 @@ def define_tiled(
         row_block = let(T.floormod(block, row_blocks))
         column_block = let(T.floordiv(block, row_blocks))
 
-        def tile(rows: int, channels: int) -> None:
-            first = column_block * width
-            panel, lane = let(T.floordiv(first, isa.panel)), let(T.floormod(first, isa.panel))
-            if width % isa.panel == 0:  # written out, for addresses to be constants where they can
-                panel, lane = let(column_block * (width // isa.panel)), 0
-            made = Tile(isa, rows, channels, let(row_block * mr), panel, lane)
-            emit(made, list(buffers[: len(inputs)]), store)
+        def rows_of(rows: int) -> None:
+            def tile(channels: int, panel: Expr, lane: Expr) -> None:
+                emit(Tile(isa, rows, channels, let(row_block * mr), panel, lane), named, store)
 
-        def columns(rows: int) -> None:
-            split(shape.n, width, column_block, lambda channels: tile(rows, channels))
+            split_channels(isa, shape.n, width, column_block, tile)
 
-        split(shape.m, mr, row_block, columns)
+        split(shape.m, mr, row_block, rows_of)
 
     return define(
         shape.kernel_name(isa.name, knobs),
@@ -146,6 +141,22 @@ def split(total: int, size: int, index: Expr, emit: Callable[[int], None]) -> No
                 emit(size)
             with T.Else():
                 emit(remainder)
+
+
+def split_channels(
+    isa: Isa, n: int, width: int, index: Expr, emit: Callable[[int, Expr, Expr], None]
+) -> None:
+    """``emit(channels, first panel, first lane)`` for piece ``index`` of n channels, each ``width``
+    wide but for the last."""
+
+    def piece(channels: int) -> None:
+        first = index * width
+        panel, lane = let(T.floordiv(first, isa.panel)), let(T.floormod(first, isa.panel))
+        if width % isa.panel == 0:  # written out, for addresses to be constants where they can
+            panel, lane = let(index * (width // isa.panel)), 0
+        emit(channels, panel, lane)
+
+    split(n, width, index, piece)
 
 
 @dataclass(frozen=True)

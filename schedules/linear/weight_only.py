@@ -7,7 +7,7 @@ kernels' are, so that a bundle's kernels of both kinds can share them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -16,12 +16,12 @@ from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let, load, prefetch, splat
-from slmtvm.schedules.kernel import Kernel, Tensor
+from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear import grouped
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
-from slmtvm.schedules.linear.packing import unpack_nibbles
+from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
-from slmtvm.schedules.linear.tile import Frame, Registers, Store, Tile, define_tiled
+from slmtvm.schedules.linear.tile import Registers, Store, Tile
 
 
 @dataclass(frozen=True)
@@ -42,51 +42,45 @@ _FLOAT8 = {
 _MANTISSA, _BIAS = 23, 127  # of float32
 
 
+def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
+    """x float32 (m, k)."""
+    return [Tensor("x", (shape.m, shape.k), "float32")]
+
+
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
     """As ``grouped`` has them; without groups, scales and zero points are (panels, 1,
     isa.panel)."""
     return grouped.weight_tensors(shape, isa)
 
 
-def pack(
-    shape: LinearShape,
-    isa: Isa,
-    weight: np.ndarray,
-    scales: np.ndarray | None,
-    zero_points: np.ndarray | None,
-) -> list[np.ndarray]:
+def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     """As ``grouped`` takes them, a float8 weight as its type or as bytes; without groups, scales
     and zero points may be (n,)."""
-    return grouped.pack(shape, isa, weight, scales, zero_points)
+    return grouped.pack(shape, isa, weights)
 
 
-def build(shape: LinearShape, isa: Isa, knobs: Knobs, frame: Frame = define_tiled) -> Kernel:
-    """Tensors: x float32 (m, k), weights, [bias], [residual], y."""
-    inputs = [Tensor("x", (shape.m, shape.k), "float32"), *weight_tensors(shape, isa)]
+def emit(
+    shape: LinearShape, knobs: Knobs, tile: Tile, named: Mapping[str, Buffer], store: Store
+) -> None:
     size = shape.group_size or shape.k
     whole, rest = divmod(shape.k, size)
-
-    def emit(tile: Tile, buffers: list[Buffer], store: Store) -> None:
-        named = dict(zip((t.name for t in inputs), buffers, strict=True))
-        sums = Registers("float32", isa.lanes, tile.rows * tile.vectors)
-        if whole == 1:
-            _add_group(shape, tile, knobs, named, 0, size, sums)
-        elif whole:
-            with T.serial(whole) as group:
-                _add_group(shape, tile, knobs, named, group, size, sums)
-        if rest:
-            _add_group(shape, tile, knobs, named, whole, rest, sums)
-        for row, v in tile.cells():
-            store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
-
-    return frame(shape, isa, knobs, inputs, emit)
+    sums = Registers("float32", tile.isa.lanes, tile.rows * tile.vectors)
+    if whole == 1:
+        _add_group(shape, tile, knobs, named, 0, size, sums)
+    elif whole:
+        with T.serial(whole) as group:
+            _add_group(shape, tile, knobs, named, group, size, sums)
+    if rest:
+        _add_group(shape, tile, knobs, named, whole, rest, sums)
+    for row, v in tile.cells():
+        store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
 
 
 def _add_group(
     shape: LinearShape,
     tile: Tile,
     knobs: Knobs,
-    named: dict[str, Buffer],
+    named: Mapping[str, Buffer],
     group: Expr,
     count: int,
     sums: Registers,
@@ -210,29 +204,12 @@ def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     return {**tile, "ku": 8, "pf": int(shape.m == 1 and isa.prefetch)}
 
 
-def reference(
-    shape: LinearShape,
-    x: np.ndarray,
-    weight: np.ndarray,
-    scales: np.ndarray,
-    zero_points: np.ndarray | None = None,
-    bias: np.ndarray | None = None,
-    residual: np.ndarray | None = None,
-) -> np.ndarray:
-    """float64 y (m, n); the rest as ``pack`` takes it."""
-    if shape.format in _FLOAT8:
-        values = weight.view(_FLOAT8[shape.format].numpy).astype(np.float64)
-    elif shape.format == "int4":
-        values = unpack_nibbles(weight, shape.k).astype(np.float64)
-    else:
-        values = weight.astype(np.float64)
-
-    def spread(per: np.ndarray) -> np.ndarray:
-        by_group = per.reshape(shape.n, shape.groups).astype(np.float64)
-        return np.repeat(by_group, shape.group_size or shape.k, axis=1)[:, : shape.k]
-
-    default = np.full((shape.n, shape.groups), 8 if shape.format == "int4" else 0)
-    centred = values - spread(default if zero_points is None else zero_points)
-    y = x.astype(np.float64) @ (centred * spread(scales.astype(shape.scale_dtype))).T
-    y = y if bias is None else y + bias
-    return y if residual is None else y + residual
+def operands(
+    shape: LinearShape, activations: Sequence[np.ndarray], weights: Weights
+) -> tuple[np.ndarray, np.ndarray]:
+    x = activations[0].astype(np.float64)
+    if shape.format not in _FLOAT8:
+        return x, grouped.dequantized(shape, weights)
+    values = weights.weight.view(_FLOAT8[shape.format].numpy).astype(np.float64)
+    assert weights.scales is not None
+    return x, values * weights.scales.astype(np.float64).reshape(-1, 1)

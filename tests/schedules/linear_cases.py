@@ -35,7 +35,10 @@ class Case:
 
     def reference(self) -> np.ndarray:
         return linear.reference(
-            self.shape, *self.activations.values(), **self.weights, **self.addends
+            self.shape,
+            *self.activations.values(),
+            weights=linear.Weights(**self.weights),
+            **self.addends,
         )
 
     def operands(self) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +85,7 @@ class Case:
     ) -> np.ndarray:
         """y (m, n) as the kernel computes it."""
         kernel = linear.build(self.shape, isa, knobs)
-        packed = linear.pack(self.shape, isa, **self.weights)
+        packed = linear.pack(self.shape, isa, linear.Weights(**self.weights))
         inputs = {**self.activations, **packed, **self.addends}
         cuts = tuple(min(cut, kernel.grid) for cut in cuts)
         return run(kernel, inputs, target, cuts=cuts)["y"]

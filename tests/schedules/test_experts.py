@@ -101,7 +101,7 @@ def test_each_pair_is_multiplied_by_its_expert_with_the_bits_of_that_layer_alone
     cases = [random_case(replace(shape.layer, m=rows), own, seed=i) for i in range(count)]
     activations = cases[0].activations
     stacked = {key: np.stack([c.weights[key] for c in cases]) for key in cases[0].weights}
-    inputs = {**activations, **experts.pack(shape, own, **stacked)}
+    inputs = {**activations, **experts.pack(shape, own, linear.Weights(**stacked))}
     if shape.layer.has_bias:
         inputs["bias"] = np.stack([c.addends["bias"] for c in cases])
     grouping = shape.grouping(own)
@@ -113,7 +113,7 @@ def test_each_pair_is_multiplied_by_its_expert_with_the_bits_of_that_layer_alone
     got = run(experts.build_linear(shape, own), inputs, target, cuts=(1, 2))["y"]
     for expert, case in enumerate(cases):
         layer = replace(shape.layer, m=rows)
-        packed = linear.pack(layer, own, **case.weights)
+        packed = linear.pack(layer, own, linear.Weights(**case.weights))
         alone = run(linear.build(layer, own), {**activations, **packed, **case.addends}, target)
         for pair in np.flatnonzero(chosen.reshape(-1) == expert):
             row = pair if by_pair else pair // top_k

@@ -156,7 +156,7 @@ def test_packed_weights_match_the_kernel_and_do_not_depend_on_rows(
     shape: LinearShape, isa: Isa
 ) -> None:
     case = random_case(shape, isa)
-    packed = linear.pack(shape, isa, **case.weights)
+    packed = linear.pack(shape, isa, linear.Weights(**case.weights))
     tensors = linear.build(shape, isa).tensors
     first = len(case.activations)
     taken = tensors[first : first + len(packed)]
@@ -164,7 +164,7 @@ def test_packed_weights_match_the_kernel_and_do_not_depend_on_rows(
     for tensor in taken:
         assert packed[tensor.name].shape == tensor.shape
         assert packed[tensor.name].dtype == tensor.dtype
-    again = linear.pack(same_shape(shape, m=9), isa, **case.weights)
+    again = linear.pack(same_shape(shape, m=9), isa, linear.Weights(**case.weights))
     assert all(packed[key].tobytes() == again[key].tobytes() for key in packed)
     assert [t.name for t in tensors[first + len(packed) :]] == [*case.addends, "y"]
 
@@ -173,8 +173,8 @@ def test_packed_weights_match_the_kernel_and_do_not_depend_on_rows(
 def test_equal_layouts_pack_to_equal_bytes(shape: LinearShape) -> None:
     by_layout: dict[str, dict[str, bytes]] = {}
     for isa in map(isas.get, isas.known()):
-        weights = random_case(shape, isa).weights
-        packed = {k: v.tobytes() for k, v in linear.pack(shape, isa, **weights).items()}
+        weights = linear.Weights(**random_case(shape, isa).weights)
+        packed = {k: v.tobytes() for k, v in linear.pack(shape, isa, weights).items()}
         assert by_layout.setdefault(linear.layout(shape, isa), packed) == packed
     assert len(by_layout) == 2  # RISC-V has its own
 

@@ -8,7 +8,7 @@ from tvm import relax
 
 from slmtvm.ir import ops
 from slmtvm.ir.experts import Routing
-from slmtvm.passes.kernel_calls.linear import linear_shape, packed_weights, weight_arrays
+from slmtvm.passes.kernel_calls.linear import linear_shape, packed_weights, weights_of
 from slmtvm.passes.kernel_calls.registry import handles, shape_of
 from slmtvm.schedules import experts
 
@@ -39,19 +39,19 @@ def _routed_linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     attrs, named = call.attrs, ops.operands(call)
     count = int(attrs["inputs"])
     inputs, chosen = list(call.args)[:count], call.args[count]
-    arrays = weight_arrays(named, emitter)
+    weights = weights_of(named, emitter)
     m, top_k = shape_of(chosen)
     shape = experts.RoutedShape(
         m=m,
         top_k=top_k,
         experts=int(attrs["experts"]),
-        layer=linear_shape(attrs, m, named, arrays),
+        layer=linear_shape(attrs, m, named, weights),
         by_pair=bool(int(attrs["by_pair"])),
     )
     label = f"{named['weight'].name}@experts-{experts.layout(shape, emitter.isa)}"
     operands = packed_weights(
         emitter, label, experts.packed_names(shape, emitter.isa),
-        lambda: experts.pack(shape, emitter.isa, **arrays),
+        lambda: experts.pack(shape, emitter.isa, weights),
     )  # fmt: skip
     if "bias" in named:
         operands.append(emitter.weight(named["bias"].name, emitter.array(named["bias"])))

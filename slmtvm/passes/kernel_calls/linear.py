@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def linear_shape(
-    attrs: tvm.ir.Attrs, m: int, named: Mapping[str, relax.Expr], arrays: Mapping[str, np.ndarray]
+    attrs: tvm.ir.Attrs, m: int, named: Mapping[str, relax.Expr], weights: linear.Weights
 ) -> linear.LinearShape:
     """The shape of a linear layer of m rows with these attributes and operands."""
     group_size = int(attrs["group_size"])
-    offsets = arrays.get("zero_points")
+    scales, offsets = weights.scales, weights.zero_points
     return linear.LinearShape(
         m=m,
         n=int(attrs["n"]),
@@ -33,15 +34,17 @@ def linear_shape(
         has_zero_points="zero_points" in named,
         has_bias="bias" in named,
         has_residual="residual" in named,
-        scale_dtype=linear.pick_scale_dtype(arrays["scales"]) if group_size else "float32",
+        scale_dtype=linear.pick_scale_dtype(scales)
+        if group_size and scales is not None
+        else "float32",
         float_zero_points=offsets is not None and offsets.dtype.kind == "f",
     )
 
 
-def weight_arrays(named: Mapping[str, relax.Expr], emitter: KernelEmitter) -> dict[str, np.ndarray]:
+def weights_of(named: Mapping[str, relax.Expr], emitter: KernelEmitter) -> linear.Weights:
     """The values of those operands of a linear layer that are packed together."""
-    names = ("weight", "scales", "zero_points")
-    return {name: emitter.array(named[name]) for name in names if name in named}
+    names = (field.name for field in dataclasses.fields(linear.Weights))
+    return linear.Weights(**{name: emitter.array(named[name]) for name in names if name in named})
 
 
 @handles("slm.float_linear")
@@ -49,12 +52,12 @@ def weight_arrays(named: Mapping[str, relax.Expr], emitter: KernelEmitter) -> di
 def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     attrs, named = call.attrs, ops.operands(call)
     inputs = list(call.args)[: int(attrs["inputs"])]
-    arrays = weight_arrays(named, emitter)
-    shape = linear_shape(attrs, shape_of(inputs[0])[0], named, arrays)
+    weights = weights_of(named, emitter)
+    shape = linear_shape(attrs, shape_of(inputs[0])[0], named, weights)
     label = f"{named['weight'].name}@{linear.layout(shape, emitter.isa)}"
     operands = packed_weights(
         emitter, label, linear.packed_weight_names(shape, emitter.isa),
-        lambda: linear.pack(shape, emitter.isa, **arrays),
+        lambda: linear.pack(shape, emitter.isa, weights),
     )  # fmt: skip
     if "bias" in named:
         operands.append(emitter.weight(named["bias"].name, emitter.array(named["bias"])))
