@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 GAPS: dict[str, tuple[str, ...]] = {
-    "QEmbedLayerNormalization is unknown": ("bert-script-masked-fused-dynamic-s8",),
     "two embeddings are found where rotary positions are computed on integers": (
         "llama-optimum-qoperator-u8s8",
     ),

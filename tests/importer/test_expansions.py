@@ -138,6 +138,32 @@ EMBEDDINGS = [
          title="positions"),
 ]  # fmt: skip
 
+
+def int8_table(*shape: int) -> np.ndarray:
+    return RNG.integers(-128, 128, shape).astype(np.int8)
+
+
+def levels(*tables: np.ndarray | None) -> tuple[np.ndarray | None, ...]:
+    """Scales, then zero points, of int8 tables; none where there is no table."""
+    scales = [None if t is None else np.float32(0.01 + 0.003 * i) for i, t in enumerate(tables)]
+    zeros = [None if t is None else t.dtype.type(3 * i - 5) for i, t in enumerate(tables)]
+    return tuple(x if x is None else np.asarray(x) for x in (*scales, *zeros))
+
+
+INT8_TABLES = (int8_table(23, 12), int8_table(9, 12), int8_table(2, 12), int8_table(12),
+               int8_table(12))  # fmt: skip
+UINT8_TABLES = tuple((t.astype(np.int16) + 128).astype(np.uint8) for t in INT8_TABLES)
+NO_SEGMENTS = (*INT8_TABLES[:2], None, *INT8_TABLES[3:])
+QUANTIZED_EMBEDDINGS = [
+    Case("QEmbedLayerNormalization", (IDS, IDS % 2, *INT8_TABLES, KEPT, *levels(*INT8_TABLES)),
+         {"epsilon": 1e-5}, 2),
+    Case("QEmbedLayerNormalization", (IDS, IDS % 2, *UINT8_TABLES, None, *levels(*INT8_TABLES)[:5],
+                                      *(np.array(120 + i, np.uint8) for i in range(5))), {}, 2,
+         title="unsigned, no mask"),
+    Case("QEmbedLayerNormalization", (IDS, None, *NO_SEGMENTS, KEPT, *levels(*NO_SEGMENTS)), {}, 2,
+         title="no segments"),
+]  # fmt: skip
+
 HEADS = {"num_heads": 3}
 WEIGHTS = (floats(12, 36), floats(36))
 PAST = floats(2, 2, 3, 4, 4)  # keys and values, batch, heads, length, head_dim
@@ -271,8 +297,8 @@ ROTARIES = [
 ]  # fmt: skip
 
 CASES = [
-    *POINTWISE, *PRODUCTS, *EMBEDDINGS, *ATTENTIONS, *MULTI_HEAD, *QUANTIZED, *INTEGERS,
-    *ONNX_ATTENTIONS, *ROTARIES,
+    *POINTWISE, *PRODUCTS, *EMBEDDINGS, *QUANTIZED_EMBEDDINGS, *ATTENTIONS, *MULTI_HEAD, *QUANTIZED,
+    *INTEGERS, *ONNX_ATTENTIONS, *ROTARIES,
 ]  # fmt: skip
 
 
@@ -366,6 +392,23 @@ CONTRADICTORY = [
     (Case("Attention", (Q3, K3, V3), {}, **ONNX), "is not 0 heads"),
     (Case("RotaryEmbedding", (Q3, COS, SIN, PLACES), {}, **ONNX), "48 features are not 0 heads"),
     (Case("EmbedLayerNormalization", (IDS, None, None, *TABLES[1:]), {}, 2), "input is absent"),
+    (
+        Case("EmbedLayerNormalization", (IDS, IDS, *TABLES[:2], None, *TABLES[3:]), {}, 2),
+        "segment ids without a segment embedding",
+    ),
+    (
+        Case(
+            "QEmbedLayerNormalization",
+            (IDS, None, *NO_SEGMENTS[:4], None, KEPT, *levels(*TABLES)),
+            {},
+            2,
+        ),
+        "input is absent",
+    ),
+    (
+        Case("QEmbedLayerNormalization", (IDS, IDS, *NO_SEGMENTS, KEPT, *levels(*TABLES)), {}, 2),
+        "segment ids without a segment embedding",
+    ),
 ]
 
 
