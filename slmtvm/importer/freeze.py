@@ -324,7 +324,12 @@ def _infer(frozen: Frozen, node: Node, limit: int) -> None:
             raise UnsupportedOpError(
                 f"output {name!r} is not supported", where=frozen.graph.where(node)
             )
-        frozen.shapes[name], frozen.dtypes[name] = results[index], np.dtype(many[index])
+        shape, dtype = results[index], np.dtype(many[index])
+        if 0 in shape and frozen.length in shape:
+            # Each token has no features here, as where a rotary embedding leaves none unrotated.
+            frozen.constants[name] = Constant.of(name, np.empty(shape, dtype))
+        else:
+            frozen.shapes[name], frozen.dtypes[name] = shape, dtype
 
 
 def _reach(frozen: Frozen, node: Node, operator: Operator) -> int | None:

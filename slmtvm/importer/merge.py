@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
+
+import onnx
 
 from slmtvm.importer.graph import Constant, Graph, Node
 
@@ -32,7 +35,7 @@ def merge_duplicates(graph: Graph) -> Graph:
             node.op_type,
             inputs,
             tuple(bool(o) for o in node.outputs),
-            tuple(sorted((k, _attribute_key(v)) for k, v in node.attrs.items())),
+            tuple(sorted((k, _attribute_key(v)) for k, v in _chosen(node).items())),
         )
         original = first.setdefault(key, node)
         if original is node or kept_names & set(node.outputs):
@@ -40,6 +43,26 @@ def merge_duplicates(graph: Graph) -> Graph:
         else:
             alias.update(zip(node.outputs, original.outputs, strict=True))
     return replace(graph, nodes=tuple(nodes))
+
+
+def _chosen(node: Node) -> Mapping[str, Any]:
+    """The attributes of ``node`` that say something else than the operator's defaults."""
+    defaults = _defaults(node.domain, node.op_type, node.version)
+    return {k: v for k, v in node.attrs.items() if k not in defaults or defaults[k] != v}
+
+
+@cache
+def _defaults(domain: str, op_type: str, version: int) -> Mapping[str, int | float]:
+    """The numbers that onnx's schema gives to absent attributes."""
+    if not onnx.defs.has(op_type, version, domain):
+        return {}
+    attributes = onnx.defs.get_schema(op_type, version, domain).attributes
+    values = {
+        name: onnx.helper.get_attribute_value(attribute.default_value)
+        for name, attribute in attributes.items()
+        if attribute.default_value.type
+    }
+    return {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
 
 def _attribute_key(value: Any) -> Hashable:

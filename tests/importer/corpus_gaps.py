@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-GAPS: dict[str, tuple[str, ...]] = {
-    "two embeddings are found where rotary positions are computed on integers": (
-        "llama-optimum-qoperator-u8s8",
-    ),
-}
+GAPS: dict[str, tuple[str, ...]] = {}
 
 
 def reason(file: str) -> str:

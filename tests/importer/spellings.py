@@ -193,12 +193,23 @@ def rope_partial(b: GraphBuilder, x: str, cos: str, sin: str, d: int) -> str:
     return b.op("Concat", rope_rotate_half(b, rotated, cos, sin, d // 2), passed, axis=3)
 
 
+def rope_operator(b: GraphBuilder, x: str, cos: str, sin: str, d: int) -> str:
+    """onnxruntime's operator on all features, beside what is left of them: none."""
+    number = b.op("Squeeze", b.op("Shape", cos, start=0, end=1))
+    places = b.op("Range", b.constant(0, np.int64), number, b.constant(1, np.int64))
+    rotated, passed = _sliced(b, x, 0, d), _sliced(b, x, d, 1 << 62)
+    at = b.op("Unsqueeze", places, b.ints(0))
+    turned = b.op("RotaryEmbedding", rotated, at, cos, sin, domain="com.microsoft", interleaved=0)
+    return b.op("Concat", turned, passed, axis=-1)
+
+
 ROPES: dict[str, tuple[Callable[..., str], int, bool]] = {
     # name: (function, fraction of the head that is rotated is 1 / n, interleaved)
     "rotate_half": (rope_rotate_half, 1, False),
     "split_halves": (rope_split_halves, 1, False),
     "interleaved": (rope_interleaved, 1, True),
     "partial": (rope_partial, 2, False),
+    "operator": (rope_operator, 1, False),
 }
 
 # --- masks ---------------------------------------------------------------------------------------

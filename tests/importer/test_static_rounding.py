@@ -108,6 +108,22 @@ def test_integer_operators_are_float_ones_between_roundings(tiny, operators, tmp
     assert formats == {"int8"}
 
 
+def test_rotary_positions_are_rotated_on_integers(tmp_path):
+    """Their tables are rounded constants; the embedding is read by two operators, yet one."""
+    source = build(DECODER)
+    masked = [n.name for n in source.graph.node if n.op_type in ("Softmax", "Trilu", "Expand")]
+    scores = next(n for n in source.graph.node if n.op_type == "Softmax").input[0]
+    masked += [n.name for n in source.graph.node if scores in n.output]
+    path = quantized(
+        DECODER, tmp_path, activation_type=U8, quant_format=QuantFormat.QOperator,
+        nodes_to_exclude=masked,
+    )  # fmt: skip
+    names = op_names(check(path))
+    assert names.count("slm.embedding") == 1
+    assert names.count("slm.position_rows") == 4  # cosines and sines of queries and of keys
+    assert "slm.rope" not in names
+
+
 @pytest.mark.parametrize("mask", ["trilu", "sliced"])
 def test_a_mask_in_the_range_of_scores_makes_them_coarse_and_still_hides(mask, tmp_path):
     tiny = replace(DECODER, mask=mask, rope="", learned_positions=64)
