@@ -1,5 +1,5 @@
 """ONNX to the canonical model: load, freeze at fixed lengths, recognise, emit."""
 
-from slmtvm.importer.importing import import_onnx
+from slmtvm.importer.importing import import_onnx, import_with_mask
 
-__all__ = ["import_onnx"]
+__all__ = ["import_onnx", "import_with_mask"]

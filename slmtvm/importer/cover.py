@@ -27,6 +27,21 @@ _SEED = 0
 _SAME_TABLE = 1e-6
 
 
+@dataclass(frozen=True)
+class Weighing:
+    """An attention between its two products: values of the graph, in the order of computing.
+
+    ``raw``, products of queries and keys; ``scores``, what the softmax takes; ``softmax``, what it
+    gives; ``weights``, what the values are multiplied by. ``of_source``: keys are a source's.
+    """
+
+    raw: str
+    scores: str
+    softmax: str
+    weights: str
+    of_source: bool = False
+
+
 @dataclass
 class Cover:
     """The steps found so far, and what recognisers need to find more."""
@@ -38,6 +53,7 @@ class Cover:
     cache: dict[Hashable, object] = field(default_factory=dict)
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(_SEED))
     notes: dict[str, None] = field(default_factory=dict)  # for the model's, each once
+    weighings: list[Weighing] = field(default_factory=list)  # of the attentions found
     _tables: list[Param] = field(default_factory=list)
 
     def run(self, output: str) -> Rows:

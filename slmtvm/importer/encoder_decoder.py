@@ -197,13 +197,13 @@ def with_stand_ins(halves: Halves, frozen: Frozen) -> tuple[Graph, dict[str, int
     encoder's graph. The elements of the others are numbered through; a stand-in is given with its
     first number.
     """
-    constants: dict[str, Constant] = {}
+    constants = source_constants(halves, frozen)
     stand_ins: dict[str, int] = {}
     number = 1
     for name in (port.name for port in halves.encoder.outputs):
-        if name in frozen.constants:
-            constants[name] = Constant.of(name, frozen.constants[name].values())
-        elif name in frozen.shapes:
+        if name in constants:
+            continue
+        if name in frozen.shapes:
             shape = frozen.shapes[name]
             stand_ins[name] = number
             end = number + math.prod(shape)
@@ -215,6 +215,12 @@ def with_stand_ins(halves: Halves, frozen: Frozen) -> tuple[Graph, dict[str, int
             )
     initializers = {**halves.decoder.initializers, **constants}
     return replace(halves.decoder, initializers=initializers), stand_ins
+
+
+def source_constants(halves: Halves, frozen: Frozen) -> dict[str, Constant]:
+    """What the decoder reads of the encoder's graph that does not depend on tokens."""
+    names = (port.name for port in halves.encoder.outputs)
+    return {n: Constant.of(n, frozen.constants[n].values()) for n in names if n in frozen.constants}
 
 
 def _numbers(begin: int, end: int, frozen: Frozen) -> Array:

@@ -158,8 +158,9 @@ def _check_decisions(frozen: Frozen) -> None:
     for decision in frozen.graph.decisions:
         if truth(frozen, decision.condition) != decision.outcome:
             raise UnsupportedOpError(
-                f"its condition {decision.condition!r} changes with the sequence length: it is "
-                f"not {decision.outcome} for {frozen.length} tokens; compile for a shorter context",
+                f"its condition {decision.condition!r} changes with the sequence length or its "
+                f"mask: it is not {decision.outcome} for {frozen.length} tokens; compile for a "
+                "shorter context",
                 where=decision.where,
             )
 

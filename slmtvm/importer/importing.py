@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import tvm
 
-from slmtvm.errors import UnsupportedOpError
+from slmtvm.errors import SlmError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.emit import Emitter, schedule
 from slmtvm.importer.encoder_decoder import (
@@ -19,6 +19,7 @@ from slmtvm.importer.encoder_decoder import (
     join,
     needs_encoder,
     remember_all,
+    source_constants,
     split,
     with_stand_ins,
 )
@@ -26,6 +27,7 @@ from slmtvm.importer.graph import Graph
 from slmtvm.importer.halves import widen
 from slmtvm.importer.lengths import freeze_twice
 from slmtvm.importer.load import load
+from slmtvm.importer.masking import Probe, after_mask, check_mask_input, mask_kind, under_mask
 from slmtvm.importer.match.cross import Source
 from slmtvm.importer.outputs import choose_output
 from slmtvm.importer.padding import assume_no_padding, padding_notes
@@ -33,22 +35,41 @@ from slmtvm.importer.report import elementwise_notes, family_of, hidden_size, la
 from slmtvm.importer.roles import assign_roles
 from slmtvm.importer.split import split_packed
 from slmtvm.importer.steps import Attention, Embedding, Rows, Step
-from slmtvm.ir.model import CanonicalModel, KvSpec
+from slmtvm.ir.model import MASKS, CanonicalModel, KvSpec
 
 _MAX_SOURCE = 512  # tokens of an encoder-decoder's source
+_FindMask = Callable[[], str]  # the kind of mask that a file has; raises where it has none
 
 
-def import_onnx(path: str | Path, *, context: int | None = None) -> CanonicalModel:
+def import_onnx(
+    path: str | Path, *, context: int | None = None, mask: str = "none"
+) -> CanonicalModel:
     """The canonical model of an ONNX file, whatever exporter wrote it.
 
     ``context``: positions to compile for; by default the length of the model's own position
     tables, at most 4096, or 1024 where it has none. A decoder's file that reads the hidden states
-    of an encoder is imported with the encoder's file, which lies beside it.
+    of an encoder is imported with the encoder's file, which lies beside it. ``mask``: one of MASKS;
+    "arbitrary" asks for what a mask of tokens does in this file.
 
     Raises InvalidModelError for a file that is damaged or contradicts itself, UnsupportedOpError
     for one that holds something that cannot be compiled, each naming the file and the node.
     """
-    path = Path(path)
+    if mask not in MASKS:
+        raise SlmError(f"must be one of {', '.join(MASKS)}, not {mask!r}", where="mask")
+    model, find_mask = _import(Path(path), context)
+    return replace(model, mask=find_mask()) if mask == "arbitrary" else model
+
+
+def import_with_mask(path: str | Path, *, context: int | None = None) -> tuple[CanonicalModel, str]:
+    """``import_onnx`` with the mask that the file has, or "none"; and why it has none, or ""."""
+    model, find_mask = _import(Path(path), context)
+    try:
+        return replace(model, mask=find_mask()), ""
+    except UnsupportedOpError as error:
+        return model, str(error)
+
+
+def _import(path: Path, context: int | None) -> tuple[CanonicalModel, _FindMask]:
     graph = widen(load(path))
     if needs_encoder(graph):
         graph = join(widen(load(encoder_file(path))), graph)
@@ -61,10 +82,26 @@ def import_onnx(path: str | Path, *, context: int | None = None) -> CanonicalMod
     cover = Cover(frame, roles.tokens.name)
     rows = cover.run(output)
     model = _canonical(_Recognised(cover, rows), output, Emitter(str(path)))
-    return replace(model, padding=padding, notes=(*padding_notes(padding), *notes, *model.notes))
+
+    def find_mask() -> str:
+        check_mask_input(graph, roles)
+
+        def kind(tests: Sequence[str]) -> str:
+            probe = Probe(cover, output, *under_mask(frame, roles, tests))
+            return mask_kind([probe], rounds_rows_together=model.kind == "encoder")
+
+        try:
+            return kind(padding.tests)  # hidden tokens are padding, as tokenizers have it
+        except UnsupportedOpError:
+            if not padding.tests:
+                raise
+            return kind(())
+
+    notes = [*padding_notes(padding.tokens), *notes, *model.notes]
+    return replace(model, padding=padding.tokens, notes=tuple(notes)), find_mask
 
 
-def _import_both(graph: Graph, context: int | None) -> CanonicalModel:
+def _import_both(graph: Graph, context: int | None) -> tuple[CanonicalModel, _FindMask]:
     """An encoder and a decoder: the decoder's model, and the function that reads its source."""
     halves = split(graph)
     roles = assign_roles(halves.encoder)
@@ -77,12 +114,25 @@ def _import_both(graph: Graph, context: int | None) -> CanonicalModel:
     output, notes = choose_output(late_frame)
     cover = Cover(late_frame, late_roles.tokens.name, encoder=source)
     rows = cover.run(output)
-    last = remember_all(source, source.cover.run(common_source(frame, source.used)))
+    hidden = common_source(frame, source.used)
+    last = remember_all(source, source.cover.run(hidden))
     source.cover.find(last)
     emitter = Emitter(str(graph.path))
     model = _canonical(_Recognised(cover, rows), output, emitter)
     model = _with_source(model, _Recognised(source.cover, last), emitter)
-    return replace(model, notes=(*notes, *model.notes))
+
+    def find_mask() -> str:
+        check_mask_input(halves.encoder, roles)
+        masked, masks = under_mask(frame, roles)
+        # The decoder's graph is frozen at two lengths of its own, both after the short source.
+        after = after_mask(late_frame, late_roles, source_constants(halves, masked[0]))
+        probes = [
+            Probe(source.cover, hidden, masked, masks),
+            Probe(cover, output, after, (masks[0], masks[0]), of_source=True),
+        ]
+        return mask_kind(probes, rounds_rows_together=True)
+
+    return replace(model, notes=(*notes, *model.notes)), find_mask
 
 
 class _Recognised:

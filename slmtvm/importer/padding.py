@@ -8,7 +8,7 @@ padding token inside a text is then a token like any other, which the import not
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,11 +17,16 @@ from slmtvm.importer.graph import Constant, Graph, Node
 from slmtvm.importer.operators import Kind, find
 
 
-def assume_no_padding(graph: Graph, tokens: str) -> tuple[Graph, tuple[int, ...]]:
-    """``graph`` with comparisons of ``tokens`` that count positions replaced by "not padding".
+@dataclass(frozen=True)
+class Padding:
+    """``tokens``: those that a graph takes for padding; ``tests``: the values that say where."""
 
-    Also the tokens that it takes for padding.
-    """
+    tokens: tuple[int, ...]
+    tests: tuple[str, ...]
+
+
+def assume_no_padding(graph: Graph, tokens: str) -> tuple[Graph, Padding]:
+    """``graph`` with comparisons of ``tokens`` that count positions replaced by "not padding"."""
     dependent = _dependent(graph, tokens)
     tests: dict[int, int] = {}
     for node in graph.nodes:
@@ -30,7 +35,8 @@ def assume_no_padding(graph: Graph, tokens: str) -> tuple[Graph, tuple[int, ...]
     nodes: list[Node] = []
     for place, node in enumerate(graph.nodes):
         nodes.extend(_false(node, dependent) if place in tests else [node])
-    return replace(graph, nodes=tuple(nodes)), tuple(sorted(set(tests.values())))
+    names = tuple(graph.nodes[place].outputs[0] for place in tests)
+    return replace(graph, nodes=tuple(nodes)), Padding(tuple(sorted(set(tests.values()))), names)
 
 
 def padding_notes(padding: tuple[int, ...]) -> Iterator[str]:

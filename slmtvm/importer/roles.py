@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -19,6 +19,7 @@ _SEGMENTS = re.compile(r"(token_type|segment)_ids")
 _PAST = re.compile(r"past.*|cache.*")
 _PAST_LENGTH = re.compile(r"past_(key_values_|seq_|sequence_)?length")
 HIDDEN_STATES = "encoder_hidden_states"  # of a decoder's file, as optimum names it
+MASK = "mask"  # the role of an input that says which tokens are visible
 _USE_CACHE = "use_cache_branch"  # optimum's merged decoders
 
 _STACKED_RANK = 5  # of a past that holds (keys and values, batch, heads, length, head_dim)
@@ -30,13 +31,19 @@ class Roles:
     """``tokens`` is the one input that stays an input; ``fixed`` are specialised away."""
 
     tokens: Port
-    # name -> (role, input); roles are "ones", "arange", "zeros", "past", "no" (one false or 0) and
+    # name -> (role, input); roles are MASK, "arange", "zeros", "past", "no" (one false or 0) and
     # "states" (zeros in the place of an encoder's hidden states)
     fixed: dict[str, tuple[str, Port]]
+    visible: Array | None = None  # bool (length,), where not all tokens are
+
+    def under(self, visible: Array) -> Roles:
+        """The same for sequences of which some tokens are hidden; positions count visible ones."""
+        return replace(self, visible=visible)
 
     def values(self, length: int) -> dict[str, Array]:
         """The fixed inputs for one sequence of ``length`` tokens that starts at position 0."""
-        return {name: _value(role, port, length) for name, (role, port) in self.fixed.items()}
+        visible = np.ones(length, bool) if self.visible is None else self.visible
+        return {name: _value(role, port, visible) for name, (role, port) in self.fixed.items()}
 
 
 def assign_roles(graph: Graph) -> Roles:
@@ -59,7 +66,7 @@ def assign_roles(graph: Graph) -> Roles:
         elif integer and _TOKENS.fullmatch(name) and rank == 2:
             tokens.append(port)
         elif _MASK.fullmatch(name) and rank == 2:
-            fixed[port.name] = ("ones", port)
+            fixed[port.name] = (MASK, port)
         elif integer and _POSITIONS.fullmatch(name) and rank in (1, 2):
             fixed[port.name] = ("arange", port)
         elif name == HIDDEN_STATES and rank == 3 and isinstance((port.dims or ())[-1], int):
@@ -132,8 +139,8 @@ def _check_size(port: Port, where: str) -> None:
         )
 
 
-def _value(role: str, port: Port, length: int) -> Array:
-    dtype = _dtype(port)
+def _value(role: str, port: Port, visible: Array) -> Array:
+    dtype, length = _dtype(port), len(visible)
     dims = port.dims or ()
     if role == "past":
         # Batch 1, no past: every other symbolic dimension is the past length.
@@ -149,5 +156,8 @@ def _value(role: str, port: Port, length: int) -> Array:
         return np.zeros((1, length, width), dtype)
     shape = (1, length)[2 - len(dims) :]
     if role == "arange":
-        return np.arange(length, dtype=dtype).reshape(shape)
-    return np.full(shape, role == "ones", dtype)
+        # As everyone counts them: a hidden token has the position of the last visible one.
+        return np.maximum(np.cumsum(visible) - 1, 0).astype(dtype).reshape(shape)
+    if role == MASK:
+        return visible.astype(dtype).reshape(shape)
+    return np.zeros(shape, dtype)

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import tvm
 
+MASKS = ("none", "arbitrary")  # what may be asked for
+
 
 @dataclass(frozen=True)
 class KvSpec:
@@ -40,6 +42,11 @@ class CanonicalModel:
     that order and of that name. A decoder returns logits (m, vocab), an encoder hidden states. An
     encoder-decoder's ``main`` is its decoder; its encoder is a function ``source`` of the same
     form, which returns hidden states and remembers what the decoder's cross-attention reads.
+
+    Of some tokens of a sequence may be said that they are hidden; of an encoder-decoder, tokens of
+    its source. With ``mask`` "keys" a hidden token's key has no weight in attentions with mask
+    "bidirectional" or "causal" and in cross-attentions, and its position counts. With "skip" a
+    sequence gives at visible tokens what it gives without its hidden ones.
     """
 
     module: tvm.IRModule
@@ -54,6 +61,7 @@ class CanonicalModel:
     source: Path
     source_context: int = 0  # tokens of an encoder-decoder's source
     output: str = ""  # the file's output that ``main`` computes
+    mask: str = "none"  # what hidden tokens do: "none" (there are none), "keys" or "skip"
     padding: tuple[int, ...] = ()  # tokens that the file leaves out when it counts positions
     layers: tuple[LayerReport, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())  # what was ignored or not recognised, and its cost

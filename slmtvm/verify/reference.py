@@ -65,13 +65,19 @@ class Reference:
         if any(given.name == _SOURCE_STATES for given in self._session.get_inputs()):
             self._encoder = Reference(encoder_file(self.path), threads=threads)
 
-    def rows(self, tokens: _Tokens, source: _Tokens | None = None) -> np.ndarray:
+    def rows(
+        self,
+        tokens: _Tokens,
+        source: _Tokens | None = None,
+        mask: np.ndarray | None = None,
+    ) -> np.ndarray:
         """The file's output for tokens (n,) as one batch without a cache: float32 (n, features).
 
         Logits for a decoder, hidden states for an encoder. ``source`` (s,) is what an
-        encoder-decoder reads first.
+        encoder-decoder reads first. ``mask``: 1 for visible tokens and 0 for hidden ones, those of
+        the source where there is one; positions then count visible tokens, where they are an input.
         """
-        rows = np.asarray(self.run(tokens, [self._output], source)[0], np.float32)
+        rows = np.asarray(self.run(tokens, [self._output], source, mask)[0], np.float32)
         if rows.ndim != 3 or rows.shape[:2] != (1, len(tokens)):
             raise UnsupportedOpError(
                 f"output {self._output!r} has shape {rows.shape} for {len(tokens)} tokens; "
@@ -82,10 +88,14 @@ class Reference:
         return first
 
     def run(
-        self, tokens: _Tokens, outputs: Sequence[str], source: _Tokens | None = None
+        self,
+        tokens: _Tokens,
+        outputs: Sequence[str],
+        source: _Tokens | None = None,
+        mask: np.ndarray | None = None,
     ) -> list[np.ndarray]:
         """Some of the file's outputs for tokens (n,) as one batch without a cache."""
-        feeds = self.feeds(tokens, source)
+        feeds = self.feeds(tokens, source, mask)
         try:
             return [np.asarray(v) for v in self._session.run(list(outputs), feeds)]
         except SlmError:
@@ -93,21 +103,30 @@ class Reference:
         except Exception as error:
             raise _refusal(self.path, error) from error
 
-    def feeds(self, tokens: _Tokens, source: _Tokens | None = None) -> dict[str, np.ndarray]:
+    def feeds(
+        self,
+        tokens: _Tokens,
+        source: _Tokens | None = None,
+        mask: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
         """The values of all inputs for tokens (n,), as onnxruntime takes them."""
         ids = np.asarray(tokens, np.int64)
-        values = _values(ids)
-        if source is not None:
-            values = self._with_source(values, np.asarray(source, np.int64))
+        if source is None:
+            values = _values(ids, mask)
+        else:
+            values = self._with_source(_values(ids, None), np.asarray(source, np.int64), mask)
         return {given.name: self._feed(given, values) for given in self._session.get_inputs()}
 
-    def _with_source(self, values: dict[str, np.ndarray], source: np.ndarray) -> _Values:
+    def _with_source(
+        self, values: dict[str, np.ndarray], source: np.ndarray, mask: np.ndarray | None
+    ) -> _Values:
         """Where there is a source, inputs are the decoder's by name or by what else there is."""
+        of_source = _values(source, mask)
         decoder = {f"decoder_{name}": value for name, value in values.items()}
         if self._encoder is None:
-            return {**_values(source), **decoder}
-        hidden = self._encoder.rows(source)
-        own = {_SOURCE_STATES: hidden, "encoder_attention_mask": np.ones_like(source)}
+            return {**of_source, **decoder}
+        hidden = self._encoder.rows(source, mask=mask)
+        own = {_SOURCE_STATES: hidden, "encoder_attention_mask": of_source["attention_mask"]}
         return {**values, **decoder, **own}
 
     @property
@@ -148,11 +167,12 @@ class Reference:
         return values[name].astype(dtype)[None]
 
 
-def _values(ids: np.ndarray) -> _Values:
+def _values(ids: np.ndarray, mask: np.ndarray | None) -> _Values:
+    visible = np.ones_like(ids) if mask is None else (np.asarray(mask) != 0).astype(ids.dtype)
     return {
         "input_ids": ids,
-        "attention_mask": np.ones_like(ids),
-        "position_ids": np.arange(len(ids)),
+        "attention_mask": visible,
+        "position_ids": np.maximum(np.cumsum(visible) - 1, 0),
         "token_type_ids": np.zeros_like(ids),
         "use_cache_branch": np.zeros((), np.bool_),  # of optimum's merged decoders, (1,)
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
-from slmtvm.importer.cover import Cover
+from slmtvm.importer.cover import Cover, Weighing
 from slmtvm.importer.freeze import operator_of
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.rope import match_rope, unscaled_name
@@ -61,6 +61,7 @@ def match_attention(cover: Cover, node: Node) -> Attention:
     if roundings and scores.softcap:
         raise UnsupportedOpError("scores that are capped and rounded", where=where)
     weights = weight_rounding(cover, probabilities, node.inputs[0], where)
+    cover.weighings.append(Weighing(raw, softmax.inputs[0], probabilities, node.inputs[0]))
     return Attention(
         q_rows,
         k_rows,

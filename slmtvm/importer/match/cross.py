@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from slmtvm.errors import UnsupportedOpError
-from slmtvm.importer.cover import Cover
+from slmtvm.importer.cover import Cover, Weighing
 from slmtvm.importer.graph import Node
 from slmtvm.importer.match.attention import (
     Heads,
@@ -117,6 +117,9 @@ def match_cross_attention(cover: Cover, source: Source, node: Node) -> CrossAtte
     )
     scale = _scale(cover, raw, softmax) * q_factor
     rows = cover.columns(q.source, q.features.reshape(-1))
+    cover.weighings.append(
+        Weighing(raw, softmax.inputs[0], softmax.outputs[0], node.inputs[0], of_source=True)
+    )
     return CrossAttention(rows, key, num_heads, kv_heads, head_dim, scale)
 
 

@@ -7,6 +7,7 @@ expands every weight and keeps every score.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -20,41 +21,77 @@ from slmtvm.ir.reference import attention, experts, layers, rounding
 from slmtvm.ir.reference.arrays import Array
 from slmtvm.ir.reference.elementwise import ELEMENTWISE, ROWWISE
 
-_Memory = dict[int, tuple[Array, Array]]  # layer -> keys and values of the source
+# layer -> keys and values of the source, and which of its tokens are visible, None for all
+_Memory = dict[int, tuple[Array, Array, Array | None]]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One function on one sequence; ``visible`` bool (m,), None where all its keys are."""
+
+    kind: str
+    visible: Array | None
+    memory: _Memory
 
 
 def evaluate(
-    model: CanonicalModel, tokens: npt.ArrayLike, source: npt.ArrayLike | None = None
+    model: CanonicalModel,
+    tokens: npt.ArrayLike,
+    source: npt.ArrayLike | None = None,
+    *,
+    mask: npt.ArrayLike | None = None,
 ) -> Array:
     """Output of every position: logits (m, vocab) or hidden states (m, features), float32.
 
     tokens: (m,) token ids, m at most ``model.context``. source: (s,) token ids that an
-    encoder-decoder reads first.
+    encoder-decoder reads first. mask: which tokens are visible, those of the source where there is
+    one; not 0 is visible, and rows of hidden tokens are 0. What hidden tokens do is ``model.mask``;
+    a model with "none" treats them as one with "skip".
     """
     memory: _Memory = {}
     if source is not None:
-        _run(model, "source", source, memory)
-    return _run(model, "main", tokens, memory)
+        _run(model, "source", source, mask, memory)
+        mask = None
+    return _run(model, "main", tokens, mask, memory)
 
 
-def encode_source(model: CanonicalModel, source: npt.ArrayLike) -> Array:
+def encode_source(
+    model: CanonicalModel, source: npt.ArrayLike, *, mask: npt.ArrayLike | None = None
+) -> Array:
     """The hidden states (s, features) of an encoder-decoder's source, float32."""
-    return _run(model, "source", source, {})
+    return _run(model, "source", source, mask, {})
 
 
-def _run(model: CanonicalModel, name: str, tokens: npt.ArrayLike, memory: _Memory) -> Array:
+def _run(
+    model: CanonicalModel,
+    name: str,
+    tokens: npt.ArrayLike,
+    mask: npt.ArrayLike | None,
+    memory: _Memory,
+) -> Array:
+    ids = np.asarray(tokens, np.int32)
+    visible = np.ones(len(ids), bool) if mask is None else np.asarray(mask) != 0
+    keys = model.mask == "keys" and (model.kind != "encoder-decoder" or name == "source")
+    found = _evaluate(model, name, ids if keys else ids[visible], visible if keys else None, memory)
+    rows = np.zeros((len(ids), found.shape[1]), found.dtype)
+    rows[visible] = found[visible] if keys else found
+    return rows
+
+
+def _evaluate(
+    model: CanonicalModel, name: str, tokens: Array, visible: Array | None, memory: _Memory
+) -> Array:
     function = model.module[name]
-    values: dict[relax.Var, Array] = {function.params[0]: np.asarray(tokens, np.int32)}
+    values: dict[relax.Var, Array] = {function.params[0]: tokens}
     values.update({p: model.params[p.name] for p in function.params[1:]})
+    run = _Run(model.kind, visible, memory)
     for block in function.body.blocks:
         for binding in block.bindings:
-            values[binding.var] = _value(binding.value, values, model.kind, memory)
+            values[binding.var] = _value(binding.value, values, run)
     return values[function.body.body]
 
 
-def _value(
-    expr: relax.Expr, values: Mapping[relax.Var, Array], kind: str, memory: _Memory
-) -> Array:
+def _value(expr: relax.Expr, values: Mapping[relax.Var, Array], run: _Run) -> Array:
     if isinstance(expr, relax.Var):
         return values[expr]
     if isinstance(expr, GenericConst):
@@ -63,27 +100,27 @@ def _value(
     name = expr.op.name
     if name == "relax.strided_slice":
         begin, end = (int(expr.args[i].fields[0].value) for i in (2, 3))
-        return _value(expr.args[0], values, kind, memory)[:, begin:end]
+        return _value(expr.args[0], values, run)[:, begin:end]
     if name == "relax.concat":
-        parts = [_value(part, values, kind, memory) for part in expr.args[0].fields]
+        parts = [_value(part, values, run) for part in expr.args[0].fields]
         return np.concatenate(parts, axis=1)
     if name in ELEMENTWISE or name in ROWWISE:
         function = ELEMENTWISE.get(name) or ROWWISE[name]
-        operands = [_value(a, values, kind, memory) for a in expr.args]
+        operands = [_value(a, values, run) for a in expr.args]
         return np.asarray(function(*operands), np.float32)
     attrs = {key: expr.attrs[key] for key in expr.attrs.keys()}  # noqa: SIM118 (not a dict)
     if name in _WITH_OPERANDS:
-        named = {key: _value(arg, values, kind, memory) for key, arg in ops.operands(expr).items()}
-        return _WITH_OPERANDS[name](
-            _value(expr.args[0], values, kind, memory), attrs, kind, **named
-        )
-    inputs = [_value(a, values, kind, memory) for a in expr.args]
+        named = {key: _value(arg, values, run) for key, arg in ops.operands(expr).items()}
+        return _WITH_OPERANDS[name](_value(expr.args[0], values, run), attrs, run.kind, **named)
+    inputs = [_value(a, values, run) for a in expr.args]
     if name == "slm.remember":
-        memory[int(attrs["layer"])] = inputs[1], inputs[2]
+        run.memory[int(attrs["layer"])] = inputs[1], inputs[2], run.visible
         return inputs[0]
     if name == "slm.cross_attention":
-        keys, values_kept = memory[int(attrs["layer"])]
-        return attention.attend(attrs, inputs[0], keys, values_kept)
+        keys, values_kept, seen = run.memory[int(attrs["layer"])]
+        return attention.attend(attrs, inputs[0], keys, values_kept, visible=seen)
+    if name == "slm.attention":
+        return attention.attention(attrs, *inputs, visible=run.visible)
     return _CANONICAL[name](attrs, *inputs)
 
 
@@ -95,7 +132,6 @@ _WITH_OPERANDS: dict[str, Callable[..., Array]] = {
 }
 _CANONICAL: dict[str, Callable[..., Array]] = {
     "slm.quantize_dequantize": rounding.quantize_dequantize,
-    "slm.attention": attention.attention,
     "slm.layer_norm": layers.layer_norm,
     "slm.position_rows": attention.position_rows,
     "slm.rms_norm": layers.rms_norm,

@@ -8,6 +8,8 @@ from slmtvm.ir import ops
 from slmtvm.ir.reference.arrays import Array, Attrs
 from slmtvm.ir.reference.rounding import rounded
 
+HIDDEN = np.float32(-1e30)  # the score of a hidden key: finite, for rows that see no others
+
 
 def position_rows(_attrs: Attrs, tokens: Array, table: Array) -> Array:
     return table[: len(tokens)]
@@ -27,7 +29,16 @@ def rope(attrs: Attrs, x: Array, cos: Array, sin: Array) -> Array:
     return result.reshape(m, -1)
 
 
-def attention(attrs: Attrs, q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
+def attention(
+    attrs: Attrs,
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None = None,
+    *,
+    visible: Array | None = None,
+) -> Array:
+    """``ir.ops.attention``; keys that are not ``visible``, bool (m,), have no weight."""
     m, causal = len(q), str(attrs["mask"]) == "causal"
     softcap, window = float(attrs["softcap"]), int(attrs["window"])
     shift = np.zeros((1, m, m), np.float32)
@@ -41,7 +52,7 @@ def attention(attrs: Attrs, q: Array, k: Array, v: Array, bias: Array | None = N
         if window:
             seen &= ~np.tri(m, k=-window, dtype=bool)
         shift = np.where(seen, shift, np.float32(-np.inf))
-    return attend(attrs, q, k, v, softcap, shift)
+    return attend(attrs, q, k, v, softcap, shift, visible=visible)
 
 
 def attend(
@@ -51,8 +62,13 @@ def attend(
     v: Array,
     softcap: float = 0.0,
     shift: Array | None = None,
+    *,
+    visible: Array | None = None,
 ) -> Array:
-    """Attention of q over all rows of k and v; ``shift`` (heads or 1, m, n) is added to scores."""
+    """Attention of q over all rows of k and v; ``shift`` (heads or 1, m, n) is added to scores.
+
+    Keys that are not ``visible``, bool (n,), have no weight where a row sees others.
+    """
     num_heads, head_dim = int(attrs["num_heads"]), int(attrs["head_dim"])
     num_kv_heads = int(attrs["num_kv_heads"])
 
@@ -69,6 +85,8 @@ def attend(
         scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
     if shift is not None:
         scores = scores + shift
+    if visible is not None:
+        scores = np.where(visible, scores, np.minimum(scores, HIDDEN))
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))
     weights /= weights.sum(axis=2, keepdims=True)
     for rounding in ops.parse_roundings(str(attrs.get("weight_rounding", ""))):

@@ -1,0 +1,381 @@
+"""What a file makes of hidden tokens: its constants under a mask beside those without one.
+
+A mask reaches the graph's constants only: what is added to scores, tables of positions, factors.
+Two kinds of file can be compiled. In one, a hidden token is a key without weight and nothing else
+("keys"). In the other, the visible tokens give what they give without the hidden ones ("skip").
+Each constant is compared at the visible tokens with the one that the kind says it must be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from slmtvm.errors import SlmError, UnsupportedOpError
+from slmtvm.importer.cover import Cover, Weighing
+from slmtvm.importer.freeze import Frozen, Shape, freeze, operator_of
+from slmtvm.importer.graph import Array, Constant, Graph, Node
+from slmtvm.importer.match.scores import MASKED
+from slmtvm.importer.operators import Kind
+from slmtvm.importer.regions import between, evaluate, signature
+from slmtvm.importer.roles import MASK, Roles
+from slmtvm.importer.steps import Attention, Convolution, Experts, ExpertWeights, Linear
+from slmtvm.importer.tokens import Frame
+
+KINDS = ("skip", "keys")  # in the order in which they are tried: the first costs nothing
+_SAME = 1e-6  # of the larger of two numbers, or of 1
+_SEED = 0
+_HIDDEN_OF_MANY = 0.25  # the share of hidden tokens in a long sequence
+_LONG = 16  # tokens
+_COUNTING = "GroupQueryAttention"
+
+
+class _DiffersError(Exception):
+    """Why a kind is not the file's: a node and what was found there."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One function of a file, without a mask (``cover``) and under one.
+
+    ``masked``: short and long, frozen under ``masks``. The masks hide rows and keys, or where
+    ``of_source`` the keys of cross-attentions alone.
+    """
+
+    cover: Cover
+    output: str
+    masked: tuple[Frozen, Frozen]
+    masks: tuple[Array, Array]
+    of_source: bool = False
+
+    @property
+    def frame(self) -> Frame:
+        return self.cover.frame
+
+    @cached_property
+    def plain(self) -> tuple[Frozen, Frozen]:
+        return self.frame.small, self.frame.full
+
+    @cached_property
+    def needed(self) -> list[Node]:
+        """The nodes that the output is computed by and that depend on tokens, in order."""
+        frame, nodes = self.frame, self.frame.graph.nodes
+        found: set[int] = set()
+        todo = [self.output]
+        while todo:
+            place = frame.order.get(todo.pop(), -1)
+            if place >= 0 and place not in found:
+                found.add(place)
+                todo.extend(i for i in nodes[place].inputs if i and not self.is_constant(i))
+        return [nodes[place] for place in sorted(found)]
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a value depends on the mask and the length alone."""
+        return name not in self.frame.small.shapes and name not in self.frame.small.broken
+
+
+def sample_mask(length: int) -> Array:
+    """Which of ``length`` tokens are visible, bool: hidden at both ends, and holes between."""
+    visible = np.ones(length, bool)
+    if length > _LONG:
+        visible = np.random.default_rng(_SEED).random(length) >= _HIDDEN_OF_MANY
+        visible[: length // _LONG] = False
+        visible[length // _LONG] = True
+    visible[[0, length // 2]] = False
+    visible[-1] = length < 6
+    return visible
+
+
+def under_mask(
+    frame: Frame, roles: Roles, tests: Sequence[str] = ()
+) -> tuple[tuple[Frozen, Frozen], tuple[Array, Array]]:
+    """``frame``'s graph frozen under masks of both lengths, and these.
+
+    ``tests``: values that say which tokens are padding; hidden tokens are. Raises
+    UnsupportedOpError where the graph cannot be frozen so.
+    """
+    found: list[tuple[Frozen, Array]] = []
+    for length in (frame.small.length, frame.full.length):
+        mask = sample_mask(length)
+        padded = {name: Constant.of(name, ~mask[None]) for name in tests}
+        found.append((freeze(_given(frame.graph, padded), roles.under(mask), length), mask))
+    (small, short), (full, long) = found
+    return (small, full), (short, long)
+
+
+def after_mask(
+    frame: Frame, roles: Roles, constants: Mapping[str, Constant]
+) -> tuple[Frozen, Frozen]:
+    """A decoder's graph frozen with those ``constants`` of its source that a mask changes."""
+    graph = _given(frame.graph, constants)
+    return freeze(graph, roles, frame.small.length), freeze(graph, roles, frame.full.length)
+
+
+def _given(graph: Graph, constants: Mapping[str, Constant]) -> Graph:
+    nodes = tuple(n for n in graph.nodes if not constants.keys() & set(n.outputs))
+    return replace(graph, nodes=nodes, initializers={**graph.initializers, **constants})
+
+
+def check_mask_input(graph: Graph, roles: Roles) -> None:
+    """Raise where the file takes no mask."""
+    if not any(role == MASK for role, _ in roles.fixed.values()):
+        raise UnsupportedOpError(
+            "no input is a mask of the tokens (attention_mask); export the model with one",
+            where=str(graph.path),
+        )
+
+
+def mask_kind(probes: Sequence[Probe], *, rounds_rows_together: bool) -> str:
+    """Which of KINDS the file is.
+
+    ``rounds_rows_together``: whether dynamic quantization takes its range over all rows of the
+    first probe's function, as an encoder's does. Raises UnsupportedOpError where it is neither,
+    naming the node and what was found there.
+    """
+    for probe in probes:
+        _check_mixing(probe, rounds_rows_together and probe is probes[0])
+    reasons: dict[str, str] = {}
+    for kind in KINDS:
+        try:
+            for probe in probes:
+                _check_weights(probe, kind)
+                _check_other_constants(probe, kind)
+            return kind
+        except _DiffersError as error:
+            reasons[kind] = str(error)
+    raise UnsupportedOpError(
+        "a hidden token is neither left out, as if it were not in the sequence (not so: "
+        f"{reasons['skip']}), nor a key without weight whose position counts (not so: "
+        f"{reasons['keys']}); other masks are not supported",
+        where=str(probes[0].frame.graph.path),
+    )
+
+
+def _check_mixing(probe: Probe, rounds_rows_together: bool) -> None:
+    """Raise where hidden tokens change visible ones by more than attention."""
+    for rows, step in probe.cover.steps.items():
+        where = probe.frame.where(rows)
+        if isinstance(step, Convolution):
+            raise UnsupportedOpError(
+                "a convolution over neighbouring tokens reads hidden ones, so that masks cannot be "
+                "compiled",
+                where=where,
+            )
+        node = probe.frame.producers.get(rows)
+        if isinstance(step, Attention) and node is not None and node.op_type == _COUNTING:
+            raise UnsupportedOpError(
+                "takes how many tokens are visible (seqlens_k) and not which: hidden tokens could "
+                "stand at the end alone, so that masks cannot be compiled",
+                where=where,
+            )
+        layers: list[Linear | ExpertWeights] = [step] if isinstance(step, Linear) else []
+        layers += [step.up, step.down] if isinstance(step, Experts) else []
+        if rounds_rows_together and any(layer.activation == "row_u8" for layer in layers):
+            raise UnsupportedOpError(
+                "dynamic quantization takes its range over all tokens, hidden ones too, so that "
+                "masks cannot be compiled; quantize weights alone, or statically",
+                where=where,
+            )
+
+
+def _places(mask: Array, kind: str) -> tuple[Array, Array]:
+    """The visible tokens, and where each of them is without a mask."""
+    visible = np.flatnonzero(mask)
+    return visible, np.arange(visible.size) if kind == "skip" else visible
+
+
+def _check_weights(probe: Probe, kind: str) -> None:
+    """Raise where an attention does not weight visible keys as the kind says, or hidden ones."""
+    frame = probe.frame
+    checked = set()
+    for weighing in probe.cover.weighings:
+        if weighing.of_source != probe.of_source:
+            continue
+        nodes = between(frame, weighing.raw, weighing.scores)
+        after = between(frame, weighing.softmax, weighing.weights)
+        key = (
+            signature(frame, nodes, weighing.raw), signature(frame, after, weighing.softmax)
+        )  # fmt: skip
+        if key in checked:
+            continue
+        checked.add(key)
+        node = frame.producers[weighing.softmax]
+        for index, mask in enumerate(probe.masks):
+            columns = _places(mask, kind)
+            rows = columns
+            if probe.of_source:
+                length = probe.plain[index].length
+                rows = (np.arange(length), np.arange(length))
+            for plain, masked in _scores(probe, weighing, nodes, index, rows, columns):
+                try:
+                    _check_scores(plain, masked, rows, columns)
+                except _DiffersError as error:
+                    raise _DiffersError(f"{node.label}: {error}") from error
+                except UnsupportedOpError as error:
+                    raise UnsupportedOpError(str(error), where=frame.graph.where(node)) from error
+        _check_guards(probe, weighing, after, frame.graph.where(node))
+
+
+def _scores(
+    probe: Probe,
+    weighing: Weighing,
+    nodes: Sequence[Node],
+    index: int,
+    rows: tuple[Array, Array],
+    columns: tuple[Array, Array],
+) -> Iterator[tuple[Array, Array]]:
+    """What a softmax reads, (heads, rows, keys), without the mask and under it: some samples."""
+    plain, masked = probe.plain[index], probe.masked[index]
+    shape = plain.shapes[weighing.raw]
+    if index and all(operator_of(n).kind in (Kind.ELEMENTWISE, Kind.ROUND) for n in nodes):
+        shape = (1,) * (len(shape) - 2) + shape[-2:]  # one matrix shows it, and takes less room
+    dtype = np.float32 if index else np.float64
+    given = np.zeros(shape, dtype)
+    yield (
+        _after(probe, plain, weighing, nodes, given),
+        _after(probe, masked, weighing, nodes, given),
+    )
+    if index:
+        return
+    samples = probe.cover.random.normal(size=shape)
+    moved = np.zeros(shape)
+    moved[..., rows[1][:, None], columns[1]] = samples[..., rows[0][:, None], columns[0]]
+    yield (
+        _after(probe, plain, weighing, nodes, moved),
+        _after(probe, masked, weighing, nodes, samples),
+    )
+
+
+def _after(
+    probe: Probe, frozen: Frozen, weighing: Weighing, nodes: Sequence[Node], scores: Array
+) -> Array:
+    result = evaluate(frozen, nodes, {weighing.raw: scores}, weighing.scores) if nodes else scores
+    return result.reshape(-1, *scores.shape[-2:])
+
+
+def _check_scores(
+    plain: Array, masked: Array, rows: tuple[Array, Array], columns: tuple[Array, Array]
+) -> None:
+    """plain, masked: (heads, rows, keys). What is added to all scores of a row changes nothing."""
+    ours = plain[:, rows[1]][:, :, columns[1]]
+    theirs = masked[:, rows[0]]
+    hidden = np.delete(theirs, columns[0], axis=2)
+    theirs = theirs[:, :, columns[0]]
+    if not (hidden <= MASKED).all():
+        raise UnsupportedOpError(
+            "its mask does not take all weight from hidden keys, such as those before the first "
+            "visible one (a file that takes a number of tokens rather than a mask of them?)"
+        )
+    seen = ours > MASKED
+    if np.isnan(theirs).any() or (seen != (theirs > MASKED)).any():
+        raise _DiffersError("other keys are visible")
+    ours, theirs = (np.where(seen, x, 0) for x in (ours, theirs))
+    size = np.maximum(np.abs(theirs), np.abs(ours)).max(axis=2)
+    shift = theirs - ours
+    least, most = (np.where(seen, shift, far) for far in (np.inf, -np.inf))
+    spread = most.max(axis=2) - least.min(axis=2)
+    if (spread > 2 * _SAME * np.maximum(size, 1)).any():
+        raise _DiffersError("what is added to scores differs")
+
+
+def _check_guards(probe: Probe, weighing: Weighing, nodes: Sequence[Node], where: str) -> None:
+    """Raise where the mask changes the weights of visible rows after the softmax."""
+    if not nodes:
+        return
+    masked, mask = probe.masked[0], probe.masks[0]
+    shape = probe.frame.small.shapes[weighing.softmax]
+    numbers = ((np.arange(np.prod(shape)) + 1) / (np.prod(shape) + 1)).reshape(shape)
+    numbers = numbers * mask  # hidden keys have no weight
+    result = evaluate(masked, nodes, {weighing.softmax: numbers}, weighing.weights)
+    rows = slice(None) if probe.of_source else np.flatnonzero(mask)
+    if (result.reshape(shape)[..., rows, :] != numbers[..., rows, :]).any():
+        raise UnsupportedOpError(
+            "its mask changes weights after the softmax, which is not supported", where=where
+        )
+
+
+def _check_other_constants(probe: Probe, kind: str) -> None:
+    """Raise where another constant than those of scores differs from what the kind says."""
+    frame = probe.frame
+    inside = {
+        id(node)
+        for weighing in probe.cover.weighings
+        for begin, end in (
+            (weighing.raw, weighing.scores), (weighing.softmax, weighing.weights),
+        )
+        for node in between(frame, begin, end)
+    }  # fmt: skip
+    for node in probe.needed:
+        for place, name in enumerate(node.inputs):
+            if name and id(node) not in inside and probe.is_constant(name):
+                _check_constant(probe, node, place, kind)
+        for name in node.outputs:
+            if probe.plain[0].shapes.get(name) != probe.masked[0].shapes.get(name):
+                raise UnsupportedOpError(
+                    f"the mask changes the shape of {name!r}", where=frame.graph.where(node)
+                )
+
+
+def _touched(probe: Probe, name: str) -> bool:
+    """Whether the mask changes the constant ``name``."""
+    plain, masked = (frozen.constants[name] for frozen in (probe.plain[0], probe.masked[0]))
+    if plain is masked or plain.stored is masked.stored:
+        return False
+    return plain.shape != masked.shape or not np.array_equal(plain.stored, masked.stored)
+
+
+def _grows(probe: Probe, name: str) -> bool:
+    """Whether the constant ``name`` is as long as the sequence."""
+    small, full = (frozen.constants[name] for frozen in probe.plain)
+    return small.shape != full.shape
+
+
+def _check_constant(probe: Probe, node: Node, place: int, kind: str) -> None:
+    """Raise where operand ``place`` of ``node`` has not the rows that the kind says."""
+    frame, name = probe.frame, node.inputs[place]
+    where = frame.graph.where(node)
+    rows_of, touched = _rows_of(frame, node, place), _touched(probe, name)
+    if not touched and (probe.of_source or rows_of is None or not _grows(probe, name)):
+        return
+    if probe.of_source or rows_of is None:
+        raise UnsupportedOpError(
+            f"its operand {name!r} follows from the mask, which is not supported here", where=where
+        )
+    for plain, masked, mask in zip(probe.plain, probe.masked, probe.masks, strict=True):
+        visible, before = _places(mask, kind)
+        try:
+            ours, theirs = (rows_of(frozen, name) for frozen in (plain, masked))
+        except SlmError as error:
+            raise UnsupportedOpError(
+                f"its operand {name!r} follows from the mask in a way that is not supported: "
+                f"{error}",
+                where=where,
+            ) from error
+        if not np.allclose(theirs[visible], ours[before], rtol=_SAME, atol=_SAME):
+            raise _DiffersError(f"{node.label}: the rows of {name!r}, by position, differ")
+
+
+def _rows_of(frame: Frame, node: Node, place: int) -> Callable[[Frozen, str], Array] | None:
+    """How an operand of ``node`` lies in rows of tokens; None where it does not."""
+    if node.op_type == "RotaryEmbedding" and place == 1:
+        return lambda frozen, name: _positions(frozen, name)
+    value = node.outputs[0]
+    if operator_of(node).kind is not Kind.ELEMENTWISE or value not in frame.small.shapes:
+        return None
+
+    def rows(frozen: Frozen, name: str) -> Array:
+        shape: Shape = frozen.shapes[value]
+        wide = np.broadcast_to(frozen.constants[name].values(table=True), shape)
+        return frame.to_rows(value, wide, frozen.length)
+
+    return rows
+
+
+def _positions(frozen: Frozen, name: str) -> Array:
+    values = frozen.constants[name].values().reshape(-1)
+    if values.size != frozen.length:
+        raise UnsupportedOpError(f"{values.size} positions for {frozen.length} tokens")
+    return values
