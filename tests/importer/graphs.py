@@ -46,6 +46,7 @@ class Tiny:
     mask: str = "trilu"
     bias: bool = False
     scale_on: str = "scores"  # or "queries", "both": sqrt(scale) on queries and keys
+    flat_heads: bool = False  # scores are a product of three dimensions, not of four
     packed_qkv: str = ""  # "parts": [q | k | v]; "heads": (q, k, v) of each head in turn
     qk_norm: str = ""  # "shared": one gamma for all heads; "own": one for each
     softcap: float = 0.0
@@ -159,7 +160,11 @@ def _attention(
         q = b.op("Div", q, b.constant(math.sqrt(d)))
     elif tiny.scale_on == "both":
         q, k = (b.op("Mul", part, b.constant(math.sqrt(scale))) for part in (q, k))
+    if tiny.flat_heads:
+        q, k = (b.op("Squeeze", part, b.ints(0)) for part in (q, k))
     scores = b.op("MatMul", q, k)
+    if tiny.flat_heads:
+        scores = b.op("Unsqueeze", scores, b.ints(0))
     if tiny.scale_on == "scores":
         scores = b.op("Mul", scores, b.constant(scale))
     if tiny.softcap:

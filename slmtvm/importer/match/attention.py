@@ -42,7 +42,9 @@ def match_attention(cover: Cover, node: Node) -> Attention:
     scores = match_scores(cover, raw, softmax)
     q, q_factor = heads_of(cover, product.inputs[0], lead, transposed=False)
     k, k_factor = heads_of(cover, product.inputs[1], lead, transposed=True)
-    v, v_factor = heads_of(cover, node.inputs[1], lead, transposed=False)
+    # Between the two products, heads may become another number of dimensions.
+    weighted = frame.small.shapes[node.inputs[0]][:-2]
+    v, v_factor = heads_of(cover, node.inputs[1], weighted, transposed=False)
     if v_factor != 1.0:
         raise UnsupportedOpError("values scaled by a constant are not supported", where=where)
     num_heads, head_dim = q.features.shape
