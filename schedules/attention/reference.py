@@ -109,6 +109,7 @@ def attend(shape: AttentionShape, inputs: Mapping[str, Array], scalar: int) -> A
             weights = np.exp(scores - scores.max())
             weights /= weights.sum()
             if shape.weight_rounding is not None:
-                weights = rounded(weights, *shape.weight_rounding)
+                factor, step, low, high = shape.weight_rounding
+                weights = rounded(weights * factor, step, low, high)
             o[i, head] = weights @ values[kv, begin:end]
     return o.reshape(m, h * d)

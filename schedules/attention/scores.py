@@ -174,11 +174,12 @@ def softmax(
     inverse = T.bind(T.float32(1.0) / vec.across(total[0], vec.add))
     if shape.weight_rounding is None:
         return inverse
-    factors = vec.splat(inverse)
+    factor, step, low, high = shape.weight_rounding
+    factors = vec.splat(inverse if factor == 1.0 else inverse * T.float32(factor))
     with T.serial(span.begin, span.end) as block:
         at = T.bind(weights_at + block * LANES)
         exact = T.bind(vec.load(memory, at) * factors)
-        weight = vec.rounded(exact, *shape.weight_rounding)
+        weight = vec.rounded(exact, step, low, high)
         vec.store(memory, at, _times_value_scales(shape, buffers, head, block, weight))
     return T.float32(1.0)
 

@@ -86,7 +86,7 @@ class AttentionShape:
     bias_columns: int = 0
     bias_zero: int = 0
     roundings: tuple[tuple[float, float, int, int], ...] = ()
-    weight_rounding: tuple[float, int, int] | None = None
+    weight_rounding: tuple[float, float, int, int] | None = None
 
     def __post_init__(self) -> None:
         assert self.mask in MASKS, self.mask
@@ -227,8 +227,8 @@ class AttentionShape:
         for factor, scale, low, high in self.roundings:
             parts.append(f"f{_hex(factor)}r{_hex(scale)}_{-low}_{high}")
         if self.weight_rounding is not None:
-            scale, low, high = self.weight_rounding
-            parts.append(f"p{_hex(scale)}_{-low}_{high}")
+            factor, scale, low, high = self.weight_rounding
+            parts.append(f"p{_hex(factor)}r{_hex(scale)}_{-low}_{high}")
         if self.bias_columns:
             parts.append(f"bias{self.bias_columns}at{self.bias_zero}")
         return parts

@@ -218,7 +218,7 @@ def attention(
 
     ``roundings``, "factor:scale:low:high" for each and joined by ";": before ``scale``, products
     are multiplied by the factor and rounded as ``quantize_dequantize`` does, in order.
-    ``weight_rounding``, "scale:low:high", rounds the softmax's results.
+    ``weight_rounding``, one of the same, rounds the softmax's results.
     -> float32 (m, num_heads * head_dim)
     """
     args, names = name_operands([q, k, v], {"bias": bias})

@@ -251,6 +251,11 @@ INTEGERS = [
     Case("QLinearLeakyRelu", (QUANTIZED_X, SCALE, ZERO, SCALE, ZERO), {"alpha": 0.2}),
     Case("QLinearSoftmax", (QUANTIZED_X, SCALE, ZERO, np.array(1 / 255, np.float32),
                             np.array(0, np.uint8)), {"axis": -1, "opset": 13}),
+    Case("QLinearSoftmax", (QUANTIZED_X, SCALE, ZERO, np.array(0.0043, np.float32),
+                            np.array(0, np.uint8)), {"axis": 1, "opset": 13},
+         title="another axis, a scale that is no whole part"),
+    Case("QLinearSoftmax", (Q2, SCALE, ZERO, np.array(0.0043, np.float32),
+                            np.array(3, np.uint8)), {"opset": 11}, title="old axis"),
     Case("QLinearConcat", (*RESULT, QUANTIZED_X, SCALE, ZERO, *OTHER), {"axis": 1}),
     Case("QLinearWhere", (QUANTIZED_X > 99, QUANTIZED_X, SCALE, ZERO, *OTHER, *RESULT)),
 ]  # fmt: skip
@@ -310,10 +315,8 @@ def test_what_is_written_out_computes_what_onnxruntime_computes(case, tmp_path):
     for a, b in zip(got, want, strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
-        if b.dtype.kind in "iu":  # QLinearSoftmax truncates what the others round
-            steps = np.abs(a.astype(np.int64) - b)
-            assert steps.max() <= 1
-            assert steps.mean() < 0.1
+        if b.dtype.kind in "iu":  # a last bit of a float may decide a rounding
+            assert np.abs(a.astype(np.int64) - b).sum() <= 1
         else:
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
@@ -381,6 +384,10 @@ REFUSED = [
     (Case("Attention", (X, *WEIGHTS), {**HEADS, "do_rotary": 1}), "do_rotary"),
     (Case("MultiHeadAttention", (X,), HEADS), "an attention without keys"),
     (Case("FusedGemm", (X[0], floats(12, 7)), {"activation": "Mystery"}), "activation 'Mystery'"),
+    (
+        Case("QLinearSoftmax", (QUANTIZED_X, SCALE, ZERO, SCALE, ZERO), {"opset": 11}),
+        "a softmax over all axes from 1 on",
+    ),
     (Case("Attention", (Q4, Q4, Q4), {}, 4, **ONNX), "output 'y3' is not supported"),
 ]
 CONTRADICTORY = [

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import (
@@ -19,6 +20,7 @@ from onnxruntime.quantization import (
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
+from slmtvm.ir.ops import parse_roundings
 from slmtvm.ir.reference import evaluate
 from tests.importer.graph_builder import run_onnxruntime, save
 from tests.importer.graphs import Tiny, build
@@ -106,6 +108,19 @@ def test_integer_operators_are_float_ones_between_roundings(tiny, operators, tmp
     model = check(path)
     formats = {str(call.attrs["format"]) for call in calls_of(model, "slm.linear")}
     assert formats == {"int8"}
+
+
+def test_probabilities_of_an_integer_softmax_are_counted_in_whole_steps(tmp_path):
+    """onnxruntime's operator multiplies by the whole part of 1 / scale."""
+    path = quantized(ENCODER, tmp_path, activation_type=U8, quant_format=QuantFormat.QOperator)
+    model = onnx.load(path)
+    (softmax,) = [n for n in model.graph.node if n.op_type == "QLinearSoftmax"]
+    scale = next(t for t in model.graph.initializer if t.name == softmax.input[3])
+    scale.CopyFrom(numpy_helper.from_array(np.float32(0.0045), scale.name))
+    (attention,) = calls_of(check(save(model, tmp_path)), "slm.attention")
+    ((factor, *rounding),) = parse_roundings(str(attention.attrs["weight_rounding"]))
+    assert factor == pytest.approx(222 * 0.0045, rel=1e-6)
+    assert rounding == [pytest.approx(0.0045, rel=1e-6), 0, 255]
 
 
 def test_rotary_positions_are_rotated_on_integers(tmp_path):

@@ -14,20 +14,21 @@ from tests.schedules.harness import run
 # Products are whole numbers: thirds of them are no ties, whatever the last bit.
 SCORES = (1.0, 3.0, -20, 20)
 COARSER = (0.5, 4.0, -8, 9)
-WEIGHTS = (1 / 255, 0, 255)
+WEIGHTS = (1.0, 1 / 255, 0, 255)
+SHARED = (254 / 255, 1 / 255, 0, 255)
 
 
 @pytest.mark.parametrize("target_name", known_targets())
 @pytest.mark.parametrize(
     ("roundings", "weights"),
-    [((SCORES,), WEIGHTS), ((SCORES, COARSER), None), ((), WEIGHTS)],
-    ids=["both", "scores twice", "probabilities"],
+    [((SCORES,), WEIGHTS), ((SCORES, COARSER), None), ((), WEIGHTS), ((), SHARED)],
+    ids=["both", "scores twice", "probabilities", "probabilities times a number"],
 )
 @pytest.mark.parametrize("mask", ["causal", "bidirectional"])
 def test_rounded_attention_computes_its_reference(
     mask: str,
     roundings: tuple[tuple[float, float, int, int], ...],
-    weights: tuple[float, int, int] | None,
+    weights: tuple[float, float, int, int] | None,
     target_name: str,
 ) -> None:
     shape = attention_shape(5, 4, 2, 24, 0, mask=mask, roundings=roundings, weight_rounding=weights)

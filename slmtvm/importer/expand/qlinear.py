@@ -14,6 +14,7 @@ from slmtvm.importer.operators.registry import FLOAT, INT
 
 _ONE_INPUT = 5  # x, its scale and zero point, those of y
 _TWO_INPUTS = 8
+_AXIS_ALONE = 13  # the operator set from which on a softmax runs over one axis
 
 
 def _float(site: Site, first: int, axis: int = 1) -> str:
@@ -90,8 +91,21 @@ def qlinear_leaky_relu(site: Site) -> Sequence[str]:
     attributes={"axis": (INT, False), "opset": (INT, True)},
 )
 def qlinear_softmax(site: Site) -> Sequence[str]:
-    x = _float(site, 0)
-    return [_integers(site, site.op("Softmax", x, axis=site.attrs.get("axis", -1)), 3)]
+    """onnxruntime multiplies by the whole part of 1 / scale where it should divide by the scale."""
+    softmax = site.op("Softmax", _float(site, 0), axis=_softmax_axis(site))
+    scale = site.input(3)
+    steps = site.op("Floor", site.op("Div", site.constant(1.0), scale))
+    return [_integers(site, site.op("Mul", softmax, site.op("Mul", steps, scale)), 3)]
+
+
+def _softmax_axis(site: Site) -> int:
+    """Before operator set 13 all axes from this one on are one: refused unless it is the last."""
+    last = site.rank(site.input(0)) - 1
+    whole = site.attrs["opset"] < _AXIS_ALONE
+    axis = int(site.attrs.get("axis", 1 if whole else -1))
+    if whole and axis not in (last, -1):
+        raise site.refuse(f"a softmax over all axes from {axis} on")
+    return axis
 
 
 @expansion("QLinearConcat", 1, MICROSOFT, arity=(5, 1 << 16), attributes={"axis": (INT, True)})

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover, Weighing
 from slmtvm.importer.freeze import operator_of
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.rope import match_rope, unscaled_name
-from slmtvm.importer.match.rounding import score_roundings, weight_rounding
+from slmtvm.importer.match.rounding import score_roundings, share_of, weight_rounding
 from slmtvm.importer.match.scores import match_scores
 from slmtvm.importer.operators import Kind
-from slmtvm.importer.regions import between, dominators, evaluate
+from slmtvm.importer.regions import dominators
 from slmtvm.importer.steps import Attention, Param, Rows
 from slmtvm.importer.tokens import Frame, Trace
+
+_CHANGED_WEIGHTS = "the softmax is changed before it weights the values"
 
 
 def match_attention(cover: Cover, node: Node) -> Attention:
@@ -28,7 +30,7 @@ def match_attention(cover: Cover, node: Node) -> Attention:
     where = frame.graph.where(node)
     if node.op_type != "MatMul":
         raise UnsupportedOpError("a product of two values that depend on tokens", where=where)
-    probabilities = softmax_of(cover, node, where)
+    probabilities, share = softmax_of(cover, node, where)
     softmax = frame.producers[probabilities]
     raw = _raw_scores(cover, softmax)
     product = frame.producers[raw]
@@ -63,6 +65,8 @@ def match_attention(cover: Cover, node: Node) -> Attention:
     if roundings and scores.softcap:
         raise UnsupportedOpError("scores that are capped and rounded", where=where)
     weights = weight_rounding(cover, probabilities, node.inputs[0], where)
+    if share != (1.0 if weights is None else weights[0]):
+        raise UnsupportedOpError(_CHANGED_WEIGHTS, where=where)
     cover.weighings.append(Weighing(raw, softmax.inputs[0], probabilities, node.inputs[0]))
     return Attention(
         q_rows,
@@ -77,7 +81,7 @@ def match_attention(cover: Cover, node: Node) -> Attention:
         scores.softcap,
         head_bias(cover, scores.mask.bias, num_heads, where),
         ";".join(f"{factor!r}:{rounding}" for factor, rounding in roundings),
-        "" if weights is None else str(weights),
+        "" if weights is None else f"{weights[0]!r}:{weights[1]}",
     )
 
 
@@ -99,8 +103,8 @@ def passes_through(cover: Cover, node: Node) -> bool:
     )
 
 
-def softmax_of(cover: Cover, node: Node, where: str) -> str:
-    """The softmax whose values, unchanged, are the left side of ``node``."""
+def softmax_of(cover: Cover, node: Node, where: str) -> tuple[str, float]:
+    """The softmax whose values, times a number, are the left side of ``node``, and that number."""
     frame = cover.frame
     left = node.inputs[0]
     chain = [left, *dominators(frame, left, lambda n: passes_through(cover, n))]
@@ -112,21 +116,15 @@ def softmax_of(cover: Cover, node: Node, where: str) -> str:
             where=where,
         )
     shape = frame.small.shapes[chain[-1]]
-    # Distinct numbers between 0 and 1 show that guards and reshapes leave every element in place.
-    numbers = ((np.arange(np.prod(shape)) + 1) / (np.prod(shape) + 1)).reshape(shape)
-    try:
-        result = evaluate(frame.small, between(frame, chain[-1], left), {chain[-1]: numbers}, left)
-        same = result.size == numbers.size and (result.reshape(shape) == numbers).all()
-    except InvalidModelError:
-        same = False
-    if not same or frame.small.shapes[left][-2:] != shape[-2:]:
-        raise UnsupportedOpError("the softmax is changed before it weights the values", where=where)
+    share = share_of(frame, chain[-1], left)
+    if share is None or frame.small.shapes[left][-2:] != shape[-2:]:
+        raise UnsupportedOpError(_CHANGED_WEIGHTS, where=where)
     operator = operator_of(softmax)
     assert operator.axes is not None
     axes, _ = operator.axes(softmax.attrs, (), len(shape))
     if axes != (len(shape) - 1,):
         raise UnsupportedOpError("the softmax does not run over keys", where=where)
-    return chain[-1]
+    return chain[-1], share
 
 
 def _raw_scores(cover: Cover, softmax: Node) -> str:

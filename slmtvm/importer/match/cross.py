@@ -80,13 +80,14 @@ def match_cross_attention(cover: Cover, source: Source, node: Node) -> CrossAtte
     """
     frame = cover.frame
     where = frame.graph.where(node)
-    softmax = frame.producers[softmax_of(cover, node, where)]
+    probabilities, share = softmax_of(cover, node, where)
+    softmax = frame.producers[probabilities]
     chain = [
         softmax.inputs[0],
         *dominators(frame, softmax.inputs[0], lambda n: passes_through(cover, n)),
     ]
     product = frame.producers.get(chain[-1])
-    if product is None or not source.reads(cover, product):
+    if product is None or share != 1.0 or not source.reads(cover, product):
         raise UnsupportedOpError(
             "values of the source are weighted by what is not a softmax of queries and keys of the "
             "source",

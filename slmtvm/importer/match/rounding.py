@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slmtvm.errors import UnsupportedOpError
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.freeze import operator_of
 from slmtvm.importer.graph import Node
@@ -15,8 +15,10 @@ from slmtvm.importer.match.scores import MASKED
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, evaluate
 from slmtvm.importer.steps import QuantizeDequantize, Same, Step
+from slmtvm.importer.tokens import Frame
 
 _TOLERANCE = 1e-5
+_SAME_SHARE = 1e-12  # of numbers in float64
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,40 @@ def score_roundings(
     return tuple(found), product
 
 
-def weight_rounding(cover: Cover, softmax: str, left: str, where: str) -> Rounding | None:
-    """How probabilities ``softmax`` are rounded until they are the left side of a product."""
-    rounders = _rounders(between(cover.frame, softmax, left))
-    kinds = {rounding_of(cover, node) for node in rounders}
-    if len(kinds) > 1:
+def weight_rounding(
+    cover: Cover, softmax: str, left: str, where: str
+) -> tuple[float | None, Rounding] | None:
+    """How probabilities ``softmax`` are rounded until they are the left side of a product.
+
+    The number by which they are multiplied before, None where more happens to them, and the rest.
+    """
+    frame = cover.frame
+    found = {
+        (share_of(frame, softmax, node.inputs[0]), rounding_of(cover, node))
+        for node in _rounders(between(frame, softmax, left))
+    }
+    if len(found) > 1:
         raise UnsupportedOpError("probabilities are rounded twice, differently", where=where)
-    return kinds.pop() if kinds else None
+    return found.pop() if found else None
+
+
+def share_of(frame: Frame, source: str, value: str) -> float | None:
+    """The number that makes ``value`` out of probabilities ``source``, all of them in their order.
+
+    None where there is none.
+    """
+    shape = frame.small.shapes[source]
+    # Distinct numbers between 0 and 1 show that guards and reshapes leave every element in place.
+    numbers = ((np.arange(np.prod(shape)) + 1) / (np.prod(shape) + 1)).reshape(shape)
+    try:
+        result = evaluate(frame.small, between(frame, source, value), {source: numbers}, value)
+    except InvalidModelError:
+        return None
+    if result.size != numbers.size:
+        return None
+    shares = result.reshape(shape) / numbers
+    share = float(np.median(shares))
+    return share if share > 0 and np.abs(shares / share - 1).max() <= _SAME_SHARE else None
 
 
 def _rounders(nodes: Sequence[Node]) -> list[Node]:
