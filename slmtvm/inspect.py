@@ -203,7 +203,8 @@ def layer_table(layers: tuple[LayerReport, ...]) -> str:
 def _shape_and_format(layer: LayerReport) -> tuple[str, str]:
     shape = " x ".join(str(d) for d in layer.shape)
     group = f"group {layer.group_size}" if layer.group_size else ""
-    return shape, " ".join(filter(None, (layer.format, group, layer.sparsity)))
+    channels = f"{layer.group_channels} channels" if layer.group_channels else ""
+    return shape, " ".join(filter(None, (layer.format, group, channels, layer.sparsity)))
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

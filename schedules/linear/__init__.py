@@ -9,7 +9,7 @@ import numpy as np
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer
 from slmtvm.schedules.kernel import Kernel
-from slmtvm.schedules.linear import by_row, floating, grouped, weight_only
+from slmtvm.schedules.linear import by_row, channel_blocks, floating, grouped, weight_only
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
 from slmtvm.schedules.linear.scheme import Scheme, Weights
 from slmtvm.schedules.linear.shape import LinearShape, pick_scale_dtype
@@ -21,7 +21,8 @@ __all__ = [
 ]  # fmt: skip
 
 _SCHEMES: dict[str, Scheme] = {"f32": floating, "block": grouped, "row_u8": by_row}
-"""By activation; weights with scales on float32 activations are ``weight_only``."""
+"""By activation; weights with scales on float32 activations are ``weight_only``, and
+``channel_blocks`` where blocks of channels share them."""
 
 
 def build(
@@ -62,6 +63,8 @@ def layout(shape: LinearShape, isa: Isa) -> str:
     """Two targets, and two kernels, for which this is equal share packed weights byte for byte."""
     if shape.activation == "f32" and not shape.weight_only:
         return f"panel{isa.panel}-{shape.format}-f32-k1-s32"
+    if shape.group_channels:
+        return f"panel{isa.panel}-{shape.format}-c{shape.group_channels}-k{isa.k_step}-s32"
     grouped_as = "block" if shape.group_size else shape.activation
     scale = f"s{shape.scale_dtype[5:]}" if shape.group_size else "s32"
     return f"panel{isa.panel}-{shape.format}-{grouped_as}-k{isa.k_step}-{scale}"
@@ -94,4 +97,6 @@ def reference(
 
 
 def _scheme(shape: LinearShape) -> Scheme:
+    if shape.group_channels:
+        return channel_blocks
     return weight_only if shape.weight_only else _SCHEMES[shape.activation]

@@ -16,13 +16,7 @@ from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load, splat
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear.integer import Operands, integer_sums
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
-from slmtvm.schedules.linear.packing import (
-    pad,
-    panels_of_bytes,
-    panels_of_nibbles,
-    panels_of_rows,
-    unpack_nibbles,
-)
+from slmtvm.schedules.linear.packing import pack_quantized, pad, panels_of_rows, unpacked
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile
@@ -41,7 +35,7 @@ def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
     """weight: bytes (panels, padded_k * bits / 8, isa.panel); scales and zero_points:
     (panels, groups, isa.panel), the latter bytes or float32."""
-    dtype = _byte_dtype(shape)
+    dtype = shape.byte_dtype
     panels = isa.panels(shape.n)
     by_group = (panels, shape.groups, isa.panel)
     tensors = [
@@ -63,18 +57,16 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     assert scales is not None
     rows = isa.panels(shape.n) * isa.panel
     packed_scales = pad(scales.reshape(shape.n, shape.groups), rows, shape.groups)
-    byte = np.dtype(_byte_dtype(shape))
+    byte = np.dtype(shape.byte_dtype)
     zero_dtype = np.dtype(np.float32) if shape.float_zero_points else byte
-    zeros = np.full(packed_scales.shape, _default_zero(shape), zero_dtype)
+    zeros = np.full(packed_scales.shape, shape.default_zero, zero_dtype)
     if zero_points is not None:
         zeros[: shape.n] = zero_points.reshape(shape.n, shape.groups)
-    quantized = unpack_nibbles(weight, shape.k) if shape.format == "int4" else weight.view(byte)
     padding = np.zeros_like(zeros, byte) if shape.float_zero_points else zeros
-    whole = np.repeat(padding, shape.padded_k // shape.groups, axis=1)
-    whole[: shape.n, : shape.k] = quantized
-    to_panels = panels_of_nibbles if shape.format == "int4" else panels_of_bytes
     arrays = [
-        to_panels(whole, isa.panel, isa.k_step).reshape(weight_tensors(shape, isa)[0].shape),
+        pack_quantized(
+            shape, isa, weight, np.repeat(padding, shape.padded_k // shape.groups, axis=1)
+        ),
         panels_of_rows(packed_scales.astype(shape.scale_dtype), isa.panel),
     ]
     return arrays + [panels_of_rows(zeros, isa.panel)] * shape.has_zero_points
@@ -146,7 +138,7 @@ def _starts(
 ) -> dict[int, Vectors]:
     """States to start from for the sums to be those of ``q - zero``; none where a row's sums are
     corrected afterwards."""
-    zero = _default_zero(shape) + dot.offset
+    zero = shape.default_zero + dot.offset
     if shape.has_zero_points or not zero:
         return {}
     starts = {}
@@ -183,16 +175,8 @@ def _minus_zero_point(
         wide = T.Cast(f"int32x{isa.lanes}", load(named["zero_points"], at, isa.lanes))
         exact = T.Cast(f"float32x{isa.lanes}", let(splat(-dot.offset, "int32", isa.lanes) - wide))
         return let(exact)
-    default = _default_zero(shape) + dot.offset
+    default = shape.default_zero + dot.offset
     return splat(float(-default), "float32", isa.lanes) if default else None
-
-
-def _default_zero(shape: LinearShape) -> int:
-    return 8 if shape.format == "int4" else 0
-
-
-def _byte_dtype(shape: LinearShape) -> str:
-    return "int8" if shape.format == "int8" else "uint8"
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
@@ -225,8 +209,8 @@ def dequantized(shape: LinearShape, weights: Weights) -> np.ndarray:
     """W (n, k) in float64; scales as they are stored."""
     weight, by_group = weights.weight, (shape.n, shape.groups)
     assert weights.scales is not None
-    q = unpack_nibbles(weight, shape.k) if shape.format == "int4" else weight
-    default = np.full(by_group, _default_zero(shape))
+    q = unpacked(shape, weight)
+    default = np.full(by_group, shape.default_zero)
     zeros = default if weights.zero_points is None else weights.zero_points
     stored = weights.scales.astype(shape.scale_dtype)
 

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 import numpy as np
 
+from slmtvm.schedules.isa import Isa
+from slmtvm.schedules.linear.shape import LinearShape
+
 
 def unpack_nibbles(packed: np.ndarray, k: int) -> np.ndarray:
     """uint8 (n, ceil(k / 2)), low nibble first -> uint8 (n, k), values 0..15."""
     both = np.stack([packed & 0x0F, packed >> 4], axis=-1)
     return both.reshape(packed.shape[0], -1)[:, :k]
+
+
+def unpacked(shape: LinearShape, weight: np.ndarray) -> np.ndarray:
+    """A weight as ``slm.linear`` has int4 and int8 ones -> its bytes (n, k), one for each value."""
+    if shape.format == "int4":
+        return unpack_nibbles(weight, shape.k)
+    return weight.view(shape.byte_dtype)
+
+
+def pack_quantized(
+    shape: LinearShape, isa: Isa, weight: np.ndarray, padding: np.ndarray
+) -> np.ndarray:
+    """A weight in the order in which kernels read it, (panels, padded_k * bits / 8, isa.panel).
+
+    padding: bytes (panels * isa.panel, padded_k), what stands where the weight has no value.
+    """
+    whole = padding
+    whole[: shape.n, : shape.k] = unpacked(shape, weight)
+    to_panels = panels_of_nibbles if shape.format == "int4" else panels_of_bytes
+    return to_panels(whole, isa.panel, isa.k_step).reshape(len(whole) // isa.panel, -1, isa.panel)
 
 
 def pad(values: np.ndarray, rows: int, columns: int, fill: int | float = 0) -> np.ndarray:

@@ -17,6 +17,9 @@ MAX_ROW_K = 32768
 GROUP_SIZES = (16, 32, 64, 128, 256)
 """With at most 256 values, a group's integer sum is exact in float32."""
 
+MIN_GROUP_CHANNELS = 8
+"""Blocks of output channels are powers of two from here on: parts of vectors, or whole ones."""
+
 FLOAT8 = ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")
 """8-bit floats: bits of the exponent and the mantissa, then what ONNX appends to their names."""
 
@@ -37,10 +40,10 @@ SUPPORTED = {
 class LinearShape:
     """``y[m, n] = x[m, k] @ W[n, k].T (+ bias[n]) (+ residual[m, n])`` in one format.
 
-    ``format``, ``activation`` and ``group_size`` are those of ``slm.linear``; ``scale_dtype`` is
-    how the packed scales of a grouped format are stored ("float16" or "float32", see
-    ``pick_scale_dtype``); ``float_zero_points`` are float32 ones instead of bytes. Raises
-    TargetError where no kernel supports the combination.
+    ``format``, ``activation``, ``group_size`` and ``group_channels`` are those of ``slm.linear``;
+    ``scale_dtype`` is how the packed scales of a grouped format are stored ("float16" or
+    "float32", see ``pick_scale_dtype``); ``float_zero_points`` are float32 ones instead of bytes.
+    Raises TargetError where no kernel supports the combination.
     """
 
     m: int
@@ -54,6 +57,7 @@ class LinearShape:
     has_residual: bool = False
     scale_dtype: str = "float32"
     float_zero_points: bool = False
+    group_channels: int = 0
 
     def __post_init__(self) -> None:
         if (self.format, self.activation) not in SUPPORTED:
@@ -71,8 +75,19 @@ class LinearShape:
             raise self._unsupported("zero points only of int4 and int8 weights")
         if self.float_zero_points and (self.activation == "row_u8" or not self.has_zero_points):
             raise self._unsupported("float zero points, where there are any, but for whole rows")
+        if self.group_channels:
+            self._check_blocks_of_channels()
         if self.scale_dtype not in ("float16", "float32"):
             raise self._unsupported("scale_dtype float16 or float32")
+
+    def _check_blocks_of_channels(self) -> None:
+        size = self.group_channels
+        if self.format not in ("int4", "int8") or self.activation != "f32" or self.group_size:
+            raise self._unsupported("blocks of channels for int4 and int8 weights on floats")
+        if size < MIN_GROUP_CHANNELS or size & (size - 1) or self.float_zero_points:
+            raise self._unsupported(
+                f"blocks of 2**i channels from {MIN_GROUP_CHANNELS} on, with integer zero points"
+            )
 
     @property
     def weight_only(self) -> bool:
@@ -97,9 +112,21 @@ class LinearShape:
         """Bits of one weight."""
         return {"f32": 32, "f16": 16, "bf16": 16, "int4": 4}.get(self.format, 8)
 
+    @property
+    def byte_dtype(self) -> str:
+        """The dtype of a packed weight's bytes, and of zero points that are integers."""
+        return "int8" if self.format == "int8" else "uint8"
+
+    @property
+    def default_zero(self) -> int:
+        """The zero point of weights that have none of their own."""
+        return 8 if self.format == "int4" else 0
+
     def kernel_name(self, isa: str, knobs: dict[str, int]) -> str:
         """A name that says all that the kernel's code depends on."""
         parts = ["linear", self.format, self.activation, isa, f"m{self.m}_n{self.n}_k{self.k}"]
+        if self.group_channels:
+            parts.append(f"c{self.group_channels}")
         if self.group_size:
             parts += [f"g{self.group_size}", f"s{self.scale_dtype[5:]}"]
         parts += ["zpf" if self.float_zero_points else "zp"] * self.has_zero_points + [

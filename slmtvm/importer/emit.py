@@ -156,6 +156,7 @@ class Emitter:
                 format=step.weights.format,
                 activation=step.activation,
                 group_size=step.weights.group_size,
+                group_channels=step.weights.group_channels,
             )
         if isinstance(step, Norm):
             x, gamma = self._value(step.x), self._param(step.gamma)

@@ -121,7 +121,10 @@ def layer_reports(by_name: Mapping[str, Step], order: Sequence[str]) -> Iterator
 
 
 def _report(weights: Weights, kind: str, shape: tuple[int, ...], size: int) -> LayerReport:
-    return LayerReport(weights.weight.name, kind, shape, weights.format, weights.group_size, size)
+    return LayerReport(
+        weights.weight.name, kind, shape, weights.format, weights.group_size, size,
+        group_channels=weights.group_channels,
+    )  # fmt: skip
 
 
 def _bytes(weights: Weights) -> int:

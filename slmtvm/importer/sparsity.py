@@ -43,6 +43,9 @@ def _nonzero(weights: Weights, rows: slice, k: int) -> Array:
     if weights.zero_points is None:
         return np.asarray(values != (8 if weights.format == "int4" else 0))
     zeros = weights.zero_points.array
+    if weights.group_channels:
+        channels = np.arange(rows.start, rows.start + len(values))
+        return np.asarray(values != zeros[channels // weights.group_channels])
     zeros = zeros[rows] if len(zeros) == len(weights.weight.array) else zeros
     by_row = zeros.reshape(len(zeros), -1)
     spread = np.repeat(by_row, weights.group_size or k, axis=1)[:, :k]

@@ -48,6 +48,7 @@ class Weights:
     scales: Param | None = None
     zero_points: Param | None = None
     group_size: int = 0
+    group_channels: int = 0  # of a linear layer
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,6 +111,7 @@ def linear_on(
     return make_call(
         op, args, operands=names, inputs=len(inputs), n=int(attrs["n"]), k=int(attrs["k"]),
         format=str(attrs["format"]), activation=activation, group_size=int(attrs["group_size"]),
+        group_channels=int(attrs["group_channels"]),
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ class LayerReport:
     weight_bytes: int  # as the file holds it, scales and zero points included
     activation: str = ""  # what the file asks of a linear layer's input: see ``ir.ops.linear``,
     # or "static" where it is rounded with a constant scale
+    group_channels: int = 0  # output channels that share a scale for each input, if several do
     sparsity: str = ""  # "2:4" where at most 2 of 4 neighbours along the input are not zero, ...
 
 
@@ -68,6 +69,7 @@ class CanonicalModel:
 
     @property
     def float_activation_layers(self) -> int:
-        """Layers of int4 or int8 weights whose activations the file leaves in float32."""
-        asking = [la for la in self.layers if la.activation == "f32"]
+        """Layers of int4 or int8 weights whose activations the file leaves in float32, but may be
+        rounded."""
+        asking = [la for la in self.layers if la.activation == "f32" and not la.group_channels]
         return sum(layer.format in ("int4", "int8") for layer in asking)

@@ -121,6 +121,7 @@ def linear(
     format: str,
     activation: str = "f32",
     group_size: int = 0,
+    group_channels: int = 0,
 ) -> relax.Call:
     """``x @ W.T + bias`` with W as its file holds it, output features first.
 
@@ -131,7 +132,9 @@ def linear(
     the even k, scales (n, ceil(k / group_size)). W = (q - zero_point) * scale; zero_points have
     the shape of scales (uint8 for int4, int8 for int8, or float32), default 8 for int4 and 0 for
     int8.
-    group_size 0 means the scale does not change along k. bias: float32 (n,).
+    group_size 0 means the scale does not change along k, unless ``group_channels`` is not 0: then
+    scales and integer zero_points of int4 or int8 are (ceil(n / group_channels), k), one for each k
+    and so many output channels, a power of two from 8 on. bias: float32 (n,).
 
     ``activation`` is what the file asks of x: "f32" nothing; "block" symmetric int8 per row and
     block of ``group_size``, scale amax / 127 (MatMulNBits accuracy_level 4); "row_u8" ONNX
@@ -143,7 +146,7 @@ def linear(
     )
     return make_call(
         LINEAR, args, operands=names, n=n, k=k, format=format, activation=activation,
-        group_size=group_size,
+        group_size=group_size, group_channels=group_channels,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from tvm import relax
 from slmtvm.ir import ops
 from slmtvm.passes.rewrite import Rewriter
 
-_SAME = ("k", "format", "activation", "group_size")
+_SAME = ("k", "format", "activation", "group_size", "group_channels")
 
 
 def merge_linears(exprs: list[relax.Expr], rewriter: Rewriter) -> relax.Expr | None:
@@ -21,6 +21,9 @@ def merge_linears(exprs: list[relax.Expr], rewriter: Rewriter) -> relax.Expr | N
     linears = [c for c in calls if c is not None]
     if len(linears) != len(exprs) or not all(_mergeable(linears[0], c) for c in linears[1:]):
         return None
+    channels = int(linears[0].attrs["group_channels"])
+    if channels and any(int(c.attrs["n"]) % channels for c in linears[:-1]):
+        return None  # a block would hold channels of two layers
     operands = [ops.operands(c) for c in linears]
     names = [
         n for n in ("weight", "scales", "zero_points", "bias") if any(n in o for o in operands)
@@ -44,6 +47,7 @@ def merge_linears(exprs: list[relax.Expr], rewriter: Rewriter) -> relax.Expr | N
             format=str(attrs["format"]),
             activation=str(attrs["activation"]),
             group_size=int(attrs["group_size"]),
+            group_channels=channels,
         )
     )
 
@@ -63,7 +67,8 @@ def _part(
         scales = rewriter.array(operands["scales"])
         four_bits = str(call.attrs["format"]) == "int4"
         zeros = np.uint8(8) if four_bits else np.int8(0)
-        return None if scales is None else np.broadcast_to(zeros, (n, *scales.shape[1:]))
+        rows = len(scales) if scales is not None and int(call.attrs["group_channels"]) else n
+        return None if scales is None else np.broadcast_to(zeros, (rows, *scales.shape[1:]))
     array = rewriter.array(operands[name]) if name in operands else None
     if array is not None and array.shape == (1,) and n != 1:
         return np.broadcast_to(array, (n,))

@@ -109,7 +109,8 @@ class _Rule:
         """How ``slm.linear`` takes an input that is rounded so."""
         weights, group = str(call.attrs["format"]), int(call.attrs["group_size"])
         asked = str(call.attrs["activation"])
-        if weights not in ("int4", "int8"):
+        # Products whose scales change with every k cannot be added up as integers.
+        if weights not in ("int4", "int8") or int(call.attrs.get("group_channels", 0)):
             return _FLOAT
         if rounding != _NO_ROUNDING:
             _, low, high = rounding

@@ -323,12 +323,14 @@ def nibbles(rng: np.random.Generator, shape: tuple[int, ...], signed: bool) -> o
     [
         ((), {}, "int4", 64),
         ((53,), {"axis": 1}, "int4", 64),
-        ((40,), {"axis": 0}, "f32", 0),
+        ((40,), {"axis": 0}, "int4", 0),
         ((3, 53), {"axis": 0, "block_size": 16}, "int4", 16),
         ((2, 53), {"axis": -2, "block_size": 32}, "int4", 32),
         ((1, 53), {"axis": 0, "block_size": 512}, "int4", 64),
         ((5, 53), {"axis": 0, "block_size": 8}, "f32", 0),
-        ((40, 4), {"axis": 1, "block_size": 16}, "f32", 0),
+        ((40, 4), {"axis": 1, "block_size": 16}, "int4", 0),
+        ((40, 3), {"axis": 1, "block_size": 24}, "int4", 0),
+        ((40, 5), {"axis": 1, "block_size": 12}, "f32", 0),
     ],
     ids=str,
 )
@@ -345,6 +347,53 @@ def test_nibbles_stay_packed_wherever_scales_follow_the_outputs(
     head = calls_of(model, "slm.linear")[-1]
     assert (str(head.attrs["format"]), int(head.attrs["group_size"])) == (format, group)
     assert bool(model.notes) == (format == "f32")
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize(
+    ("kv_heads", "block", "layers"),
+    [
+        (2, 16, {(48, 16), (24, 16), (24, 8)}),
+        (2, 24, {(48, 8), (24, 8)}),
+        (2, 20, set()),  # blocks of 4 have no kernel
+        (1, 16, {(72, 16)}),  # values begin within 8 channels
+    ],
+)
+def test_a_packed_product_in_blocks_of_outputs_is_divided_where_no_block_is_cut(
+    kv_heads, block, layers, signed, tmp_path
+):
+    model = build(replace(TINY, kv_heads=kv_heads))
+    model.opset_import[0].version = 21
+    model.ir_version = 10
+    rng = np.random.default_rng(0)
+    # Queries, keys and values of the first layer become one product.
+    widths = {t.name: t.dims[1] for t in model.graph.initializer if len(t.dims) == 2}
+    products = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in widths]
+    readers = products[:3]
+    sizes = np.array([widths[n.input[1]] for n in readers])
+    assert sizes.tolist() == [48, 12 * kv_heads, 12 * kv_heads]
+    blocks = -(-sizes.sum() // block)
+    stored, zeros = nibbles(rng, (40, sizes.sum()), signed), nibbles(rng, (40, blocks), signed)
+    stored.name, zeros.name = "qkv.q", "qkv.z"
+    scales = np.asarray(rng.random((40, blocks)) / 40, np.float32)
+    model.graph.initializer.extend(
+        [stored, zeros, numpy_helper.from_array(scales, "qkv.s"),
+         numpy_helper.from_array(sizes, "qkv.sizes")]
+    )  # fmt: skip
+    at = list(model.graph.node).index(readers[0])
+    nodes = [
+        helper.make_node("DequantizeLinear", ["qkv.q", "qkv.s", "qkv.z"], ["qkv.w"], axis=1,
+                         block_size=block),
+        helper.make_node("MatMul", [readers[0].input[0], "qkv.w"], ["qkv"]),
+        helper.make_node("Split", ["qkv", "qkv.sizes"], [n.output[0] for n in readers], axis=-1),
+    ]  # fmt: skip
+    for node in readers:
+        model.graph.node.remove(node)
+    for node in reversed(nodes):
+        model.graph.node.insert(at, node)
+    imported = check(save(model, tmp_path))
+    found = [c for c in calls_of(imported, "slm.linear") if str(c.attrs["format"]) == "int4"]
+    assert {(int(c.attrs["n"]), int(c.attrs["group_channels"])) for c in found} == layers
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.uint16])

@@ -114,6 +114,19 @@ def test_a_scale_for_the_whole_tensor_becomes_one_for_each_channel_where_layers_
     assert fused.params["0.gate.scales+0.up.scales"].shape == (2 * 96,)
 
 
+@pytest.mark.parametrize(("channels", "linears"), [(32, 4), (64, 7)])
+def test_layers_scaled_by_blocks_of_channels_merge_where_no_block_is_cut(
+    channels: int, linears: int
+) -> None:
+    # Keys and values have 32 channels each, gates 96.
+    fused = fuse(decoder(f"int4-c{channels}", layers=1))
+    assert op_counts(fused, "body_1")["slm.float_linear"] == linears
+    merged = {name: a.shape for name, a in fused.params.items() if "scales+" in name}
+    assert merged == ({} if linears == 7 else {
+        "0.q.scales+0.k.scales+0.v.scales": (4, 64), "0.gate.scales+0.up.scales": (6, 64),
+    })  # fmt: skip
+
+
 def test_layers_that_read_different_inputs_are_not_merged() -> None:
     fused = fuse(decoder("int4", layers=1))
     assert "0.o.weight" in fused.params

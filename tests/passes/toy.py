@@ -57,6 +57,13 @@ class _Builder:
         return cos, self.param(f"sin{name}", np.sin(angles).astype("f"))
 
     def linear(self, name: str, n: int, k: int) -> tuple[dict[str, relax.Var], dict[str, object]]:
+        channels = int(self.format.removeprefix("int4-c")) if self.format[:6] == "int4-c" else 0
+        if channels:
+            weight = self.rng.integers(0, 256, (n, k // 2), dtype=np.uint8)
+            scales = self.rng.standard_normal((-(-n // channels), k)).astype("f")
+            named = {"weight": weight, "scales": scales * np.float32(0.02)}
+            variables = {key: self.param(f"{name}.{key}", a) for key, a in named.items()}
+            return variables, {"n": n, "k": k, "format": "int4", "group_channels": channels}
         if self.format == "int4":
             weight = self.rng.integers(0, 256, (n, k // 2), dtype=np.uint8)
             scales = self.rng.standard_normal((n, k // 32)).astype("f") * np.float32(0.02)

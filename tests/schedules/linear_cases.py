@@ -54,6 +54,10 @@ class Case:
         default = np.array(8 if shape.format == "int4" else 0)
         zero = weights.get("zero_points", default).astype(float)
         scale = weights["scales"].astype(shape.scale_dtype).astype(float)
+        if shape.group_channels:
+            block = np.arange(shape.n) // shape.group_channels
+            zero = np.broadcast_to(zero, scale.shape)
+            return self.activations["x"].astype(float), (q - zero[block]) * scale[block]
         if shape.weight_only:
             group = np.arange(shape.k) // (shape.group_size or shape.k)
             zero = np.broadcast_to(zero, scale.shape)
@@ -125,6 +129,8 @@ def random_case(shape: LinearShape, isa: Isa, *, extreme: bool = False, seed: in
         return Case(shape, {"x": x}, {"weight": weight}, addends)
 
     by_scale = (n,) if shape.activation == "row_u8" else (n, shape.groups)
+    if shape.group_channels:
+        by_scale = (-(-n // shape.group_channels), k)
     weights = {"scales": scales(by_scale)}
     if shape.format in FLOATS:
         weights["weight"] = rng.standard_normal((n, k)).astype(FLOATS[shape.format])

@@ -42,6 +42,9 @@ SHAPES = [
     LinearShape(3, 33, 100, "int4", "block", 32, **FLOAT_ZERO_POINTS),
     LinearShape(2, 33, 100, "int8", "block", 64, **FLOAT_ZERO_POINTS),
     LinearShape(2, 20, 61, "e4m3fn"),
+    LinearShape(1, 70, 61, "int4", group_channels=32, has_zero_points=True, has_bias=True),
+    LinearShape(5, 33, 70, "int4", group_channels=16, has_residual=True),
+    LinearShape(3, 45, 37, "int8", group_channels=8, has_zero_points=True),
 ]
 QUANTIZED = [
     LinearShape(5, 33, 96, "int4", "block", 32),
@@ -107,6 +110,7 @@ def test_the_reference_multiplies_dequantized_operands(shape: LinearShape) -> No
         LinearShape(17, 40, 100, "int8", "row_u8", has_bias=True, has_residual=True),
         LinearShape(17, 40, 70, "int4", group_size=32, has_zero_points=True, has_bias=True),
         LinearShape(17, 40, 70, "int8", has_residual=True),
+        LinearShape(17, 40, 70, "int4", group_channels=8, has_zero_points=True),
     ],
     ids=name,
 )
@@ -200,6 +204,10 @@ def test_x86_and_arm_share_their_weights() -> None:
         {"format": "bf16", "group_size": 32},
         {"format": "int4", "group_size": 32, "float_zero_points": True},
         {"format": "f32", "n": 0},
+        {"format": "f32", "group_channels": 16},
+        {"format": "int4", "group_channels": 24},
+        {"format": "int4", "group_channels": 16, "group_size": 32},
+        {"format": "int8", "group_channels": 16, "activation": "row_u8"},
     ],
     ids=lambda fields: "-".join(str(v) for v in fields.values()),
 )

@@ -112,7 +112,7 @@ def _own_layer(cover: Cover, node: Node, overrides: dict[str, Override]) -> Expe
     where = cover.frame.graph.where(node)
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2]:
         bias = cover.vector(node.inputs[2], n, node.attrs.get("beta", 1.0), where)
-    weights = linear_weights(constant, where, cover.note)
+    weights = linear_weights(constant, where, cover.note, by_channels=False)
 
     def lead(param: Param | None) -> Param | None:
         if param is None:

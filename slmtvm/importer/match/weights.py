@@ -19,7 +19,7 @@ from slmtvm.importer.graph import (
     unpack_nibbles,
 )
 from slmtvm.importer.steps import Param, Weights
-from slmtvm.schedules.linear.shape import GROUP_SIZES
+from slmtvm.schedules.linear.shape import GROUP_SIZES, MIN_GROUP_CHANNELS
 
 Note = Callable[[str], None]
 
@@ -40,11 +40,14 @@ _FLOAT8 = {
 }
 
 
-def linear_weights(constant: Constant, where: str, note: Note) -> Weights:
+def linear_weights(
+    constant: Constant, where: str, note: Note, *, by_channels: bool = True
+) -> Weights:
     """The weight of ``x @ constant`` with constant (k, n), output features first.
 
-    What no canonical format holds is expanded to float32, which ``note`` is told. Raises
-    UnsupportedOpError for element types that are no numbers.
+    Blocks of output features may share scales ``by_channels``. What no canonical format holds is
+    expanded to float32, which ``note`` is told. Raises UnsupportedOpError for element types that
+    are no numbers.
     """
     turned = transposed(constant)
     dtype = turned.stored.dtype
@@ -58,6 +61,11 @@ def linear_weights(constant: Constant, where: str, note: Note) -> Weights:
         _check_finite(turned, where)
         weight = Param(turned.name, turned.stored.view(np.uint8))
         return Weights(_FLOAT8[dtype], weight, Param(f"{turned.name}.scales", scales))
+    if by_channels and quantization is not None and dtype in (np.int8, np.uint8):
+        blocks = _channel_blocks(quantization, turned.shape)
+        if blocks is not None:
+            scales, zeros, size = blocks
+            return replace(_quantized(turned, scales, zeros, where), group_channels=size)
     weights = _matrix(turned, where, note)
     return kernel_groups(weights, turned.shape[1], note)
 
@@ -85,14 +93,19 @@ def _matrix(constant: Constant, where: str, note: Note) -> Weights:
     if found is None or dtype not in (np.int8, np.uint8):
         return _expanded(constant, where, note)
     scales, zeros, group = found
+    return replace(_quantized(constant, scales, zeros, where), group_size=group)
+
+
+def _quantized(constant: Constant, scales: Array, zeros: Array | None, where: str) -> Weights:
+    """A matrix of 4 or 8 bits with its scales and zero points, whatever these belong to."""
     if constant.packed is not None:
-        return packed_weights(constant, scales, zeros, group)
+        return packed_weights(constant, scales, zeros, 0)
+    name, unsigned = constant.name, constant.stored.dtype == np.uint8
     return Weights(
         "int8",
         Param(name, to_int8(constant.stored, where)),
         Param(f"{name}.scales", scales),
-        _param(int8_zero_points(zeros, dtype == np.uint8, scales.shape), f"{name}.zero_points"),
-        group,
+        _param(int8_zero_points(zeros, unsigned, scales.shape), f"{name}.zero_points"),
     )
 
 
@@ -266,6 +279,31 @@ def _scales(
     if along_rows:
         return None
     return scales.reshape(rows), None if zeros is None else zeros.reshape(rows), 0
+
+
+def _channel_blocks(
+    quantization: Quantization, shape: tuple[int, ...]
+) -> tuple[Array, Array | None, int] | None:
+    """Scales (float32) and zero points (blocks, columns) of blocks of rows, and the size of a block
+    that kernels have; None where blocks are others, or none of rows."""
+    rows, columns = shape
+    scales, zeros = quantization.scales.astype(np.float32, copy=False), quantization.zero_points
+    along_rows = quantization.axis % 2 == 1
+    if scales.size == 1 or along_rows == bool(quantization.block_size):
+        return None
+    block = quantization.block_size or rows  # without blocks: a scale for each column
+    if block >= rows:  # any size from there on
+        block = max(MIN_GROUP_CHANNELS, 1 << (rows - 1).bit_length())
+    size = block & -block  # the largest power of two in it
+    if size < MIN_GROUP_CHANNELS:
+        return None
+
+    def spread(per: Array) -> Array:
+        fine = np.repeat(per.reshape(-1, columns), block // size, axis=0)
+        return np.ascontiguousarray(fine[: -(-rows // size)])
+
+    wide = None if zeros is None else zeros if zeros.size == 1 else spread(zeros)
+    return spread(scales), wide, size
 
 
 def unpack_rows(packed: Array, columns: int) -> Array:

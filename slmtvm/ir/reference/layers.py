@@ -23,6 +23,7 @@ def linear(x: Array, attrs: Attrs, kind: str, weight: Array, **named: Array) -> 
     w = dequantize(
         weight, named.get("scales"), named.get("zero_points"),
         format=str(attrs["format"]), group_size=group_size, columns=int(attrs["k"]),
+        group_channels=int(attrs.get("group_channels", 0)),
     )  # fmt: skip
     if activation == "block":
         x = quantize_blocks(x, group_size)

@@ -23,6 +23,7 @@ def dequantize(
     format: str,
     group_size: int,
     columns: int,
+    group_channels: int = 0,
 ) -> Array:
     """A weight or table in any canonical format as float32 (rows, columns)."""
     if format in ("f32", "f16"):
@@ -37,6 +38,8 @@ def dequantize(
     zeros = np.full(scales.shape, default) if zero_points is None else zero_points
 
     def spread(per: Array) -> Array:
+        if group_channels:
+            return np.repeat(per, group_channels, axis=0)[: len(values)]
         if group_size:
             return np.repeat(per, group_size, axis=1)[:, :columns]
         return per.reshape(-1, 1)

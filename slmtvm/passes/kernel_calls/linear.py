@@ -38,6 +38,7 @@ def linear_shape(
         if group_size and scales is not None
         else "float32",
         float_zero_points=offsets is not None and offsets.dtype.kind == "f",
+        group_channels=int(attrs.get("group_channels", 0)),
     )
 
 

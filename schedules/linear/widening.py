@@ -1,0 +1,91 @@
+"""Packed weights as float32 vectors: what kernels on float activations multiply by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+from tvm.script.ir_builder import tirx as T
+
+from slmtvm.schedules.isa.base import Buffer, Expr, let, load, prefetch, splat
+from slmtvm.schedules.linear.shape import LinearShape
+from slmtvm.schedules.linear.tile import Tile
+
+
+@dataclass(frozen=True)
+class Float8:
+    """How an 8-bit float becomes a float32: the bits of its mantissa, the bias of its exponent."""
+
+    mantissa: int
+    bias: int
+    numpy: type
+
+
+FLOAT8 = {
+    "e4m3fn": Float8(3, 7, ml_dtypes.float8_e4m3fn),
+    "e4m3fnuz": Float8(3, 8, ml_dtypes.float8_e4m3fnuz),
+    "e5m2": Float8(2, 15, ml_dtypes.float8_e5m2),
+    "e5m2fnuz": Float8(2, 16, ml_dtypes.float8_e5m2fnuz),
+}
+_MANTISSA, _BIAS = 23, 127  # of float32
+
+
+def fields(
+    shape: LinearShape, tile: Tile, weight: Buffer, v: int, k: Expr, count: int, ahead: int
+) -> list[Expr]:
+    """Vector ``v`` of the weights for ``k`` to ``k + count``, each as int32 with its bits where
+    ``widened`` wants them."""
+    isa, lanes = tile.isa, tile.isa.lanes
+    panel_bytes = shape.padded_k * shape.bits // 8 * isa.panel
+    per_load = isa.k_step * 8 // shape.bits
+    found: list[Expr] = []
+    for first in range(0, count, per_load):
+        offset = (k + first) * shape.bits // 8 * isa.panel + tile.lane(v) * isa.k_step
+        at = tile.panel(v) * panel_bytes + offset
+        if ahead and v % isa.vectors == 0:
+            prefetch(weight, at + tile.vectors * panel_bytes // isa.vectors)
+        raw = load(weight, at, lanes * isa.k_step)
+        dtype = f"int32x{lanes}"
+        word = let(T.Cast(dtype, raw) if isa.k_step == 1 else T.reinterpret(dtype, raw))
+        bytes_ = [(word, 8 * b) for b in range(isa.k_step)]
+        shifts = [(w, s + half) for half in (0, 4)[: 8 // shape.bits] for w, s in bytes_]
+        found += [_field(shape, w, s, lanes) for w, s in shifts[: count - first]]
+    return found
+
+
+def _field(shape: LinearShape, word: Expr, shift: int, lanes: int) -> Expr:
+    """The weight that begins at bit ``shift``: an int4's number, a byte at the top of its lane."""
+    if shape.format == "int4":
+        moved = T.shift_right(word, splat(shift, "int32", lanes)) if shift else word
+        return let(T.bitwise_and(moved, splat(15, "int32", lanes)))
+    return let(T.shift_left(word, splat(24 - shift, "int32", lanes)))
+
+
+def widened(shape: LinearShape, lanes: int, field: Expr, zero: Expr | None) -> Expr:
+    """A weight as float32, its zero point (int32, or float32 where it is so) taken off."""
+    if shape.format in FLOAT8:
+        return _float8(FLOAT8[shape.format], field, lanes)
+    if shape.format == "int8":
+        field = let(T.shift_right(field, splat(24, "int32", lanes)))
+    if zero is not None and not shape.float_zero_points:
+        field = let(field - zero)
+    value = let(T.Cast(f"float32x{lanes}", field))
+    return let(value - zero) if shape.float_zero_points else value
+
+
+def _float8(kind: Float8, top: Expr, lanes: int) -> Expr:
+    """Exponent and mantissa put in their places; the product makes up for the other bias, and makes
+    subnormals normal."""
+    shift = 24 - (_MANTISSA - kind.mantissa)
+    kept = ((0x7F << (_MANTISSA - kind.mantissa)) | 1 << 31) - (1 << 32)  # as an int32
+    placed = T.bitwise_and(
+        T.shift_right(top, splat(shift, "int32", lanes)), splat(kept, "int32", lanes)
+    )
+    bits = let(placed)
+    factor = splat(2.0 ** (_BIAS - kind.bias), "float32", lanes)
+    return let(T.reinterpret(f"float32x{lanes}", bits) * factor)
+
+
+def default_zero(shape: LinearShape, lanes: int) -> Expr | None:
+    """What is taken off every weight of a layer without zero points, None where nothing is."""
+    return splat(shape.default_zero, "int32", lanes) if shape.default_zero else None
