@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from slmtvm.importer.graph import Array
-from slmtvm.importer.match.weights import unpack_rows
+from slmtvm.importer.match.packed_rows import unpack_rows
 from slmtvm.importer.steps import Weights
 
 _PATTERNS = ((1, 4), (2, 4), (4, 8))  # the sparsest first; 2:4 is what accelerators have
@@ -37,11 +37,11 @@ def _nonzero(weights: Weights, rows: slice, k: int) -> Array:
     stored = weights.weight.array[rows]
     if weights.format in ("f32", "f16"):
         return np.asarray(stored != 0)
-    if weights.format not in ("int4", "int8"):
+    if not weights.format.startswith("int"):
         return np.asarray((stored & _MAGNITUDE.get(weights.format, _MAGNITUDE_FLOAT8)) != 0)
-    values = unpack_rows(stored, k) if weights.format == "int4" else stored
+    values = unpack_rows(stored, k, weights.bits)
     if weights.zero_points is None:
-        return np.asarray(values != (8 if weights.format == "int4" else 0))
+        return np.asarray(values != weights.default_zero)
     zeros = weights.zero_points.array
     if weights.group_channels:
         channels = np.arange(rows.start, rows.start + len(values))

@@ -50,6 +50,16 @@ class Weights:
     group_size: int = 0
     group_channels: int = 0  # of a linear layer
 
+    @property
+    def bits(self) -> int:
+        """Bits of an integer weight."""
+        return int(self.format.removeprefix("int"))
+
+    @property
+    def default_zero(self) -> int:
+        """The zero point of integer weights that have none of their own."""
+        return 0 if self.format == "int8" else 1 << (self.bits - 1)
+
 
 @dataclass(frozen=True, eq=False)
 class ExpertWeights:

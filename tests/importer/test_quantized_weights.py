@@ -274,21 +274,38 @@ def test_zero_points_may_be_floats(tmp_path):
     assert str(head.attrs["activation"]) == "f32"  # as onnxruntime computes it
 
 
+@pytest.mark.parametrize("zeros", [None, "float"])
 @pytest.mark.parametrize(
-    ("groups", "format"),
+    ("groups", "columns"),
     [
-        (np.arange(40) // 16, "int4"),
-        (np.random.default_rng(0).permutation(40) // 16, "int4"),
-        ((np.random.default_rng(0).permutation(40) // 16 + 1) % 3, "int4"),  # the first is short
-        (np.random.default_rng(0).integers(0, 3, 40), "f32"),
+        (np.arange(40) // 16, 40),
+        (np.random.default_rng(0).permutation(40) // 16, 48),
+        ((np.random.default_rng(0).permutation(40) // 16 + 1) % 3, 48),  # the first is short
+        (np.repeat([2, 0, 1], [1, 15, 24]), 64),
+        (np.repeat([0, 2], [3, 37]), 64),  # none of group 1
     ],
-    ids=["in order", "permuted", "short group first", "of any size"],
+    ids=["in order", "permuted", "short group first", "of any size", "empty group"],
 )
-def test_columns_in_the_order_of_activations_are_grouped_again(groups, format, tmp_path):
-    model = check(save(nbits_head(g_idx=groups.astype(np.int32)), tmp_path))
+def test_columns_in_the_order_of_activations_are_grouped_again(groups, columns, zeros, tmp_path):
+    more = {} if zeros is None else {
+        "zeros": np.random.default_rng(0).uniform(0, 15, (53, 3)).astype(np.float32)
+    }  # fmt: skip
+    model = check(save(nbits_head(g_idx=groups.astype(np.int32), **more), tmp_path))
     head = calls_of(model, "slm.linear")[-1]
-    assert str(head.attrs["format"]) == format
-    assert bool(model.notes) == (format == "f32")
+    assert (str(head.attrs["format"]), int(head.attrs["k"])) == ("int4", columns)
+    assert int(head.attrs["group_size"]) == 16
+
+
+def test_packed_zero_points_of_groups_of_any_size_mean_what_floats_do(tmp_path):
+    # onnxruntime ignores packed ones where there is a g_idx, and floats it does not.
+    rng = np.random.default_rng(0)
+    zeros = rng.integers(0, 16, (53, 3), dtype=np.uint8)
+    packed = np.stack([zeros[:, 0] | zeros[:, 1] << 4, zeros[:, 2]], axis=1).reshape(-1)
+    groups = {"g_idx": rng.integers(0, 3, 40).astype(np.int32)}
+    want = check(save(nbits_head(zeros=zeros.astype(np.float32), **groups), tmp_path))
+    model = import_onnx(save(nbits_head(zeros=packed, **groups), tmp_path), context=32)
+    got, expected = evaluate(model, TOKENS), evaluate(want, TOKENS)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6 * np.ptp(expected))
 
 
 def dequantized_head(

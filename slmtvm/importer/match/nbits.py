@@ -11,14 +11,15 @@ import numpy as np
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.graph import Array, Constant, Node
+from slmtvm.importer.match.packed_rows import pack_rows, unpack_rows
 from slmtvm.importer.match.weights import (
+    SCALE_BYTES,
     int8_zero_points,
     kernel_groups,
-    pack_rows,
     to_int8,
-    unpack_rows,
 )
-from slmtvm.importer.steps import Linear, Param, Reordered, Rows, Weights
+from slmtvm.importer.steps import Elementwise, Linear, Param, Reordered, Rows, Weights
+from slmtvm.schedules.linear.shape import GROUP_SIZES
 
 _INT8_ACTIVATIONS = 4  # the accuracy_level that asks for them
 _MIN_BLOCK = 16
@@ -65,7 +66,7 @@ def match_nbits(cover: Cover, node: Node) -> Linear:
     asked = attrs.get("accuracy_level", 0) == _INT8_ACTIVATIONS and not floats
     x = _rows(cover, node, k, n)
     if group_index is not None:
-        x, weights = _ordered(cover, node, x, weights, group_index, zeros is not None)
+        x, weights, k = _ordered(cover, node, x, weights, group_index, zeros is not None)
     vector = None if bias is None else cover.vector(node.inputs[5], n, 1.0, where)
     weights = kernel_groups(weights, k, cover.note)
     return Linear(x, weights, vector, n, k, "block" if asked else "f32")
@@ -94,8 +95,7 @@ def _packed(weight: Constant, n: int, k: int, bits: int, padded: int, where: str
     if bits == 8:
         return to_int8(rows, where)  # 128, the default zero point, becomes 0
     if bits == 2:
-        fields = np.stack([rows >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
-        return pack_rows(fields.reshape(n, -1)[:, :k] + np.uint8(_TWO_TO_FOUR))
+        return pack_rows(unpack_rows(rows, k, bits) + np.uint8(_TWO_TO_FOUR), 4)
     return rows
 
 
@@ -125,16 +125,16 @@ def _zero_points(
     rows = zeros.stored.reshape(n, width)
     if bits == 8:
         return int8_zero_points(rows, True, (n, groups))
-    fields = np.stack([rows >> s & (1 << bits) - 1 for s in range(0, 8, bits)], axis=-1)
-    values = fields.reshape(n, -1)[:, :groups] + np.uint8(shift)
+    values = unpack_rows(rows, groups, bits) + np.uint8(shift)
     return None if (values == 8).all() else values
 
 
 def _ordered(
     cover: Cover, node: Node, x: Rows, weights: Weights, index: Constant, with_zeros: bool
-) -> tuple[Rows, Weights]:
+) -> tuple[Rows, Weights, int]:
     """Columns of the weight, and with them the features of x, in an order that makes every group
-    contiguous; where groups differ in size, the weight in float32."""
+    contiguous; groups that are not full are filled up with columns that add nothing. Returns x,
+    the weights and the number of columns."""
     where = cover.frame.graph.where(node)
     n, k, block = node.attrs["N"], node.attrs["K"], node.attrs["block_size"]
     groups = -(-k // block)
@@ -150,39 +150,66 @@ def _ordered(
             "zero points, slmtvm does not"
         )
     if (group == np.arange(k) // block).all():
-        return x, weights
-    assert weights.scales is not None
-    scales, zeros = weights.scales.array, weights.zero_points
+        return x, weights, k
+    size, features, real, of = _regrouped(group, groups, weights.bits)
     stored = weights.weight.array
-    values = unpack_rows(stored, k) if weights.format == "int4" else stored
-    counts = np.bincount(group, minlength=groups)
-    # A group that is not full, if there is one, comes last.
-    order_of_groups = np.argsort(counts != block, kind="stable")
-    if (counts[order_of_groups[:-1]] != block).any():
-        cover.note(
-            f"weight {weights.weight.name!r} is expanded to float32: its g_idx makes groups that "
-            f"are not of {block} columns each"
-        )
-        default = np.full(scales.shape, 8 if weights.format == "int4" else 0)
-        offsets = (default if zeros is None else zeros.array).astype(np.float32)
-        wide = (values.astype(np.float32) - offsets[:, group]) * scales[:, group]
-        return x, Weights("f32", Param(weights.weight.name, wide))
-    place = np.empty(groups, np.int64)
-    place[order_of_groups] = np.arange(groups)
-    order = np.argsort(place[group], kind="stable")
-    moved = values[:, order]
+    values = unpack_rows(stored, k, weights.bits)[:, features]
+    assert weights.scales is not None
+    scales, zeros = weights.scales.array[:, of], weights.zero_points
+    offsets = zeros.array[:, of] if zeros else np.full((1, of.size), weights.default_zero)
+    floats = offsets.dtype.kind == "f"
+    if not floats:  # else x is zero there
+        values = np.where(real, values, np.repeat(offsets, size, axis=1).astype(values.dtype))
     ordered = Weights(
         weights.format,
-        Param(weights.weight.name, pack_rows(moved) if weights.format == "int4" else moved),
-        Param(weights.scales.name, scales[:, order_of_groups]),
-        None if zeros is None else Param(zeros.name, zeros.array[:, order_of_groups]),
-        block,
+        Param(weights.weight.name, pack_rows(values, weights.bits)),
+        Param(weights.scales.name, scales),
+        None if zeros is None else Param(zeros.name, offsets),
+        size,
     )
-    key = ("order", str(x), order.tobytes())  # layers that read x in one order share it
+    assert n == len(scales)
+    return _gathered(cover, x, features, real if floats else None), ordered, features.size
+
+
+def _regrouped(group: Array, groups: int, bits: int) -> tuple[int, Array, Array, Array]:
+    """Columns that belong to these groups in groups of one size that kernels have.
+
+    Returns that size, the columns in their new order, which of them are real (the others repeat one
+    of their group, so that it has the same range), and the old group that each new one is of.
+    """
+    counts = np.bincount(group, minlength=groups)
+
+    def needed(size: int) -> int:
+        return int((-(-counts // size)).sum()) * (size * bits // 8 + SCALE_BYTES)
+
+    size = min(GROUP_SIZES[::-1], key=needed)
+    parts = -(-counts // size)
+    of = np.repeat(np.arange(groups), parts)
+    # The place of each column: its group's first, and its number in that.
+    sorted_columns = np.argsort(group, kind="stable")
+    starts = np.cumsum(parts * size) - parts * size
+    rank = np.arange(group.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    places = starts[group[sorted_columns]] + rank
+    real = np.zeros(len(of) * size, bool)
+    real[places] = True
+    filled = np.maximum.accumulate(np.where(real, np.arange(real.size), 0))
+    features = np.zeros(real.size, np.int64)
+    features[places] = sorted_columns
+    return size, features[filled], real, of
+
+
+def _gathered(cover: Cover, x: Rows, features: Array, real: Array | None) -> Rows:
+    """Features of x in another order, zeros where they are not ``real``; layers that read x in one
+    order share it."""
+    key = ("order", str(x), features.tobytes(), b"" if real is None else real.tobytes())
     if key not in cover.cache:
         rows = Rows(f"{x}#order{len(cover.cache)}")
-        cover.add(rows, Reordered(x, Param(f"{x}.order", order.astype(np.int32))))
+        cover.add(rows, Reordered(x, Param(f"{x}.order", features.astype(np.int32))))
+        if real is not None and not real.all():
+            mask = Param(f"{x}.real", real.astype(np.float32))
+            rows, ordered = Rows(f"{rows}#real"), rows
+            cover.add(rows, Elementwise("multiply", (ordered, mask)))
         cover.cache[key] = rows
     found = cover.cache[key]
-    assert isinstance(found, Rows) and n == len(scales)
-    return found, ordered
+    assert isinstance(found, Rows)
+    return found

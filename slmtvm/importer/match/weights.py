@@ -14,10 +14,10 @@ from slmtvm.importer.graph import (
     Constant,
     Quantization,
     dequantize,
-    pack_nibbles,
     transposed,
     unpack_nibbles,
 )
+from slmtvm.importer.match.packed_rows import pack_rows, unpack_rows
 from slmtvm.importer.steps import Param, Weights
 from slmtvm.schedules.linear.shape import GROUP_SIZES, MIN_GROUP_CHANNELS
 
@@ -25,7 +25,7 @@ Note = Callable[[str], None]
 
 _HALF_BYTE_OFFSET = 0x88  # adds 8 to both nibbles of a byte, modulo 16
 _BYTE_OFFSET = 0x80
-_SCALE_BYTES = 4
+SCALE_BYTES = 4
 
 _FLOATS = {
     np.dtype(np.float32): "f32",
@@ -115,7 +115,7 @@ def packed_weights(constant: Constant, scales: Array, zeros: Array | None, group
     rows, columns = constant.packed
     if columns % 2:  # in the file rows begin within a byte
         unsigned = replace(constant, signed=False)
-        stored = pack_rows(unpack_nibbles(unsigned))
+        stored = pack_rows(unpack_nibbles(unsigned), 4)
     else:
         stored = constant.stored.reshape(rows, columns // 2)
     name = constant.name
@@ -178,7 +178,7 @@ def kernel_groups(weights: Weights, columns: int, note: Note) -> Weights:
     if not group or group >= columns:
         # One scale a row, or for all: the groups that take the fewest bytes with their padding.
         sizes = GROUP_SIZES[::-1]
-        size = min(sizes, key=lambda s: -(-columns // s) * (s * _bits(weights) // 8 + _SCALE_BYTES))
+        size = min(sizes, key=lambda s: -(-columns // s) * (s * weights.bits // 8 + SCALE_BYTES))
     else:
         size = max((s for s in GROUP_SIZES if group % s == 0), default=0)
     if not size:
@@ -202,17 +202,12 @@ def kernel_groups(weights: Weights, columns: int, note: Note) -> Weights:
     )
 
 
-def _bits(weights: Weights) -> int:
-    return 4 if weights.format == "int4" else 8
-
-
 def _unpacked(weights: Weights, columns: int) -> Weights:
     """Grouped weights as float32."""
     assert weights.scales is not None
     stored, scales = weights.weight.array, weights.scales.array
-    values = unpack_rows(stored, columns) if weights.format == "int4" else stored
-    default = 8 if weights.format == "int4" else 0
-    zeros = np.full(scales.shape, default) if weights.zero_points is None else (
+    values = unpack_rows(stored, columns, weights.bits)
+    zeros = np.full(scales.shape, weights.default_zero) if weights.zero_points is None else (
         weights.zero_points.array
     )  # fmt: skip
 
@@ -304,17 +299,3 @@ def _channel_blocks(
 
     wide = None if zeros is None else zeros if zeros.size == 1 else spread(zeros)
     return spread(scales), wide, size
-
-
-def unpack_rows(packed: Array, columns: int) -> Array:
-    """uint8 (n, ceil(k / 2)), the even k in the low nibble -> uint8 values 0..15 (n, k)."""
-    both = np.stack([packed & 15, packed >> 4], axis=-1)
-    return both.reshape(len(packed), -1)[:, :columns]
-
-
-def pack_rows(values: Array) -> Array:
-    """The inverse of ``unpack_rows``."""
-    n, k = values.shape
-    padded = np.zeros((n, k + k % 2), np.uint8)
-    padded[:, :k] = values
-    return pack_nibbles(padded).reshape(n, -1)

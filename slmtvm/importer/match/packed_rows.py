@@ -1,0 +1,27 @@
+"""Rows of 2-, 4- or 8-bit values in bytes, the first value in the lowest bits."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from slmtvm.importer.graph import Array
+
+
+def unpack_rows(packed: Array, columns: int, bits: int) -> Array:
+    """Bytes (n, ceil(columns * bits / 8)) -> values (n, columns), uint8 but for 8-bit ones."""
+    if bits == 8:
+        return packed
+    fields = np.stack([packed >> s & (1 << bits) - 1 for s in range(0, 8, bits)], axis=-1)
+    return np.asarray(fields.reshape(len(packed), -1)[:, :columns])
+
+
+def pack_rows(values: Array, bits: int) -> Array:
+    """The inverse of ``unpack_rows``."""
+    if bits == 8:
+        return values
+    n, k = values.shape
+    each = 8 // bits
+    padded = np.zeros((n, -(-k // each) * each), np.uint8)
+    padded[:, :k] = values
+    parts = padded.reshape(n, -1, each) << np.arange(0, 8, bits, dtype=np.uint8)
+    return np.asarray(np.bitwise_or.reduce(parts, axis=-1))
