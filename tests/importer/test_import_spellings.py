@@ -191,13 +191,13 @@ def test_layers_of_one_bias_share_its_table(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("softcap", [0.3, 50.0])
 @pytest.mark.parametrize("mask", MASKS)
 def test_heads_may_be_laid_out_otherwise_in_scores_than_in_values(mask, tmp_path):
     # As GPT-NeoX has it in older versions of transformers.
     check(Tiny(mask=mask, flat_heads=True), tmp_path)
 
 
+@pytest.mark.parametrize("softcap", [0.3, 50.0])
 @pytest.mark.parametrize("scale_on", ["scores", "queries"])
 @pytest.mark.parametrize("mask", ["trilu", "where", "window"])
 def test_a_cap_on_scores_is_found_under_every_mask(mask, scale_on, softcap, tmp_path):
