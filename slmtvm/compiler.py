@@ -37,7 +37,7 @@ def compile_model(
     tokenizer.json to put into the bundle; the one beside the model where None and there is one.
     kv: "f16", "f32" or "int8", how the KV cache holds keys and values; what suits each target where
     None.
-    activations: what float activations that meet int4 or int8 weights are computed in: "int8" (they
+    activations: what float activations that meet integer weights are computed in: "int8" (they
     are rounded), "file" (rounded only where the file says so) or "f32" (never rounded).
     progress: called with the name of each step as it begins. Raises SlmError; nothing is left at
     ``output`` then, and what was there before stays.

@@ -65,7 +65,7 @@ class Inspection:
     weights: tuple[LayerReport, ...] = field(default=())
     estimates: tuple[Estimate, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
-    float_activation_layers: int = 0  # of int4 or int8 weights
+    float_activation_layers: int = 0  # of integer weights
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types."""

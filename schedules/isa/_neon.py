@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa.base import CHUNK, Buffer, Expr, Isa, Row, let, load, splat
+from slmtvm.schedules.isa.base import CHUNK, Buffer, Expr, Isa, Row, byte_fields, let, load
 
 LANES = 4
 BYTES = "int8x16"
 
 
-def nibbles(raw: Expr) -> tuple[Expr, Expr]:
-    """Low and high nibbles of 16 bytes, as int8 0..15."""
-    low = T.bitwise_and(raw, splat(0x0F, "uint8", 16))
-    high = T.shift_right(raw, splat(4, "uint8", 16))
-    return let(T.reinterpret(BYTES, low)), let(T.reinterpret(BYTES, high))
+def fields(raw: Expr, bits: int) -> tuple[Expr, ...]:
+    """The fields of ``bits`` of 16 bytes, the lowest first, as int8."""
+    return byte_fields(raw, bits, 16)
 
 
 class LaneRow:

@@ -7,16 +7,18 @@ from tvm.script.ir_builder import tirx as T
 from slmtvm.schedules.isa.base import Buffer, Expr, Row, let, load, splat
 
 
-def nibbles(raw: Expr, dtype: str, lanes: int) -> tuple[Expr, Expr]:
-    """Low and high nibbles of a vector's bytes, as bytes 0..15.
+def fields(raw: Expr, bits: int, dtype: str, lanes: int) -> tuple[Expr, ...]:
+    """The fields of ``bits`` of a vector's bytes, the lowest first, each as a byte.
 
     Computed on 32-bit lanes: x86 cannot shift bytes, and the mask drops what crosses over.
     """
     words = let(T.reinterpret(f"int32x{lanes}", raw))
-    mask = splat(0x0F0F0F0F, "int32", lanes)
-    low = T.bitwise_and(words, mask)
-    high = T.bitwise_and(T.shift_right(words, splat(4, "int32", lanes)), mask)
-    return let(T.reinterpret(dtype, low)), let(T.reinterpret(dtype, high))
+    mask = splat(0x01010101 * ((1 << bits) - 1), "int32", lanes)
+    found = []
+    for shift in range(0, 8, bits):
+        moved = T.shift_right(words, splat(shift, "int32", lanes)) if shift else words
+        found.append(let(T.reinterpret(dtype, T.bitwise_and(moved, mask))))
+    return tuple(found)
 
 
 def broadcast_word(buffer: Buffer, at: Expr, lanes: int) -> Expr:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa._x86 import BroadcastRow, broadcast_word, nibbles
+from slmtvm.schedules.isa._x86 import BroadcastRow, broadcast_word, fields
 from slmtvm.schedules.isa.base import Dot, Expr, Isa, Row, Vectors, intrinsic, let, splat
 
 LANES = 8
@@ -28,14 +28,18 @@ class _ByteActivations(BroadcastRow, Dot):
         return let(T.reinterpret("int8x32", broadcast_word(buffer, at + k, LANES)))
 
 
-class _U4S8(_ByteActivations):
-    """A step adds 2 * 15 * 127 at most to an int16: eight steps cannot overflow."""
+class _FieldsS8(_ByteActivations):
+    """A step adds 2 * 15 * 127 at most to an int16, and a fifth of that for 2 bits: 8 and 40 steps
+    cannot overflow."""
 
     state = (PAIRS,)
-    max_steps = 8
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+        self.max_steps = {4: 8, 2: 40}[bits]
 
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
-        return nibbles(raw, "uint8x32", LANES)
+        return fields(raw, self._bits, "uint8x32", LANES)
 
     def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
         pairs = _multiply_bytes(weight, activation)
@@ -96,8 +100,8 @@ class _S8Row(BroadcastRow, Dot):
 
 
 class Avx2(Isa):
-    def u4_s8(self, rows: int) -> Dot:
-        return _U4S8()
+    def fields_s8(self, bits: int, rows: int) -> Dot:
+        return _FieldsS8(bits)
 
     def s8_s8(self) -> Dot:
         return _S8S8()

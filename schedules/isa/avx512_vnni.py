@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa._x86 import BroadcastRow, broadcast_word, nibbles
+from slmtvm.schedules.isa._x86 import BroadcastRow, broadcast_word, fields
 from slmtvm.schedules.isa.base import Dot, Expr, Isa, Row, Vectors, intrinsic, let, splat
 
 LANES = 16
@@ -27,9 +27,12 @@ class _Vpdpbusd(BroadcastRow, Dot):
         return (intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", total, *operands),)
 
 
-class _U4S8(_Vpdpbusd):
+class _FieldsS8(_Vpdpbusd):
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
-        return nibbles(raw, "uint8x64", LANES)
+        return fields(raw, self._bits, "uint8x64", LANES)
 
 
 class _U4S8OneRow(_Vpdpbusd):
@@ -78,8 +81,9 @@ class _S8Row(_Vpdpbusd):
 
 
 class Avx512Vnni(Isa):
-    def u4_s8(self, rows: int) -> Dot:
-        return _U4S8OneRow() if rows == 1 else _U4S8()
+    def fields_s8(self, bits: int, rows: int) -> Dot:
+        # With 2 bits there are four sums to shift, which costs as much as it saves.
+        return _U4S8OneRow() if (bits, rows) == (4, 1) else _FieldsS8(bits)
 
     def s8_s8(self) -> Dot:
         return _S8S8()

@@ -129,8 +129,9 @@ class Isa(ABC):
         ]
 
     @abstractmethod
-    def u4_s8(self, rows: int) -> Dot:
-        """int4 weights 0..15, two operands in a byte (low nibbles first), activations -127..127.
+    def fields_s8(self, bits: int, rows: int) -> Dot:
+        """Weights of 2 or 4 bits, 0..3 or 0..15, operands of several steps in a byte (the first in
+        the lowest bits), activations -127..127.
 
         ``rows`` rows of activations use the weights while they are in registers.
         """
@@ -158,6 +159,17 @@ def splat(value: int | float, dtype: str, lanes: int) -> Expr:
 def load(buffer: Buffer, at: Expr, lanes: int) -> Expr:
     """``lanes`` consecutive elements from ``at``."""
     return buffer[T.ramp(at, 1, lanes)]
+
+
+def byte_fields(raw: Expr, bits: int, lanes: int) -> tuple[Expr, ...]:
+    """The fields of ``bits`` of a vector of bytes, the lowest first, each as an int8."""
+    found = []
+    for shift in range(0, 8, bits):
+        field = T.shift_right(raw, splat(shift, "uint8", lanes)) if shift else raw
+        if shift + bits < 8:
+            field = T.bitwise_and(field, splat((1 << bits) - 1, "uint8", lanes))
+        found.append(let(T.reinterpret(f"int8x{lanes}", field)))
+    return tuple(found)
 
 
 def intrinsic(dtype: str, name: str, *args: Expr) -> Expr:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa._neon import LANES, LaneRow, NeonIsa, nibbles
+from slmtvm.schedules.isa._neon import LANES, LaneRow, NeonIsa, fields
 from slmtvm.schedules.isa.base import Dot, Expr, Vectors, intrinsic, let, splat
 
 _HALVES = (T.vectorlow, T.vectorhigh)
@@ -44,14 +44,18 @@ class _S8S8(LaneRow, Dot):
         return splat(1, "int8", 4 * LANES)
 
 
-class _U4S8(_S8S8):
-    """A step adds 15 * 127 at most to an int16: sixteen steps cannot overflow."""
+class _FieldsS8(_S8S8):
+    """A step adds 15 * 127 at most to an int16, and a fifth of that for 2 bits: 16 and 80 steps
+    cannot overflow."""
 
     state = ("int16x8", "int16x8")
-    max_steps = 16
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+        self.max_steps = {4: 16, 2: 80}[bits]
 
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
-        return nibbles(raw)
+        return fields(raw, self._bits)
 
     def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
         products = _products(weight, activation)
@@ -65,8 +69,8 @@ class _U4S8(_S8S8):
 
 
 class Neon(NeonIsa):
-    def u4_s8(self, rows: int) -> Dot:
-        return _U4S8()
+    def fields_s8(self, bits: int, rows: int) -> Dot:
+        return _FieldsS8(bits)
 
     def s8_s8(self) -> Dot:
         return _S8S8()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slmtvm.schedules.isa._neon import LANES, LaneRow, NeonIsa, nibbles
+from slmtvm.schedules.isa._neon import LANES, LaneRow, NeonIsa, fields
 from slmtvm.schedules.isa.base import Dot, Expr, Vectors, intrinsic, let, splat
 
 
@@ -24,14 +24,17 @@ class _S8S8(LaneRow, Dot):
         return splat(1, "int8", 4 * LANES)
 
 
-class _U4S8(_S8S8):
+class _FieldsS8(_S8S8):
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
-        return nibbles(raw)
+        return fields(raw, self._bits)
 
 
 class NeonDotprod(NeonIsa):
-    def u4_s8(self, rows: int) -> Dot:
-        return _U4S8()
+    def fields_s8(self, bits: int, rows: int) -> Dot:
+        return _FieldsS8(bits)
 
     def s8_s8(self) -> Dot:
         return _S8S8()

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Row, Vectors, let, splat
+from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Row, Vectors, byte_fields, let, splat
 from slmtvm.schedules.vector import half_to_float
 
 LANES = 32
-BYTES, PRODUCTS, SUMS = (f"int{bits}x{LANES}" for bits in (8, 16, 32))
+PRODUCTS, SUMS = (f"int{bits}x{LANES}" for bits in (16, 32))
 
 
 class _ScalarActivations(Dot):
@@ -32,16 +32,18 @@ def _products(weight: Expr, activation: Expr) -> Expr:
     return T.Cast(PRODUCTS, weight) * T.Broadcast(activation, LANES)
 
 
-class _U4S8(_ScalarActivations):
-    """A step adds 15 * 127 at most to an int16: sixteen steps cannot overflow."""
+class _FieldsS8(_ScalarActivations):
+    """A step adds 15 * 127 at most to an int16, and a fifth of that for 2 bits: 16 and 80 steps
+    cannot overflow."""
 
     state = (PRODUCTS,)
-    max_steps = 16
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+        self.max_steps = {4: 16, 2: 80}[bits]
 
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
-        low = T.bitwise_and(raw, splat(0x0F, "uint8", LANES))
-        high = T.shift_right(raw, splat(4, "uint8", LANES))
-        return let(T.reinterpret(BYTES, low)), let(T.reinterpret(BYTES, high))
+        return byte_fields(raw, self._bits, LANES)
 
     def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
         products = _products(weight, activation)
@@ -98,8 +100,8 @@ class Rvv(Isa):
     def f16_to_f32(self, halves: Expr) -> Expr:
         return half_to_float(T.reinterpret(f"uint16x{LANES}", halves))
 
-    def u4_s8(self, rows: int) -> Dot:
-        return _U4S8()
+    def fields_s8(self, bits: int, rows: int) -> Dot:
+        return _FieldsS8(bits)
 
     def s8_s8(self) -> Dot:
         return _S8S8()

@@ -15,7 +15,7 @@ from slmtvm.schedules.isa.base import Buffer, Expr, let, load, splat
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear.integer import Operands, Sums, integer_sums
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
-from slmtvm.schedules.linear.packing import panels_of_bytes
+from slmtvm.schedules.linear.packing import panels_of_fields
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Store, Tile
@@ -58,7 +58,9 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     packed_scales[: shape.n] = weights.scales.reshape(-1)
     column_sums = (whole.astype(np.int32) - zeros.astype(np.int32)).sum(axis=1, dtype=np.int32)
     arrays = [
-        panels_of_bytes(whole, isa.panel, isa.k_step).reshape(weight_tensors(shape, isa)[0].shape),
+        panels_of_fields(whole, isa.panel, isa.k_step, 8).reshape(
+            weight_tensors(shape, isa)[0].shape
+        ),
         packed_scales.reshape(-1, isa.panel),
         column_sums.reshape(-1, isa.panel),
     ]

@@ -19,7 +19,7 @@ from slmtvm.schedules.linear.packing import pack_quantized, pad, unpacked
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile
-from slmtvm.schedules.linear.widening import default_zero, fields, widened
+from slmtvm.schedules.linear.widening import default_zero, fields, values_of_a_load, widened
 
 
 def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
@@ -87,11 +87,12 @@ def emit(
                     index = row * tile.vectors + v
                     sums[index] = T.fma(a, weight, sums[index])
 
-    parts, left = divmod(shape.k, knobs["ku"])
+    unroll = max(knobs["ku"], values_of_a_load(shape, tile.isa))
+    parts, left = divmod(shape.k, unroll)
     with T.serial(parts) as part:
-        step(part * knobs["ku"], knobs["ku"])
+        step(part * unroll, unroll)
     if left:
-        step(T.int32(parts * knobs["ku"]), left)
+        step(T.int32(parts * unroll), left)
     for row, v in tile.cells():
         store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
 

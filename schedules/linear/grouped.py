@@ -1,4 +1,4 @@
-"""Linear layers with int4 or int8 weights and int8 activations, both scaled by group of k.
+"""Linear layers with weights of 2, 4 or 8 bits and int8 activations, both scaled by group of k.
 
 ``y = sum over groups g of fma(float(sum_k q a) - z[g] xsum[g], s[g] xs[g], y)``, then ``+ bias +
 residual``; the bracket is an integer, and exact.
@@ -47,10 +47,10 @@ def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
 
 
 def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
-    """int4: weight uint8 (n, ceil(k / 2)), low nibble first; int8: int8 (n, k); others: bytes.
+    """The weight as ``slm.linear`` has it, float8 ones as their type or as bytes.
 
-    scales float (n, groups); zero_points of the same shape, uint8 for int4 and int8 for int8, or
-    floats. Padding counts as zero: it holds the zero point, and where that is a float, activations
+    scales float (n, groups); zero_points of the same shape, int8 for int8, else uint8, or floats.
+    Padding counts as zero: it holds the zero point, and where that is a float, activations
     are padded with zeros.
     """
     weight, scales, zero_points = weights.weight, weights.scales, weights.zero_points
@@ -194,7 +194,7 @@ def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
 
 
 def _dot(shape: LinearShape, isa: Isa, rows: int) -> Dot:
-    return isa.u4_s8(rows) if shape.format == "int4" else isa.s8_s8()
+    return isa.s8_s8() if shape.bits == 8 else isa.fields_s8(shape.bits, rows)
 
 
 def operands(

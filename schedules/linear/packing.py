@@ -8,16 +8,16 @@ from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.linear.shape import LinearShape
 
 
-def unpack_nibbles(packed: np.ndarray, k: int) -> np.ndarray:
-    """uint8 (n, ceil(k / 2)), low nibble first -> uint8 (n, k), values 0..15."""
-    both = np.stack([packed & 0x0F, packed >> 4], axis=-1)
-    return both.reshape(packed.shape[0], -1)[:, :k]
+def unpack_fields(packed: np.ndarray, k: int, bits: int) -> np.ndarray:
+    """uint8 (n, ceil(k * bits / 8)), the lowest bits first -> uint8 (n, k)."""
+    fields = np.stack([packed >> s & (1 << bits) - 1 for s in range(0, 8, bits)], axis=-1)
+    return np.asarray(fields.reshape(packed.shape[0], -1)[:, :k])
 
 
 def unpacked(shape: LinearShape, weight: np.ndarray) -> np.ndarray:
-    """A weight as ``slm.linear`` has int4 and int8 ones -> its bytes (n, k), one for each value."""
-    if shape.format == "int4":
-        return unpack_nibbles(weight, shape.k)
+    """A weight as ``slm.linear`` has quantized ones -> its bytes (n, k), one for each value."""
+    if shape.bits < 8:
+        return unpack_fields(weight, shape.k, shape.bits)
     return weight.view(shape.byte_dtype)
 
 
@@ -30,8 +30,8 @@ def pack_quantized(
     """
     whole = padding
     whole[: shape.n, : shape.k] = unpacked(shape, weight)
-    to_panels = panels_of_nibbles if shape.format == "int4" else panels_of_bytes
-    return to_panels(whole, isa.panel, isa.k_step).reshape(len(whole) // isa.panel, -1, isa.panel)
+    packed = panels_of_fields(whole, isa.panel, isa.k_step, shape.bits)
+    return packed.reshape(len(whole) // isa.panel, -1, isa.panel)
 
 
 def pad(values: np.ndarray, rows: int, columns: int, fill: int | float = 0) -> np.ndarray:
@@ -46,19 +46,16 @@ def panels_of_rows(values: np.ndarray, panel: int) -> np.ndarray:
     return np.ascontiguousarray(values.reshape(rows // panel, panel, columns).transpose(0, 2, 1))
 
 
-def panels_of_bytes(values: np.ndarray, panel: int, k_step: int) -> np.ndarray:
-    """Bytes (panels * panel, k) -> (panels, k / k_step, panel, k_step)."""
-    rows, k = values.shape
-    split = values.reshape(rows // panel, panel, k // k_step, k_step)
-    return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
+def panels_of_fields(values: np.ndarray, panel: int, k_step: int, bits: int) -> np.ndarray:
+    """Bytes that hold values of ``bits`` (panels * panel, k) -> bytes (panels, k * bits / 8 /
+    k_step, panel, k_step).
 
-
-def panels_of_nibbles(values: np.ndarray, panel: int, k_step: int) -> np.ndarray:
-    """uint8 0..15 (panels * panel, k) -> uint8 (panels, k / (2 k_step), panel, k_step).
-
-    A byte holds one value of the first k_step in its low nibble, of the next k_step in its high.
+    A byte holds one value of the first k_step in its lowest bits, then one of the next, and so on.
     """
     rows, k = values.shape
-    split = values.reshape(rows // panel, panel, k // (2 * k_step), 2, k_step)
-    low, high = split[:, :, :, 0], split[:, :, :, 1]
-    return np.ascontiguousarray((low | (high << 4)).transpose(0, 2, 1, 3))
+    each = 8 // bits
+    split = values.reshape(rows // panel, panel, k // (each * k_step), each, k_step)
+    packed = split[:, :, :, 0]
+    for i in range(1, each):
+        packed = packed | split[:, :, :, i] << i * bits
+    return np.ascontiguousarray(packed.transpose(0, 2, 1, 3))

@@ -20,6 +20,8 @@ GROUP_SIZES = (16, 32, 64, 128, 256)
 MIN_GROUP_CHANNELS = 8
 """Blocks of output channels are powers of two from here on: parts of vectors, or whole ones."""
 
+INTEGERS = ("int2", "int4", "int8")
+
 FLOAT8 = ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")
 """8-bit floats: bits of the exponent and the mantissa, then what ONNX appends to their names."""
 
@@ -28,8 +30,10 @@ SUPPORTED = {
     ("f16", "f32"): "float16 weights, float32 activations",
     ("bf16", "f32"): "bfloat16 weights, float32 activations",
     **{(name, "f32"): f"float8 {name} weights, float32 activations" for name in FLOAT8},
+    ("int2", "f32"): "int2 weights, float32 activations",
     ("int4", "f32"): "int4 weights, float32 activations",
     ("int8", "f32"): "int8 weights, float32 activations",
+    ("int2", "block"): "int2 weights in groups, int8 activations in the same groups",
     ("int4", "block"): "int4 weights in groups, int8 activations in the same groups",
     ("int8", "block"): "int8 weights in groups, int8 activations in the same groups",
     ("int8", "row_u8"): "int8 weights by channel, uint8 activations by row",
@@ -71,8 +75,8 @@ class LinearShape:
             raise self._unsupported("groups only of quantized weights, and not for whole rows")
         if self.activation == "row_u8" and self.k > MAX_ROW_K:
             raise self._unsupported(f"k up to {MAX_ROW_K} for whole rows")
-        if self.has_zero_points and self.format not in ("int4", "int8"):
-            raise self._unsupported("zero points only of int4 and int8 weights")
+        if self.has_zero_points and self.format not in INTEGERS:
+            raise self._unsupported("zero points only of int2, int4 and int8 weights")
         if self.float_zero_points and (self.activation == "row_u8" or not self.has_zero_points):
             raise self._unsupported("float zero points, where there are any, but for whole rows")
         if self.group_channels:
@@ -92,7 +96,7 @@ class LinearShape:
     @property
     def weight_only(self) -> bool:
         """Whether weights with scales meet float32 activations."""
-        return self.activation == "f32" and self.format in ("int4", "int8", *FLOAT8)
+        return self.activation == "f32" and self.format in (*INTEGERS, *FLOAT8)
 
     @property
     def groups(self) -> int:
@@ -110,7 +114,7 @@ class LinearShape:
     @property
     def bits(self) -> int:
         """Bits of one weight."""
-        return {"f32": 32, "f16": 16, "bf16": 16, "int4": 4}.get(self.format, 8)
+        return {"f32": 32, "f16": 16, "bf16": 16, "int4": 4, "int2": 2}.get(self.format, 8)
 
     @property
     def byte_dtype(self) -> str:
@@ -120,7 +124,7 @@ class LinearShape:
     @property
     def default_zero(self) -> int:
         """The zero point of weights that have none of their own."""
-        return 8 if self.format == "int4" else 0
+        return 1 << (self.bits - 1) if self.format in ("int2", "int4") else 0
 
     def kernel_name(self, isa: str, knobs: dict[str, int]) -> str:
         """A name that says all that the kernel's code depends on."""

@@ -1,4 +1,4 @@
-"""Linear layers with int4, int8 or float8 weights on float32 activations, widened in registers.
+"""Linear layers with integer or float8 weights on float32 activations, widened in registers.
 
 ``y = sum over groups g of fma(chain of fma(x[k], q[k] - z[g]) over the group, s[g], y)``, then
 ``+ bias + residual``. A layer without groups is one group. Weights are packed as the integer
@@ -20,7 +20,13 @@ from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_spa
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile
-from slmtvm.schedules.linear.widening import FLOAT8, default_zero, fields, widened
+from slmtvm.schedules.linear.widening import (
+    FLOAT8,
+    default_zero,
+    fields,
+    values_of_a_load,
+    widened,
+)
 
 
 def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
@@ -92,7 +98,7 @@ def _add_group(
                     index = row * tile.vectors + v
                     chains[index] = T.fma(a, column, chains[index])
 
-    unroll = knobs["ku"]
+    unroll = max(knobs["ku"], values_of_a_load(shape, isa))
     parts, left = divmod(count, unroll)
     if parts == 1:
         steps(start, unroll)

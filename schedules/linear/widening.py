@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import ml_dtypes
 from tvm.script.ir_builder import tirx as T
 
+from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let, load, prefetch, splat
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Tile
@@ -30,14 +31,19 @@ FLOAT8 = {
 _MANTISSA, _BIAS = 23, 127  # of float32
 
 
+def values_of_a_load(shape: LinearShape, isa: Isa) -> int:
+    """How many k of each channel one vector of packed bytes holds."""
+    return isa.k_step * 8 // shape.bits
+
+
 def fields(
     shape: LinearShape, tile: Tile, weight: Buffer, v: int, k: Expr, count: int, ahead: int
 ) -> list[Expr]:
-    """Vector ``v`` of the weights for ``k`` to ``k + count``, each as int32 with its bits where
-    ``widened`` wants them."""
+    """Vector ``v`` of the weights for ``k``, a multiple of ``values_of_a_load``, to ``k + count``,
+    each as int32 with its bits where ``widened`` wants them."""
     isa, lanes = tile.isa, tile.isa.lanes
     panel_bytes = shape.padded_k * shape.bits // 8 * isa.panel
-    per_load = isa.k_step * 8 // shape.bits
+    per_load = values_of_a_load(shape, isa)
     found: list[Expr] = []
     for first in range(0, count, per_load):
         offset = (k + first) * shape.bits // 8 * isa.panel + tile.lane(v) * isa.k_step
@@ -48,16 +54,17 @@ def fields(
         dtype = f"int32x{lanes}"
         word = let(T.Cast(dtype, raw) if isa.k_step == 1 else T.reinterpret(dtype, raw))
         bytes_ = [(word, 8 * b) for b in range(isa.k_step)]
-        shifts = [(w, s + half) for half in (0, 4)[: 8 // shape.bits] for w, s in bytes_]
+        shifts = [(w, s + part) for part in range(0, 8, shape.bits) for w, s in bytes_]
         found += [_field(shape, w, s, lanes) for w, s in shifts[: count - first]]
     return found
 
 
 def _field(shape: LinearShape, word: Expr, shift: int, lanes: int) -> Expr:
-    """The weight that begins at bit ``shift``: an int4's number, a byte at the top of its lane."""
-    if shape.format == "int4":
+    """The weight that begins at bit ``shift``: an int2's or int4's number, or a byte at the top of
+    its lane."""
+    if shape.bits < 8:
         moved = T.shift_right(word, splat(shift, "int32", lanes)) if shift else word
-        return let(T.bitwise_and(moved, splat(15, "int32", lanes)))
+        return let(T.bitwise_and(moved, splat((1 << shape.bits) - 1, "int32", lanes)))
     return let(T.shift_left(word, splat(24 - shift, "int32", lanes)))
 
 

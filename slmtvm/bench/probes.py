@@ -72,7 +72,7 @@ def dot_kernels(isa: Isa, blocks: int) -> list[DotProbe]:
     """One for each of the ISA's dot products: which is the fastest depends on the ISA."""
     rows = max(isa.registers - _OPERAND_REGISTERS, _LEAST_SUMS) // _DOT_VECTORS
     return [
-        _dot_kernel(isa, "u4_s8", isa.u4_s8(rows), rows, 4, "int8", blocks),
+        _dot_kernel(isa, "u4_s8", isa.fields_s8(4, rows), rows, 4, "int8", blocks),
         _dot_kernel(isa, "s8_s8", isa.s8_s8(), rows, 8, "int8", blocks),
         _dot_kernel(isa, "s8_row", isa.s8_row(), rows, 8, isa.row_dtype, blocks),
     ]

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--activations", choices=("int8", "file", "f32"), default="int8",
-        help="what float activations that meet int4 or int8 weights are computed in: int8 (the "
+        help="what float activations that meet integer weights are computed in: int8 (the "
         "default), file (int8 only where the file says so) or f32",
     )  # fmt: skip
     parser.add_argument(

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import tvm
 
+from slmtvm.schedules.linear.shape import INTEGERS
+
 MASKS = ("none", "arbitrary")  # what may be asked for
 
 
@@ -69,7 +71,7 @@ class CanonicalModel:
 
     @property
     def float_activation_layers(self) -> int:
-        """Layers of int4 or int8 weights whose activations the file leaves in float32, but may be
+        """Layers of integer weights whose activations the file leaves in float32, but may be
         rounded."""
         asking = [la for la in self.layers if la.activation == "f32" and not la.group_channels]
-        return sum(layer.format in ("int4", "int8") for layer in asking)
+        return sum(layer.format in INTEGERS for layer in asking)

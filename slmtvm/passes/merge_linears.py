@@ -8,6 +8,7 @@ from tvm import relax
 from slmtvm.ir import ops
 from slmtvm.passes.rewrite import Rewriter
 
+_DEFAULT_ZEROS = {"int2": np.uint8(2), "int4": np.uint8(8), "int8": np.int8(0)}
 _SAME = ("k", "format", "activation", "group_size", "group_channels")
 
 
@@ -65,8 +66,7 @@ def _part(
         return np.zeros(n, np.float32)
     if name == "zero_points" and name not in operands:
         scales = rewriter.array(operands["scales"])
-        four_bits = str(call.attrs["format"]) == "int4"
-        zeros = np.uint8(8) if four_bits else np.int8(0)
+        zeros = _DEFAULT_ZEROS[str(call.attrs["format"])]
         rows = len(scales) if scales is not None and int(call.attrs["group_channels"]) else n
         return None if scales is None else np.broadcast_to(zeros, (rows, *scales.shape[1:]))
     array = rewriter.array(operands[name]) if name in operands else None

@@ -10,6 +10,7 @@ from tvm import relax
 from slmtvm.ir import experts, fused, ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.rewrite import Rewriter, rewrite
+from slmtvm.schedules.linear.shape import INTEGERS
 
 ACTIVATIONS = ("int8", "file", "f32")
 """What a compilation makes of float rows that meet quantized weights, see ``QuantizeActivations``.
@@ -35,7 +36,7 @@ _FLOAT = _Row("f32")
 class QuantizeActivations:
     """linear(x) -> quantized_linear(*row(x)), the row op taken into the one that made x.
 
-    Grouped int4 and int8 weights take "block" rows (w4a8), int8 weights with one scale a channel
+    Integer weights in groups take "block" rows (w4a8), int8 weights with one scale a channel
     take "row_u8" rows; float weights take x as it is. Rows that the file itself rounds with a
     static scale are not rounded again: 8-bit ones are used as the integers that they are.
 
@@ -110,7 +111,7 @@ class _Rule:
         weights, group = str(call.attrs["format"]), int(call.attrs["group_size"])
         asked = str(call.attrs["activation"])
         # Products whose scales change with every k cannot be added up as integers.
-        if weights not in ("int4", "int8") or int(call.attrs.get("group_channels", 0)):
+        if weights not in INTEGERS or int(call.attrs.get("group_channels", 0)):
             return _FLOAT
         if rounding != _NO_ROUNDING:
             _, low, high = rounding

@@ -35,7 +35,7 @@ def test_a_dot_product_kernel_adds_as_often_as_it_is_counted_for(name: str, inde
     offset = (0, primitives.s8_s8().offset, primitives.s8_row().offset)[index]
     weights, activations, _ = probe.kernel.tensors
     if index == 0:
-        offset = primitives.u4_s8(2).offset
+        offset = primitives.fields_s8(4, 2).offset
     inputs = {
         "weights": np.full(weights.shape, ONES[weights.dtype], weights.dtype),
         "activations": np.ones(activations.shape, activations.dtype),

@@ -258,12 +258,13 @@ def two_bits(model: onnx.ModelProto, zero_points: bool) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("zero_points", [True, False])
-def test_two_bits_are_widened_to_four(zero_points, tmp_path):
+def test_two_bits_stay_packed(zero_points, tmp_path):
     model = check(save(two_bits(build(TINY), zero_points), tmp_path))
     head = calls_of(model, "slm.linear")[-1]
-    assert str(head.attrs["format"]) == "int4"
+    assert str(head.attrs["format"]) == "int2"
+    assert tuple(head.args[1].ty.shape) == (53, 10)
     assert ("zero_points" in str(head.attrs["operands"])) == zero_points
-    assert any("2-bit weights" in note for note in model.notes)
+    assert not model.notes
 
 
 def test_zero_points_may_be_floats(tmp_path):

@@ -24,6 +24,9 @@ FLOATS = {
 }
 
 
+_FIELDS = {"int2": 2, "int4": 4}  # formats with several values in a byte, and their bits
+
+
 @dataclass(frozen=True)
 class Case:
     """Operands as the kernel and ``pack`` take them."""
@@ -48,10 +51,12 @@ class Case:
             return self.activations["x"].astype(float), weights["weight"].astype(float)
         # bfloat16 and float8 weights are numpy's own (ml_dtypes), which convert themselves.
         q = weights["weight"].astype(float if shape.weight_only else int)
-        if shape.format == "int4":
-            q = np.array([[int(row[k // 2]) >> 4 * (k % 2) & 15 for k in range(shape.k)]
+        if shape.format in _FIELDS:
+            bits = _FIELDS[shape.format]
+            each, mask = 8 // bits, (1 << bits) - 1
+            q = np.array([[int(row[k // each]) >> bits * (k % each) & mask for k in range(shape.k)]
                           for row in weights["weight"]])  # fmt: skip
-        default = np.array(8 if shape.format == "int4" else 0)
+        default = np.array({"int2": 2, "int4": 8}.get(shape.format, 0))
         zero = weights.get("zero_points", default).astype(float)
         scale = weights["scales"].astype(shape.scale_dtype).astype(float)
         if shape.group_channels:
@@ -135,10 +140,13 @@ def random_case(shape: LinearShape, isa: Isa, *, extreme: bool = False, seed: in
     if shape.format in FLOATS:
         weights["weight"] = rng.standard_normal((n, k)).astype(FLOATS[shape.format])
         return Case(shape, {"x": x}, weights, addends)
-    if shape.format == "int4":
-        weights["weight"] = integers(0, 15, (n, 2 * -(-k // 2)), "uint8")
-        weights["weight"] = weights["weight"][:, ::2] | weights["weight"][:, 1::2] << 4
-        zero_points = integers(0, 15, by_scale, "uint8")
+    if shape.format in _FIELDS:
+        bits = _FIELDS[shape.format]
+        each, largest = 8 // bits, (1 << bits) - 1
+        values = integers(0, largest, (n, -(-k // each) * each), "uint8")
+        parts = [values[:, i::each] << bits * i for i in range(each)]
+        weights["weight"] = np.bitwise_or.reduce(parts)
+        zero_points = integers(0, largest, by_scale, "uint8")
     else:
         weights["weight"] = integers(-128, 127, (n, k), "int8")
         zero_points = integers(-128, 127, by_scale, "int8")

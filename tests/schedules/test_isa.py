@@ -90,22 +90,23 @@ def test_a_kernel_uses_its_instruction(target_name: str, shape: LinearShape, pat
     assert re.search(pattern, code), code
 
 
-@pytest.mark.parametrize("kind", ["u4_s8", "u4_s8_one_row", "s8_s8", "s8_row"])
+@pytest.mark.parametrize("kind", ["u2_s8", "u4_s8", "u4_s8_one_row", "s8_s8", "s8_row"])
 def test_the_longest_run_of_steps_is_exact_at_the_extremes(target: Target, kind: str) -> None:
     """One state takes as many steps as it says it can, all of the same largest products."""
     isa = isas.get(target.isa)
-    int4 = kind.startswith("u4_s8")
-    dot = isa.u4_s8(rows=1 if kind == "u4_s8_one_row" else 4) if int4 else getattr(isa, kind)()
+    bits = int(kind[1]) if kind[0] == "u" else 8
+    rows = 1 if kind.endswith("one_row") else 4
+    dot = getattr(isa, kind)() if bits == 8 else isa.fields_s8(bits, rows)
     steps = dot.max_steps or 64
-    per_raw = 2 if int4 else 1
-    low, high = (0, 15) if int4 else (-128, 127)
+    per_raw = 8 // bits
+    low, high = (-128, 127) if bits == 8 else (0, (1 << bits) - 1)
     signed_row = kind != "s8_row"
     stored = "int8" if signed_row else isa.row_dtype
     a_values = [-127, 127] if signed_row else [0, 255]
     shift = 128 if not signed_row and stored == "int8" else 0
     cases = [(w, a) for w in (low, high) for a in a_values]
     k = max(steps * isa.k_step, 16)
-    raw_dtype = "uint8" if int4 else "int8"
+    raw_dtype = "int8" if bits == 8 else "uint8"
 
     def body(block, w, a, out):  # type: ignore[no-untyped-def]
         state = None
@@ -123,7 +124,7 @@ def test_the_longest_run_of_steps_is_exact_at_the_extremes(target: Target, kind:
         Tensor("out", (len(cases), isa.lanes), "int32"),
     ]
     kernel = define(f"dot_{kind}_{isa.name}", tensors, body, grid=len(cases), outputs=["out"])
-    bytes_of = {w: w * 17 if per_raw == 2 else w for w in (low, high)}
+    bytes_of = {w: w if bits == 8 else sum(w << s for s in range(0, 8, bits)) for w in (low, high)}
     w = np.array([[bytes_of[w]] * isa.raw_bytes for w, _ in cases], raw_dtype)
     a = np.array([[a - shift] * k for _, a in cases], stored)
     out = run(kernel, {"w": w, "a": a}, target)["out"]

@@ -45,10 +45,18 @@ SHAPES = [
     LinearShape(1, 70, 61, "int4", group_channels=32, has_zero_points=True, has_bias=True),
     LinearShape(5, 33, 70, "int4", group_channels=16, has_residual=True),
     LinearShape(3, 45, 37, "int8", group_channels=8, has_zero_points=True),
+    LinearShape(1, 33, 300, "int2", "block", 32, has_bias=True),
+    LinearShape(
+        5, 33, 100, "int2", group_size=16, has_zero_points=True, has_residual=True, **BLOCK16
+    ),
+    LinearShape(3, 33, 70, "int2", group_size=32),
+    LinearShape(2, 7, 61, "int2", group_size=16, **FLOAT_ZERO_POINTS),
 ]
 QUANTIZED = [
     LinearShape(5, 33, 96, "int4", "block", 32),
     LinearShape(5, 33, 128, "int4", "block", 128, has_zero_points=True),
+    LinearShape(5, 33, 256, "int2", "block", 256, has_zero_points=True),
+    LinearShape(1, 33, 256, "int2", "block", 64),
     LinearShape(5, 33, 96, "int8", "block", 32),
     LinearShape(5, 33, 256, "int8", "block", 256, has_zero_points=True),
     LinearShape(5, 33, 112, "int8", "row_u8"),
@@ -108,6 +116,7 @@ def test_the_reference_multiplies_dequantized_operands(shape: LinearShape) -> No
         LinearShape(17, 40, 300, "int4", group_size=32, has_bias=True, **BLOCK16),
         LinearShape(17, 40, 300, "int8", "block", 64, has_zero_points=True, has_residual=True),
         LinearShape(17, 40, 100, "int8", "row_u8", has_bias=True, has_residual=True),
+        LinearShape(17, 40, 300, "int2", "block", 64, has_bias=True),
         LinearShape(17, 40, 70, "int4", group_size=32, has_zero_points=True, has_bias=True),
         LinearShape(17, 40, 70, "int8", has_residual=True),
         LinearShape(17, 40, 70, "int4", group_channels=8, has_zero_points=True),
@@ -206,6 +215,8 @@ def test_x86_and_arm_share_their_weights() -> None:
         {"format": "f32", "n": 0},
         {"format": "f32", "group_channels": 16},
         {"format": "int4", "group_channels": 24},
+        {"format": "int2", "group_channels": 32},
+        {"format": "int2", "activation": "row_u8"},
         {"format": "int4", "group_channels": 16, "group_size": 32},
         {"format": "int8", "group_channels": 16, "activation": "row_u8"},
     ],

@@ -24,7 +24,6 @@ from slmtvm.schedules.linear.shape import GROUP_SIZES
 _INT8_ACTIVATIONS = 4  # the accuracy_level that asks for them
 _MIN_BLOCK = 16
 _BITS = (2, 4, 8)
-_TWO_TO_FOUR = 6  # added to 2-bit values, so that their default zero point becomes int4's
 
 
 def match_nbits(cover: Cover, node: Node) -> Linear:
@@ -53,14 +52,12 @@ def match_nbits(cover: Cover, node: Node) -> Linear:
     packed = _packed(weight, n, k, bits, groups * block, where)
     offsets = _zero_points(zeros, n, groups, bits, where)
     weights = Weights(
-        "int8" if bits == 8 else "int4",
+        f"int{bits}",
         Param(weight.name, packed),
         Param(scales.name, scales.values(table=True).reshape(n, groups).astype(np.float32)),
         None if offsets is None else Param(weight.name if zeros is None else zeros.name, offsets),
         block,
     )
-    if bits == 2:
-        cover.note("2-bit weights are held in 4 bits, their values as they are")
     # With float zero points or g_idx onnxruntime computes with float activations at every level.
     floats = group_index is not None or (offsets is not None and offsets.dtype.kind == "f")
     asked = attrs.get("accuracy_level", 0) == _INT8_ACTIVATIONS and not floats
@@ -83,7 +80,7 @@ def _rows(cover: Cover, node: Node, k: int, n: int) -> Rows:
 
 
 def _packed(weight: Constant, n: int, k: int, bits: int, padded: int, where: str) -> Array:
-    """The weight as ``ir.ops.linear`` has int8 or int4 ones, without the padding."""
+    """The weight as ``ir.ops.linear`` has integer ones, without the padding."""
     row_bytes = padded * bits // 8
     if not weight.plain or weight.stored.dtype != np.uint8 or weight.stored.size != n * row_bytes:
         raise InvalidModelError(
@@ -94,8 +91,6 @@ def _packed(weight: Constant, n: int, k: int, bits: int, padded: int, where: str
     rows = weight.stored.reshape(n, row_bytes)[:, : (k * bits + 7) // 8]
     if bits == 8:
         return to_int8(rows, where)  # 128, the default zero point, becomes 0
-    if bits == 2:
-        return pack_rows(unpack_rows(rows, k, bits) + np.uint8(_TWO_TO_FOUR), 4)
     return rows
 
 
@@ -105,7 +100,7 @@ def _zero_points(
     """(n, groups) for the values of ``_packed``: uint8 or int8, or float32; None where default."""
     if zeros is None:
         return None
-    shift = {2: _TWO_TO_FOUR, 4: 0, 8: -128}[bits]
+    shift = -128 if bits == 8 else 0  # as ``to_int8`` shifts the values
     if zeros.dtype.kind not in "iub":
         if zeros.stored.size != n * groups:
             raise InvalidModelError(
@@ -125,8 +120,8 @@ def _zero_points(
     rows = zeros.stored.reshape(n, width)
     if bits == 8:
         return int8_zero_points(rows, True, (n, groups))
-    values = unpack_rows(rows, groups, bits) + np.uint8(shift)
-    return None if (values == 8).all() else values
+    values = unpack_rows(rows, groups, bits)
+    return None if (values == 1 << (bits - 1)).all() else values
 
 
 def _ordered(

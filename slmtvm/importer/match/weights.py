@@ -19,7 +19,7 @@ from slmtvm.importer.graph import (
 )
 from slmtvm.importer.match.packed_rows import pack_rows, unpack_rows
 from slmtvm.importer.steps import Param, Weights
-from slmtvm.schedules.linear.shape import GROUP_SIZES, MIN_GROUP_CHANNELS
+from slmtvm.schedules.linear.shape import GROUP_SIZES, INTEGERS, MIN_GROUP_CHANNELS
 
 Note = Callable[[str], None]
 
@@ -167,10 +167,10 @@ def _offset(quantization: Quantization) -> bool:
 def kernel_groups(weights: Weights, columns: int, note: Note) -> Weights:
     """``weights`` of a linear layer in groups that kernels have: scales repeated, bits kept.
 
-    int4 weights without groups get some; groups of another size are divided.
+    int2 and int4 weights without groups get some; groups of another size are divided.
     """
     group, scales = weights.group_size, weights.scales
-    if scales is None or weights.format not in ("int4", "int8") or group in GROUP_SIZES:
+    if scales is None or weights.format not in INTEGERS or group in GROUP_SIZES:
         return weights
     if not group and weights.format == "int8":
         return weights

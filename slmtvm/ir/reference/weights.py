@@ -8,11 +8,13 @@ import numpy as np
 from slmtvm.ir.reference.arrays import Array
 from slmtvm.schedules.linear.shape import FLOAT8
 
+_BITS = {"int2": 2, "int4": 4}  # of formats with several values in a byte
 
-def unpack_int4(packed: Array, columns: int) -> Array:
-    """uint8 (n, bytes), low nibble first -> values 0..15 (n, columns)."""
-    nibbles = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
-    return np.asarray(nibbles[:, :columns])
+
+def unpack_fields(packed: Array, columns: int, bits: int) -> Array:
+    """uint8 (n, bytes), the first value in the lowest bits -> values uint8 (n, columns)."""
+    fields = np.stack([packed >> s & (1 << bits) - 1 for s in range(0, 8, bits)], axis=-1)
+    return np.asarray(fields.reshape(len(packed), -1)[:, :columns])
 
 
 def dequantize(
@@ -33,8 +35,9 @@ def dequantize(
     assert scales is not None
     if format in FLOAT8:
         weight = weight.view(f"float8_{format}").astype(np.float32)
-    values = unpack_int4(weight, columns) if format == "int4" else weight
-    default = 8 if format == "int4" else 0
+    bits = _BITS.get(format, 0)
+    values = unpack_fields(weight, columns, bits) if bits else weight
+    default = 1 << (bits - 1) if bits else 0
     zeros = np.full(scales.shape, default) if zero_points is None else zero_points
 
     def spread(per: Array) -> Array:
