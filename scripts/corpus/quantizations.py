@@ -65,6 +65,7 @@ _DYNAMIC = {
 for _name, _options in _DYNAMIC.items():
     add(_name, partial(_dynamic, **_options), "llama-optimum-past", "gpt2-script-masked",
         "bert-optimum", "minilm-dynamo-masked")  # fmt: skip
+add("dynamic-s8", partial(_dynamic, **_DYNAMIC["dynamic-s8"]), "qwen3-moe-script-past")
 
 
 class _Calibration(CalibrationDataReader):
@@ -194,7 +195,8 @@ NBITS_SOURCES = ("llama-optimum-past", "qwen2-dynamo")
 for _name, _options in _NBITS.items():
     add(_name, partial(quantize_nbits, **_options), *NBITS_SOURCES)
 add("int4-block32", partial(quantize_nbits, block_size=32, is_symmetric=True), "bert-optimum",
-    "gpt2-dynamo-masked", "gemma3-optimum-past", "mixtral-optimum-past", "t5-optimum")  # fmt: skip
+    "gpt2-dynamo-masked", "gemma3-optimum-past", "mixtral-script-past", "qwen3-moe-script-past",
+    "t5-optimum")  # fmt: skip
 
 
 def _nbits_algorithm(config: Callable[[], Any], source: Path, target: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from slmtvm.importer.match.expert_weights import (
     stacked_weights,
     swapped_halves,
 )
-from slmtvm.importer.match.weights import linear_weights
+from slmtvm.importer.match.integers import Int8Product
+from slmtvm.importer.match.nbits import block_layer
+from slmtvm.importer.match.weights import kernel_groups, linear_weights
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import Override, evaluate
 from slmtvm.importer.steps import ExpertWeights, Param, Weights
@@ -33,11 +35,16 @@ _GATES = (
 
 
 def find_experts(
-    cover: Cover, nodes: Sequence[Node], x: str, overrides: dict[str, Override]
+    cover: Cover,
+    nodes: Sequence[Node],
+    x: str,
+    integers: Mapping[str, Int8Product],
+    overrides: dict[str, Override],
 ) -> Mixture | None:
     """The experts whose products are among ``nodes``; None where they do not look like experts.
 
-    ``overrides`` is given what computes those products on probes without expanding them each time.
+    ``integers``: those products that the file computes on integers, by their results.
+    ``overrides`` is given what computes products on probes without expanding them each time.
     """
     products = [n for n in nodes if operator_of(n).kind is Kind.CONTRACT]
     makers = {o: n for n in nodes for o in n.outputs}
@@ -49,7 +56,7 @@ def find_experts(
         sources = [n for n in products if n.outputs[0] in before[down.outputs[0]]]
         if not 1 <= len(sources) <= 2 or any(n.outputs[0] not in ups for n in sources):
             return None
-        layers = [_product_layer(cover, n, overrides) for n in (*sources, down)]
+        layers = [_product_layer(cover, n, integers, overrides) for n in (*sources, down)]
         if any(layer is None for layer in layers):
             return None
         *first, last = (layer for layer in layers if layer is not None)
@@ -86,9 +93,16 @@ def _products_before(cover: Cover, node: Node, makers: dict[str, Node], x: str) 
 
 
 def _product_layer(
-    cover: Cover, node: Node, overrides: dict[str, Override]
+    cover: Cover, node: Node, integers: Mapping[str, Int8Product], overrides: dict[str, Override]
 ) -> ExpertWeights | None:
     """The weights of one product: of one expert, or of all where they are gathered."""
+    found = integers.get(node.outputs[0])
+    if found is not None:
+        layer = _stack_of_one(found.weights, None, found.n, found.k, "row_u8")
+        overrides[node.outputs[0]] = _product_of(layer)
+        return layer
+    if node.op_type == "MatMulNBits":
+        return _block_layer(cover, node, overrides)
     if node.op_type not in ("MatMul", "Gemm"):
         return None
     gathered = _gathered_layer(cover, node)
@@ -113,6 +127,26 @@ def _own_layer(cover: Cover, node: Node, overrides: dict[str, Override]) -> Expe
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2]:
         bias = cover.vector(node.inputs[2], n, node.attrs.get("beta", 1.0), where)
     weights = linear_weights(constant, where, cover.note, by_channels=False)
+    layer = _stack_of_one(weights, bias, n, k, "f32")
+    overrides[node.outputs[0]] = _product_of(layer)
+    return layer
+
+
+def _block_layer(cover: Cover, node: Node, overrides: dict[str, Override]) -> ExpertWeights | None:
+    """A MatMulNBits node on the rows of one expert."""
+    found = block_layer(cover, node)
+    if found.group_index is not None:
+        return None  # each expert would read its own order of features
+    weights = kernel_groups(found.weights, found.k, cover.note)
+    layer = _stack_of_one(weights, found.bias, found.n, found.k, found.activation)
+    overrides[node.outputs[0]] = _product_of(layer)
+    return layer
+
+
+def _stack_of_one(
+    weights: Weights, bias: Param | None, n: int, k: int, activation: str
+) -> ExpertWeights:
+    """The layer of one expert; scales for all of its outputs become one for each."""
 
     def lead(param: Param | None) -> Param | None:
         if param is None:
@@ -128,16 +162,19 @@ def _own_layer(cover: Cover, node: Node, overrides: dict[str, Override]) -> Expe
         weights.format, weight, lead(weights.scales), lead(weights.zero_points),
         weights.group_size,
     )  # fmt: skip
-    layer = ExpertWeights(whole, lead(bias), n, k)
-    matrix = expanded(whole, k, 0).astype(np.float64).T
-    shift = 0.0 if bias is None else bias.array.astype(np.float64)
+    return ExpertWeights(whole, lead(bias), n, k, activation)
+
+
+def _product_of(layer: ExpertWeights) -> Override:
+    """Computes the product of the only expert of ``layer`` on probes."""
+    matrix = expanded(layer.weights, layer.k, 0).astype(np.float64).T
+    shift = 0.0 if layer.bias is None else layer.bias.array[0].astype(np.float64)
 
     def multiply(inputs: Sequence[Array | None]) -> Array:
         assert inputs[0] is not None
         return np.asarray(inputs[0] @ matrix + shift)
 
-    overrides[node.outputs[0]] = multiply
-    return layer
+    return multiply
 
 
 def _gathered_layer(cover: Cover, node: Node) -> ExpertWeights | None:

@@ -284,6 +284,23 @@ def stacked(layers: Sequence[ExpertWeights]) -> ExpertWeights:
     return _joined(layers, axis=0)
 
 
+def _zero_points_of_all(parts: Sequence[Weights]) -> list[Param | None]:
+    """The zero points of each; the default ones written out where others have some."""
+    known = next((p.zero_points for p in parts if p.zero_points is not None), None)
+    if known is None:
+        return [None for _ in parts]
+    default = 8 if parts[0].format == "int4" else 0
+
+    def given(weights: Weights) -> Param | None:
+        assert weights.scales is not None
+        shape = weights.scales.array.shape
+        return weights.zero_points or Param(
+            weights.weight.name, np.full(shape, default, known.array.dtype)
+        )
+
+    return [given(weights) for weights in parts]
+
+
 def _joined(layers: Sequence[ExpertWeights], axis: int) -> ExpertWeights:
     first = layers[0]
     kinds = {(la.weights.format, la.weights.group_size, la.activation, la.k) for la in layers}
@@ -304,7 +321,7 @@ def _joined(layers: Sequence[ExpertWeights], axis: int) -> ExpertWeights:
     assert weight is not None
     weights = Weights(
         first.weights.format, weight, join([p.scales for p in parts]),
-        join([p.zero_points for p in parts]), first.weights.group_size,
+        join(_zero_points_of_all(parts)), first.weights.group_size,
     )  # fmt: skip
     n = sum(la.n for la in layers) if axis == 1 else first.n
     return ExpertWeights(weights, join([la.bias for la in layers]), n, first.k, first.activation)

@@ -20,6 +20,7 @@ from slmtvm.importer.freeze import operator_of
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.expert_layers import find_experts
 from slmtvm.importer.match.expert_weights import Mixture, mixture_of
+from slmtvm.importer.match.integers import Int8Product, as_floats, int8_product
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import Override, constants_of, evaluate
 from slmtvm.importer.steps import Experts, Param
@@ -41,6 +42,7 @@ class _Block:
     logits: str
     nodes: list[Node]  # those that need x or the logits, without what makes the logits
     choice: Node  # the TopK
+    integers: Mapping[str, Int8Product]  # by their results: products that are of floats in nodes
 
 
 def match_mixture(cover: Cover, node: Node) -> Experts:
@@ -71,7 +73,7 @@ def match_experts(cover: Cover, value: str) -> Experts | None:
         mixture, own = mixture_of(cover, inner[0])
         overrides[inner[0].outputs[0]] = _Operator(mixture, own)
     else:
-        mixture = find_experts(cover, block.nodes, block.x, overrides)
+        mixture = find_experts(cover, block.nodes, block.x, block.integers, overrides)
     if mixture is None or cover.frame.features(block.logits) != mixture.experts:
         return None
     measured = _measure(cover, block, mixture, overrides)
@@ -156,7 +158,8 @@ def _block_of(
         node = makers.get(latest)
         if node is None or latest == x:
             return None
-        if operator_of(node).kind is Kind.CONTRACT:
+        scaled = node.op_type == "Mul" and int8_product(cover, latest, makers) is not None
+        if scaled or operator_of(node).kind is Kind.CONTRACT:
             break
         frontier.discard(latest)
         frontier.update(open_inputs(cover, node))
@@ -174,7 +177,8 @@ def _block_of(
         node = makers[name]
         nodes[frame.order[name]] = node
         todo.extend(open_inputs(cover, node))
-    return _Block(x, value, logits, [nodes[place] for place in sorted(nodes)], choice)
+    floats, integers = as_floats(cover, [nodes[place] for place in sorted(nodes)])
+    return _Block(x, value, logits, floats, choice, integers)
 
 
 def _measure(

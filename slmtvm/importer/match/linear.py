@@ -8,12 +8,11 @@ import numpy as np
 
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.graph import Constant, Node, transposed
+from slmtvm.importer.graph import Node, transposed
+from slmtvm.importer.match.integers import int8_product
 from slmtvm.importer.match.nbits import match_nbits
-from slmtvm.importer.match.weights import int8_zero_points, linear_weights, to_int8
-from slmtvm.importer.steps import Linear, Param, Rows, Weights
-
-_MAX_FACTORS = 16
+from slmtvm.importer.match.weights import linear_weights
+from slmtvm.importer.steps import Linear, Param, Rows
 
 
 def match_linear(cover: Cover, node: Node) -> Linear | None:
@@ -68,95 +67,20 @@ def _rows(cover: Cover, node: Node, k: int, n: int) -> Rows:
 
 
 def match_int8_linear(cover: Cover, value: str) -> Linear | None:
-    """MatMulInteger of a DynamicQuantizeLinear result, multiplied by both scales.
+    """A product of integers and both scales as a Linear step.
 
-    The products may come in any order. The quantization of the whole tensor becomes one of each
-    row: what the file computes for a single token, and finer for several.
+    The quantization of the whole tensor becomes one of each row: what the file computes for a
+    single token, and finer for several.
     """
     frame = cover.frame
-    factors = _factors(cover, value)
-    product = _integer_product(cover, factors)
-    if product is None:
+    found = int8_product(cover, value, frame.producers)
+    if found is None:
         return None
-    where = frame.graph.where(product)
-    constant = frame.small.constants.get(product.inputs[1])
-    zeros = frame.small.constants.get(product.inputs[3]) if len(product.inputs) > 3 else None
-    if constant is None or len(constant.shape) != 2 or not constant.plain:
-        raise UnsupportedOpError("its right side must be a constant matrix", where=where)
-    k, n = constant.shape
-    scales = _product_of(
-        [c for v in factors if (c := frame.small.constants.get(v)) is not None],
-        f"{constant.name}.scales",
-    )
-    if scales.array.size not in (1, n) or (zeros is not None and zeros.stored.size not in (1, n)):
+    if frame.features(found.x) != found.k or frame.features(value) != found.n:
         raise UnsupportedOpError(
-            "weights must have one scale and zero point, or one for each output", where=where
+            "it mixes only a part of each token's features", where=frame.graph.where(found.node)
         )
-    flat = scales.array.reshape(-1)
-    if zeros is not None and zeros.stored.size > flat.size:
-        flat = np.broadcast_to(flat, (n,))
-    offsets = None if zeros is None else zeros.values()
-    shifted = int8_zero_points(offsets, constant.stored.dtype == np.uint8, flat.shape)
-    zero_name = f"{constant.name}.zero_points" if zeros is None else zeros.name
-    weights = Weights(
-        "int8",
-        Param(constant.name, to_int8(constant.stored, where).T),
-        Param(scales.name, flat),
-        None if shifted is None else Param(zero_name, shifted),
-    )
-    x = frame.producers[product.inputs[0]].inputs[0]
-    if frame.features(x) != k or frame.features(value) != n:
-        raise UnsupportedOpError("it mixes only a part of each token's features", where=where)
-    return Linear(cover.need(x), weights, None, n, k, "row_u8")
-
-
-def _integer_product(cover: Cover, factors: list[str]) -> Node | None:
-    """The one MatMulInteger among ``factors`` whose other factors undo its quantization."""
-    frame = cover.frame
-    makers = [frame.producers.get(v) for v in factors]
-    products = [m for m in makers if m is not None and m.op_type == "MatMulInteger"]
-    if len(products) != 1:
-        return None
-    product = products[0]
-    quantizer = frame.producers.get(product.inputs[0])
-    dynamic = [v for v in factors if v in frame.small.shapes and v != product.outputs[0]]
-    zero = product.inputs[2] if len(product.inputs) > 2 else ""
-    if (
-        quantizer is None
-        or quantizer.op_type != "DynamicQuantizeLinear"
-        or dynamic != [quantizer.outputs[1]]
-        or zero != quantizer.outputs[2]
-    ):
-        return None
-    return product
-
-
-def _product_of(constants: list[Constant], name: str) -> Param:
-    """A constant as it is, or the product of several in float32."""
-    if len(constants) == 1:
-        return Param(constants[0].name, constants[0].values())
-    total = np.ones((), np.float32)
-    for constant in constants:
-        total = total * constant.values()
-    return Param(name, total.astype(np.float32))
-
-
-def _factors(cover: Cover, value: str) -> list[str]:
-    """The values whose product ``value`` is, seen through casts."""
-    frame = cover.frame
-    factors: list[str] = []
-    todo = [value]
-    while todo:
-        name = todo.pop()
-        node = frame.producers.get(name)
-        small = len(factors) + len(todo) < _MAX_FACTORS
-        if node is not None and node.op_type == "Mul" and small:
-            todo.extend(node.inputs)
-        elif node is not None and node.op_type == "Cast":
-            todo.append(node.inputs[0])
-        else:
-            factors.append(name)
-    return factors
+    return Linear(cover.need(found.x), found.weights, None, found.n, found.k, "row_u8")
 
 
 def with_bias(cover: Cover, value: str) -> Linear | None:

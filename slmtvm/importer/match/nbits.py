@@ -6,6 +6,8 @@ computes of them was found by running it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
@@ -26,8 +28,31 @@ _MIN_BLOCK = 16
 _BITS = (2, 4, 8)
 
 
+@dataclass(frozen=True)
+class BlockLayer:
+    """What a node computes: its weights as in the file, and how activations are held."""
+
+    weights: Weights
+    bias: Param | None
+    n: int
+    k: int
+    activation: str
+    group_index: Constant | None
+
+
 def match_nbits(cover: Cover, node: Node) -> Linear:
     """``node`` as a Linear step; raises where its operands do not fit."""
+    layer = block_layer(cover, node)
+    weights, n, k = layer.weights, layer.n, layer.k
+    x = _rows(cover, node, k, n)
+    if layer.group_index is not None:
+        x, weights, k = _ordered(cover, node, x, weights, layer.group_index)
+    weights = kernel_groups(weights, k, cover.note)
+    return Linear(x, weights, layer.bias, n, k, layer.activation)
+
+
+def block_layer(cover: Cover, node: Node) -> BlockLayer:
+    """The operands of ``node``; raises where they do not fit each other."""
     frame, attrs = cover.frame, node.attrs
     where = frame.graph.where(node)
     n, k = attrs["N"], attrs["K"]
@@ -61,12 +86,8 @@ def match_nbits(cover: Cover, node: Node) -> Linear:
     # With float zero points or g_idx onnxruntime computes with float activations at every level.
     floats = group_index is not None or (offsets is not None and offsets.dtype.kind == "f")
     asked = attrs.get("accuracy_level", 0) == _INT8_ACTIVATIONS and not floats
-    x = _rows(cover, node, k, n)
-    if group_index is not None:
-        x, weights, k = _ordered(cover, node, x, weights, group_index, zeros is not None)
     vector = None if bias is None else cover.vector(node.inputs[5], n, 1.0, where)
-    weights = kernel_groups(weights, k, cover.note)
-    return Linear(x, weights, vector, n, k, "block" if asked else "f32")
+    return BlockLayer(weights, vector, n, k, "block" if asked else "f32", group_index)
 
 
 def _rows(cover: Cover, node: Node, k: int, n: int) -> Rows:
@@ -125,7 +146,7 @@ def _zero_points(
 
 
 def _ordered(
-    cover: Cover, node: Node, x: Rows, weights: Weights, index: Constant, with_zeros: bool
+    cover: Cover, node: Node, x: Rows, weights: Weights, index: Constant
 ) -> tuple[Rows, Weights, int]:
     """Columns of the weight, and with them the features of x, in an order that makes every group
     contiguous; groups that are not full are filled up with columns that add nothing. Returns x,
@@ -139,7 +160,8 @@ def _ordered(
     group = group[:k].astype(np.int64)
     if group.max() >= groups:
         raise InvalidModelError(f"g_idx {index.name!r} names group {group.max()}", where=where)
-    if with_zeros and weights.zero_points is not None and weights.zero_points.array.dtype != "f4":
+    given = len(node.inputs) > 3 and node.inputs[3]
+    if given and weights.zero_points is not None and weights.zero_points.array.dtype != "f4":
         cover.note(
             "MatMulNBits with packed zero points and g_idx: onnxruntime's CPU kernel ignores the "
             "zero points, slmtvm does not"

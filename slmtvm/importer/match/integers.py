@@ -1,0 +1,143 @@
+"""Products of integers that were quantized as they came: MatMulInteger of DynamicQuantizeLinear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slmtvm.errors import UnsupportedOpError
+from slmtvm.importer.cover import Cover
+from slmtvm.importer.graph import Constant, Node
+from slmtvm.importer.match.weights import int8_zero_points, to_int8
+from slmtvm.importer.steps import Param, Weights
+
+_MAX_FACTORS = 16
+
+
+@dataclass(frozen=True)
+class Int8Product:
+    """A MatMulInteger ``node`` with its scales, as a product of floats ``x`` and weights."""
+
+    node: Node
+    x: str
+    weights: Weights
+    n: int
+    k: int
+
+
+def int8_product(cover: Cover, value: str, makers: Mapping[str, Node]) -> Int8Product | None:
+    """MatMulInteger of a DynamicQuantizeLinear result, multiplied by both scales.
+
+    The products may come in any order. ``makers``: the nodes that make the values on the way.
+    """
+    frame = cover.frame
+    constants = frame.small.constants
+    factors = _factors(value, makers)
+    product = _integer_product(factors, makers, constants)
+    if product is None:
+        return None
+    where = frame.graph.where(product)
+    constant = constants.get(product.inputs[1])
+    zeros = constants.get(product.inputs[3]) if len(product.inputs) > 3 else None
+    if constant is None or len(constant.shape) != 2 or not constant.plain:
+        raise UnsupportedOpError("its right side must be a constant matrix", where=where)
+    k, n = constant.shape
+    scales = _product_of(
+        [c for v in factors if (c := constants.get(v)) is not None],
+        f"{constant.name}.scales",
+    )
+    if scales.array.size not in (1, n) or (zeros is not None and zeros.stored.size not in (1, n)):
+        raise UnsupportedOpError(
+            "weights must have one scale and zero point, or one for each output", where=where
+        )
+    flat = scales.array.reshape(-1)
+    if zeros is not None and zeros.stored.size > flat.size:
+        flat = np.broadcast_to(flat, (n,))
+    offsets = None if zeros is None else zeros.values()
+    shifted = int8_zero_points(offsets, constant.stored.dtype == np.uint8, flat.shape)
+    zero_name = f"{constant.name}.zero_points" if zeros is None else zeros.name
+    weights = Weights(
+        "int8",
+        Param(constant.name, to_int8(constant.stored, where).T),
+        Param(scales.name, flat),
+        None if shifted is None else Param(zero_name, shifted),
+    )
+    return Int8Product(product, makers[product.inputs[0]].inputs[0], weights, n, k)
+
+
+def as_floats(cover: Cover, nodes: Sequence[Node]) -> tuple[list[Node], dict[str, Int8Product]]:
+    """``nodes``, in order, with each product of integers as one of floats, and what it is by the
+    name of its result. What only integers needed is left out."""
+    makers = {o: n for n in nodes for o in n.outputs}
+    found: dict[str, Int8Product] = {}
+    taken: set[str] = set()
+    for node in reversed(nodes):
+        product = int8_product(cover, node.outputs[0], makers) if node.op_type == "Mul" else None
+        if product is not None and product.node.name not in taken:
+            taken.add(product.node.name)
+            found[node.outputs[0]] = product
+    if not found:
+        return list(nodes), found
+    folded = [
+        Node("", "MatMul", n.version, n.name, (p.x, p.node.inputs[1]), n.outputs, {})
+        if (p := found.get(n.outputs[0])) is not None
+        else n
+        for n in nodes
+    ]
+    read = {nodes[-1].outputs[0]}
+    kept = []
+    for node in reversed(folded):
+        if read & set(node.outputs):
+            kept.append(node)
+            read.update(node.inputs)
+    return kept[::-1], found
+
+
+def _integer_product(
+    factors: Sequence[str], makers: Mapping[str, Node], constants: Mapping[str, Constant]
+) -> Node | None:
+    """The one MatMulInteger among ``factors`` whose other factors undo its quantization."""
+    products = [m for v in factors if (m := makers.get(v)) and m.op_type == "MatMulInteger"]
+    if len(products) != 1:
+        return None
+    product = products[0]
+    quantizer = makers.get(product.inputs[0])
+    dynamic = [v for v in factors if v not in constants and v != product.outputs[0]]
+    zero = product.inputs[2] if len(product.inputs) > 2 else ""
+    if (
+        quantizer is None
+        or quantizer.op_type != "DynamicQuantizeLinear"
+        or dynamic != [quantizer.outputs[1]]
+        or zero != quantizer.outputs[2]
+    ):
+        return None
+    return product
+
+
+def _product_of(constants: list[Constant], name: str) -> Param:
+    """A constant as it is, or the product of several in float32."""
+    if len(constants) == 1:
+        return Param(constants[0].name, constants[0].values())
+    total = np.ones((), np.float32)
+    for constant in constants:
+        total = total * constant.values()
+    return Param(name, total.astype(np.float32))
+
+
+def _factors(value: str, makers: Mapping[str, Node]) -> list[str]:
+    """The values whose product ``value`` is, seen through casts."""
+    factors: list[str] = []
+    todo = [value]
+    while todo:
+        name = todo.pop()
+        node = makers.get(name)
+        small = len(factors) + len(todo) < _MAX_FACTORS
+        if node is not None and node.op_type == "Mul" and small:
+            todo.extend(node.inputs)
+        elif node is not None and node.op_type == "Cast":
+            todo.append(node.inputs[0])
+        else:
+            factors.append(name)
+    return factors

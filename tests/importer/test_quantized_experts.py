@@ -1,0 +1,142 @@
+"""Experts that an exporter wrote one by one, quantized afterwards by onnxruntime's quantizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic
+
+from slmtvm.errors import UnsupportedOpError
+from slmtvm.importer import import_onnx
+from slmtvm.ir.reference import evaluate
+from tests.importer.graph_builder import run_onnxruntime, save
+from tests.importer.graphs import Tiny, build
+from tests.importer.test_experts import (
+    EXPERTS,
+    FFN,
+    TOKENS,
+    TOP_K,
+    calls,
+    check,
+    loop_over_experts,
+)
+from tests.importer.test_quantized_weights import matmul_nbits
+
+TINY = Tiny(block=loop_over_experts, layers=2)
+BLOCK = 16
+FORMS = {
+    "four bits": ({"bits": 4, "is_symmetric": True}, "int4"),
+    "zero points": ({"bits": 4, "is_symmetric": False}, "int4"),
+    "eight bits": ({"bits": 8, "is_symmetric": False}, "int8"),
+    "two bits": ({"bits": 2, "is_symmetric": False}, "int4"),
+    "dequantized": ({"quant_format": QuantFormat.QDQ}, "int4"),
+}
+
+
+def experts_of(path: Path) -> list[dict[str, object]]:
+    """The attributes of every mixture."""
+    found = [dict(call.attrs) for call in calls(import_onnx(path, context=24), "slm.moe")]
+    assert [(a["experts"], a["top_k"]) for a in found] == [(EXPERTS, TOP_K)] * TINY.layers
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_blocks_of_weights_stay_packed_in_every_expert(form: str, tmp_path: Path) -> None:
+    options, weights = FORMS[form]
+    path = save(matmul_nbits(build(TINY), block_size=BLOCK, **options), tmp_path)
+    for attrs in experts_of(path):
+        for layer in ("up", "down"):
+            assert (attrs[f"{layer}_format"], attrs[f"{layer}_activation"]) == (weights, "f32")
+    check(import_onnx(path, context=24), path)
+
+
+def test_zero_points_of_experts_may_be_floats(tmp_path: Path) -> None:
+    model = matmul_nbits(build(TINY), block_size=BLOCK, is_symmetric=False)
+    tensors = {t.name: t for t in model.graph.initializer}
+    for node in [n for n in model.graph.node if n.op_type == "MatMulNBits"]:
+        scales, zeros = (tensors[name] for name in node.input[2:4])
+        packed = numpy_helper.to_array(zeros).reshape(numpy_helper.to_array(scales).shape[0], -1)
+        values = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+        groups = numpy_helper.to_array(scales).size // len(packed)
+        floats = values[:, :groups].astype(np.float32) + np.float32(0.25)
+        zeros.CopyFrom(numpy_helper.from_array(floats, zeros.name))
+    path = save(model, tmp_path)
+    assert {attrs["up_format"] for attrs in experts_of(path)} == {"int4"}
+    check(import_onnx(path, context=24), path)
+
+
+def test_an_expert_without_zero_points_has_the_default_ones_among_others(tmp_path: Path) -> None:
+    model = matmul_nbits(build(TINY), block_size=BLOCK, is_symmetric=False)
+    layer = [n for n in model.graph.node if n.op_type == "MatMulNBits"][-4]
+    zeros = next(t for t in model.graph.initializer if t.name == layer.input[3])
+    del layer.input[3:]
+    model.graph.initializer.remove(zeros)
+    path = save(model, tmp_path)
+    check(import_onnx(path, context=24), path)
+
+
+def test_experts_take_activations_in_blocks_where_the_file_asks_for_it(tmp_path: Path) -> None:
+    path = save(matmul_nbits(build(TINY), block_size=BLOCK, accuracy_level=4), tmp_path)
+    for attrs in experts_of(path):
+        assert attrs["up_activation"] == attrs["down_activation"] == "block"
+    want = run_onnxruntime(path, TOKENS)
+    assert np.abs(evaluate(import_onnx(path, context=24), TOKENS) - want).max() <= (
+        1e-3 * np.ptp(want)
+    )
+
+
+def test_columns_of_experts_in_the_order_of_activations_are_refused(tmp_path: Path) -> None:
+    model = matmul_nbits(build(TINY), block_size=BLOCK)
+    layer = [n for n in model.graph.node if n.op_type == "MatMulNBits"][-4]
+    k = next(a.i for a in layer.attribute if a.name == "K")
+    order = numpy_helper.from_array(np.arange(k, dtype=np.int32)[::-1] // BLOCK, "order")
+    model.graph.initializer.append(order)
+    layer.input.append("order")
+    with pytest.raises(UnsupportedOpError, match="not recognised"):
+        import_onnx(save(model, tmp_path), context=24)
+
+
+@pytest.mark.parametrize("weight_type", [QuantType.QInt8, QuantType.QUInt8], ids=str)
+@pytest.mark.parametrize("per_channel", [False, True], ids=["tensor", "channel"])
+@pytest.mark.parametrize("scales", ["together", "one by one"])
+def test_experts_on_integers_round_each_row(
+    weight_type: QuantType, per_channel: bool, scales: str, tmp_path: Path
+) -> None:
+    """Compared token by token: the file gives all tokens of an expert one scale."""
+    source = save(build(TINY), tmp_path, "float.onnx")
+    path = tmp_path / "model.onnx"
+    quantize_dynamic(source, path, weight_type=weight_type, per_channel=per_channel)
+    if scales == "one by one":
+        model = onnx.load(path)
+        apart(model)
+        onnx.save(model, path)
+    for attrs in experts_of(path):
+        for layer in ("up", "down"):
+            assert (attrs[f"{layer}_format"], attrs[f"{layer}_activation"]) == ("int8", "row_u8")
+    model = import_onnx(path, context=24)
+    for token in TOKENS[:6]:
+        want = run_onnxruntime(path, np.array([token]))
+        assert np.abs(evaluate(model, np.array([token])) - want).max() <= 2e-5 * np.ptp(want)
+
+
+def apart(model: onnx.ModelProto) -> None:
+    """Every ``integers * (a * b)`` of an expert as ``(integers * a) * b``."""
+    makers = {o: n for n in model.graph.node for o in n.output}
+    dims = {t.name: list(t.dims) for t in model.graph.initializer}
+    for node in list(model.graph.node):
+        both = [makers.get(name) for name in node.input]
+        if node.op_type != "Mul" or [n and n.op_type for n in both] != ["Cast", "Mul"]:
+            continue
+        integers, pair = both
+        assert integers is not None and pair is not None
+        if FFN not in dims[makers[integers.input[0]].input[1]]:
+            continue
+        place = list(model.graph.node).index(node)
+        half = f"{node.output[0]}.half"
+        first = helper.make_node("Mul", [integers.output[0], pair.input[0]], [half])
+        model.graph.node.insert(place, first)
+        node.input[:] = [half, pair.input[1]]
