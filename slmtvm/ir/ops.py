@@ -16,10 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import Op, _ffi_api
 from tvm.relax import Expr
+
+DEFAULT_ZERO_POINTS = {"int2": np.uint8(2), "int4": np.uint8(8), "int8": np.int8(0)}
 
 InferType = Callable[[relax.Call], relax.Type]
 

@@ -8,7 +8,6 @@ from tvm import relax
 from slmtvm.ir import ops
 from slmtvm.passes.rewrite import Rewriter
 
-_DEFAULT_ZEROS = {"int2": np.uint8(2), "int4": np.uint8(8), "int8": np.int8(0)}
 _SAME = ("k", "format", "activation", "group_size", "group_channels")
 
 
@@ -66,7 +65,7 @@ def _part(
         return np.zeros(n, np.float32)
     if name == "zero_points" and name not in operands:
         scales = rewriter.array(operands["scales"])
-        zeros = _DEFAULT_ZEROS[str(call.attrs["format"])]
+        zeros = ops.DEFAULT_ZERO_POINTS[str(call.attrs["format"])]
         rows = len(scales) if scales is not None and int(call.attrs["group_channels"]) else n
         return None if scales is None else np.broadcast_to(zeros, (rows, *scales.shape[1:]))
     array = rewriter.array(operands[name]) if name in operands else None

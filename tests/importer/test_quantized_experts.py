@@ -32,7 +32,7 @@ FORMS = {
     "four bits": ({"bits": 4, "is_symmetric": True}, "int4"),
     "zero points": ({"bits": 4, "is_symmetric": False}, "int4"),
     "eight bits": ({"bits": 8, "is_symmetric": False}, "int8"),
-    "two bits": ({"bits": 2, "is_symmetric": False}, "int4"),
+    "two bits": ({"bits": 2, "is_symmetric": False}, "int2"),
     "dequantized": ({"quant_format": QuantFormat.QDQ}, "int4"),
 }
 

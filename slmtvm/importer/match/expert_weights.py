@@ -14,6 +14,7 @@ from slmtvm.importer.match.weights import int8_zero_points, to_int8
 from slmtvm.importer.operators.experts import MOE_INPUTS, QMOE_INPUTS
 from slmtvm.importer.steps import ExpertWeights, Param, Weights
 from slmtvm.ir.experts import Gate, Routing
+from slmtvm.ir.ops import DEFAULT_ZERO_POINTS
 from slmtvm.ir.reference.experts import apply_gate
 from slmtvm.ir.reference.weights import dequantize
 
@@ -289,7 +290,7 @@ def _zero_points_of_all(parts: Sequence[Weights]) -> list[Param | None]:
     known = next((p.zero_points for p in parts if p.zero_points is not None), None)
     if known is None:
         return [None for _ in parts]
-    default = 8 if parts[0].format == "int4" else 0
+    default = DEFAULT_ZERO_POINTS[parts[0].format]
 
     def given(weights: Weights) -> Param | None:
         assert weights.scales is not None
