@@ -108,8 +108,7 @@ def attend(shape: AttentionShape, inputs: Mapping[str, Array], scalar: int) -> A
                 scores = scores + inputs["bias"][head, first : first + end - begin]
             weights = np.exp(scores - scores.max())
             weights /= weights.sum()
-            if shape.weight_rounding is not None:
-                factor, step, low, high = shape.weight_rounding
+            for factor, step, low, high in shape.weight_roundings:
                 weights = rounded(weights * factor, step, low, high)
             o[i, head] = weights @ values[kv, begin:end]
     return o.reshape(m, h * d)

@@ -168,20 +168,26 @@ def softmax(
             below = T.bind(below * vec.splat(shape.scale))
         weight = vec.exp(below)
         total[0] = T.bind(total[0] + weight)
-        if shape.weight_rounding is None:
+        if not shape.weight_roundings:
             weight = _times_value_scales(shape, buffers, head, block, weight)
         vec.store(memory, weights_at + block * LANES, weight)
     inverse = T.bind(T.float32(1.0) / vec.across(total[0], vec.add))
-    if shape.weight_rounding is None:
+    if not shape.weight_roundings:
         return inverse
-    factor, step, low, high = shape.weight_rounding
-    factors = vec.splat(inverse if factor == 1.0 else inverse * T.float32(factor))
+    (factor, *_), *_ = shape.weight_roundings
+    factors = vec.splat(_times(inverse, factor))
     with T.serial(span.begin, span.end) as block:
         at = T.bind(weights_at + block * LANES)
-        exact = T.bind(vec.load(memory, at) * factors)
-        weight = vec.rounded(exact, step, low, high)
+        weight = T.bind(vec.load(memory, at) * factors)
+        for index, (factor, step, low, high) in enumerate(shape.weight_roundings):
+            exact = weight if index == 0 or factor == 1.0 else T.bind(weight * vec.splat(factor))
+            weight = vec.rounded(exact, step, low, high)
         vec.store(memory, at, _times_value_scales(shape, buffers, head, block, weight))
     return T.float32(1.0)
+
+
+def _times(number: Expr, factor: float) -> Expr:
+    return number if factor == 1.0 else T.bind(number * T.float32(factor))
 
 
 def _times_value_scales(

@@ -57,7 +57,7 @@ class AttentionShape:
     positions that a block of the kernel meets, visible or not, there must be a column:
     ``BIAS_MARGIN`` columns more than pairs of visible positions have.
 
-    ``roundings`` and ``weight_rounding`` are what ``slm.attention`` does to scores before their
+    ``roundings`` and ``weight_roundings`` are what ``slm.attention`` does to scores before their
     scale and to the softmax's result, see ``ir.ops.attention``.
 
     ``kv_dtype`` is how the cache holds keys and values, "float32", "float16" or "int8" (scale
@@ -86,7 +86,7 @@ class AttentionShape:
     bias_columns: int = 0
     bias_zero: int = 0
     roundings: tuple[tuple[float, float, int, int], ...] = ()
-    weight_rounding: tuple[float, float, int, int] | None = None
+    weight_roundings: tuple[tuple[float, float, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         assert self.mask in MASKS, self.mask
@@ -226,8 +226,7 @@ class AttentionShape:
             parts.append(f"cap{_hex(self.softcap)}")
         for factor, scale, low, high in self.roundings:
             parts.append(f"f{_hex(factor)}r{_hex(scale)}_{-low}_{high}")
-        if self.weight_rounding is not None:
-            factor, scale, low, high = self.weight_rounding
+        for factor, scale, low, high in self.weight_roundings:
             parts.append(f"p{_hex(factor)}r{_hex(scale)}_{-low}_{high}")
         if self.bias_columns:
             parts.append(f"bias{self.bias_columns}at{self.bias_zero}")

@@ -189,7 +189,7 @@ class Emitter:
                 window=step.window,
                 softcap=step.softcap,
                 roundings=step.roundings,
-                weight_rounding=step.weight_rounding,
+                weight_roundings=step.weight_roundings,
             )
         if isinstance(step, CrossAttention):
             layer = self._cross_layers.setdefault(step.key, len(self._cross_layers))

@@ -129,7 +129,7 @@ class Attention(Step):
     softcap: float = 0.0
     bias: Param | None = None
     roundings: str = ""  # these two as ``ir.ops.attention`` has them
-    weight_rounding: str = ""
+    weight_roundings: str = ""
 
 
 @dataclass(frozen=True, eq=False)

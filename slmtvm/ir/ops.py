@@ -207,7 +207,7 @@ def attention(
     window: int = 0,
     softcap: float = 0.0,
     roundings: str = "",
-    weight_rounding: str = "",
+    weight_roundings: str = "",
 ) -> relax.Call:
     """Softmax attention of the step's queries over all positions up to now.
 
@@ -224,14 +224,14 @@ def attention(
 
     ``roundings``, "factor:scale:low:high" for each and joined by ";": before ``scale``, products
     are multiplied by the factor and rounded as ``quantize_dequantize`` does, in order.
-    ``weight_rounding``, one of the same, rounds the softmax's results.
+    ``weight_roundings``, more of the same, round the softmax's results.
     -> float32 (m, num_heads * head_dim)
     """
     args, names = name_operands([q, k, v], {"bias": bias})
     return make_call(
         ATTENTION, args, operands=names, layer=layer, num_heads=num_heads,
         num_kv_heads=num_kv_heads, head_dim=head_dim, scale=scale, mask=mask, window=window,
-        softcap=softcap, roundings=roundings, weight_rounding=weight_rounding,
+        softcap=softcap, roundings=roundings, weight_roundings=weight_roundings,
     )  # fmt: skip
 
 

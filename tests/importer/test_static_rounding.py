@@ -81,7 +81,7 @@ def test_matrix_products_keep_their_roundings(tiny, activation, per_channel, tmp
     assert {str(call.attrs["format"]) for call in linears} == {"int8"}
     assert {la.activation for la in model.layers if la.kind == "linear"} == {"static"}
     (attention,) = calls_of(model, "slm.attention")
-    assert str(attention.attrs["weight_rounding"])
+    assert str(attention.attrs["weight_roundings"])
 
 
 @pytest.mark.parametrize("tiny", [ENCODER, SPELLED], ids=["operator", "spelled"])
@@ -118,9 +118,30 @@ def test_probabilities_of_an_integer_softmax_are_counted_in_whole_steps(tmp_path
     scale = next(t for t in model.graph.initializer if t.name == softmax.input[3])
     scale.CopyFrom(numpy_helper.from_array(np.float32(0.0045), scale.name))
     (attention,) = calls_of(check(save(model, tmp_path)), "slm.attention")
-    ((factor, *rounding),) = parse_roundings(str(attention.attrs["weight_rounding"]))
+    ((factor, *rounding),) = parse_roundings(str(attention.attrs["weight_roundings"]))
     assert factor == pytest.approx(222 * 0.0045, rel=1e-6)
     assert rounding == [pytest.approx(0.0045, rel=1e-6), 0, 255]
+
+
+def test_probabilities_may_be_rounded_twice_differently(tmp_path):
+    """As quantizers write it where a guard against NaN follows the softmax."""
+    model = onnx.load(quantized(ENCODER, tmp_path, activation_type=U8))
+    (softmax,) = [n for n in model.graph.node if n.op_type == "Softmax"]
+    (first,) = [n for n in model.graph.node if softmax.output[0] in n.input]
+    for name, value in (("coarse", np.float32(1 / 100)), ("none", np.uint8(0))):
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    place = list(model.graph.node).index(first)
+    for kind, before, after in (
+        ("Dequantize", "rounded", "back"), ("Quantize", softmax.output[0], "rounded"),
+    ):  # fmt: skip
+        node = helper.make_node(f"{kind}Linear", [before, "coarse", "none"], [after], name=after)
+        model.graph.node.insert(place, node)
+    first.input[0] = "back"
+    (attention,) = calls_of(check(save(model, tmp_path)), "slm.attention")
+    steps = parse_roundings(str(attention.attrs["weight_roundings"]))
+    assert [(step[0], step[1]) for step in steps] == [
+        (1.0, pytest.approx(1 / 100)), (1.0, pytest.approx(1 / 255)),
+    ]  # fmt: skip
 
 
 def test_rotary_positions_are_rotated_on_integers(tmp_path):

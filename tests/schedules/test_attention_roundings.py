@@ -16,22 +16,31 @@ SCORES = (1.0, 3.0, -20, 20)
 COARSER = (0.5, 4.0, -8, 9)
 WEIGHTS = (1.0, 1 / 255, 0, 255)
 SHARED = (254 / 255, 1 / 255, 0, 255)
+HALVED = (0.5, 1 / 64, 0, 20)
 
 
 @pytest.mark.parametrize("target_name", known_targets())
 @pytest.mark.parametrize(
     ("roundings", "weights"),
-    [((SCORES,), WEIGHTS), ((SCORES, COARSER), None), ((), WEIGHTS), ((), SHARED)],
-    ids=["both", "scores twice", "probabilities", "probabilities times a number"],
+    [
+        ((SCORES,), (WEIGHTS,)),
+        ((SCORES, COARSER), ()),
+        ((), (WEIGHTS,)),
+        ((), (SHARED,)),
+        ((), (SHARED, HALVED)),
+    ],
+    ids=["both", "scores twice", "probabilities", "probabilities times a number", "and twice"],
 )
 @pytest.mark.parametrize("mask", ["causal", "bidirectional"])
 def test_rounded_attention_computes_its_reference(
     mask: str,
     roundings: tuple[tuple[float, float, int, int], ...],
-    weights: tuple[float, float, int, int] | None,
+    weights: tuple[tuple[float, float, int, int], ...],
     target_name: str,
 ) -> None:
-    shape = attention_shape(5, 4, 2, 24, 0, mask=mask, roundings=roundings, weight_rounding=weights)
+    shape = attention_shape(
+        5, 4, 2, 24, 0, mask=mask, roundings=roundings, weight_roundings=weights
+    )
     rng = np.random.default_rng(0)
     inputs = {
         t.name: rng.integers(-3, 4, t.shape).astype(np.float32) for t in (shape.q, *shape.cache)

@@ -11,7 +11,7 @@ from slmtvm.importer.cover import Cover, Weighing
 from slmtvm.importer.freeze import operator_of
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.rope import match_rope, unscaled_name
-from slmtvm.importer.match.rounding import score_roundings, share_of, weight_rounding
+from slmtvm.importer.match.rounding import as_text, score_roundings, share_of, weight_roundings
 from slmtvm.importer.match.scores import match_scores
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import dominators
@@ -64,8 +64,8 @@ def match_attention(cover: Cover, node: Node) -> Attention:
     roundings, scaled = score_roundings(cover, raw, softmax.inputs[0], before, where)
     if roundings and scores.softcap:
         raise UnsupportedOpError("scores that are capped and rounded", where=where)
-    weights = weight_rounding(cover, probabilities, node.inputs[0], where)
-    if share != (1.0 if weights is None else weights[0]):
+    weight_steps, product_of_weights = weight_roundings(cover, probabilities, node.inputs[0], where)
+    if share != product_of_weights:
         raise UnsupportedOpError(_CHANGED_WEIGHTS, where=where)
     cover.weighings.append(Weighing(raw, softmax.inputs[0], probabilities, node.inputs[0]))
     return Attention(
@@ -80,8 +80,8 @@ def match_attention(cover: Cover, node: Node) -> Attention:
         scores.mask.window,
         scores.softcap,
         head_bias(cover, scores.mask.bias, num_heads, where),
-        ";".join(f"{factor!r}:{rounding}" for factor, rounding in roundings),
-        "" if weights is None else f"{weights[0]!r}:{weights[1]}",
+        as_text(roundings),
+        as_text(weight_steps),
     )
 
 

@@ -132,21 +132,30 @@ def score_roundings(
     return tuple(found), product
 
 
-def weight_rounding(
+def weight_roundings(
     cover: Cover, softmax: str, left: str, where: str
-) -> tuple[float | None, Rounding] | None:
+) -> tuple[tuple[tuple[float, Rounding], ...], float]:
     """How probabilities ``softmax`` are rounded until they are the left side of a product.
 
-    The number by which they are multiplied before, None where more happens to them, and the rest.
+    As ``score_roundings`` has it: each with what they are multiplied by since the last one.
     """
     frame = cover.frame
-    found = {
-        (share_of(frame, softmax, node.inputs[0]), rounding_of(cover, node))
-        for node in _rounders(between(frame, softmax, left))
-    }
-    if len(found) > 1:
-        raise UnsupportedOpError("probabilities are rounded twice, differently", where=where)
-    return found.pop() if found else None
+    found: list[tuple[float, Rounding]] = []
+    product = 1.0
+    for quantizer in _rounders(between(frame, softmax, left)):
+        share = share_of(frame, softmax, quantizer.inputs[0])
+        if share is None:
+            raise UnsupportedOpError("rounded probabilities are changed in other ways", where=where)
+        rounding = rounding_of(cover, quantizer)
+        if not found or found[-1][1] != rounding or share != product:
+            found.append((share / product, rounding))
+        product = share
+    return tuple(found), product
+
+
+def as_text(roundings: Sequence[tuple[float, Rounding]]) -> str:
+    """``roundings``, each with its factor, as the attributes of ``ir.ops.attention`` have them."""
+    return ";".join(f"{factor!r}:{rounding}" for factor, rounding in roundings)
 
 
 def share_of(frame: Frame, source: str, value: str) -> float | None:

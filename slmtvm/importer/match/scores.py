@@ -79,7 +79,11 @@ def _measure(cover: Cover, raw: str, softmax: Node, nodes: Sequence[Node]) -> Sc
         )
     seen = zero > MASKED
     if not seen.any():
-        raise UnsupportedOpError("the mask hides every position", where=where)
+        raise UnsupportedOpError(
+            "the mask hides every position; where it was rounded, exclude the operators that make "
+            "it when quantizing",
+            where=where,
+        )
     scale, softcap = _scale_and_cap(lambda s: short(np.full(shape, s))[seen] - zero[seen])
     scores = Scores(scale, softcap, Mask("causal"))
     samples = cover.random.normal(size=shape) * max(1.0, 2 * softcap / max(abs(scale), 1e-3))

@@ -89,6 +89,6 @@ def attend(
         scores = np.where(visible, scores, np.minimum(scores, HIDDEN))
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))
     weights /= weights.sum(axis=2, keepdims=True)
-    for factor, scale, low, high in ops.parse_roundings(str(attrs.get("weight_rounding", ""))):
+    for factor, scale, low, high in ops.parse_roundings(str(attrs.get("weight_roundings", ""))):
         weights = rounded(weights * np.float32(factor), scale, low, high)
     return np.asarray((weights @ values).transpose(1, 0, 2).reshape(len(q), -1))

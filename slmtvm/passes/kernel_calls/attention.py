@@ -26,7 +26,6 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     tables = [
         position_table(named[name], capacity, emitter) for name in ("cos", "sin") if name in named
     ]
-    weight_roundings = ops.parse_roundings(str(attrs["weight_rounding"]))
     bias, bias_zero = _distance_bias(named.get("bias"), capacity if causal else 0, emitter)
     shape = attention.AttentionShape(
         m=m,
@@ -50,7 +49,7 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         bias_columns=shape_of(bias[0])[1] if bias else 0,
         bias_zero=bias_zero,
         roundings=ops.parse_roundings(str(attrs["roundings"])),  # type: ignore[arg-type]
-        weight_rounding=weight_roundings[0] if weight_roundings else None,  # type: ignore[arg-type]
+        weight_roundings=ops.parse_roundings(str(attrs["weight_roundings"])),  # type: ignore[arg-type]
     )
     gammas = [
         emitter.weight(named[name].name, emitter.array(named[name]))
