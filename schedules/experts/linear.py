@@ -93,7 +93,7 @@ class _Tile(Tile):
 
 def packed_names(shape: RoutedShape, isa: Isa) -> list[str]:
     """Names of the packed weights, in the order of the kernel's tensors."""
-    return linear.packed_weight_names(shape.stacked(isa), isa)
+    return [t.name for t in linear.packed_weights(shape.stacked(isa), isa)]
 
 
 def layout(shape: RoutedShape, isa: Isa) -> str:

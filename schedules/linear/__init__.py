@@ -8,7 +8,7 @@ import numpy as np
 
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer
-from slmtvm.schedules.kernel import Kernel
+from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.schedules.linear import by_row, channel_blocks, floating, grouped, weight_only
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
 from slmtvm.schedules.linear.scheme import Scheme, Weights
@@ -17,7 +17,7 @@ from slmtvm.schedules.linear.tile import Frame, Store, Tile, define_tiled
 
 __all__ = [
     "LinearShape", "Weights", "build", "default_knobs", "knob_space", "layout", "pack",
-    "packed_weight_names", "pick_scale_dtype", "reference",
+    "packed_weights", "pick_scale_dtype", "reference",
 ]  # fmt: skip
 
 _SCHEMES: dict[str, Scheme] = {"f32": floating, "block": grouped, "row_u8": by_row}
@@ -44,9 +44,9 @@ def build(
     return frame(shape, isa, settings, inputs, emit)
 
 
-def packed_weight_names(shape: LinearShape, isa: Isa) -> list[str]:
-    """Names of the packed weights, in the order of the kernel's tensors."""
-    return [tensor.name for tensor in _scheme(shape).weight_tensors(shape, isa)]
+def packed_weights(shape: LinearShape, isa: Isa) -> list[Tensor]:
+    """The packed weights, in the order of the kernel's tensors."""
+    return _scheme(shape).weight_tensors(shape, isa)
 
 
 def pack(shape: LinearShape, isa: Isa, weights: Weights) -> dict[str, np.ndarray]:

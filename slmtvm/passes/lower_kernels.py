@@ -13,6 +13,7 @@ from tvm import relax
 from tvm.ir import Op
 
 from slmtvm.errors import UnsupportedOpError
+from slmtvm.ir import fused
 from slmtvm.ir.lowered import LoweredModel, call_kernel
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.kernel_calls import HANDLERS
@@ -35,7 +36,15 @@ def lower_kernels(
     """
     capacity = attention.capacity_of(model.context)
     primitives = isa.get(target.isa)
-    emitter = KernelEmitter(model, primitives, capacity, kv_dtype or primitives.kv_dtype)
+    linears = [
+        binding.value
+        for name in function_names(model.module)
+        for binding in bindings(model.module[name])
+        if isinstance(binding.value, relax.Call)
+        and binding.value.op in (fused.FLOAT_LINEAR, fused.QUANTIZED_LINEAR)
+    ]
+    kv_dtype = kv_dtype or primitives.kv_dtype
+    emitter = KernelEmitter(model, primitives, capacity, kv_dtype, linears)
     functions = {name: emitter.lower(model.module[name]) for name in function_names(model.module)}
     with target.tvm:
         module = relax.transform.LegalizeOps()(tvm.IRModule(functions))
@@ -52,6 +61,8 @@ class KernelEmitter:
     isa: Isa
     capacity: int
     kv_dtype: str
+    linears: list[relax.Call]
+    """The linear layers of all functions."""
     kernels: dict[str, Kernel] = field(default_factory=dict)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)

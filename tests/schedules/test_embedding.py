@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slmtvm.schedules import embedding
+from slmtvm.schedules import embedding, isa, linear, packed_embedding
 from slmtvm.schedules.embedding import EmbeddingOp
 from slmtvm.schedules.kernel import Tensor
+from slmtvm.schedules.linear import LinearShape
 from slmtvm.target import Target, known_targets
 from tests.schedules.harness import run
+from tests.schedules.linear_cases import random_case
 
 VOCAB = 11
 
@@ -50,3 +52,36 @@ def test_an_embedding_is_the_dequantized_row(op: EmbeddingOp, target_name: str) 
     inputs = {t.name: random_tensor(t, rng) for t in op.inputs}
     got = run(embedding.build(op), inputs, Target.load(target_name), cuts=(2,))["y"]
     np.testing.assert_array_equal(got, embedding.reference(op, inputs))
+
+
+@pytest.mark.parametrize("target_name", known_targets())
+@pytest.mark.parametrize(
+    "shape",
+    [
+        LinearShape(3, 37, 33, "f32", has_bias=True),
+        LinearShape(3, 37, 33, "f16"),
+        LinearShape(3, 37, 33, "bf16", has_residual=True),
+        LinearShape(3, 37, 70, "int8", "row_u8"),
+        LinearShape(3, 37, 61, "int8", "row_u8", has_zero_points=True),
+        LinearShape(3, 37, 61, "int8", has_zero_points=True),
+        LinearShape(3, 37, 70, "int8", "block", 32, scale_dtype="float16"),
+        LinearShape(3, 37, 77, "int4", "block", 32, has_zero_points=True),
+        LinearShape(3, 37, 96, "int4", group_size=16, scale_dtype="float16"),
+        LinearShape(3, 37, 45, "int2", "block", 16, has_zero_points=True),
+    ],
+    ids=lambda shape: shape.kernel_name("", {}),
+)
+def test_a_row_of_a_packed_layer_is_that_row_dequantized(
+    shape: LinearShape, target_name: str
+) -> None:
+    target = Target.load(target_name)
+    own = isa.get(target.isa)
+    case = random_case(shape, own)
+    _, w = case.operands()
+    packed = linear.pack(shape, own, linear.Weights(**case.weights))
+    tokens = np.array([36, 0, 17], np.int32)
+    names = [t.name for t in packed_embedding.operands(shape, own)]
+    inputs = {"tokens": tokens, **{name: packed[name] for name in names}}
+    got = run(packed_embedding.build(shape, own), inputs, target, cuts=(2,))["y"]
+    # One product of float32 numbers, rounded once: what float64 holds exactly.
+    np.testing.assert_array_equal(got, w[tokens].astype(np.float32))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tvm import relax
 
 from slmtvm.ir import ops
+from slmtvm.passes.kernel_calls.linear import linear_shape, packed_linear, weights_of
 from slmtvm.passes.kernel_calls.registry import handles, shape_of
-from slmtvm.schedules import embedding
+from slmtvm.schedules import embedding, linear, packed_embedding
 
 if TYPE_CHECKING:
     from slmtvm.passes.lower_kernels import KernelEmitter
@@ -28,5 +30,44 @@ def _embedding(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         zero_points="zero_points" in arrays,
         group_size=int(attrs["group_size"]),
     )
+    shared = _layer_of_table(op, arrays, emitter)
+    if shared is not None:
+        name, shape, weights = shared
+        packed = packed_linear(emitter, name, shape, weights)
+        wanted = [packed[t.name] for t in packed_embedding.operands(shape, emitter.isa)]
+        operands = [emitter.weight(*part) for part in wanted]
+        kernel = packed_embedding.build(shape, emitter.isa)
+        return emitter.call(kernel, [call.args[0], *operands])["y"]
     operands = [emitter.weight(expr.name, arrays[name]) for name, expr in named.items()]
     return emitter.call(embedding.build(op), [call.args[0], *operands])["y"]
+
+
+def _layer_of_table(
+    op: embedding.EmbeddingOp, arrays: dict[str, np.ndarray], emitter: KernelEmitter
+) -> tuple[str, linear.LinearShape, linear.Weights] | None:
+    """A linear layer, the head of most models, whose weight is the table: its name and shape for
+    as many rows, and its weights. The table is then stored once, as that layer reads it."""
+    for call in emitter.linears:
+        attrs, named = call.attrs, ops.operands(call)
+        kind = (int(attrs["n"]), int(attrs["k"]), str(attrs["format"]), int(attrs["group_size"]))
+        if kind != (op.vocab, op.dim, op.format, op.group_size):
+            continue
+        weights = weights_of(named, emitter)
+        shape = linear_shape(attrs, op.m, named, weights)
+        pairs = (
+            (arrays["table"], weights.weight),
+            (arrays.get("scales"), weights.scales),
+            (arrays.get("zero_points"), weights.zero_points),
+        )
+        if packed_embedding.readable(shape) and all(_equal(a, b) for a, b in pairs):
+            return named["weight"].name, shape, weights
+    return None
+
+
+def _equal(of_table: np.ndarray | None, of_layer: np.ndarray | None) -> bool:
+    """Whether both mean the same; a table may have one number where a layer has many."""
+    if of_table is None or of_layer is None:
+        return of_table is of_layer
+    single = of_table.shape == (1,)
+    whole = np.broadcast_to(of_table, of_layer.shape) if single else of_table
+    return whole.dtype == of_layer.dtype and np.array_equal(whole, of_layer)

@@ -8,7 +8,7 @@ from tvm import relax
 
 from slmtvm.ir import ops
 from slmtvm.ir.experts import Routing
-from slmtvm.passes.kernel_calls.linear import linear_shape, packed_weights, weights_of
+from slmtvm.passes.kernel_calls.linear import linear_shape, packed_once, weights_of
 from slmtvm.passes.kernel_calls.registry import handles, shape_of
 from slmtvm.schedules import experts
 
@@ -49,10 +49,11 @@ def _routed_linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         by_pair=bool(int(attrs["by_pair"])),
     )
     label = f"{named['weight'].name}@experts-{experts.layout(shape, emitter.isa)}"
-    operands = packed_weights(
+    packed = packed_once(
         emitter, label, experts.packed_names(shape, emitter.isa),
         lambda: experts.pack(shape, emitter.isa, weights),
     )  # fmt: skip
+    operands = [emitter.weight(name, array) for name, array in packed.values()]
     if "bias" in named:
         operands.append(emitter.weight(named["bias"].name, emitter.array(named["bias"])))
     routes = [chosen]

@@ -55,11 +55,8 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     inputs = list(call.args)[: int(attrs["inputs"])]
     weights = weights_of(named, emitter)
     shape = linear_shape(attrs, shape_of(inputs[0])[0], named, weights)
-    label = f"{named['weight'].name}@{linear.layout(shape, emitter.isa)}"
-    operands = packed_weights(
-        emitter, label, linear.packed_weight_names(shape, emitter.isa),
-        lambda: linear.pack(shape, emitter.isa, weights),
-    )  # fmt: skip
+    packed = packed_linear(emitter, named["weight"].name, shape, weights)
+    operands = [emitter.weight(name, array) for name, array in packed.values()]
     if "bias" in named:
         operands.append(emitter.weight(named["bias"].name, emitter.array(named["bias"])))
     if "residual" in named:
@@ -67,11 +64,23 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     return emitter.call(linear.build(shape, emitter.isa), [*inputs, *operands])["y"]
 
 
-def packed_weights(
+def packed_linear(
+    emitter: KernelEmitter, name: str, shape: linear.LinearShape, weights: linear.Weights
+) -> dict[str, tuple[str, np.ndarray]]:
+    """The parts of the weight called ``name`` as its kernel reads them: what each is called, and
+    its value."""
+    parts = [tensor.name for tensor in linear.packed_weights(shape, emitter.isa)]
+    label = f"{name}@{linear.layout(shape, emitter.isa)}"
+    return packed_once(
+        emitter, label, parts, lambda: linear.pack(shape, emitter.isa, weights)
+    )  # fmt: skip
+
+
+def packed_once(
     emitter: KernelEmitter, label: str, parts: list[str], pack: Callable[[], dict[str, np.ndarray]]
-) -> list[relax.Var]:
-    """The parts of a weight that ``pack`` makes, packed once for all functions that read it."""
-    names = [f"{label}.{part}" for part in parts]
-    if not all(name in emitter.weights for name in names):
-        emitter.weights.update(zip(names, pack().values(), strict=True))
-    return [emitter.weight(name, emitter.weights[name]) for name in names]
+) -> dict[str, tuple[str, np.ndarray]]:
+    """The parts of a weight that ``pack`` makes, packed once for all that read it."""
+    names = {part: f"{label}.{part}" for part in parts}
+    if not all(name in emitter.weights for name in names.values()):
+        emitter.weights.update(zip(names.values(), pack().values(), strict=True))
+    return {part: (name, emitter.weights[name]) for part, name in names.items()}
