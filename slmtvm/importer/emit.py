@@ -200,6 +200,8 @@ class Emitter:
                 num_kv_heads=step.num_kv_heads,
                 head_dim=step.head_dim,
                 scale=step.scale,
+                roundings=step.roundings,
+                weight_roundings=step.weight_roundings,
             )
         if isinstance(step, Remember):
             return ops.remember(

@@ -152,6 +152,8 @@ class CrossAttention(Step):
     num_kv_heads: int
     head_dim: int
     scale: float
+    roundings: str = ""
+    weight_roundings: str = ""
 
 
 @dataclass(frozen=True, eq=False)

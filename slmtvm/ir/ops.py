@@ -253,16 +253,24 @@ def remember(
 
 
 def cross_attention(
-    q: Expr, *, layer: int, num_heads: int, num_kv_heads: int, head_dim: int, scale: float
+    q: Expr,
+    *,
+    layer: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    scale: float,
+    roundings: str = "",
+    weight_roundings: str = "",
 ) -> relax.Call:
     """Softmax attention of the step's queries over all positions of the source.
 
     q: float32 (m, num_heads * head_dim); keys and values are those that ``remember`` kept for
-    ``layer``. -> float32 (m, num_heads * head_dim)
+    ``layer``; the rest is that of ``attention``. -> float32 (m, num_heads * head_dim)
     """
     return make_call(
         CROSS_ATTENTION, [q], layer=layer, num_heads=num_heads, num_kv_heads=num_kv_heads,
-        head_dim=head_dim, scale=scale,
+        head_dim=head_dim, scale=scale, roundings=roundings, weight_roundings=weight_roundings,
     )  # fmt: skip
 
 

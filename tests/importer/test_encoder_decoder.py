@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import slmtvm
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer import import_onnx
+from slmtvm.ir.ops import parse_roundings
 from slmtvm.ir.reference import encode_source, evaluate
 from slmtvm.verify.reference import Reference
 from tests.importer.graph_builder import GraphBuilder, save
 from tests.importer.spellings import MASKS, NORMS
+from tests.importer.test_import_spellings import calls_of
 
 VOCAB, DIM, HEADS, HEAD_DIM, FFN = 61, 40, 3, 24, 50
 WIDTH = HEADS * HEAD_DIM
@@ -130,6 +132,47 @@ def test_the_source_s_hidden_states_are_the_encoder_file_s(tmp_path):
     model = import_onnx(two_files(tmp_path))
     want = Reference(tmp_path / "encoder_model.onnx").rows(SOURCE)
     assert np.abs(encode_source(model, SOURCE) - want).max() < 1e-5 * np.ptp(want)
+
+
+def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` with all scores that no mask was added to, and their softmax, rounded."""
+    makers = {o: n for n in model.graph.node for o in n.output}
+    for name, scale, zero in (("scores", 0.11, 130), ("weights", 1 / 255, 0)):
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(scale), f"{name}.scale"))
+        model.graph.initializer.append(numpy_helper.from_array(np.uint8(zero), f"{name}.zero"))
+    for softmax in [n for n in model.graph.node if n.op_type == "Softmax"]:
+        if makers[softmax.input[0]].op_type != "MatMul":
+            continue
+        (reader,) = [n for n in model.graph.node if softmax.output[0] in n.input]
+        for node, name in ((reader, "weights"), (softmax, "scores")):
+            at, x = list(model.graph.node).index(node), node.input[0]
+            given = [f"{name}.scale", f"{name}.zero"]
+            back = helper.make_node("DequantizeLinear", [f"{x}.q", *given], [f"{x}.r"])
+            model.graph.node.insert(at, back)
+            there = helper.make_node("QuantizeLinear", [x, *given], [f"{x}.q"])
+            model.graph.node.insert(at, there)
+            node.input[0] = f"{x}.r"
+    return model
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_roundings_of_a_cross_attention_are_kept(compiled, tmp_path):
+    path = save(rounded(onnx.load(one_file(tmp_path, late_batch=False))), tmp_path)
+    model = import_onnx(path)
+    for call in calls_of(model, "slm.cross_attention"):
+        for attr in ("roundings", "weight_roundings"):
+            assert len(parse_roundings(str(call.attrs[attr]))) == 1
+    if compiled:
+        slmtvm.compile(path, ["host"], output=tmp_path / "t.slm", context=64, kv="f32")
+        with slmtvm.load(tmp_path / "t.slm") as session:
+            session.encode(SOURCE)
+            got = session.eval_all(TOKENS)
+    else:
+        got = evaluate(model, TOKENS, SOURCE)
+    want = Reference(path).rows(TOKENS, SOURCE)
+    errors = np.abs(got - want).max(axis=1) / np.ptp(want)
+    assert np.median(errors) <= 1e-5
+    assert errors.max() <= 2e-2  # a last bit of a float can turn a rounding
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from slmtvm.importer.match.attention import (
     passes_through,
     softmax_of,
 )
+from slmtvm.importer.match.rounding import as_text, score_roundings, weight_roundings
 from slmtvm.importer.regions import between, dominators, evaluate
 from slmtvm.importer.steps import CrossAttention, Rows
 from slmtvm.importer.tokens import Frame, Trace
@@ -87,7 +88,9 @@ def match_cross_attention(cover: Cover, source: Source, node: Node) -> CrossAtte
         *dominators(frame, softmax.inputs[0], lambda n: passes_through(cover, n)),
     ]
     product = frame.producers.get(chain[-1])
-    if product is None or share != 1.0 or not source.reads(cover, product):
+    weight_steps, product_of_weights = weight_roundings(cover, probabilities, node.inputs[0], where)
+    changed = share != product_of_weights
+    if product is None or changed or not source.reads(cover, product):
         raise UnsupportedOpError(
             "values of the source are weighted by what is not a softmax of queries and keys of the "
             "source",
@@ -116,12 +119,17 @@ def match_cross_attention(cover: Cover, source: Source, node: Node) -> CrossAtte
         kv_heads,
         head_dim,
     )
-    scale = _scale(cover, raw, softmax) * q_factor
+    score_steps, scaled = score_roundings(cover, raw, softmax.inputs[0], q_factor, where)
+    scale = _scale(cover, raw, softmax)
     rows = cover.columns(q.source, q.features.reshape(-1))
     cover.weighings.append(
         Weighing(raw, softmax.inputs[0], softmax.outputs[0], node.inputs[0], of_source=True)
     )
-    return CrossAttention(rows, key, num_heads, kv_heads, head_dim, scale)
+    return CrossAttention(
+        rows, key, num_heads, kv_heads, head_dim,
+        scale / scaled if score_steps else scale * q_factor,
+        as_text(score_steps), as_text(weight_steps),
+    )  # fmt: skip
 
 
 def _source_heads(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tvm import relax
 
+from slmtvm.ir import ops
 from slmtvm.passes.kernel_calls.registry import handles, shape_of
 from slmtvm.schedules import attention
 
@@ -28,6 +30,10 @@ def _cross_attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     q = call.args[0]
     heads, scale = int(call.attrs["num_heads"]), float(call.attrs["scale"])
     shape = _cross_shape(call, shape_of(q)[0], heads, scale, emitter)
+    roundings, weight_roundings = (
+        ops.parse_roundings(str(call.attrs[name])) for name in ("roundings", "weight_roundings")
+    )
+    shape = replace(shape, roundings=roundings, weight_roundings=weight_roundings)  # type: ignore[arg-type]
     caches = _cross_caches(call, shape, emitter)
     return emitter.call(attention.build_attend(shape), [q, *caches])["o"]
 
