@@ -33,10 +33,10 @@ def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
     panels = isa.panels(shape.n)
     by_block = (_blocks(shape, isa), shape.k)
     tensors = [
-        Tensor("weight", (panels, shape.padded_k * shape.bits // 8, isa.panel), shape.byte_dtype),
+        Tensor("weight", (panels, shape.stored_k, isa.panel), shape.stored_dtype),
         Tensor("scales", by_block, "float32"),
     ]
-    return tensors + [Tensor("zero_points", by_block, shape.byte_dtype)] * shape.has_zero_points
+    return tensors + [Tensor("zero_points", by_block, shape.stored_dtype)] * shape.has_zero_points
 
 
 def _blocks(shape: LinearShape, isa: Isa) -> int:
@@ -49,7 +49,7 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     points bytes of the same shape."""
     assert weights.scales is not None
     blocks = _blocks(shape, isa)
-    padding = np.zeros((isa.panels(shape.n) * isa.panel, shape.padded_k), shape.byte_dtype)
+    padding = np.zeros((isa.panels(shape.n) * isa.panel, shape.padded_k), shape.stored_dtype)
     arrays = [
         pack_quantized(shape, isa, weights.weight, padding),
         pad(weights.scales.astype(np.float32), blocks, shape.k),

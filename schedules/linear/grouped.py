@@ -33,13 +33,13 @@ def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
-    """weight: bytes (panels, padded_k * bits / 8, isa.panel); scales and zero_points:
+    """weight (panels, stored_k, isa.panel); scales and zero_points:
     (panels, groups, isa.panel), the latter bytes or float32."""
-    dtype = shape.byte_dtype
+    dtype = shape.stored_dtype
     panels = isa.panels(shape.n)
     by_group = (panels, shape.groups, isa.panel)
     tensors = [
-        Tensor("weight", (panels, shape.padded_k * shape.bits // 8, isa.panel), dtype),
+        Tensor("weight", (panels, shape.stored_k, isa.panel), dtype),
         Tensor("scales", by_group, shape.scale_dtype),
     ]
     zero_dtype = "float32" if shape.float_zero_points else dtype
@@ -57,7 +57,7 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     assert scales is not None
     rows = isa.panels(shape.n) * isa.panel
     packed_scales = pad(scales.reshape(shape.n, shape.groups), rows, shape.groups)
-    byte = np.dtype(shape.byte_dtype)
+    byte = np.dtype(shape.stored_dtype)
     zero_dtype = np.dtype(np.float32) if shape.float_zero_points else byte
     zeros = np.full(packed_scales.shape, shape.default_zero, zero_dtype)
     if zero_points is not None:

@@ -15,21 +15,23 @@ def unpack_fields(packed: np.ndarray, k: int, bits: int) -> np.ndarray:
 
 
 def unpacked(shape: LinearShape, weight: np.ndarray) -> np.ndarray:
-    """A weight as ``slm.linear`` has quantized ones -> its bytes (n, k), one for each value."""
+    """A weight as ``slm.linear`` has quantized ones -> its values (n, k) as ``stored_dtype``."""
     if shape.bits < 8:
         return unpack_fields(weight, shape.k, shape.bits)
-    return weight.view(shape.byte_dtype)
+    return weight.view(shape.stored_dtype)
 
 
 def pack_quantized(
     shape: LinearShape, isa: Isa, weight: np.ndarray, padding: np.ndarray
 ) -> np.ndarray:
-    """A weight in the order in which kernels read it, (panels, padded_k * bits / 8, isa.panel).
+    """A weight in the order in which kernels read it, (panels, stored_k, isa.panel).
 
-    padding: bytes (panels * isa.panel, padded_k), what stands where the weight has no value.
+    padding: (panels * isa.panel, padded_k), what stands where the weight has no value.
     """
     whole = padding
     whole[: shape.n, : shape.k] = unpacked(shape, weight)
+    if shape.bits > 8:
+        return panels_of_rows(whole, isa.panel)
     packed = panels_of_fields(whole, isa.panel, isa.k_step, shape.bits)
     return packed.reshape(len(whole) // isa.panel, -1, isa.panel)
 

@@ -20,7 +20,10 @@ GROUP_SIZES = (16, 32, 64, 128, 256)
 MIN_GROUP_CHANNELS = 8
 """Blocks of output channels are powers of two from here on: parts of vectors, or whole ones."""
 
-INTEGERS = ("int2", "int4", "int8")
+BYTE_INTEGERS = ("int2", "int4", "int8")
+"""Weights that exact dot products with 8-bit activations take."""
+
+INTEGERS = (*BYTE_INTEGERS, "int16")
 
 FLOAT8 = ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")
 """8-bit floats: bits of the exponent and the mantissa, then what ONNX appends to their names."""
@@ -33,6 +36,7 @@ SUPPORTED = {
     ("int2", "f32"): "int2 weights, float32 activations",
     ("int4", "f32"): "int4 weights, float32 activations",
     ("int8", "f32"): "int8 weights, float32 activations",
+    ("int16", "f32"): "int16 weights, float32 activations",
     ("int2", "block"): "int2 weights in groups, int8 activations in the same groups",
     ("int4", "block"): "int4 weights in groups, int8 activations in the same groups",
     ("int8", "block"): "int8 weights in groups, int8 activations in the same groups",
@@ -76,7 +80,7 @@ class LinearShape:
         if self.activation == "row_u8" and self.k > MAX_ROW_K:
             raise self._unsupported(f"k up to {MAX_ROW_K} for whole rows")
         if self.has_zero_points and self.format not in INTEGERS:
-            raise self._unsupported("zero points only of int2, int4 and int8 weights")
+            raise self._unsupported("zero points only of integer weights")
         if self.float_zero_points and (self.activation == "row_u8" or not self.has_zero_points):
             raise self._unsupported("float zero points, where there are any, but for whole rows")
         if self.group_channels:
@@ -114,12 +118,19 @@ class LinearShape:
     @property
     def bits(self) -> int:
         """Bits of one weight."""
-        return {"f32": 32, "f16": 16, "bf16": 16, "int4": 4, "int2": 2}.get(self.format, 8)
+        if self.format in INTEGERS:
+            return int(self.format.removeprefix("int"))
+        return {"f32": 32, "f16": 16, "bf16": 16}.get(self.format, 8)
 
     @property
-    def byte_dtype(self) -> str:
-        """The dtype of a packed weight's bytes, and of zero points that are integers."""
-        return "int8" if self.format == "int8" else "uint8"
+    def stored_dtype(self) -> str:
+        """The dtype of a packed quantized weight, and of zero points that are integers."""
+        return self.format if self.format in ("int8", "int16") else "uint8"
+
+    @property
+    def stored_k(self) -> int:
+        """How many of ``stored_dtype`` hold a channel of a packed quantized weight."""
+        return self.padded_k * min(self.bits, 8) // 8
 
     @property
     def default_zero(self) -> int:

@@ -42,14 +42,19 @@ def fields(
     """Vector ``v`` of the weights for ``k``, a multiple of ``values_of_a_load``, to ``k + count``,
     each as int32 with its bits where ``widened`` wants them."""
     isa, lanes = tile.isa, tile.isa.lanes
-    panel_bytes = shape.padded_k * shape.bits // 8 * isa.panel
+    panel_size = shape.stored_k * isa.panel
+    if shape.bits > 8:
+        return [
+            _field16(weight, tile.panel(v) * panel_size + (k + i) * isa.panel + tile.lane(v), lanes)
+            for i in range(count)
+        ]
     per_load = values_of_a_load(shape, isa)
     found: list[Expr] = []
     for first in range(0, count, per_load):
         offset = (k + first) * shape.bits // 8 * isa.panel + tile.lane(v) * isa.k_step
-        at = tile.panel(v) * panel_bytes + offset
+        at = tile.panel(v) * panel_size + offset
         if ahead and v % isa.vectors == 0:
-            prefetch(weight, at + tile.vectors * panel_bytes // isa.vectors)
+            prefetch(weight, at + tile.vectors * panel_size // isa.vectors)
         raw = load(weight, at, lanes * isa.k_step)
         dtype = f"int32x{lanes}"
         word = let(T.Cast(dtype, raw) if isa.k_step == 1 else T.reinterpret(dtype, raw))
@@ -57,6 +62,10 @@ def fields(
         shifts = [(w, s + part) for part in range(0, 8, shape.bits) for w, s in bytes_]
         found += [_field(shape, w, s, lanes) for w, s in shifts[: count - first]]
     return found
+
+
+def _field16(weight: Buffer, at: Expr, lanes: int) -> Expr:
+    return let(T.Cast(f"int32x{lanes}", load(weight, at, lanes)))
 
 
 def _field(shape: LinearShape, word: Expr, shift: int, lanes: int) -> Expr:

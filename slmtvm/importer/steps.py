@@ -58,7 +58,7 @@ class Weights:
     @property
     def default_zero(self) -> int:
         """The zero point of integer weights that have none of their own."""
-        return 0 if self.format == "int8" else 1 << (self.bits - 1)
+        return 0 if self.bits >= 8 else 1 << (self.bits - 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import tvm
 
-from slmtvm.schedules.linear.shape import INTEGERS
+from slmtvm.schedules.linear.shape import BYTE_INTEGERS
 
 MASKS = ("none", "arbitrary")  # what may be asked for
 
@@ -71,7 +71,7 @@ class CanonicalModel:
 
     @property
     def float_activation_layers(self) -> int:
-        """Layers of integer weights whose activations the file leaves in float32, but may be
-        rounded."""
+        """Layers whose activations the file leaves in float32, but may be rounded: those of integer
+        weights of up to 8 bits."""
         asking = [la for la in self.layers if la.activation == "f32" and not la.group_channels]
-        return sum(layer.format in INTEGERS for layer in asking)
+        return sum(layer.format in BYTE_INTEGERS for layer in asking)

@@ -22,7 +22,9 @@ from tvm import relax
 from tvm.ir import Op, _ffi_api
 from tvm.relax import Expr
 
-DEFAULT_ZERO_POINTS = {"int2": np.uint8(2), "int4": np.uint8(8), "int8": np.int8(0)}
+DEFAULT_ZERO_POINTS: dict[str, np.integer[Any]] = {
+    "int2": np.uint8(2), "int4": np.uint8(8), "int8": np.int8(0), "int16": np.int16(0),
+}  # fmt: skip
 
 InferType = Callable[[relax.Call], relax.Type]
 
@@ -130,11 +132,11 @@ def linear(
 
     x: float32 (m, k). ``format``: "f32", "f16" or "bf16" (its bits in uint16), weight (n, k);
     "e4m3fn", "e4m3fnuz", "e5m2" or "e5m2fnuz" (the bits of a float8 in uint8), weight (n, k),
-    scales (1,) or (n,); "int8", weight int8 (n, k),
-    scales (1,), (n,) or (n, k / group_size); "int4" and "int2", weight uint8 (n, ceil(k / 2)) or
-    (n, ceil(k / 4)), the first k in the lowest bits, scales (n, ceil(k / group_size)).
-    W = (q - zero_point) * scale; zero_points have the shape of scales (int8 for int8, else uint8,
-    or float32), default 2 for int2, 8 for int4 and 0 for int8.
+    scales (1,) or (n,); "int8" and "int16", weight int8 or int16 (n, k), scales (1,), (n,) or
+    (n, ceil(k / group_size)); "int4" and "int2", weight uint8 (n, ceil(k / 2)) or (n, ceil(k / 4)),
+    the first k in the lowest bits, scales (n, ceil(k / group_size)).
+    W = (q - zero_point) * scale; zero_points have the shape of scales and the dtype of the weight,
+    or are float32; DEFAULT_ZERO_POINTS where there are none.
     group_size 0 means the scale does not change along k, unless ``group_channels`` is not 0: then
     scales and integer zero_points of int4 or int8 are (ceil(n / group_channels), k), one for each k
     and so many output channels, a power of two from 8 on. bias: float32 (n,).

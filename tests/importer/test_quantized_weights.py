@@ -415,14 +415,25 @@ def test_a_packed_product_in_blocks_of_outputs_is_divided_where_no_block_is_cut(
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.uint16])
-def test_weights_of_sixteen_bits_are_expanded_and_reported(dtype, tmp_path):
+@pytest.mark.parametrize(
+    ("size", "attributes", "format"),
+    [
+        ((), {}, "int16"),
+        ((53,), {"axis": 1}, "int16"),
+        ((3, 53), {"axis": 0, "block_size": 16}, "int16"),
+        ((40, 4), {"axis": 1, "block_size": 16}, "f32"),
+    ],
+    ids=str,
+)
+def test_weights_of_sixteen_bits_keep_them(size, attributes, format, dtype, tmp_path):
     rng = np.random.default_rng(0)
     q = rng.integers(0, 30000, (40, 53)).astype(dtype)
-    scales = (rng.random(53) / 15000).astype(np.float32)
-    zeros = numpy_helper.from_array(np.full(53, 15000, dtype))
+    scales = np.asarray(rng.random(size) / 15000, np.float32)
+    zeros = numpy_helper.from_array(np.full(size, 15000, dtype))
     stored = numpy_helper.from_array(q)
-    model = check(save(dequantized_head(stored, scales, zeros, axis=1), tmp_path))
-    assert "expanded to float32, 2 times" in model.notes[0]
+    model = check(save(dequantized_head(stored, scales, zeros, **attributes), tmp_path))
+    assert str(calls_of(model, "slm.linear")[-1].attrs["format"]) == format
+    assert any("expanded to float32, 2 times" in n for n in model.notes) == (format == "f32")
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,9 @@ def random_case(shape: LinearShape, isa: Isa, *, extreme: bool = False, seed: in
         weights["weight"] = np.bitwise_or.reduce(parts)
         zero_points = integers(0, largest, by_scale, "uint8")
     else:
-        weights["weight"] = integers(-128, 127, (n, k), "int8")
-        zero_points = integers(-128, 127, by_scale, "int8")
+        largest = (1 << (shape.bits - 1)) - 1
+        weights["weight"] = integers(-largest - 1, largest, (n, k), shape.format)
+        zero_points = integers(-largest - 1, largest, by_scale, shape.format)
     if shape.float_zero_points:
         zero_points = rng.uniform(-3, 12, by_scale).astype(np.float32)
     if shape.has_zero_points:

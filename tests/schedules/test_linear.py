@@ -45,6 +45,8 @@ SHAPES = [
     LinearShape(1, 70, 61, "int4", group_channels=32, has_zero_points=True, has_bias=True),
     LinearShape(5, 33, 70, "int4", group_channels=16, has_residual=True),
     LinearShape(3, 45, 37, "int8", group_channels=8, has_zero_points=True),
+    LinearShape(3, 33, 61, "int16", has_zero_points=True, has_bias=True),
+    LinearShape(2, 7, 70, "int16", group_size=32, scale_dtype="float16"),
     LinearShape(1, 33, 300, "int2", "block", 32, has_bias=True),
     LinearShape(
         5, 33, 100, "int2", group_size=16, has_zero_points=True, has_residual=True, **BLOCK16
@@ -217,6 +219,7 @@ def test_x86_and_arm_share_their_weights() -> None:
         {"format": "f32", "group_channels": 16},
         {"format": "int4", "group_channels": 24},
         {"format": "int2", "group_channels": 32},
+        {"format": "int16", "activation": "block", "group_size": 32},
         {"format": "int2", "activation": "row_u8"},
         {"format": "int4", "group_channels": 16, "group_size": 32},
         {"format": "int8", "group_channels": 16, "activation": "row_u8"},

@@ -10,10 +10,10 @@ from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.graph import Array, Constant, Node, Quantization
 from slmtvm.importer.match.weights import (
-    int8_zero_points,
     packed_weights,
+    signed_zero_points,
     table_weights,
-    to_int8,
+    to_signed,
 )
 from slmtvm.importer.steps import Embedding, Param, Weights
 
@@ -95,8 +95,8 @@ def _block_quantized(cover: Cover, node: Node, table: Constant, where: str) -> W
         offsets = np.array(1 << (bits - 1), np.uint8)  # the default for uint8 data
     per_group = Param(scales.name, by_group)
     if bits == 8:
-        stored = to_int8(table.stored, where)
-        shifted = int8_zero_points(offsets, True, shape)
+        stored = to_signed(table.stored, where)
+        shifted = signed_zero_points(offsets, np.dtype(np.uint8), shape)
     else:
         stored = table.stored
         shifted = None if (offsets == 8).all() else np.broadcast_to(offsets, shape)

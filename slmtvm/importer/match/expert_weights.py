@@ -10,7 +10,7 @@ import numpy as np
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.graph import Array, Constant, Node
-from slmtvm.importer.match.weights import int8_zero_points, to_int8
+from slmtvm.importer.match.weights import signed_zero_points, to_signed
 from slmtvm.importer.operators.experts import MOE_INPUTS, QMOE_INPUTS
 from slmtvm.importer.steps import ExpertWeights, Param, Weights
 from slmtvm.ir.experts import Gate, Routing
@@ -226,9 +226,9 @@ def _quantized(
         offsets = None if offsets is None else offsets[:, :, 0]
     stored = weight.stored
     if bits == 8:
-        stored = to_int8(stored, where)
+        stored = to_signed(stored, where)
         middle = np.full((), 128, np.uint8) if offsets is None else offsets
-        shifted = int8_zero_points(middle, True, per_group.shape)
+        shifted = signed_zero_points(middle, np.dtype(np.uint8), per_group.shape)
     else:
         shifted = None if offsets is None or (offsets == 8).all() else offsets
     asked = attrs.get("accuracy_level", 0) == _INT8_ACTIVATIONS or bits == 8

@@ -10,7 +10,7 @@ import numpy as np
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.graph import Constant, Node
-from slmtvm.importer.match.weights import int8_zero_points, to_int8
+from slmtvm.importer.match.weights import signed_zero_points, to_signed
 from slmtvm.importer.steps import Param, Weights
 
 _MAX_FACTORS = 16
@@ -56,11 +56,11 @@ def int8_product(cover: Cover, value: str, makers: Mapping[str, Node]) -> Int8Pr
     if zeros is not None and zeros.stored.size > flat.size:
         flat = np.broadcast_to(flat, (n,))
     offsets = None if zeros is None else zeros.values()
-    shifted = int8_zero_points(offsets, constant.stored.dtype == np.uint8, flat.shape)
+    shifted = signed_zero_points(offsets, constant.stored.dtype, flat.shape)
     zero_name = f"{constant.name}.zero_points" if zeros is None else zeros.name
     weights = Weights(
         "int8",
-        Param(constant.name, to_int8(constant.stored, where).T),
+        Param(constant.name, to_signed(constant.stored, where).T),
         Param(scales.name, flat),
         None if shifted is None else Param(zero_name, shifted),
     )

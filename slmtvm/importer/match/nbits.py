@@ -16,9 +16,9 @@ from slmtvm.importer.graph import Array, Constant, Node
 from slmtvm.importer.match.packed_rows import pack_rows, unpack_rows
 from slmtvm.importer.match.weights import (
     SCALE_BYTES,
-    int8_zero_points,
     kernel_groups,
-    to_int8,
+    signed_zero_points,
+    to_signed,
 )
 from slmtvm.importer.steps import Elementwise, Linear, Param, Reordered, Rows, Weights
 from slmtvm.schedules.linear.shape import GROUP_SIZES
@@ -111,7 +111,7 @@ def _packed(weight: Constant, n: int, k: int, bits: int, padded: int, where: str
         )
     rows = weight.stored.reshape(n, row_bytes)[:, : (k * bits + 7) // 8]
     if bits == 8:
-        return to_int8(rows, where)  # 128, the default zero point, becomes 0
+        return to_signed(rows, where)  # 128, the default zero point, becomes 0
     return rows
 
 
@@ -121,7 +121,7 @@ def _zero_points(
     """(n, groups) for the values of ``_packed``: uint8 or int8, or float32; None where default."""
     if zeros is None:
         return None
-    shift = -128 if bits == 8 else 0  # as ``to_int8`` shifts the values
+    shift = -128 if bits == 8 else 0  # as ``to_signed`` shifts the values
     if zeros.dtype.kind not in "iub":
         if zeros.stored.size != n * groups:
             raise InvalidModelError(
@@ -140,7 +140,7 @@ def _zero_points(
         )
     rows = zeros.stored.reshape(n, width)
     if bits == 8:
-        return int8_zero_points(rows, True, (n, groups))
+        return signed_zero_points(rows, np.dtype(np.uint8), (n, groups))
     values = unpack_rows(rows, groups, bits)
     return None if (values == 1 << (bits - 1)).all() else values
 

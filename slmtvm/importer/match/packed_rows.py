@@ -1,4 +1,4 @@
-"""Rows of 2-, 4- or 8-bit values in bytes, the first value in the lowest bits."""
+"""Rows of values of 2 or 4 bits in bytes, the first in the lowest bits; wider ones as they are."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from slmtvm.importer.graph import Array
 
 
 def unpack_rows(packed: Array, columns: int, bits: int) -> Array:
-    """Bytes (n, ceil(columns * bits / 8)) -> values (n, columns), uint8 but for 8-bit ones."""
-    if bits == 8:
+    """Bytes (n, ceil(columns * bits / 8)) -> values (n, columns), uint8 if of 2 or 4 bits."""
+    if bits >= 8:
         return packed
     fields = np.stack([packed >> s & (1 << bits) - 1 for s in range(0, 8, bits)], axis=-1)
     return np.asarray(fields.reshape(len(packed), -1)[:, :columns])
@@ -17,7 +17,7 @@ def unpack_rows(packed: Array, columns: int, bits: int) -> Array:
 
 def pack_rows(values: Array, bits: int) -> Array:
     """The inverse of ``unpack_rows``."""
-    if bits == 8:
+    if bits >= 8:
         return values
     n, k = values.shape
     each = 8 // bits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -24,9 +25,10 @@ from slmtvm.schedules.linear.shape import GROUP_SIZES, INTEGERS, MIN_GROUP_CHANN
 Note = Callable[[str], None]
 
 _HALF_BYTE_OFFSET = 0x88  # adds 8 to both nibbles of a byte, modulo 16
-_BYTE_OFFSET = 0x80
 SCALE_BYTES = 4
 
+_BYTES = (np.int8, np.uint8)
+_OF_LAYERS = (*_BYTES, np.int16, np.uint16)
 _FLOATS = {
     np.dtype(np.float32): "f32",
     np.dtype(np.float16): "f16",
@@ -61,12 +63,12 @@ def linear_weights(
         _check_finite(turned, where)
         weight = Param(turned.name, turned.stored.view(np.uint8))
         return Weights(_FLOAT8[dtype], weight, Param(f"{turned.name}.scales", scales))
-    if by_channels and quantization is not None and dtype in (np.int8, np.uint8):
+    if by_channels and quantization is not None and dtype in _BYTES:
         blocks = _channel_blocks(quantization, turned.shape)
         if blocks is not None:
             scales, zeros, size = blocks
             return replace(_quantized(turned, scales, zeros, where), group_channels=size)
-    weights = _matrix(turned, where, note)
+    weights = _matrix(turned, where, note, _OF_LAYERS)
     return kernel_groups(weights, turned.shape[1], note)
 
 
@@ -76,11 +78,13 @@ def table_weights(constant: Constant, where: str, note: Note) -> Weights:
         _check_finite(constant, where)
         note(f"table {constant.name!r} is widened from {constant.stored.dtype} to float16, exactly")
         return Weights("f16", Param(constant.name, constant.stored.astype(np.float16)))
-    return _matrix(constant, where, note)
+    return _matrix(constant, where, note, _BYTES)
 
 
-def _matrix(constant: Constant, where: str, note: Note) -> Weights:
-    """A matrix of which each row has its own scales, or none."""
+def _matrix(
+    constant: Constant, where: str, note: Note, integers: tuple[type[np.integer[Any]], ...]
+) -> Weights:
+    """A matrix of which each row has its own scales, or none; ``integers`` may have some."""
     dtype, name = constant.stored.dtype, constant.name
     if constant.quantization is None:
         if dtype not in _FLOATS:
@@ -90,22 +94,22 @@ def _matrix(constant: Constant, where: str, note: Note) -> Weights:
             return Weights("bf16", Param(name, constant.stored.view(np.uint16)))
         return Weights(_FLOATS[dtype], Param(name, constant.stored))
     found = _scales(constant.quantization, constant.shape)
-    if found is None or dtype not in (np.int8, np.uint8):
+    if found is None or dtype not in integers:
         return _expanded(constant, where, note)
     scales, zeros, group = found
     return replace(_quantized(constant, scales, zeros, where), group_size=group)
 
 
 def _quantized(constant: Constant, scales: Array, zeros: Array | None, where: str) -> Weights:
-    """A matrix of 4 or 8 bits with its scales and zero points, whatever these belong to."""
+    """A matrix of 4, 8 or 16 bits with its scales and zero points, whatever these belong to."""
     if constant.packed is not None:
         return packed_weights(constant, scales, zeros, 0)
-    name, unsigned = constant.name, constant.stored.dtype == np.uint8
+    name, dtype = constant.name, constant.stored.dtype
     return Weights(
-        "int8",
-        Param(name, to_int8(constant.stored, where)),
+        f"int{8 * dtype.itemsize}",
+        Param(name, to_signed(constant.stored, where)),
         Param(f"{name}.scales", scales),
-        _param(int8_zero_points(zeros, unsigned, scales.shape), f"{name}.zero_points"),
+        _param(signed_zero_points(zeros, dtype, scales.shape), f"{name}.zero_points"),
     )
 
 
@@ -172,7 +176,7 @@ def kernel_groups(weights: Weights, columns: int, note: Note) -> Weights:
     group, scales = weights.group_size, weights.scales
     if scales is None or weights.format not in INTEGERS or group in GROUP_SIZES:
         return weights
-    if not group and weights.format == "int8":
+    if not group and weights.bits >= 8:
         return weights
     rows = len(weights.weight.array)
     if not group or group >= columns:
@@ -220,23 +224,30 @@ def _unpacked(weights: Weights, columns: int) -> Weights:
     )
 
 
-def to_int8(stored: Array, where: str) -> Array:
-    """8-bit values as int8; uint8 values are shifted by 128, and so must be their zero points."""
-    if stored.dtype == np.int8:
+def to_signed(stored: Array, where: str) -> Array:
+    """8- or 16-bit values as signed ones; unsigned ones less half their range, and so must be their
+    zero points."""
+    if stored.dtype in (np.int8, np.int16):
         return stored
-    if stored.dtype == np.uint8:
-        return (stored ^ np.uint8(_BYTE_OFFSET)).view(np.int8)
-    raise UnsupportedOpError(f"quantized weights of type {stored.dtype}", where=where)
+    if stored.dtype not in (np.uint8, np.uint16):
+        raise UnsupportedOpError(f"quantized weights of type {stored.dtype}", where=where)
+    top = stored.dtype.type(1 << (8 * stored.dtype.itemsize - 1))
+    return (stored ^ top).view(f"i{stored.dtype.itemsize}")
 
 
-def int8_zero_points(zeros: Array | None, unsigned: bool, shape: tuple[int, ...]) -> Array | None:
-    """Zero points for ``to_int8`` values, of the scales' shape; None where all are 0."""
+def signed_zero_points(
+    zeros: Array | None, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> Array | None:
+    """Zero points for ``to_signed`` values of ``dtype``, of the scales' shape; None where all are
+    0."""
     if zeros is None:
-        zeros = np.zeros((), np.uint8 if unsigned else np.int8)
-    shifted = zeros.astype(np.int16) - (128 if unsigned else 0)
+        zeros = np.zeros((), dtype)
+    half = 1 << (8 * dtype.itemsize - 1) if dtype.kind == "u" else 0
+    shifted = zeros.astype(np.int32) - half
     if not shifted.any():
         return None
-    return np.broadcast_to(shifted.astype(np.int8).reshape(_fit(zeros, shape)), shape)
+    signed = shifted.astype(f"i{dtype.itemsize}")
+    return np.broadcast_to(signed.reshape(_fit(zeros, shape)), shape)
 
 
 def int4_zero_points(zeros: Array | None, signed: bool, shape: tuple[int, ...]) -> Array | None:
