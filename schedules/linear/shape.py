@@ -17,7 +17,10 @@ MAX_ROW_K = 32768
 GROUP_SIZES = (16, 32, 64, 128, 256)
 """With at most 256 values, a group's integer sum is exact in float32."""
 
-MIN_GROUP_CHANNELS = 8
+FLOAT_GROUP_SIZES = (8, *GROUP_SIZES)
+"""Of weights on float32 activations."""
+
+MIN_GROUP_CHANNELS = 4
 """Blocks of output channels are powers of two from here on: parts of vectors, or whole ones."""
 
 BYTE_INTEGERS = ("int2", "int4", "int8")
@@ -73,8 +76,10 @@ class LinearShape:
         if min(self.m, self.n, self.k) < 1:
             raise self._unsupported("m, n and k of at least 1")
         groups = self.activation == "block" or (self.weight_only and self.group_size)
-        if groups and self.group_size not in GROUP_SIZES:
-            raise self._unsupported(f"group sizes {', '.join(map(str, GROUP_SIZES))}")
+        # A load of int2 weights is of 16 values.
+        sizes = FLOAT_GROUP_SIZES if self.weight_only and self.bits >= 4 else GROUP_SIZES
+        if groups and self.group_size not in sizes:
+            raise self._unsupported(f"group sizes {', '.join(map(str, sizes))}")
         if not groups and self.group_size:
             raise self._unsupported("groups only of quantized weights, and not for whole rows")
         if self.activation == "row_u8" and self.k > MAX_ROW_K:

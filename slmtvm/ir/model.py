@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import tvm
 
-from slmtvm.schedules.linear.shape import BYTE_INTEGERS
+from slmtvm.schedules.linear.shape import BYTE_INTEGERS, GROUP_SIZES
 
 MASKS = ("none", "arbitrary")  # what may be asked for
 
@@ -74,4 +74,5 @@ class CanonicalModel:
         """Layers whose activations the file leaves in float32, but may be rounded: those of integer
         weights of up to 8 bits."""
         asking = [la for la in self.layers if la.activation == "f32" and not la.group_channels]
-        return sum(layer.format in BYTE_INTEGERS for layer in asking)
+        sizes = (0, *GROUP_SIZES)
+        return sum(la.format in BYTE_INTEGERS and la.group_size in sizes for la in asking)

@@ -139,7 +139,7 @@ def linear(
     or are float32; DEFAULT_ZERO_POINTS where there are none.
     group_size 0 means the scale does not change along k, unless ``group_channels`` is not 0: then
     scales and integer zero_points of int4 or int8 are (ceil(n / group_channels), k), one for each k
-    and so many output channels, a power of two from 8 on. bias: float32 (n,).
+    and so many output channels, a power of two from 4 on. bias: float32 (n,).
 
     ``activation`` is what the file asks of x: "f32" nothing; "block" symmetric int8 per row and
     block of ``group_size``, scale amax / 127 (MatMulNBits accuracy_level 4); "row_u8" ONNX

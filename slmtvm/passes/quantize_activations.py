@@ -10,7 +10,7 @@ from tvm import relax
 from slmtvm.ir import experts, fused, ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.rewrite import Rewriter, rewrite
-from slmtvm.schedules.linear.shape import BYTE_INTEGERS
+from slmtvm.schedules.linear.shape import BYTE_INTEGERS, GROUP_SIZES
 
 ACTIVATIONS = ("int8", "file", "f32")
 """What a compilation makes of float rows that meet quantized weights, see ``QuantizeActivations``.
@@ -112,6 +112,8 @@ class _Rule:
         asked = str(call.attrs["activation"])
         # Products whose scales change with every k cannot be added up as integers.
         if weights not in BYTE_INTEGERS or int(call.attrs.get("group_channels", 0)):
+            return _FLOAT
+        if group and group not in GROUP_SIZES:
             return _FLOAT
         if rounding != _NO_ROUNDING:
             _, low, high = rounding

@@ -345,10 +345,13 @@ def nibbles(rng: np.random.Generator, shape: tuple[int, ...], signed: bool) -> o
         ((3, 53), {"axis": 0, "block_size": 16}, "int4", 16),
         ((2, 53), {"axis": -2, "block_size": 32}, "int4", 32),
         ((1, 53), {"axis": 0, "block_size": 512}, "int4", 64),
-        ((5, 53), {"axis": 0, "block_size": 8}, "f32", 0),
+        ((5, 53), {"axis": 0, "block_size": 8}, "int4", 8),
+        ((2, 53), {"axis": 0, "block_size": 24}, "int4", 8),
+        ((4, 53), {"axis": 0, "block_size": 12}, "f32", 0),
         ((40, 4), {"axis": 1, "block_size": 16}, "int4", 0),
         ((40, 3), {"axis": 1, "block_size": 24}, "int4", 0),
-        ((40, 5), {"axis": 1, "block_size": 12}, "f32", 0),
+        ((40, 5), {"axis": 1, "block_size": 12}, "int4", 0),
+        ((40, 6), {"axis": 1, "block_size": 10}, "f32", 0),
     ],
     ids=str,
 )
@@ -369,18 +372,21 @@ def test_nibbles_stay_packed_wherever_scales_follow_the_outputs(
 
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize(
-    ("kv_heads", "block", "layers"),
+    ("kv_heads", "head_dim", "block", "layers"),
     [
-        (2, 16, {(48, 16), (24, 16), (24, 8)}),
-        (2, 24, {(48, 8), (24, 8)}),
-        (2, 20, set()),  # blocks of 4 have no kernel
-        (1, 16, {(72, 16)}),  # values begin within 8 channels
+        (2, 12, 16, {(48, 16), (24, 16), (24, 8)}),
+        (2, 12, 24, {(48, 8), (24, 8)}),
+        (2, 12, 20, {(48, 4), (24, 4)}),
+        (2, 12, 10, set()),  # blocks of 2 have no kernel
+        (1, 12, 16, {(48, 16), (12, 16), (12, 4)}),
+        (1, 10, 16, {(40, 16), (10, 8), (10, 16)}),
+        (1, 10, 4, {(60, 4)}),  # values begin within a block and go beyond it
     ],
 )
 def test_a_packed_product_in_blocks_of_outputs_is_divided_where_no_block_is_cut(
-    kv_heads, block, layers, signed, tmp_path
+    kv_heads, head_dim, block, layers, signed, tmp_path
 ):
-    model = build(replace(TINY, kv_heads=kv_heads))
+    model = build(replace(TINY, kv_heads=kv_heads, head_dim=head_dim))
     model.opset_import[0].version = 21
     model.ir_version = 10
     rng = np.random.default_rng(0)
@@ -389,7 +395,7 @@ def test_a_packed_product_in_blocks_of_outputs_is_divided_where_no_block_is_cut(
     products = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in widths]
     readers = products[:3]
     sizes = np.array([widths[n.input[1]] for n in readers])
-    assert sizes.tolist() == [48, 12 * kv_heads, 12 * kv_heads]
+    assert sizes.tolist() == [head_dim * heads for heads in (4, kv_heads, kv_heads)]
     blocks = -(-sizes.sum() // block)
     stored, zeros = nibbles(rng, (40, sizes.sum()), signed), nibbles(rng, (40, blocks), signed)
     stored.name, zeros.name = "qkv.q", "qkv.z"

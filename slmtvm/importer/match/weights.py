@@ -20,7 +20,12 @@ from slmtvm.importer.graph import (
 )
 from slmtvm.importer.match.packed_rows import pack_rows, unpack_rows
 from slmtvm.importer.steps import Param, Weights
-from slmtvm.schedules.linear.shape import GROUP_SIZES, INTEGERS, MIN_GROUP_CHANNELS
+from slmtvm.schedules.linear.shape import (
+    FLOAT_GROUP_SIZES,
+    GROUP_SIZES,
+    INTEGERS,
+    MIN_GROUP_CHANNELS,
+)
 
 Note = Callable[[str], None]
 
@@ -184,7 +189,7 @@ def kernel_groups(weights: Weights, columns: int, note: Note) -> Weights:
         sizes = GROUP_SIZES[::-1]
         size = min(sizes, key=lambda s: -(-columns // s) * (s * weights.bits // 8 + SCALE_BYTES))
     else:
-        size = max((s for s in GROUP_SIZES if group % s == 0), default=0)
+        size = max((s for s in FLOAT_GROUP_SIZES if group % s == 0), default=0)
     if not size:
         note(
             f"weight {weights.weight.name!r} has blocks of {group}, which no kernel reads: it is "
