@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Takes every file of a corpus through import, compile and run, and compares with onnxruntime.
 
-    python scripts/corpus_report.py FOLDER [--last import] [--only 'llama-*'] [--json out] [--docs]
+    python scripts/corpus_report.py FOLDER [--last import] [--only 'llama-*'] [--jobs 2] [--docs]
 
 Each file is checked in a process of its own with a time limit, so that a crash ends that file only.
 """
@@ -14,38 +14,71 @@ import json
 import multiprocessing
 import signal
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from corpus.check import STAGES, Outcome, check
 from corpus.page import write_page
-from corpus.selection import is_model
+from corpus.selection import is_model, left_out
 
 _PAGE = Path(__file__).resolve().parents[1] / "docs" / "import.md"
 _SECONDS = 120  # for each file
 
 
-def _checked(path: Path, last: str, queue: multiprocessing.Queue[Outcome]) -> None:
-    queue.put(check(path, last))
-
-
-def check_apart(path: Path, last: str) -> Outcome:
+class Check:
     """``check`` in a forked process: tvm is loaded once, and a crash ends the child alone."""
-    context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    process = context.Process(target=_checked, args=(path, last, queue))
-    process.start()
-    process.join(_SECONDS)
-    if process.is_alive():
-        process.terminate()
-        process.join()
-        return Outcome(str(path), error=f"takes over {_SECONDS} s")
-    if queue.empty():
-        name = signal.Signals(-process.exitcode).name if process.exitcode else "no result"
-        return Outcome(str(path), error=f"crashes: {name}")
-    return queue.get()
+
+    def __init__(self, path: Path, bundles: Path, last: str) -> None:
+        context = multiprocessing.get_context("fork")
+        self._path = path
+        self._deadline = time.monotonic() + _SECONDS
+        self.result, there = context.Pipe(duplex=False)
+        self._process = context.Process(target=_send, args=(path, bundles, last, there))
+        self._process.start()
+        there.close()
+
+    @property
+    def is_late(self) -> bool:
+        return time.monotonic() > self._deadline
+
+    def outcome(self) -> Outcome:
+        """What it sent; ends it where it has sent nothing."""
+        try:
+            if not self.result.poll():
+                self._process.terminate()
+                return Outcome(str(self._path), error=f"takes over {_SECONDS} s")
+            return self.result.recv()
+        except EOFError:
+            self._process.join()
+            code = self._process.exitcode
+            name = signal.Signals(-code).name if code else "no result"
+            return Outcome(str(self._path), error=f"crashes: {name}")
+        finally:
+            self._process.join()
+
+
+def _send(path: Path, bundles: Path, last: str, there: Connection) -> None:
+    there.send(check(path, bundles, last))
+
+
+def check_all(paths: Sequence[Path], last: str, jobs: int) -> Iterator[Outcome]:
+    """Outcomes as they come, ``jobs`` files at a time."""
+    waiting: list[Path] = list(reversed(paths))
+    running: list[Check] = []
+    with tempfile.TemporaryDirectory() as bundles:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(Check(waiting.pop(), Path(bundles), last))
+            wait([c.result for c in running], timeout=1)
+            for done in [c for c in running if c.result.poll() or c.is_late]:
+                running.remove(done)
+                yield done.outcome()
 
 
 def corpus_files(folder: Path, only: str) -> list[Path]:
@@ -59,23 +92,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--last", choices=STAGES, default=STAGES[-1], help="stop after this stage")
     parser.add_argument("--only", default="*", help="pattern of the cells' names")
-    parser.add_argument("--json", type=Path, help="write all outcomes to this file")
+    parser.add_argument("--jobs", type=int, default=1, help="files at a time, each on one core")
+    parser.add_argument(
+        "--json", type=Path, help="add each outcome to this file, a line for each; the last counts"
+    )
+    parser.add_argument("--resume", action="store_true", help="leave out what passed in --json")
     parser.add_argument("--docs", action="store_true", help="write the table of docs/import.md")
     arguments = parser.parse_args(argv)
-    outcomes = []
-    for path in corpus_files(arguments.folder, arguments.only):
-        outcome = check_apart(path, arguments.last)
-        outcomes.append(outcome)
-        name = path.relative_to(arguments.folder)
+    rows = read_outcomes(arguments.json) if arguments.resume else {}
+    paths = corpus_files(arguments.folder, arguments.only)
+    due = [p for p in paths if str(p) not in rows or rows[str(p)]["error"]]
+    begin = time.monotonic()
+    for outcome in check_all(due, arguments.last, arguments.jobs):
+        rows[outcome.file] = outcome.to_dict()
         state = outcome.error or f"ok {outcome.rule} {outcome.compiled or outcome.evaluated}"
-        print(f"{name}: {state}"[:300], flush=True)
-    good = sum(not o.error for o in outcomes)
-    print(f"{good} of {len(outcomes)} files pass")
-    rows = [outcome.to_dict() for outcome in outcomes]
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        print(f"{Path(outcome.file).relative_to(arguments.folder)}: {state}"[:300], flush=True)
+        if arguments.json:
+            with arguments.json.open("a") as file:
+                file.write(json.dumps(outcome.to_dict()) + "\n")
+    found = [rows[str(path)] for path in paths]
+    good = sum(not row["error"] for row in found)
+    print(f"{good} of {len(found)} files pass; {time.monotonic() - begin:.0f} s for {len(due)}")
     if arguments.docs:
-        write_page(_PAGE, rows)
+        write_page(_PAGE, found, left_out(arguments.folder))
+
+
+def read_outcomes(path: Path) -> dict[str, dict[str, Any]]:
+    """The last outcome of each file, by its name."""
+    if not path.exists():
+        return {}
+    return {row["file"]: row for row in map(json.loads, path.read_text().splitlines())}
 
 
 if __name__ == "__main__":

@@ -24,9 +24,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-FAILED = "failed.txt"
+from corpus.selection import FAILED
+
 MODULES = {"fixtures": "optimum", "peer-models": "onnxruntime_genai"}
 
 
@@ -52,10 +55,10 @@ def make_transformed(only: str, out: Path) -> None:
     """All transforms of the cells that there are, in the tables' order, until nothing is new."""
     import warnings
 
-    from corpus import formats, optimizations, quantizations
+    from corpus import formats, optimizations, ports, quantizations
     from corpus.transforms import TRANSFORMS
 
-    assert formats and optimizations and quantizations, "importing them fills the table"
+    assert formats and optimizations and ports and quantizations, "importing them fills the table"
     warnings.simplefilter("ignore")
     new = True
     while new:
@@ -109,7 +112,9 @@ def _try_files(folder: Path, cell: str) -> None:
     for path in (p for p in folder.iterdir() if is_model(p.name)):
         kind = "encoder" if path.name.startswith("encoder") else family.kind
         tokens = token_sequences(family.configuration().vocab_size)
-        wanted_rows(path, tokens, source_of(kind), stepwise=False)
+        rows = wanted_rows(path, tokens, source_of(kind), stepwise=False)
+        if not all(np.isfinite(row).all() for row in rows):
+            raise ArithmeticError("onnxruntime computes NaN or infinity from the file")
 
 
 def main() -> None:

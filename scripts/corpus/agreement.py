@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 
 from corpus.inputs import LENGTHS
+from corpus.widening import computes_in
 
 INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits
 _ROUNDS_ACTIVATIONS = {
     "MatMulInteger", "QLinearMatMul", "QGemm", "QOrderedMatMul", "MatMulIntegerToFloat",
 }  # fmt: skip
 _ROUNDS_BY_CALL = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QAttention"}
-_HALVES = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,10 @@ BLOCKS = Rule("int8 activations in blocks", most=1e-3, single=1e-3, cosine=0.999
 # others, far from what the float model computes.
 ROUNDED = Rule("rounded activations", lengths=(2, 2, 3, 5, LENGTHS[-1]), cosine=0.999)
 DYNAMIC = Rule("activations rounded by call", stepwise=True, single=1e-3, cosine=0.999)
-# onnxruntime computes in 11 or 8 bits of mantissa, this compiler in float32.
+# onnxruntime computes in 11 bits of mantissa, this compiler in float32.
 HALF = Rule("half precision", cosine=0.999)
+# onnxruntime does not compute in 8 bits of mantissa: it is given the same numbers in float32.
+WIDENED = Rule("bfloat16 computed in float32", most=2e-4)
 _TIE = 0.01  # of the logits' range: a lead that rounding can turn
 
 
@@ -56,7 +58,9 @@ def rule_of(path: Path) -> Rule:
         return DYNAMIC
     if kinds & _ROUNDS_ACTIVATIONS or _quantizes_values(nodes):
         return ROUNDED
-    if _computes_in_half(model):
+    if computes_in(onnx.TensorProto.BFLOAT16, model):
+        return WIDENED
+    if computes_in(onnx.TensorProto.FLOAT16, model):
         return HALF
     for node in nodes:
         for attribute in node.attribute:
@@ -77,15 +81,6 @@ def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 def _quantizes_values(nodes: list[onnx.NodeProto]) -> bool:
     """Whether a QuantizeLinear rounds something that is computed."""
     return any(node.op_type == "QuantizeLinear" for node in nodes)
-
-
-def _computes_in_half(model: onnx.ModelProto) -> bool:
-    graph = model.graph
-    ports = [*graph.input, *graph.output]
-    if any(p.type.tensor_type.elem_type in _HALVES for p in ports):
-        return True
-    vectors = [t for t in graph.initializer if t.data_type in _HALVES and len(t.dims) == 1]
-    return bool(vectors)
 
 
 @dataclass(frozen=True)

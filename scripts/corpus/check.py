@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
+import hashlib
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tvm_ffi import structural_hash
 
 from corpus.agreement import Agreement, compare, rule_of
 from corpus.inputs import source_of, token_sequences
-from corpus.oracle import wanted_rows
+from corpus.oracle import runnable, wanted_rows
+from corpus.selection import split_name
 from slmtvm.compiler import compile_model
 from slmtvm.errors import SlmError
 from slmtvm.importer import import_onnx
+from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
 from slmtvm.runtime import Session, load
-from slmtvm.verify.reference import Reference
+from slmtvm.verify import Reference, verify
 
-STAGES = ("import", "evaluate", "compile", "time")
+STAGES = ("import", "evaluate", "compile", "time", "default")
 CONTEXT = 61  # positions compiled for
 SPEED_TOKENS = 48
 SPEED_ROUNDS = 9
@@ -41,6 +44,8 @@ class Outcome:
     )  # numpy reference: difference, ...
     compiled: dict[str, float | None] = field(default_factory=dict)  # the bundle: the same
     speed: float = 0.0  # onnxruntime's seconds over the bundle's
+    # What verify says of a compile without options, whose activations are int8.
+    default: dict[str, float | None] = field(default_factory=dict)
     weight_bytes: int = 0
     file_bytes: int = 0
     seconds: float = 0.0
@@ -49,12 +54,15 @@ class Outcome:
         return asdict(self)
 
 
-def check(path: Path, last: str = STAGES[-1]) -> Outcome:
-    """Take a file as far as ``last``; an error or a broken rule ends it, and is in the outcome."""
+def check(path: Path, bundles: Path, last: str = STAGES[-1]) -> Outcome:
+    """Take a file as far as ``last``; an error or a broken rule ends it, and is in the outcome.
+
+    ``bundles``: a folder for what is compiled; files that are the same model share a bundle.
+    """
     outcome = Outcome(str(path), file_bytes=_bytes(path))
     begin = time.perf_counter()
     try:
-        _run(path, outcome, last)
+        _run(path, bundles, outcome, last)
     except Exception as error:
         words = " ".join(str(error).split())
         outcome.error = words if isinstance(error, SlmError) else f"{type(error).__name__}: {words}"
@@ -62,7 +70,7 @@ def check(path: Path, last: str = STAGES[-1]) -> Outcome:
     return outcome
 
 
-def _run(path: Path, outcome: Outcome, last: str) -> None:
+def _run(path: Path, bundles: Path, outcome: Outcome, last: str) -> None:
     model = import_onnx(path, context=CONTEXT)
     outcome.stage, outcome.family, outcome.notes = "import", model.family, model.notes
     outcome.weight_bytes = sum(array.nbytes for array in model.params.values())
@@ -77,17 +85,43 @@ def _run(path: Path, outcome: Outcome, last: str) -> None:
     outcome.stage = "evaluate"
     if last == "evaluate":
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        bundle = Path(scratch) / "model.slm"
-        # As the file says it, nothing rounded that it does not round.
-        compile_model(path, output=bundle, context=CONTEXT, kv="f32", activations="file")
-        with load(bundle) as session:
-            ours = [session_rows(session, model.kind, tokens) for tokens in sequences]
-            outcome.compiled = _judge(compare(rule, ours, wanted))
-            outcome.stage = "compile"
-            if last == "compile":
-                return
-            outcome.speed = _speed(path, session, model.kind, model.vocab_size)
+    # As the file says it, nothing rounded that it does not round.
+    bundle = _compiled(model, bundles, kv="f32", activations="file")
+    with load(bundle) as session:
+        ours = [session_rows(session, model.kind, tokens) for tokens in sequences]
+        outcome.compiled = _judge(compare(rule, ours, wanted))
+        outcome.stage = "compile"
+        if last == "compile":
+            return
+        with runnable(path) as file:
+            outcome.speed = _speed(file, session, model.kind, model.vocab_size)
+    outcome.stage = "time"
+    if last == "time" or not (model.float_activation_layers or _is_usual(path)):
+        return
+    bundle = _compiled(model, bundles)
+    with runnable(path) as file:
+        outcome.default = verify(bundle, file).to_json()
+    outcome.stage = "default"
+
+
+def _compiled(model: CanonicalModel, bundles: Path, **options: str) -> Path:
+    """The bundle of a model, compiled unless an equal one was: exporters spell one model in many
+    ways."""
+    digest = hashlib.sha256()
+    rest = (model.output, model.padding, model.float_activation_layers, sorted(options.items()))
+    digest.update(repr((structural_hash(model.module), *rest)).encode())
+    for value in model.params.values():
+        digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+    bundle = bundles / f"{digest.hexdigest()}.slm"
+    if not bundle.exists():
+        compile_model(model.source, output=bundle, context=CONTEXT, **options)
+    return bundle
+
+
+def _is_usual(path: Path) -> bool:
+    """Whether it is a float model as most people export it."""
+    cell = split_name(path.parent.name)
+    return cell.route.startswith("optimum") and not cell.transform
 
 
 def session_rows(session: Session, kind: str, tokens: np.ndarray) -> np.ndarray:

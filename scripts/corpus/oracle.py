@@ -1,13 +1,30 @@
-"""onnxruntime on a file, all tokens at once or one after the other through the file's own cache."""
+"""onnxruntime on a file, all tokens at once or call by call through the file's own cache."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 
+from corpus.widening import computes_in, in_float32
 from slmtvm.verify.reference import Reference
+
+
+@contextmanager
+def runnable(path: Path) -> Iterator[Path]:
+    """The file, or in the place of one that computes in bfloat16 its numbers in float32."""
+    if not computes_in(onnx.TensorProto.BFLOAT16, onnx.load(path, load_external_data=False)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        wide = Path(folder) / path.name
+        onnx.save(in_float32(onnx.load(path)), wide)
+        yield wide
 
 
 def wanted_rows(
@@ -18,35 +35,63 @@ def wanted_rows(
     ``stepwise``: token by token where the file takes a past. Dynamic quantization gives all rows of
     a call one scale, so that only this way the rows do not depend on what comes after them.
     """
-    reference = Reference(path)
-    stepwise = stepwise and source is None
-    if not stepwise or not any(n.startswith("past") for n in reference.feeds([0])):
-        return [reference.rows(tokens, source) for tokens in sequences]
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return [_steps(session, reference, tokens) for tokens in sequences]
+    with runnable(path) as file:
+        calls = Calls(file)
+        if not stepwise or source is not None or not calls.has_cache:
+            reference = Reference(file)
+            return [reference.rows(tokens, source) for tokens in sequences]
+        rows = []
+        for tokens in sequences:
+            calls.reset()
+            rows.append(np.concatenate([calls.rows(token[None]) for token in tokens]))
+        return rows
 
 
-def _steps(
-    session: onnxruntime.InferenceSession, reference: Reference, tokens: np.ndarray
-) -> np.ndarray:
-    outputs = [output.name for output in session.get_outputs()]
-    rows, past = [], {}
-    for position, token in enumerate(tokens):
-        feeds = {**reference.feeds([token]), **past}
-        if "attention_mask" in feeds:
-            feeds["attention_mask"] = np.ones((1, position + 1), feeds["attention_mask"].dtype)
+class Calls:
+    """A file under onnxruntime: each call's keys and values are the past of the next."""
+
+    def __init__(self, path: Path) -> None:
+        self._reference = Reference(path)
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        self._caches = [i.name for i in self._session.get_inputs() if i.name.startswith("past")]
+        self.reset()
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether the file takes a past."""
+        return bool(self._caches)
+
+    def reset(self) -> None:
+        """Begin another sequence."""
+        self._past: dict[str, np.ndarray] = {}
+        self._position = 0
+
+    def feeds(self, tokens: np.ndarray, source: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The values of all inputs for the next tokens (n,)."""
+        feeds = {**self._reference.feeds(tokens, source), **self._past}
+        if self._position and "attention_mask" in feeds:
+            shape = (1, self._position + len(tokens))
+            feeds["attention_mask"] = np.ones(shape, feeds["attention_mask"].dtype)
         if "position_ids" in feeds:
-            feeds["position_ids"] = np.full_like(feeds["position_ids"], position)
-        values = dict(zip(outputs, session.run(None, feeds), strict=True))
-        rows.append(np.asarray(values["logits"], np.float32)[0])
-        caches = [name for name in feeds if name.startswith("past")]
-        past = {name: values[_present(name, values)] for name in caches}
-    return np.concatenate(rows)
+            feeds["position_ids"] += feeds["position_ids"].dtype.type(self._position)
+        if "use_cache_branch" in feeds:
+            feeds["use_cache_branch"] |= self._position > 0
+        return feeds
+
+    def rows(self, tokens: np.ndarray) -> np.ndarray:
+        """The logits float32 (n, vocab) of the next tokens (n,), which the cache takes in."""
+        names = [output.name for output in self._session.get_outputs()]
+        values = dict(zip(names, self._session.run(None, self.feeds(tokens)), strict=True))
+        self._past = {name: values[_present(name, names)] for name in self._caches}
+        self._position += len(tokens)
+        return np.asarray(values["logits"], np.float32)[0]
 
 
-def _present(past: str, values: dict[str, np.ndarray]) -> str:
+def _present(past: str, outputs: list[str]) -> str:
     """The output that is a past input's next value."""
     layer = past.split(".", 1)[1]
-    return next(name for name in values if name.startswith("present") and name.endswith(layer))
+    return next(name for name in outputs if name.startswith("present") and name.endswith(layer))

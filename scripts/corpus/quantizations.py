@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,18 @@ from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from corpus.transforms import add
+from corpus.inputs import source_of, token_sequences
+from corpus.oracle import Calls
+from corpus.transforms import EVERY_FAMILY, add
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.models.quantizers import fold_tied_head
 
 _CALIBRATION_LENGTHS = (5, 9, 17)
+_LEAST_VOCAB_SIZE = 130  # of all families
+_OF_A_SOURCE = {"encoder_hidden_states", "decoder_input_ids"}
+MERGED = ("llama-optimum-merged", "gpt2-optimum-merged", "gemma3-optimum-merged",
+          "t5-optimum-merged")  # fmt: skip
 logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
 
 
@@ -39,9 +45,9 @@ def _float16(source: Path, target: Path, *, keep_io: bool) -> None:
     onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=keep_io), target)
 
 
-for _name, _keep in (("fp16", False), ("fp16-float32-io", True)):
-    add(_name, partial(_float16, keep_io=_keep), "llama-optimum-past", "gpt2-script-masked",
-        "bert-optimum")  # fmt: skip
+add("fp16", partial(_float16, keep_io=False), "gpt2-script-masked", *EVERY_FAMILY)
+add("fp16-float32-io", partial(_float16, keep_io=True), "llama-optimum-past", "gpt2-script-masked",
+    "bert-optimum")  # fmt: skip
 
 
 # ---- int8, dynamic and static
@@ -65,29 +71,31 @@ _DYNAMIC = {
 for _name, _options in _DYNAMIC.items():
     add(_name, partial(_dynamic, **_options), "llama-optimum-past", "gpt2-script-masked",
         "bert-optimum", "minilm-dynamo-masked")  # fmt: skip
-add("dynamic-s8", partial(_dynamic, **_DYNAMIC["dynamic-s8"]), "qwen3-moe-script-past")
+add("dynamic-s8", partial(_dynamic, **_DYNAMIC["dynamic-s8"]), "qwen3-moe-script-past",
+    *EVERY_FAMILY)  # fmt: skip
+add("dynamic-s8", partial(_dynamic, weight_type=QuantType.QInt8,
+    extra_options={"EnableSubgraph": True}), *MERGED)  # fmt: skip
 
 
 class _Calibration(CalibrationDataReader):
-    """Random tokens of a few lengths, for whatever inputs the model has."""
+    """Random tokens of a few lengths, the second half of them where the file takes a past."""
 
     def __init__(self, path: Path) -> None:
-        model = onnx.load(path, load_external_data=False)
-        names = [port.name for port in model.graph.input]
-        self._feeds = iter([self._feed(names, n) for n in _CALIBRATION_LENGTHS])
+        self._feeds = self._all(path)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._feeds, None)
 
-    def _feed(self, names: list[str], length: int) -> dict[str, np.ndarray]:
-        ids = np.random.default_rng(length).integers(3, 130, (1, length))
-        values = {
-            "input_ids": ids,
-            "attention_mask": np.ones_like(ids),
-            "token_type_ids": np.zeros_like(ids),
-            "position_ids": np.arange(length)[None],
-        }
-        return {name: values[name] for name in names}
+    def _all(self, path: Path) -> Iterator[dict[str, np.ndarray]]:
+        calls = Calls(path)
+        inputs = {port.name for port in onnx.load(path, load_external_data=False).graph.input}
+        source = source_of("encoder-decoder" if inputs & _OF_A_SOURCE else "decoder")
+        for tokens in token_sequences(_LEAST_VOCAB_SIZE, _CALIBRATION_LENGTHS):
+            calls.reset()
+            if calls.has_cache:
+                calls.rows(tokens[: len(tokens) // 2])
+                tokens = tokens[len(tokens) // 2 :]
+            yield calls.feeds(tokens, source)
 
 
 def _static(source: Path, target: Path, **options: Any) -> None:
@@ -96,7 +104,7 @@ def _static(source: Path, target: Path, **options: Any) -> None:
         onnx.save(fold_tied_head(onnx.load(source)), folded)
         quant_pre_process(folded, prepared, skip_symbolic_shape=True)
         options["nodes_to_exclude"] = _mask_nodes(onnx.load(prepared))
-        quantize_static(prepared, target, _Calibration(prepared), **options)
+        quantize_static(prepared, target, _Calibration(source), **options)
 
 
 def _mask_nodes(model: onnx.ModelProto) -> list[str]:
@@ -149,6 +157,8 @@ _STATIC: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 for _name, _options in _STATIC.items():
     add(_name, partial(_static, **_options), "llama-optimum", "gpt2-script-masked", "bert-optimum")
+for _name in ("qdq-u8s8", "qdq-u8s8-matmul", "qoperator-u8s8"):
+    add(_name, partial(_static, **_STATIC[_name]), *EVERY_FAMILY)
 
 
 # ---- MatMulNBits and its kin
@@ -194,9 +204,13 @@ _NBITS |= {
 NBITS_SOURCES = ("llama-optimum-past", "qwen2-dynamo")
 for _name, _options in _NBITS.items():
     add(_name, partial(quantize_nbits, **_options), *NBITS_SOURCES)
-add("int4-block32", partial(quantize_nbits, block_size=32, is_symmetric=True), "bert-optimum",
-    "gpt2-dynamo-masked", "gemma3-optimum-past", "mixtral-script-past", "qwen3-moe-script-past",
-    "t5-optimum")  # fmt: skip
+_NBITS_OF_ALL = (*EVERY_FAMILY, *MERGED)
+add("int4-block32", partial(quantize_nbits, **_NBITS["int4-block32"]), "gpt2-dynamo-masked",
+    "qwen3-moe-script-past", *_NBITS_OF_ALL)  # fmt: skip
+add("int4-zp-level0", partial(quantize_nbits, **_NBITS["int4-zp-level0"]), *_NBITS_OF_ALL)
+# float16 with the activations of the products in float16 too, as models for GPUs are kept.
+add("int4-level0", partial(quantize_nbits, **_NBITS["int4-level0"]), "llama-optimum-past-fp16",
+    "qwen3-optimum-past-fp16", "gemma3-optimum-past-fp16", "bert-optimum-fp16")  # fmt: skip
 
 
 def _nbits_algorithm(config: Callable[[], Any], source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -55,17 +55,22 @@ class Route:
 class _Exported(torch.nn.Module):
     """A model whose inputs and outputs are tensors in a fixed order, as exporters want them."""
 
-    def __init__(self, family: Family, inputs: Sequence[str], attention: str, layers: int) -> None:
+    def __init__(
+        self, family: Family, inputs: Sequence[str], attention: str, layers: int, states: bool
+    ) -> None:
         super().__init__()
         self.model = family.model(attention)
         loop_over_all_experts(self.model)
         self.inputs = tuple(inputs)
         self.layers = layers
         self.kind = family.kind
+        self.states = states
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         named = dict(zip(self.inputs, tensors[: len(self.inputs)], strict=True))
         past = tensors[len(self.inputs) :]
+        if self.states:
+            return self._with_states(**named)
         if self.kind == "encoder":
             return (self.model(**named).last_hidden_state,)
         if not self.layers:
@@ -76,6 +81,14 @@ class _Exported(torch.nn.Module):
         result = self.model(**named, past_key_values=cache, use_cache=True)
         present = [t for layer in result.past_key_values.layers for t in (layer.keys, layer.values)]
         return (result.logits, *present)
+
+    def _with_states(self, **named: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The output and what enters each layer."""
+        result = self.model(**named, output_hidden_states=True)
+        if self.kind == "encoder-decoder":
+            return (result.logits, *result.decoder_hidden_states[:-1])
+        first = result.last_hidden_state if self.kind == "encoder" else result.logits
+        return (first, *result.hidden_states[:-1])
 
 
 def _example(family: Family, names: Sequence[str], past: int) -> list[torch.Tensor]:
@@ -106,10 +119,15 @@ def _torch(
     dynamo: bool,
     inputs: Sequence[str] = ("input_ids",),
     past: bool = False,
+    states: bool = False,
     attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
     opset: int | None = None,
 ) -> None:
-    """torch.onnx.export of the model behind plain tensors, batch and lengths dynamic."""
+    """torch.onnx.export of the model behind plain tensors, batch and lengths dynamic.
+
+    ``states``: with the hidden states as outputs.
+    """
     config = family.configuration()
     inputs = tuple(inputs)
     if family.kind == "encoder-decoder":
@@ -117,13 +135,17 @@ def _torch(
     if family.token_types:
         inputs = (*inputs, "token_type_ids")
     layers = config.num_hidden_layers if past else 0
-    module = _Exported(family, inputs, attention, layers).eval()
+    module = _Exported(family, inputs, attention, layers, states).eval().to(dtype)
     values = _example(family, inputs, _PAST if past else 0)
     axes = [_axes(name, past) for name in inputs]
     names, outputs = list(inputs), ["last_hidden_state" if family.kind == "encoder" else "logits"]
     output_axes = [{0: "batch", 1: "sequence"}]
+    if states:
+        layers = config.num_hidden_layers
+        outputs += [f"hidden_states.{i}" for i in range(layers)]
+        output_axes += [{0: "batch", 1: "sequence"}] * layers
     if past:
-        values += _cache_example(config)
+        values += [t.to(dtype) for t in _cache_example(config)]
         names += [f"past_key_values.{i}.{kv}" for i in range(layers) for kv in ("key", "value")]
         outputs += [f"present.{i}.{kv}" for i in range(layers) for kv in ("key", "value")]
         axes += [{0: "batch", 2: "past"}] * (2 * layers)
@@ -197,6 +219,18 @@ def _optimum(family: Family, folder: Path, *, past: bool = False, merged: bool =
         )  # fmt: skip
 
 
+def _optimum_with_other_head(family: Family, folder: Path) -> None:
+    """With past; a head that the family's configuration ties to the embedding is its own, and the
+    other way round."""
+
+    def configuration() -> hf.PretrainedConfig:
+        config = family.configuration()
+        config.tie_word_embeddings = not config.tie_word_embeddings
+        return config
+
+    _optimum(replace(family, configuration=configuration), folder, past=True)
+
+
 def save_pretrained(family: Family, folder: Path) -> None:
     """The model and a tokenizer of one word a token, as transformers saves them."""
     model = family.model()
@@ -232,53 +266,76 @@ def _builder(
 
 
 _GENAI = (
-    "llama", "smollm", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "lfm2-moe",
+    "llama", "smollm", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "lfm2-moe",
 )  # fmt: skip
 _LANGUAGE: tuple[Kind, ...] = ("decoder", "encoder-decoder")
 _ALL: tuple[Kind, ...] = ("decoder", "encoder", "encoder-decoder")
 _MASKED = ("input_ids", "attention_mask")
 _POSITIONED = ("input_ids", "attention_mask", "position_ids")
-# Exported with transformers 5 as well.
-_FIVE = (
-    "llama", "gemma3", "mistral", "mixtral", "qwen2-moe", "qwen3-moe", "lfm2-moe", "bert", "t5",
+_TIED = (
+    "gpt2", "smollm", "qwen2", "qwen3", "gemma2", "gemma3", "opt", "bloom", "t5",
+)  # fmt: skip
+_UNTIED = (
+    "llama", "mistral", "phi3", "gpt-neox", "mixtral", "qwen2-moe", "qwen3-moe", "flan-t5",
 )  # fmt: skip
 _EVERY_OPSET = ("llama", "bert", "gpt2")
+_SOME_OPSETS = ("qwen3", "gemma2", "gpt-neox", "mixtral", "roberta", "t5")
+# A version has an operator, or writes one otherwise, that the one before it does not.
+_SCRIPT_OPSETS = {opset: opset in (14, 17, 18, 21) for opset in range(14, 22)}
+_DYNAMO_OPSETS = {18: True, 19: False, 20: False, 21: True, 22: False, 23: True}
 
 
 def _routes() -> list[Route]:
-    routes = [
-        Route("dynamo", partial(_torch, dynamo=True), _ALL),
-        Route("dynamo-eager", partial(_torch, dynamo=True, attention="eager"), _ALL),
-        Route("dynamo-masked", partial(_torch, dynamo=True, inputs=_MASKED), _ALL),
-        Route("script", partial(_torch, dynamo=False), _ALL),
-        Route("script-eager", partial(_torch, dynamo=False, attention="eager"), _ALL),
-        Route("script-masked", partial(_torch, dynamo=False, inputs=_MASKED), _ALL),
-        Route("dynamo-positions", partial(_torch, dynamo=True, inputs=_POSITIONED), ("decoder",)),
-        Route("dynamo-past", partial(_torch, dynamo=True, inputs=_MASKED, past=True), ("decoder",)),
-        Route(
-            "script-past", partial(_torch, dynamo=False, inputs=_MASKED, past=True), ("decoder",)
-        ),
-        Route("dynamo5", partial(_torch, dynamo=True), _ALL, _FIVE, "peer-models"),
-        Route(
-            "dynamo5-past",
-            partial(_torch, dynamo=True, inputs=_MASKED, past=True),
-            ("decoder",),
-            tuple(f for f in _FIVE if f not in ("bert", "t5")),
-            "peer-models",
-        ),
+    return [*_torch_routes(), *_torch_opsets(), *_optimum_routes(), *_builder_routes()]
+
+
+def _torch_routes() -> list[Route]:
+    routes = []
+    for name, dynamo in (("dynamo", True), ("script", False)):
+        write = partial(_torch, dynamo=dynamo)
+        routes += [
+            Route(name, write, _ALL),
+            Route(f"{name}-masked", partial(write, inputs=_MASKED), _ALL),
+            Route(f"{name}-eager", partial(write, attention="eager"), _ALL),
+            Route(f"{name}-states", partial(write, states=True), _ALL),
+            Route(f"{name}-positions", partial(write, inputs=_POSITIONED), ("decoder",)),
+            Route(f"{name}-past", partial(write, inputs=_MASKED, past=True), ("decoder",)),
+        ]
+    write = partial(_torch, dynamo=True)
+    half = partial(write, inputs=_MASKED, dtype=torch.bfloat16)
+    routes.append(Route("dynamo-bf16", half, _ALL))
+    # Exported with transformers 5.
+    past = partial(write, inputs=_MASKED, past=True)
+    routes.append(Route("dynamo5", write, _ALL, environment="peer-models"))
+    routes.append(Route("dynamo5-past", past, ("decoder",), environment="peer-models"))
+    return routes
+
+
+def _torch_opsets() -> list[Route]:
+    routes = []
+    for name, opsets in (("dynamo", _DYNAMO_OPSETS), ("script", _SCRIPT_OPSETS)):
+        for opset, common in opsets.items():
+            write = partial(_torch, dynamo=name == "dynamo", inputs=_MASKED, opset=opset)
+            families = _EVERY_OPSET + _SOME_OPSETS if common else _EVERY_OPSET
+            routes.append(Route(f"{name}-opset{opset}", write, _ALL, families))
+    return routes
+
+
+def _optimum_routes() -> list[Route]:
+    return [
         Route("optimum", _optimum, _ALL),
         Route("optimum-past", partial(_optimum, past=True), _LANGUAGE),
         Route("optimum-merged", partial(_optimum, past=True, merged=True), _LANGUAGE),
+        Route("optimum-past-untied", _optimum_with_other_head, _LANGUAGE, _TIED),
+        Route("optimum-past-tied", _optimum_with_other_head, _LANGUAGE, _UNTIED),
     ]
-    for opset in (14, 15, 16, 17, 18, 19, 20, 21):
-        write = partial(_torch, dynamo=False, inputs=_MASKED, opset=opset)
-        routes.append(Route(f"script-opset{opset}", write, _ALL, _EVERY_OPSET))
-    for opset in (18, 19, 20, 21, 23):
-        write = partial(_torch, dynamo=True, inputs=_MASKED, opset=opset)
-        routes.append(Route(f"dynamo-opset{opset}", write, _ALL, _EVERY_OPSET))
+
+
+def _builder_routes() -> list[Route]:
+    routes = []
     for name, precision, options in _BUILDER_FORMS:
         write = partial(_builder, precision=precision, options=options)
-        families = _BUILDER_FAMILIES.get(name, ("llama", "qwen3", "lfm2-moe"))
+        families = _BUILDER_FAMILIES.get(name, _GENAI)
         routes.append(Route(f"builder-{name}", write, ("decoder",), families, "peer-models"))
     return routes
 
@@ -295,10 +352,10 @@ _BUILDER_FORMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("hidden-states", "fp32", ("include_hidden_states=true",)),
 )
 _BUILDER_FAMILIES = {
-    "fp32": _GENAI,
-    "int4": _GENAI,
-    "shared": ("qwen3", "smollm"),  # those with a tied head
-    "asymmetric": ("llama", "lfm2-moe"),  # of a tied head it makes what onnxruntime does not load
-    "mixed": ("qwen2",),  # k-quant takes an even number of blocks only
+    "shared": ("qwen2", "qwen3", "smollm", "gemma2", "gemma3"),  # those with a tied head
+    # Of a tied head it makes what onnxruntime does not load.
+    "asymmetric": ("llama", "mistral", "phi3", "lfm2-moe"),
+    # k-quant takes an even number of blocks only.
+    "mixed": ("qwen2", "smollm", "phi3"),
 }
 ROUTES: dict[str, Route] = {route.name: route for route in _routes()}

@@ -44,9 +44,11 @@ _DECODERS = (
 )  # fmt: skip
 _LEFT_OUT = ("bert-dynamo-masked-fused-*", "bert-optimum-fused-*")
 INDEX = "files.txt"  # of what the archives hold
+FAILED = "failed.txt"  # in a cell that has no file: why
 _NAME = re.compile(
     r"(?P<family>.+?)-(?P<route>builder-.+|(?:dynamo5?|script|optimum)"
-    r"(?:-(?:masked|eager|positions|past|merged|opset\d+))?)(?:-(?P<transform>.+))?"
+    r"(?:-(?:masked|eager|bf16|states|positions|past-tied|past-untied|past|merged|opset\d+))?)"
+    r"(?:-(?P<transform>.+))?"
 )
 _KEPT = (".onnx", ".data", "_data")
 
@@ -85,6 +87,12 @@ def split_name(cell: str) -> CellName:
     if match is None:
         raise ValueError(f"{cell!r} is no cell's name")
     return CellName(match["family"], match["route"], match["transform"] or "")
+
+
+def left_out(corpus: Path) -> dict[str, str]:
+    """The cells that could not be made, and the first line of what was raised."""
+    reasons = {p.parent.name: p.read_text() for p in sorted(corpus.glob(f"*/{FAILED}"))}
+    return {cell: reason.splitlines()[0] for cell, reason in reasons.items()}
 
 
 def pack(corpus: Path, folder: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from corpus.families import FAMILIES, Kind
+
 Write = Callable[[Path, Path], None]  # from the source's file to a file in an empty folder
 
 
@@ -19,6 +21,15 @@ class Transform:
 
 
 TRANSFORMS: list[Transform] = []
+_PLAIN: dict[Kind, str] = {
+    "decoder": "optimum-past", "encoder": "optimum", "encoder-decoder": "optimum",
+}  # fmt: skip
+# What optimum does not export.
+_PLAIN_OF = {"lfm2-moe": "dynamo5", "mixtral": "script-past", "qwen2-moe": "script-past"}
+# A cell of every family, as its usual exporter leaves it.
+EVERY_FAMILY = tuple(
+    f"{name}-{_PLAIN_OF.get(name, _PLAIN[family.kind])}" for name, family in FAMILIES.items()
+)
 
 
 def transform(name: str, *sources: str) -> Callable[[Write], Write]:

@@ -37,8 +37,9 @@ def _param(file: str) -> object:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", [_param(file) for file in FILES])
-def test_a_compiled_model_of_the_corpus_computes_what_onnxruntime_computes(file: str) -> None:
-    path: Path = corpus_path(*file.split("/"))
-    outcome = check(path, "compile")
+def test_a_compiled_model_of_the_corpus_computes_what_onnxruntime_computes(
+    file: str, tmp_path: Path
+) -> None:
+    outcome = check(corpus_path(*file.split("/")), tmp_path, "compile")
     assert not outcome.error
     assert outcome.stage == "compile"

@@ -1,0 +1,72 @@
+"""The same model with other inputs and outputs: their types, their order, their dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+
+from corpus.transforms import EVERY_FAMILY, transform
+
+
+@transform("int32", "llama-script-masked", "bert-dynamo-masked", *EVERY_FAMILY)
+def _int32_inputs(source: Path, target: Path) -> None:
+    """Token ids and masks in int32, cast where they enter."""
+    model = onnx.load(source)
+    for port in model.graph.input:
+        if port.type.tensor_type.elem_type != onnx.TensorProto.INT64:
+            continue
+        port.type.tensor_type.elem_type = onnx.TensorProto.INT32
+        wide = f"{port.name}.int64"
+        for node in model.graph.node:
+            for index, name in enumerate(node.input):
+                if name == port.name:
+                    node.input[index] = wide
+        model.graph.node.insert(0, onnx.helper.make_node("Cast", [port.name], [wide], to=7))
+    onnx.save(model, target)
+
+
+@transform("reordered", "gpt2-dynamo-past", *EVERY_FAMILY)
+def _reordered(source: Path, target: Path) -> None:
+    """Outputs the other way round, the batch named otherwise."""
+    model = onnx.load(source)
+    outputs = list(reversed(model.graph.output))
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
+    for dim in _batches(model):
+        dim.dim_param = "N"
+    onnx.save(model, target)
+
+
+@transform("one-batch", "gpt2-dynamo-past", *EVERY_FAMILY)
+def _one_batch(source: Path, target: Path) -> None:
+    """The batch is 1, whatever is called."""
+    model = onnx.load(source)
+    for dim in _batches(model):
+        dim.dim_value = 1
+    onnx.save(model, target)
+
+
+@transform("half-logits", "gpt2-script-masked", *EVERY_FAMILY)
+def _half_logits(source: Path, target: Path) -> None:
+    """Logits, or an encoder's hidden states, cast to float16 at the end."""
+    model = onnx.load(source)
+    port = model.graph.output[0]
+    wide = f"{port.name}.float32"
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == port.name:
+                    names[index] = wide
+    model.graph.node.append(onnx.helper.make_node("Cast", [wide], [port.name], to=10))
+    port.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    onnx.save(model, target)
+
+
+def _batches(model: onnx.ModelProto) -> Iterator[onnx.TensorShapeProto.Dimension]:
+    """The dimensions of the ports that are the batch."""
+    for port in (*model.graph.input, *model.graph.output):
+        for dim in port.type.tensor_type.shape.dim:
+            if dim.dim_param.startswith(("batch", "s0")):
+                yield dim
