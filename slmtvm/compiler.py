@@ -42,29 +42,51 @@ def compile_model(
     progress: called with the name of each step as it begins. Raises SlmError; nothing is left at
     ``output`` then, and what was there before stays.
     """
-    kv_dtype = _kv_dtype(kv)
-    if activations not in ACTIVATIONS:
-        message = f"must be one of {', '.join(ACTIVATIONS)}, not {activations!r}"
-        raise SlmError(message, where="activations")
+    _check_options(kv, activations)
     resolved = [t if isinstance(t, Target) else Target.load(t) for t in targets]
     progress("import")
     canonical = import_onnx(model, context=context)
-    fused = fuse(canonical, progress, activations)
-    info = _info(canonical, activations, kv)
-    plans: list[tuple[Target, Plan]] = []
-    for target in resolved:
-        progress(f"kernels for {target.name}")
-        plans.append((target, build_plan(lower(fused, target, kv_dtype), info)))
-    progress("bundle")
-    return write_bundle(
-        output, plans, source=Path(model), tokenizer=_tokenizer(model, tokenizer), progress=progress
+    return compile_imported(
+        canonical,
+        resolved,
+        output=output,
+        tokenizer=tokenizer,
+        kv=kv,
+        activations=activations,
+        progress=progress,
     )
 
 
-def _kv_dtype(kv: str | None) -> str | None:
+def compile_imported(
+    model: CanonicalModel,
+    targets: Sequence[Target],
+    *,
+    output: str | Path,
+    tokenizer: str | Path | None = None,
+    kv: str | None = None,
+    activations: str = "int8",
+    progress: Progress = lambda _: None,
+) -> Bundle:
+    """``compile_model`` from what ``import_onnx`` gave."""
+    _check_options(kv, activations)
+    fused = fuse(model, progress, activations)
+    info = _info(model, activations, kv)
+    plans: list[tuple[Target, Plan]] = []
+    for target in targets:
+        progress(f"kernels for {target.name}")
+        kv_dtype = None if kv is None else KV_DTYPES[kv]
+        plans.append((target, build_plan(lower(fused, target, kv_dtype), info)))
+    progress("bundle")
+    tokenizer = _tokenizer(model.source, tokenizer)
+    return write_bundle(output, plans, source=model.source, tokenizer=tokenizer, progress=progress)
+
+
+def _check_options(kv: str | None, activations: str) -> None:
     if kv is not None and kv not in KV_DTYPES:
         raise SlmError(f"must be one of {', '.join(KV_DTYPES)}, not {kv!r}", where="kv")
-    return None if kv is None else KV_DTYPES[kv]
+    if activations not in ACTIVATIONS:
+        message = f"must be one of {', '.join(ACTIVATIONS)}, not {activations!r}"
+        raise SlmError(message, where="activations")
 
 
 def _tokenizer(model: str | Path, given: str | Path | None) -> Path | None:

@@ -15,12 +15,13 @@ from corpus.agreement import Agreement, compare, rule_of
 from corpus.inputs import source_of, token_sequences
 from corpus.oracle import runnable, wanted_rows
 from corpus.selection import split_name
-from slmtvm.compiler import compile_model
+from slmtvm.compiler import compile_imported
 from slmtvm.errors import SlmError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
 from slmtvm.runtime import Session, load
+from slmtvm.target import Target
 from slmtvm.verify import Reference, verify
 
 STAGES = ("import", "evaluate", "compile", "time", "default")
@@ -114,7 +115,7 @@ def _compiled(model: CanonicalModel, bundles: Path, **options: str) -> Path:
         digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
     bundle = bundles / f"{digest.hexdigest()}.slm"
     if not bundle.exists():
-        compile_model(model.source, output=bundle, context=CONTEXT, **options)
+        compile_imported(model, [Target.load("host")], output=bundle, **options)
     return bundle
 
 
