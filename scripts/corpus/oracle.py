@@ -36,8 +36,8 @@ def wanted_rows(
     a call one scale, so that only this way the rows do not depend on what comes after them.
     """
     with runnable(path) as file:
-        calls = Calls(file)
-        if not stepwise or source is not None or not calls.has_cache:
+        calls = Calls(file) if stepwise and source is None else None
+        if calls is None or not calls.has_cache:
             reference = Reference(file)
             return [reference.rows(tokens, source) for tokens in sequences]
         rows = []

@@ -15,14 +15,14 @@ _HEADER = "models | pass | largest difference | speed | weights | default"
 _MOST_WORDS = 150  # letters of an error
 _GROUPS: tuple[tuple[str, str], ...] = (
     # the title of a column, and the pattern of <route>/<transform> that it counts
-    ("dynamo", r"dynamo(-(masked|eager|states|positions|past|bf16))?/"),
+    ("dynamo", r"dynamo(-(masked|eager|states|positions|past))?/"),
     ("dynamo, opsets", r"dynamo-opset.*/"),
     ("dynamo, new", r"dynamo5.*/"),
     ("script", r"script(-(masked|eager|states|positions|past))?/"),
     ("script, opsets", r"script-opset.*/"),
     ("optimum", r"optimum.*/"),
     ("builder", r"builder.*/"),
-    ("16 and 8 bit floats", r".*/(fp16|bf16|float8).*"),
+    ("16 and 8 bit floats", r".*/(fp16|bf16|float8).*|dynamo-bfloat16/"),
     ("dynamic int8", r".*/dynamic-[su]8(?!.*ort-).*"),
     ("static QDQ", r".*/qdq-(?!.*ort-).*"),
     ("QOperator", r".*/qoperator-.*"),

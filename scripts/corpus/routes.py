@@ -303,7 +303,7 @@ def _torch_routes() -> list[Route]:
         ]
     write = partial(_torch, dynamo=True)
     half = partial(write, inputs=_MASKED, dtype=torch.bfloat16)
-    routes.append(Route("dynamo-bf16", half, _ALL))
+    routes.append(Route("dynamo-bfloat16", half, _ALL))
     # Exported with transformers 5.
     past = partial(write, inputs=_MASKED, past=True)
     routes.append(Route("dynamo5", write, _ALL, environment="peer-models"))

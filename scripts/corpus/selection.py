@@ -10,17 +10,17 @@ import io
 import lzma
 import re
 import tarfile
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-# Patterns of cells' names: every family by an exporter of each kind ...
+# Patterns of cells' names: every family by the exporters that most people use ...
 _FAMILIES = (
-    "*-dynamo", "*-dynamo-masked", "*-dynamo-past", "*-dynamo5", "*-dynamo5-past", "*-script",
-    "*-script-masked", "*-script-past", "*-optimum", "*-optimum-past", "*-optimum-merged",
-    "*-builder-fp32", "*-builder-int4", "*-dynamo-eager", "*-script-eager", "*-dynamo-positions",
-    "*-opset[0-9][0-9]",
+    "*-dynamo", "*-dynamo-past", "*-script-masked", "*-optimum", "*-optimum-past",
+    "*-optimum-merged", "*-builder-fp32", "*-builder-int4",
 )  # fmt: skip
 # ... and every quantization and optimization, of the smallest model that it applies to.
 _BERT = (
@@ -43,20 +43,33 @@ _DECODERS = (
     "minilm-dynamo-masked-dynamic-s8",
 )  # fmt: skip
 _LEFT_OUT = ("bert-dynamo-masked-fused-*", "bert-optimum-fused-*")
+# Of the other cells of a route or a transform, one in so many, and one where there is no other:
+# those whose names have the least checksums, which favours no family.
+_ONE_OF_ROUTE, _ONE_OF_TRANSFORM = 4, 8
 INDEX = "files.txt"  # of what the archives hold
 FAILED = "failed.txt"  # in a cell that has no file: why
 _NAME = re.compile(
     r"(?P<family>.+?)-(?P<route>builder-.+|(?:dynamo5?|script|optimum)"
-    r"(?:-(?:masked|eager|bf16|states|positions|past-tied|past-untied|past|merged|opset\d+))?)"
+    r"(?:-(?:masked|eager|bfloat16|states|positions|past-tied|past-untied|past|merged|opset\d+))?)"
     r"(?:-(?P<transform>.+))?"
 )
 _KEPT = (".onnx", ".data", "_data")
 
 
-def is_selected(cell: str) -> bool:
-    """Whether the cell of that name is committed."""
-    wanted = (*_FAMILIES, *_BERT, *_DECODERS)
-    return _any(cell, wanted) and not _any(cell, _LEFT_OUT)
+def selected(cells: Iterable[str]) -> list[str]:
+    """The cells that are committed, of those that there are, in order."""
+    named = {cell: split_name(cell) for cell in cells}
+    chosen = {cell for cell in named if _any(cell, (*_FAMILIES, *_BERT, *_DECODERS))}
+    for kind, one_of in (("route", _ONE_OF_ROUTE), ("transform", _ONE_OF_TRANSFORM)):
+        groups: dict[str, list[str]] = {}
+        for cell, name in named.items():
+            if kind == ("transform" if name.transform else "route"):
+                groups.setdefault(getattr(name, kind), []).append(cell)
+        for names in groups.values():
+            others = sorted(set(names) - chosen, key=lambda cell: zlib.crc32(cell.encode()))
+            least = int(len(others) == len(names))
+            chosen.update(others[: max(len(others) // one_of, least)])
+    return sorted(cell for cell in chosen if not _any(cell, _LEFT_OUT))
 
 
 def _any(cell: str, patterns: tuple[str, ...]) -> bool:
@@ -99,10 +112,8 @@ def pack(corpus: Path, folder: Path) -> None:
     """Write ``folder``/<family>.tar.xz for every family that has selected cells, and a list."""
     folder.mkdir(parents=True, exist_ok=True)
     cells: dict[str, list[Path]] = {}
-    for cell in sorted(
-        p for p in corpus.iterdir() if is_selected(p.name) and list(p.glob("*.onnx"))
-    ):
-        cells.setdefault(split_name(cell.name).family, []).append(cell)
+    for cell in selected({path.parent.name for path in corpus.glob("*/*.onnx")}):
+        cells.setdefault(split_name(cell).family, []).append(corpus / cell)
     files = []
     for family, members in cells.items():
         (folder / f"{family}.tar.xz").write_bytes(_archive(members))
