@@ -58,7 +58,7 @@ _KEPT = (".onnx", ".data", "_data")
 
 def selected(cells: Iterable[str]) -> list[str]:
     """The cells that are committed, of those that there are, in order."""
-    named = {cell: split_name(cell) for cell in cells}
+    named = {cell: split_name(cell) for cell in cells if not _any(cell, _LEFT_OUT)}
     chosen = {cell for cell in named if _any(cell, (*_FAMILIES, *_BERT, *_DECODERS))}
     for kind, one_of in (("route", _ONE_OF_ROUTE), ("transform", _ONE_OF_TRANSFORM)):
         groups: dict[str, list[str]] = {}
@@ -69,7 +69,7 @@ def selected(cells: Iterable[str]) -> list[str]:
             others = sorted(set(names) - chosen, key=lambda cell: zlib.crc32(cell.encode()))
             least = int(len(others) == len(names))
             chosen.update(others[: max(len(others) // one_of, least)])
-    return sorted(cell for cell in chosen if not _any(cell, _LEFT_OUT))
+    return sorted(chosen)
 
 
 def _any(cell: str, patterns: tuple[str, ...]) -> bool:
