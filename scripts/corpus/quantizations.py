@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
+from onnx import numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -31,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.models.quantizers import fold_tied_head
 
 _CALIBRATION_LENGTHS = (5, 9, 17)
+_MASKED = 1e30  # what no score is, nor less its negative
 _LEAST_VOCAB_SIZE = 130  # of all families
 _OF_A_SOURCE = {"encoder_hidden_states", "decoder_input_ids"}
 MERGED = ("llama-optimum-merged", "gpt2-optimum-merged", "gemma3-optimum-merged",
@@ -103,20 +106,32 @@ def _static(source: Path, target: Path, **options: Any) -> None:
         folded, prepared = Path(folder) / "source.onnx", Path(folder) / "prepared.onnx"
         onnx.save(fold_tied_head(onnx.load(source)), folded)
         quant_pre_process(folded, prepared, skip_symbolic_shape=True)
-        options["nodes_to_exclude"] = _mask_nodes(onnx.load(prepared))
+        feeds = _Calibration(source).get_next()
+        options["nodes_to_exclude"] = _mask_nodes(prepared, feeds)
         quantize_static(prepared, target, _Calibration(source), **options)
 
 
-def _mask_nodes(model: onnx.ModelProto) -> list[str]:
-    """Nodes that a causal mask passes: rounded together with its infinities, all scores are one,
-    which is why people leave them out."""
+def _mask_nodes(path: Path, feeds: dict[str, np.ndarray]) -> list[str]:
+    """A decoder's nodes that a causal mask passes: rounded together with its infinities, all scores
+    are one, which is why people leave them out."""
+    model = onnx.load(path)
     if model.graph.output[0].name != "logits":
         return []
-    softmaxes = [n for n in model.graph.node if n.op_type == "Softmax"]
-    scores = {n.input[0] for n in softmaxes}
-    adds = [n for n in model.graph.node if n.op_type == "Add" and n.output[0] in scores]
-    wheres = [n for n in model.graph.node if n.op_type == "Where"]
-    return [n.name for n in (*softmaxes, *adds, *wheres)]
+    names = [name for node in model.graph.node for name in node.output if name]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    values = dict(zip(names, session.run(None, feeds), strict=True))
+    values |= {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    masks = {name for name, value in values.items() if _has_infinities(value)}
+    return [n.name for n in model.graph.node if masks.intersection([*n.input, *n.output])]
+
+
+def _has_infinities(value: np.ndarray) -> bool:
+    """Whether it holds what a mask has in the place of infinity."""
+    return value.dtype == np.float32 and bool((np.abs(value) > _MASKED).any())
 
 
 _U8, _S8, _U16 = QuantType.QUInt8, QuantType.QInt8, QuantType.QUInt16

@@ -335,7 +335,7 @@ def _builder_routes() -> list[Route]:
     routes = []
     for name, precision, options in _BUILDER_FORMS:
         write = partial(_builder, precision=precision, options=options)
-        families = _BUILDER_FAMILIES.get(name, _GENAI)
+        families = _BUILDER_FAMILIES.get(name, ("llama", "qwen3", "gemma3", "lfm2-moe"))
         routes.append(Route(f"builder-{name}", write, ("decoder",), families, "peer-models"))
     return routes
 
@@ -352,6 +352,8 @@ _BUILDER_FORMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("hidden-states", "fp32", ("include_hidden_states=true",)),
 )
 _BUILDER_FAMILIES = {
+    "fp32": _GENAI,
+    "int4": _GENAI,
     "shared": ("qwen2", "qwen3", "smollm", "gemma2", "gemma3"),  # those with a tied head
     # Of a tied head it makes what onnxruntime does not load.
     "asymmetric": ("llama", "mistral", "phi3", "lfm2-moe"),

@@ -70,7 +70,7 @@ class _Rule:
         x = call.args[0]
         named = _with_weight_shapes(call, rewriter)
         rounding = self.rounded.get(x) or _rounding(rewriter.call_to(x, fused.ROW))
-        row = self._row(call, rounding)
+        row = self._row(call, rounding, rewriter)
         if row == _FLOAT:
             return _on([x], call, named, "f32")
         if (x, row) not in self.rows:
@@ -85,7 +85,10 @@ class _Rule:
     def _quantize_where_made(self, call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
         """The row op with the epilogue its readers want, and its float result if one reads it."""
         rounding = _rounding(call)
-        wanted = [self._row(r, rounding) if _is_linear(r) else _FLOAT for r in rewriter.now_read_by]
+        wanted = [
+            self._row(r, rounding, rewriter) if _is_linear(r) else _FLOAT
+            for r in rewriter.now_read_by
+        ]
         quantized = set(wanted) - {_FLOAT}
         # Quantization is of whole rows, a norm with groups of their parts.
         if len(quantized) != 1 or int(call.attrs["groups"]) > 1:
@@ -106,7 +109,7 @@ class _Rule:
         self.rounded[value] = rounding
         return value
 
-    def _row(self, call: relax.Call, rounding: _Rounding) -> _Row:
+    def _row(self, call: relax.Call, rounding: _Rounding, rewriter: Rewriter) -> _Row:
         """How ``slm.linear`` takes an input that is rounded so."""
         weights, group = str(call.attrs["format"]), int(call.attrs["group_size"])
         asked = str(call.attrs["activation"])
@@ -125,7 +128,8 @@ class _Rule:
             return _Row("block", group)
         # An encoder sees all tokens at once, as the file's DynamicQuantizeLinear does. A decoder
         # sees them in chunks, whose division must not change results.
-        whole = self.kind == "encoder" and asked == "row_u8" and call.op == ops.LINEAR
+        encodes = self.kind == "encoder" or rewriter.name == "source"
+        whole = encodes and asked == "row_u8" and call.op == ops.LINEAR
         return _Row("tensor_u8" if whole else "row_u8")
 
 

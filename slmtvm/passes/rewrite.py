@@ -21,8 +21,14 @@ class Rewriter:
     """What a rule may ask while one function is rebuilt, and emit into it."""
 
     def __init__(
-        self, builder: relax.BlockBuilder, function: relax.Function, arrays: dict[str, np.ndarray]
+        self,
+        name: str,
+        builder: relax.BlockBuilder,
+        function: relax.Function,
+        arrays: dict[str, np.ndarray],
     ) -> None:
+        self.name = name
+        """The function's name in its module."""
         self._builder = builder
         self._arrays = arrays
         self._definitions: dict[relax.Var, relax.Expr] = {}
@@ -132,7 +138,7 @@ def _rewrite_function(
             readers.setdefault(var, []).append(binding.value)
     environment: dict[relax.Var, relax.Expr] = {p: p for p in function.params}
     builder = relax.BlockBuilder()
-    rewriter = Rewriter(builder, function, arrays)
+    rewriter = Rewriter(name, builder, function, arrays)
     with builder.function(name, list(function.params)):
         with builder.dataflow():
             for param in function.params:

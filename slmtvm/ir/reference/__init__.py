@@ -84,7 +84,7 @@ def _evaluate(
     function = model.module[name]
     values: dict[relax.Var, Array] = {function.params[0]: tokens}
     values.update({p: model.params[p.name] for p in function.params[1:]})
-    run = _Run(model.kind, visible, memory)
+    run = _Run("encoder" if name == "source" else model.kind, visible, memory)
     for block in function.body.blocks:
         for binding in block.bindings:
             values[binding.var] = _value(binding.value, values, run)
