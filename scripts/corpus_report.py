@@ -36,7 +36,7 @@ class Check:
 
     def __init__(self, path: Path, bundles: Path, last: str) -> None:
         context = multiprocessing.get_context("fork")
-        self._path = path
+        self._path, self._last = path, last
         self._deadline = time.monotonic() + _SECONDS
         self.result, there = context.Pipe(duplex=False)
         self._process = context.Process(target=_send, args=(path, bundles, last, there))
@@ -52,13 +52,13 @@ class Check:
         try:
             if not self.result.poll():
                 self._process.terminate()
-                return Outcome(str(self._path), error=f"takes over {_SECONDS} s")
+                return Outcome(str(self._path), self._last, error=f"takes over {_SECONDS} s")
             return self.result.recv()
         except EOFError:
             self._process.join()
             code = self._process.exitcode
             name = signal.Signals(-code).name if code else "no result"
-            return Outcome(str(self._path), error=f"crashes: {name}")
+            return Outcome(str(self._path), self._last, error=f"crashes: {name}")
         finally:
             self._process.join()
 
@@ -96,12 +96,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--json", type=Path, help="add each outcome to this file, a line for each; the last counts"
     )
-    parser.add_argument("--resume", action="store_true", help="leave out what passed in --json")
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out what went so far in --json"
+    )
     parser.add_argument("--docs", action="store_true", help="write the table of docs/import.md")
     arguments = parser.parse_args(argv)
     rows = read_outcomes(arguments.json) if arguments.resume else {}
     paths = corpus_files(arguments.folder, arguments.only)
-    due = [p for p in paths if str(p) not in rows or rows[str(p)]["error"]]
+    due = [p for p in paths if not _is_done(rows.get(str(p)), arguments.last)]
     begin = time.monotonic()
     for outcome in check_all(due, arguments.last, arguments.jobs):
         rows[outcome.file] = outcome.to_dict()
@@ -115,6 +117,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{good} of {len(found)} files pass; {time.monotonic() - begin:.0f} s for {len(due)}")
     if arguments.docs:
         write_page(_PAGE, found, left_out(arguments.folder))
+
+
+def _is_done(row: dict[str, Any] | None, last: str) -> bool:
+    """Whether the file passed, up to this stage at least."""
+    return bool(row and not row["error"] and STAGES.index(row["last"]) >= STAGES.index(last))
 
 
 def read_outcomes(path: Path) -> dict[str, dict[str, Any]]:

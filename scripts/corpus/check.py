@@ -35,6 +35,7 @@ class Outcome:
     """What became of a file. ``stage`` is the last that was reached, ``error`` what ended it."""
 
     file: str
+    last: str = ""  # the stage that it was to reach
     stage: str = ""
     error: str = ""
     rule: str = ""
@@ -60,7 +61,7 @@ def check(path: Path, bundles: Path, last: str = STAGES[-1]) -> Outcome:
 
     ``bundles``: a folder for what is compiled; files that are the same model share a bundle.
     """
-    outcome = Outcome(str(path), file_bytes=_bytes(path))
+    outcome = Outcome(str(path), last, file_bytes=_bytes(path))
     begin = time.perf_counter()
     try:
         _run(path, bundles, outcome, last)

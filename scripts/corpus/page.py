@@ -47,9 +47,13 @@ def tables(outcomes: Outcomes, left_out: Mapping[str, str]) -> str:
     plain = [(n, o) for n, o in named if not n.transform]
     changed = [(n, o) for n, o in named if n.transform]
     passed = sum(_passes(o) for o in outcomes)
+    only_imported = sum(_passes(o) and not o["compiled"] for o in outcomes)
+    rest = f" {only_imported} of them by the importer's numpy reference alone." * (
+        only_imported > 0
+    )
     return "\n".join(
         [
-            f"{passed} of {len(outcomes)} files pass.\n",
+            f"{passed} of {len(outcomes)} files pass.{rest}\n",
             *_matrix(named),
             *_section("family", named, lambda name: name.family),
             *_section("exported by", plain, lambda name: name.route),

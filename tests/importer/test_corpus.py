@@ -45,6 +45,12 @@ def test_a_file_of_the_corpus_computes_what_onnxruntime_computes(file: str) -> N
     assert agreement.holds, str(agreement)
 
 
+def test_the_corpus_has_heads_of_every_awkward_size() -> None:
+    cells = ("gpt2", "llama", "qwen3", "gemma2", "mistral")
+    models = [import_onnx(corpus_path(f"{c}-optimum-past"), context=CONTEXT) for c in cells]
+    assert {model.kv[0].head_dim for model in models} == {40, 48, 80, 96, 112}
+
+
 def test_every_gap_is_of_a_file_that_there_is() -> None:
     for names in GAPS.values():
         assert set(names) <= {file.removesuffix("/model.onnx") for file in FILES}
