@@ -7,8 +7,9 @@
 OUT/<family>-<route>[-<quantization>]/ holds the ONNX file or files of a cell, or failed.txt: the
 error of an exporter that does not take the family, or of onnxruntime where it cannot run the file.
 What exists is left as it is. Routes of onnxruntime-genai's model builder run where the interpreter
-has the peer-models extra. --pack FOLDER packs the cells that are
-committed, for tests/models/corpus.
+has the peer-models extra, those of older releases where it has what their files in
+scripts/corpus/requirements list. --pack FOLDER packs the cells that are committed, for
+tests/models/corpus.
 """
 
 from __future__ import annotations
@@ -119,6 +120,7 @@ def _try_files(folder: Path, cell: str) -> None:
 
 def main() -> None:
     from corpus.families import FAMILIES
+    from corpus.releases import RELEASES
     from corpus.routes import ROUTES
     from corpus.selection import pack
 
@@ -132,6 +134,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     here = {extra for extra, module in MODULES.items() if importlib.util.find_spec(module)}
+    here = {release.environment for release in RELEASES if release.is_here} or here
     if arguments.pack:
         pack(arguments.out, arguments.pack)
         return
@@ -147,7 +150,7 @@ def main() -> None:
         process.join()
         if process.exitcode != 0:
             print(f"crashed {family}: exit code {process.exitcode}", flush=True)
-    if not arguments.routes:
+    if not arguments.routes and "fixtures" in here:
         make_transformed("*", arguments.out)
 
 

@@ -45,11 +45,14 @@ class Family:
         """The model in float32 with weights that depend on the family's name alone."""
         torch.manual_seed(zlib.crc32(self.name.encode()))
         config = self.configuration()
-        if attention == "sdpa" and not _ARCHITECTURES[self.kind][type(config)]._supports_sdpa:
-            attention = "eager"
-        # The default implementation of experts cannot be exported.
-        options = {"experts_implementation": "batched_mm"} if TRANSFORMERS_5 else {}
-        model = _AUTO[self.kind].from_config(config, attn_implementation=attention, **options)
+        architecture = _ARCHITECTURES[self.kind][type(config)]
+        options = {}
+        if hasattr(architecture, "_supports_sdpa"):  # older ones have the eager attention alone
+            able = attention != "sdpa" or architecture._supports_sdpa
+            options["attn_implementation"] = attention if able else "eager"
+        if TRANSFORMERS_5:  # the default implementation of experts cannot be exported
+            options["experts_implementation"] = "batched_mm"
+        model = _AUTO[self.kind].from_config(config, **options)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 1:

@@ -5,6 +5,7 @@ A route gets a family and an empty folder, and writes one ONNX file or several.
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -23,16 +24,15 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from corpus.experts import loop_over_all_experts
 from corpus.families import Family, Kind
+from corpus.releases import RELEASES, Release, as_known, traced
 
-BUILDER_PYTHON = (
-    "SLMTVM_BUILDER_PYTHON"  # environment variable: a Python with the peer-models extra
-)
 _BATCH, _LENGTH, _PAST = 2, 7, 5  # of the example inputs; no two dimensions alike
 
 
 @dataclass(frozen=True)
 class Route:
-    """A way to export; ``environment`` names the extra of pyproject.toml that it needs."""
+    """A way to export; ``environment`` names the extra of pyproject.toml, or the release, that it
+    needs."""
 
     name: str
     write: Callable[[Family, Path], None]
@@ -213,9 +213,11 @@ def _optimum(family: Family, folder: Path, *, past: bool = False, merged: bool =
     task = _TASKS[family.kind] + ("-with-past" if past else "")
     with tempfile.TemporaryDirectory() as source:
         save_pretrained(family, Path(source))
+        # Older versions always merge as later ones do where told so.
+        legacy = {"legacy": merged and family.kind == "decoder"}
         main_export(
             source, folder, task=task, do_validation=False, no_post_process=past and not merged,
-            legacy=merged and family.kind == "decoder",
+            **(legacy if "legacy" in inspect.signature(main_export).parameters else {}),
         )  # fmt: skip
 
 
@@ -286,7 +288,13 @@ _DYNAMO_OPSETS = {18: True, 19: False, 20: False, 21: True, 22: False, 23: True}
 
 
 def _routes() -> list[Route]:
-    return [*_torch_routes(), *_torch_opsets(), *_optimum_routes(), *_builder_routes()]
+    return [
+        *_torch_routes(),
+        *_torch_opsets(),
+        *_optimum_routes(),
+        *_builder_routes(),
+        *_old_routes(),
+    ]
 
 
 def _torch_routes() -> list[Route]:
@@ -338,6 +346,31 @@ def _builder_routes() -> list[Route]:
         families = _BUILDER_FAMILIES.get(name, ("llama", "qwen3", "gemma3", "lfm2-moe"))
         routes.append(Route(f"builder-{name}", write, ("decoder",), families, "peer-models"))
     return routes
+
+
+def _old_routes() -> list[Route]:
+    routes = []
+    for release in RELEASES:
+        write, environment = partial(_released, release), release.environment
+        name = f"optimum{release.optimum}"
+        past, merged = partial(_optimum, past=True), partial(_optimum, past=True, merged=True)
+        routes += [
+            Route(name, partial(write, _optimum), _ALL, environment=environment),
+            Route(f"{name}-past", partial(write, past), _LANGUAGE, environment=environment),
+            Route(f"{name}-merged", partial(write, merged), _LANGUAGE, environment=environment),
+        ]
+        for precision in ("fp32", "int4") if release.builder else ():
+            built = partial(write, partial(_builder, precision=precision))
+            name = f"builder{release.builder}-{precision}"
+            routes.append(Route(name, built, ("decoder",), _GENAI, environment))
+    return routes
+
+
+def _released(
+    release: Release, write: Callable[[Family, Path], None], family: Family, folder: Path
+) -> None:
+    with traced():
+        write(as_known(release, family), folder)
 
 
 _BUILDER_FORMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (

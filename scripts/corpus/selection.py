@@ -49,7 +49,7 @@ _ONE_OF_ROUTE, _ONE_OF_TRANSFORM = 4, 8
 INDEX = "files.txt"  # of what the archives hold
 FAILED = "failed.txt"  # in a cell that has no file: why
 _NAME = re.compile(
-    r"(?P<family>.+?)-(?P<route>builder-.+|(?:dynamo5?|script|optimum)"
+    r"(?P<family>.+?)-(?P<route>builder[\d.]*-.+|(?:dynamo5?|script|optimum[\d.]*)"
     r"(?:-(?:masked|eager|bfloat16|states|positions|past-tied|past-untied|past|merged|opset\d+))?)"
     r"(?:-(?P<transform>.+))?"
 )
