@@ -140,3 +140,50 @@ def apart(model: onnx.ModelProto) -> None:
         first = helper.make_node("Mul", [integers.output[0], pair.input[0]], [half])
         model.graph.node.insert(place, first)
         node.input[:] = [half, pair.input[1]]
+
+
+def rounded_expert(form: QuantFormat) -> onnx.ModelProto:
+    """One expert's product with activations rounded by a constant scale."""
+    model = build(TINY)
+    tensors = {t.name: t for t in model.graph.initializer}
+    products = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in tensors]
+    node = next(n for n in products if tensors[n.input[1]].dims[0] == FFN)
+    grid = [
+        numpy_helper.from_array(np.array(0.02, np.float32), "grid.scale"),
+        numpy_helper.from_array(np.array(0, np.int8), "grid.zero"),
+    ]
+    model.graph.initializer.extend(grid)
+    names = [t.name for t in grid]
+    before = [helper.make_node("QuantizeLinear", [node.input[0], *names], ["rounded"])]
+    if form == QuantFormat.QDQ:
+        before.append(helper.make_node("DequantizeLinear", ["rounded", *names], ["restored"]))
+        node.input[0] = "restored"
+    else:
+        weight = numpy_helper.to_array(tensors[node.input[1]])
+        integers = np.rint(weight / 0.02).clip(-127, 127).astype(np.int8)
+        model.graph.initializer.append(numpy_helper.from_array(integers, "integers"))
+        inputs = ["rounded", *names, "integers", *names, *names]
+        before.append(helper.make_node("QLinearMatMul", inputs, ["product"]))
+        after = helper.make_node("DequantizeLinear", ["product", *names], [node.output[0]])
+        before.append(after)
+    place = list(model.graph.node).index(node)
+    if form == QuantFormat.QOperator:
+        model.graph.node.remove(node)
+    for new in reversed(before):
+        model.graph.node.insert(place, new)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (QuantFormat.QDQ, "rounds activations of experts with a constant scale"),
+        (QuantFormat.QOperator, "depends on the shape of its input 'rounded'"),
+    ],
+    ids=str,
+)
+def test_roundings_in_experts_are_refused_and_never_left_out(
+    form: QuantFormat, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedOpError, match=words):
+        import_onnx(save(rounded_expert(form), tmp_path), context=24)

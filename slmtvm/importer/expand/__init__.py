@@ -24,6 +24,7 @@ from slmtvm.importer.expand.registry import find_expansion, registered_expansion
 from slmtvm.importer.expand.site import Site
 from slmtvm.importer.freeze import Frozen, advance, start
 from slmtvm.importer.graph import Constant, Decision, Graph, Node
+from slmtvm.importer.operators import find
 from slmtvm.importer.roles import Roles
 
 __all__ = ["expand", "registered_expansions"]
@@ -67,7 +68,14 @@ class _Expander:
 
     def _place(self, node: Node) -> None:
         """Add ``node``, or what it is written out as."""
-        if any(i in self._frozen.broken for i in node.inputs):
+        broken = next((i for i in node.inputs if i in self._frozen.broken), None)
+        if broken is not None:
+            if find(node.domain, node.op_type, node.version) is None:
+                raise UnsupportedOpError(
+                    f"what it stands for depends on the shape of its input {broken!r}, which is "
+                    f"not known: {self._frozen.broken[broken]}",
+                    where=self._graph.where(node),
+                )
             self._add(node)
         elif node.op_type == "If":
             self._branch(node)

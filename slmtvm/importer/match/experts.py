@@ -14,7 +14,7 @@ from itertools import product
 
 import numpy as np
 
-from slmtvm.errors import InvalidModelError
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.freeze import operator_of
 from slmtvm.importer.graph import Array, Node
@@ -22,7 +22,7 @@ from slmtvm.importer.match.expert_layers import find_experts
 from slmtvm.importer.match.expert_weights import Mixture, mixture_of
 from slmtvm.importer.match.integers import Int8Product, as_floats, int8_product
 from slmtvm.importer.operators import Kind
-from slmtvm.importer.regions import Override, constants_of, evaluate
+from slmtvm.importer.regions import ROUNDING, Override, constants_of, evaluate
 from slmtvm.importer.steps import Experts, Param
 from slmtvm.ir.experts import NORMALIZATIONS, SCORES, Routing
 from slmtvm.ir.reference.experts import choose_experts
@@ -79,9 +79,21 @@ def match_experts(cover: Cover, value: str) -> Experts | None:
     measured = _measure(cover, block, mixture, overrides)
     if measured is None:
         return None
+    _check_roundings(cover, block)
     routing, bias = measured
     x, logits = cover.need(block.x), cover.need(block.logits)
     return Experts(x, logits, routing, mixture.gate, mixture.up, mixture.down, bias)
+
+
+def _check_roundings(cover: Cover, block: _Block) -> None:
+    """Raise where the file rounds what experts take or give: probes do not show it."""
+    for node in block.nodes:
+        if node.op_type in ROUNDING and open_inputs(cover, node):
+            raise UnsupportedOpError(
+                "rounds activations of experts with a constant scale, which is not supported; "
+                "leave out the experts and what chooses them when quantizing",
+                where=cover.frame.graph.where(node),
+            )
 
 
 @dataclass(frozen=True)
