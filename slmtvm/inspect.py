@@ -203,7 +203,7 @@ def layer_table(layers: tuple[LayerReport, ...]) -> str:
 def _shape_and_format(layer: LayerReport) -> tuple[str, str]:
     shape = " x ".join(str(d) for d in layer.shape)
     group = f"group {layer.group_size}" if layer.group_size else ""
-    channels = f"{layer.group_channels} channels" if layer.group_channels else ""
+    channels = f"blocks of {layer.group_channels} channels" if layer.group_channels else ""
     return shape, " ".join(filter(None, (layer.format, group, channels, layer.sparsity)))
 
 
