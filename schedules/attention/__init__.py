@@ -13,6 +13,7 @@ from slmtvm.schedules.attention.remember import build_remember
 from slmtvm.schedules.attention.rotate import Rotation, build_rope
 from slmtvm.schedules.attention.shape import (
     BIAS_MARGIN,
+    HIDDEN_SCORE,
     AttentionShape,
     capacity_of,
     default_accumulators,
@@ -20,6 +21,7 @@ from slmtvm.schedules.attention.shape import (
 
 __all__ = [
     "BIAS_MARGIN",
+    "HIDDEN_SCORE",
     "AttentionShape",
     "Rotation",
     "build_append",

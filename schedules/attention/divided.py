@@ -45,14 +45,14 @@ def _scores_tensor(shape: AttentionShape) -> Tensor:
 
 
 def build_divided_scores(shape: AttentionShape) -> Kernel:
-    """build_append's inputs, [bias] and the cache -> scores float32, for one token.
+    """build_append's inputs, [bias], [limits] and the cache -> scores float32, for one token.
 
     The cache is appended to. One block for each part of the positions of each kv head.
     """
     assert shape.m == 1 and shape.causal, shape
     parts, memory = parts_of(shape), _memory(shape)
     own = Tensor("scratch", (shape.group * shape.head_dim,), "float32")
-    tensors = (*shape.inputs, *shape.bias, *shape.cache, _scores_tensor(shape), own)
+    tensors = (*shape.inputs, *shape.bias, *shape.limits, *shape.cache, _scores_tensor(shape), own)
 
     def body(block: Expr, *arguments: Any) -> None:
         buffers = {t.name: a for t, a in zip(tensors, arguments, strict=False)}

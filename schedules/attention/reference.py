@@ -106,6 +106,8 @@ def attend(shape: AttentionShape, inputs: Mapping[str, Array], scalar: int) -> A
             if shape.bias_columns:
                 first = shape.bias_zero - position + begin
                 scores = scores + inputs["bias"][head, first : first + end - begin]
+            if shape.mask_positions:
+                scores = np.minimum(scores, inputs["limits"][begin:end])
             weights = np.exp(scores - scores.max())
             weights /= weights.sum()
             for factor, step, low, high in shape.weight_roundings:

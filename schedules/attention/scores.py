@@ -92,11 +92,15 @@ def _score_tile(
         place = T.bind((first + j) * LANES)
         positions = T.bind(T.ramp(place, 1, LANES))
         scales = _scales(shape, buffers, "k_scale", head, place)
+        limits = vec.load(buffers["limits"], place) if shape.limits else None
         for i, query in enumerate(queries):
             dot = sums[i * width + j]
             if scales is not None:
                 dot = T.bind(dot * scales)
             whole = _complete(shape, buffers, query, place, dot)
+            if limits is not None:
+                # The limit comes first: a score that is no number stays so.
+                whole = T.bind(vec.minimum(limits, whole))
             score = T.bind(T.Select(_seen(query, positions), whole, vec.splat(_HIDDEN)))
             vec.store(memory, place + query.index * scratch.stride, score)
             maxima[i] = T.bind(vec.maximum(score, maxima[i]))

@@ -21,6 +21,7 @@ KV_DTYPES = ("float32", "float16", "int8")
 _ACCUMULATORS = {"avx512_vnni": 16}
 _ACCUMULATORS_OTHERS = 4
 MAX_BLOCK_QUERIES = 8  # queries whose scores are computed together
+HIDDEN_SCORE = -1e30  # of a hidden key: finite, for rows that see no other
 # Rows of a block share the blocks of positions that they look at.
 BIAS_MARGIN = 2 * LANES
 
@@ -60,6 +61,9 @@ class AttentionShape:
     ``roundings`` and ``weight_roundings`` are what ``slm.attention`` does to scores before their
     scale and to the softmax's result, see ``ir.ops.attention``.
 
+    Where there are ``mask_positions``, the score of a key is at most its limit, float32
+    (mask_positions,): infinity for a visible one, ``HIDDEN_SCORE`` for a hidden one.
+
     ``kv_dtype`` is how the cache holds keys and values, "float32", "float16" or "int8" (scale
     amax / 127, rounded half to even); arithmetic is on float32. ``native_f16`` says whether the ISA
     converts between the first two; the values are the same.
@@ -87,6 +91,7 @@ class AttentionShape:
     bias_zero: int = 0
     roundings: tuple[tuple[float, float, int, int], ...] = ()
     weight_roundings: tuple[tuple[float, float, int, int], ...] = ()
+    mask_positions: int = 0  # 0: all keys are visible
 
     def __post_init__(self) -> None:
         assert self.mask in MASKS, self.mask
@@ -99,6 +104,7 @@ class AttentionShape:
         assert not self.roundings or not self.softcap, self
         assert self.window >= 0 and self.softcap >= 0, self
         assert self.causal or not self.window, self
+        assert not self.mask_positions or self.mask_positions >= self.capacity, self
 
     @property
     def group(self) -> int:
@@ -143,6 +149,13 @@ class AttentionShape:
         if not self.bias_columns:
             return ()
         return (Tensor("bias", (self.num_heads, self.bias_columns), "float32"),)
+
+    @property
+    def limits(self) -> tuple[Tensor, ...]:
+        """The most that keys' scores may be, where some keys may be hidden."""
+        if not self.mask_positions:
+            return ()
+        return (Tensor("limits", (self.mask_positions,), "float32"),)
 
     @property
     def tables(self) -> tuple[Tensor, ...]:
@@ -230,6 +243,8 @@ class AttentionShape:
             parts.append(f"p{_hex(factor)}r{_hex(scale)}_{-low}_{high}")
         if self.bias_columns:
             parts.append(f"bias{self.bias_columns}at{self.bias_zero}")
+        if self.mask_positions:
+            parts.append(f"mask{self.mask_positions}")
         return parts
 
 

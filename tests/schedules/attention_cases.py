@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from slmtvm.schedules import attention
-from slmtvm.schedules.attention import BIAS_MARGIN, AttentionShape
+from slmtvm.schedules.attention import BIAS_MARGIN, HIDDEN_SCORE, AttentionShape
 from slmtvm.schedules.attention import reference as ref
 from slmtvm.schedules.vector import LANES
 from slmtvm.target import Target
@@ -55,7 +55,20 @@ def parameters(shape: AttentionShape) -> Arrays:
     if shape.bias_columns:
         # What is ahead of a causal row may be anything.
         drawn["bias"][:, shape.bias_zero + 1 if shape.causal else shape.bias_columns :] = np.nan
+    if shape.limits:
+        drawn["limits"] = limits(random_visible(shape.mask_positions))
     return {**tables(shape), **drawn}
+
+
+def random_visible(positions: int) -> np.ndarray:
+    """Which positions are visible, bool: none of the first few, then two of three."""
+    visible = np.random.default_rng(9).random(positions) < 2 / 3
+    visible[:3] = False
+    return visible
+
+
+def limits(visible: np.ndarray) -> np.ndarray:
+    return np.where(visible, np.float32(np.inf), np.float32(HIDDEN_SCORE))
 
 
 def projections(shape: AttentionShape, seed: int = 3) -> Arrays:
@@ -90,12 +103,12 @@ def step(shape: AttentionShape, given: Arrays, kept: Arrays, position: int, targ
          cuts: tuple[int, ...] = ()) -> Arrays:  # fmt: skip
     """q, o and the cache after the append and the attend kernel on the projections ``given``."""
     of_model = parameters(shape)
-    bias = {t.name: of_model.pop(t.name) for t in shape.bias}
+    shared = {t.name: of_model.pop(t.name) for t in (*shape.bias, *shape.limits)}
     inputs = {**given, **of_model, **kept}
     appended = run(attention.build_append(shape), inputs, target, position=position, cuts=cuts)
     inputs = {name: appended[name] for name in ("q", *(t.name for t in shape.cache))}
     kernel = attention.build_attend(shape)
-    attended = run(kernel, {**inputs, **bias}, target, position=position, cuts=cuts)
+    attended = run(kernel, {**inputs, **shared}, target, position=position, cuts=cuts)
     return {**inputs, "o": attended["o"]}
 
 
