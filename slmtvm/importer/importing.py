@@ -27,7 +27,8 @@ from slmtvm.importer.graph import Graph
 from slmtvm.importer.halves import widen
 from slmtvm.importer.lengths import freeze_twice
 from slmtvm.importer.load import load
-from slmtvm.importer.masking import Probe, after_mask, check_mask_input, mask_kind, under_mask
+from slmtvm.importer.masked import Probe, after_mask, check_mask_input, under_mask
+from slmtvm.importer.masking import mask_kind
 from slmtvm.importer.match.cross import Source
 from slmtvm.importer.outputs import choose_output
 from slmtvm.importer.padding import assume_no_padding, padding_notes

@@ -8,124 +8,29 @@ Each constant is compared at the visible tokens with the one that the kind says 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from slmtvm.errors import SlmError, UnsupportedOpError
-from slmtvm.importer.cover import Cover, Weighing
-from slmtvm.importer.freeze import Frozen, Shape, freeze, operator_of
-from slmtvm.importer.graph import Array, Constant, Graph, Node
+from slmtvm.importer.cover import Weighing
+from slmtvm.importer.freeze import Frozen, Shape, operator_of
+from slmtvm.importer.graph import Array, Node
+from slmtvm.importer.masked import Probe
 from slmtvm.importer.match.scores import MASKED
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, evaluate, signature
-from slmtvm.importer.roles import MASK, Roles
 from slmtvm.importer.steps import Attention, Convolution, Experts, ExpertWeights, Linear
 from slmtvm.importer.tokens import Frame
 
 KINDS = ("skip", "keys")  # in the order in which they are tried: the first costs nothing
 _SAME = 1e-6  # of the larger of two numbers, or of 1
-_SEED = 0
-_HIDDEN_OF_MANY = 0.25  # the share of hidden tokens in a long sequence
-_LONG = 16  # tokens
 _COUNTING = "GroupQueryAttention"
+_SUMS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")  # of rows, then normed
 
 
 class _DiffersError(Exception):
     """Why a kind is not the file's: a node and what was found there."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One function of a file, without a mask (``cover``) and under one.
-
-    ``masked``: short and long, frozen under ``masks``. The masks hide rows and keys, or where
-    ``of_source`` the keys of cross-attentions alone.
-    """
-
-    cover: Cover
-    output: str
-    masked: tuple[Frozen, Frozen]
-    masks: tuple[Array, Array]
-    of_source: bool = False
-
-    @property
-    def frame(self) -> Frame:
-        return self.cover.frame
-
-    @cached_property
-    def plain(self) -> tuple[Frozen, Frozen]:
-        return self.frame.small, self.frame.full
-
-    @cached_property
-    def needed(self) -> list[Node]:
-        """The nodes that the output is computed by and that depend on tokens, in order."""
-        frame, nodes = self.frame, self.frame.graph.nodes
-        found: set[int] = set()
-        todo = [self.output]
-        while todo:
-            place = frame.order.get(todo.pop(), -1)
-            if place >= 0 and place not in found:
-                found.add(place)
-                todo.extend(i for i in nodes[place].inputs if i and not self.is_constant(i))
-        return [nodes[place] for place in sorted(found)]
-
-    def is_constant(self, name: str) -> bool:
-        """Whether a value depends on the mask and the length alone."""
-        return name not in self.frame.small.shapes and name not in self.frame.small.broken
-
-
-def sample_mask(length: int) -> Array:
-    """Which of ``length`` tokens are visible, bool: hidden at both ends, and holes between."""
-    visible = np.ones(length, bool)
-    if length > _LONG:
-        visible = np.random.default_rng(_SEED).random(length) >= _HIDDEN_OF_MANY
-        visible[: length // _LONG] = False
-        visible[length // _LONG] = True
-    visible[[0, length // 2]] = False
-    visible[-1] = length < 6
-    return visible
-
-
-def under_mask(
-    frame: Frame, roles: Roles, tests: Sequence[str] = ()
-) -> tuple[tuple[Frozen, Frozen], tuple[Array, Array]]:
-    """``frame``'s graph frozen under masks of both lengths, and these.
-
-    ``tests``: values that say which tokens are padding; hidden tokens are. Raises
-    UnsupportedOpError where the graph cannot be frozen so.
-    """
-    found: list[tuple[Frozen, Array]] = []
-    for length in (frame.small.length, frame.full.length):
-        mask = sample_mask(length)
-        padded = {name: Constant.of(name, ~mask[None]) for name in tests}
-        found.append((freeze(_given(frame.graph, padded), roles.under(mask), length), mask))
-    (small, short), (full, long) = found
-    return (small, full), (short, long)
-
-
-def after_mask(
-    frame: Frame, roles: Roles, constants: Mapping[str, Constant]
-) -> tuple[Frozen, Frozen]:
-    """A decoder's graph frozen with those ``constants`` of its source that a mask changes."""
-    graph = _given(frame.graph, constants)
-    return freeze(graph, roles, frame.small.length), freeze(graph, roles, frame.full.length)
-
-
-def _given(graph: Graph, constants: Mapping[str, Constant]) -> Graph:
-    nodes = tuple(n for n in graph.nodes if not constants.keys() & set(n.outputs))
-    return replace(graph, nodes=nodes, initializers={**graph.initializers, **constants})
-
-
-def check_mask_input(graph: Graph, roles: Roles) -> None:
-    """Raise where the file takes no mask."""
-    if not any(role == MASK for role, _ in roles.fixed.values()):
-        raise UnsupportedOpError(
-            "no input is a mask of the tokens (attention_mask); export the model with one",
-            where=str(graph.path),
-        )
 
 
 def mask_kind(probes: Sequence[Probe], *, rounds_rows_together: bool) -> str:
@@ -338,8 +243,13 @@ def _check_constant(probe: Probe, node: Node, place: int, kind: str) -> None:
     frame, name = probe.frame, node.inputs[place]
     where = frame.graph.where(node)
     rows_of, touched = _rows_of(frame, node, place), _touched(probe, name)
-    if not touched and (probe.of_source or rows_of is None or not _grows(probe, name)):
+    moves = operator_of(node).kind is Kind.MOVE
+    if not touched and (probe.of_source or moves or not _grows(probe, name)):
         return
+    if rows_of is None and not touched and kind == "keys":
+        return
+    if rows_of is None and not touched:
+        raise _DiffersError(f"{node.label}: {name!r} counts all tokens")
     if probe.of_source or rows_of is None:
         raise UnsupportedOpError(
             f"its operand {name!r} follows from the mask, which is not supported here", where=where
@@ -363,7 +273,8 @@ def _rows_of(frame: Frame, node: Node, place: int) -> Callable[[Frozen, str], Ar
     if node.op_type == "RotaryEmbedding" and place == 1:
         return lambda frozen, name: _positions(frozen, name)
     value = node.outputs[0]
-    if operator_of(node).kind is not Kind.ELEMENTWISE or value not in frame.small.shapes:
+    by_element = operator_of(node).kind is Kind.ELEMENTWISE or node.op_type in _SUMS
+    if not by_element or value not in frame.small.shapes:
         return None
 
     def rows(frozen: Frozen, name: str) -> Array:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from slmtvm.errors import SlmError, UnsupportedOpError
 from slmtvm.importer import import_onnx, import_with_mask
@@ -119,3 +124,88 @@ def test_without_the_option_nothing_is_asked_of_the_mask() -> None:
     assert model.mask == "none"
     with pytest.raises(SlmError, match="must be one of none, arbitrary, not 'any'"):
         import_onnx(corpus_path("llama-script-masked"), mask="any")
+
+
+def _node(model: onnx.ModelProto, op_type: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.op_type == op_type)
+
+
+def _scaled_by_hidden(model: onnx.ModelProto, target: onnx.NodeProto) -> None:
+    """Multiply what ``target`` makes by the length over the number of visible tokens."""
+    nodes = model.graph.node
+    made = target.output[0]
+    for node in nodes:
+        node.input[:] = ["scaled" if name == made else name for name in node.input]
+    of_mask = [
+        helper.make_node("Cast", ["attention_mask"], ["mask_f"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["mask_f"], ["shown"], keepdims=0),
+        helper.make_node("Shape", ["attention_mask"], ["sizes"]),
+        helper.make_node("Cast", ["sizes"], ["sizes_f"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("ReduceProd", ["sizes_f"], ["total"], keepdims=0),
+        helper.make_node("Div", ["total", "shown"], ["factor"]),
+    ]
+    place = list(nodes).index(target) + 1
+    nodes.insert(place, helper.make_node("Mul", [made, "factor"], ["scaled"]))
+    for node in reversed(of_mask):
+        nodes.insert(0, node)
+
+
+def _scaled_weights(model: onnx.ModelProto) -> None:
+    _scaled_by_hidden(model, _node(model, "Softmax"))
+
+
+def _scaled_rows(model: onnx.ModelProto) -> None:
+    _scaled_by_hidden(model, _node(model, "Sigmoid"))
+
+
+def _unused(model: onnx.ModelProto) -> None:
+    """Take the mask from the softmax's scores: an input that nothing reads."""
+    kept = "tokens_instead"
+    model.graph.node.insert(0, helper.make_node("Shape", ["input_ids"], ["size_of_ids"]))
+    model.graph.node.insert(
+        1,
+        helper.make_node(
+            "ConstantOfShape", ["size_of_ids"], [kept],
+            value=numpy_helper.from_array(np.ones(1, np.int64)),
+        ),
+    )  # fmt: skip
+    for node in list(model.graph.node)[2:]:
+        node.input[:] = [kept if name == "attention_mask" else name for name in node.input]
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (_scaled_weights, "Softmax.*mask changes weights after the softmax"),
+        (_scaled_rows, "neither left out.*Mul.*'factor', by position, differ"),
+        (_unused, "Softmax.*does not take all weight from hidden keys"),
+    ],
+)
+def test_what_else_a_mask_changes_is_found(
+    edit: Callable[[onnx.ModelProto], None], reason: str, tmp_path: Path
+) -> None:
+    model = onnx.load(corpus_path("llama-script-masked"))
+    edit(model)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    import_onnx(path, context=CONTEXT)
+    with pytest.raises(UnsupportedOpError, match=reason):
+        import_onnx(path, context=CONTEXT, mask="arbitrary")
+
+
+def test_positions_that_a_fused_norm_adds_are_looked_at(tmp_path: Path) -> None:
+    model = onnx.load(corpus_path("bert-script-opset18"))
+    norm = _node(model, "LayerNormalization")
+    total = next(n for n in model.graph.node if n.output[0] == norm.input[0])
+    fused = helper.make_node(
+        "SkipLayerNormalization", [*total.input, *norm.input[1:]], norm.output,
+        domain="com.microsoft", epsilon=1e-12,
+    )  # fmt: skip
+    place = list(model.graph.node).index(norm)
+    model.graph.node.insert(place, fused)
+    model.graph.node.remove(norm)
+    model.graph.node.remove(total)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    assert import_onnx(path, context=CONTEXT, mask="arbitrary").mask == "keys"
