@@ -29,6 +29,7 @@ def compile_model(
     tokenizer: str | Path | None = None,
     kv: str | None = None,
     activations: str = "int8",
+    mask: str = "none",
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Compile an ONNX file for one or more targets into the bundle ``output``.
@@ -39,13 +40,15 @@ def compile_model(
     None.
     activations: what float activations that meet integer weights are computed in: "int8" (they
     are rounded), "file" (rounded only where the file says so) or "f32" (never rounded).
+    mask: "arbitrary" to run sequences of which any tokens are hidden, as the file's attention_mask
+    has it; "none" takes no masks but those of an encoder's valid length.
     progress: called with the name of each step as it begins. Raises SlmError; nothing is left at
     ``output`` then, and what was there before stays.
     """
     _check_options(kv, activations)
     resolved = [t if isinstance(t, Target) else Target.load(t) for t in targets]
     progress("import")
-    canonical = import_onnx(model, context=context)
+    canonical = import_onnx(model, context=context, mask=mask)
     return compile_imported(
         canonical,
         resolved,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from slmtvm.errors import SlmError, UnsupportedOpError
-from slmtvm.importer import import_onnx
+from slmtvm.importer import import_with_mask
 from slmtvm.importer.load import count_operators
 from slmtvm.importer.redact import redact
 from slmtvm.ir.model import CanonicalModel, LayerReport
@@ -18,6 +18,11 @@ from slmtvm.target import Target, known_targets
 _READ_ONCE = ("embedding", "position table")  # a token reads one row
 _KV_BYTES = 2  # of a float16
 _KEYS_AND_VALUES = 2
+_MASKS = {
+    "keys": "arbitrary ones: hidden tokens are keys without weight, and their positions count",
+    "skip": "arbitrary ones: hidden tokens are left out, and positions count the others",
+    "none": "",
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class Inspection:
     estimates: tuple[Estimate, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
     float_activation_layers: int = 0  # of integer weights
+    mask: str = "none"  # what hidden tokens are with --mask arbitrary: "keys" or "skip"
+    no_mask: str = ""  # where that option is refused, why
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types."""
@@ -87,6 +94,7 @@ class Inspection:
             f"  context    {self.context}",
             f"  weights    {_size(self.weight_bytes)}",
             f"  KV cache   {_size(self.kv_bytes_per_token)} per token in float16",
+            f"  mask       {_MASKS[self.mask] or f'none: {self.no_mask}'}",
             *_activations(self.float_activation_layers),
             *_table(self.weights),
         ]
@@ -104,10 +112,10 @@ def inspect(path: str | Path, *, context: int | None = None) -> Inspection:
     """
     operators = count_operators(path)
     try:
-        model = import_onnx(path, context=context)
+        model, no_mask = import_with_mask(path, context=context)
     except UnsupportedOpError as error:
         return Inspection(str(path), operators, unsupported=str(error))
-    return _describe(model, operators)
+    return replace(_describe(model, operators), no_mask=no_mask)
 
 
 def _describe(model: CanonicalModel, operators: dict[str, int]) -> Inspection:
@@ -131,6 +139,7 @@ def _describe(model: CanonicalModel, operators: dict[str, int]) -> Inspection:
         estimates=_estimates(model, per_token) if model.kind != "encoder" else (),
         notes=model.notes,
         float_activation_layers=model.float_activation_layers,
+        mask=model.mask,
     )
 
 

@@ -11,6 +11,7 @@ from slmtvm.errors import InvalidModelError
 from slmtvm.inspect import inspect
 from tests.importer.graph_builder import save
 from tests.importer.graphs import Tiny, build
+from tests.models.corpus import corpus_path
 from tests.models.forms import DEMO_FORM, model_path
 
 
@@ -33,6 +34,25 @@ def test_the_text_shows_layers_quantization_and_sizes():
     for part in ("llama", "6 (8 heads, 4 kv heads, head_dim 32)", "int4 group 32", "3,072 bytes"):
         assert part in text
     assert "nothing was left out" in text
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "line"),
+    [
+        (
+            "bert-optimum",
+            "keys",
+            "mask       arbitrary ones: hidden tokens are keys without weight",
+        ),
+        ("opt-optimum", "skip", "mask       arbitrary ones: hidden tokens are left out"),
+        ("llama-dynamo", "none", "mask       none: "),
+    ],
+)
+def test_it_says_which_masks_a_bundle_would_take(cell, kind, line):
+    report = inspect(corpus_path(cell))
+    assert report.mask == kind
+    assert line in str(report)
+    assert bool(report.no_mask) == (kind == "none")
 
 
 def test_the_dict_form_is_json_and_says_the_same():

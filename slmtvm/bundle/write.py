@@ -117,6 +117,7 @@ def _model_facts(plan: Plan) -> dict[str, Any]:
         "context": plan.context,
         "vocab_size": plan.vocab_size,
         "output_size": plan.output_size,
+        "mask": plan.mask,
     }
 
 

@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "default), file (int8 only where the file says so) or f32",
     )  # fmt: skip
     parser.add_argument(
+        "--mask", choices=("none", "arbitrary"), default="none",
+        help="arbitrary: sequences may have hidden tokens anywhere, as the file's attention_mask "
+        "has them (default: none)",
+    )  # fmt: skip
+    parser.add_argument(
         "--tokenizer", type=Path, help="a tokenizer.json to include (default: the model's own)"
     )
 
@@ -52,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
             tokenizer=options.tokenizer,
             kv=options.kv,
             activations=options.activations,
+            mask=options.mask,
             progress=bar.set_description_str,
         )
     print(_summary(bundle))
@@ -60,8 +66,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _summary(bundle: Bundle) -> str:
     model, weights = bundle.manifest.model, bundle.manifest.weights
+    mask = "" if model["mask"] == "none" else f", masks ({model['mask']})"
+    kind = f"{model['family']} {model['kind']}"
     lines = [
-        f"{bundle.path}: {model['family']} {model['kind']}, context {model['context']} tokens",
+        f"{bundle.path}: {kind}, context {model['context']} tokens{mask}",
         f"  {'weights':24} {_size(weights.bytes)}",
     ]
     for name, target in bundle.manifest.targets.items():

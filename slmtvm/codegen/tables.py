@@ -34,6 +34,7 @@ def library_info(plan: Plan, target: Target, weights: WeightsFile) -> dict[str, 
         "vocab_size": plan.vocab_size,
         "output_size": plan.output_size,
         "source_context": _source_context(plan),
+        "mask": plan.mask,
         "chunks": sorted({f.rows for f in plan.functions if f.name == "body"}),
         "kv_bytes_per_token": plan.kv_bytes_per_token,
         "kernels": [{"name": n, **asdict(plan.kernels[n].work)} for n in sorted(plan.kernels)],
@@ -102,6 +103,8 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
                     "context": _context(plan),
                     "source_context": _source_context(plan),
                     "capacity": plan.capacity,
+                    "mask": f"SLM_MASK_{plan.mask.upper()}",
+                    "limits_offset": f"{plan.limits.offset if plan.limits else 0}u",
                     "vocab_size": plan.vocab_size,
                     "output_size": plan.output_size,
                     "hidden_size": plan.hidden_size,
@@ -145,6 +148,7 @@ def check_plan(plan: Plan, weights_bytes: int) -> None:
         _require(
             plan.hidden.size >= most * plan.hidden_size * 4, f"hidden does not hold {most} rows"
         )
+    _check_mask(plan)
     limits = {
         Space.WEIGHTS: weights_bytes,
         Space.STATE: plan.state_bytes,
@@ -167,6 +171,20 @@ def check_plan(plan: Plan, weights_bytes: int) -> None:
                 _require(ref.offset % _ALIGNMENT == 0 and 0 <= ref.offset <= end, f"{where}: {ref}")
                 limit = {**limits, **own}[ref.space]
                 _require(end <= limit, f"{where}: {ref} ends behind {limit}")
+
+
+def _check_mask(plan: Plan) -> None:
+    _require(plan.mask in ("none", "keys", "skip"), f"unknown mask {plan.mask!r}")
+    _require((plan.mask == "keys") == (plan.limits is not None), "hidden keys need limits")
+    if plan.limits is None:
+        return
+    positions = {"decoder": plan.capacity, "encoder": _context(plan)}
+    most = positions.get(plan.kind, _source_context(plan))
+    _require(plan.limits.space == Space.STATE, "the limits are not in the state")
+    _require(plan.limits.offset % _ALIGNMENT == 0, "the limits are not aligned")
+    _require(plan.limits.size >= most * 4, f"the limits do not hold {most} positions")
+    end = plan.limits.offset + plan.limits.size
+    _require(end <= plan.state_bytes, "the limits end behind the state")
 
 
 def _require(holds: bool, message: str) -> None:

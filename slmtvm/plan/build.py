@@ -12,6 +12,7 @@ from tvm.ir import Op
 
 from slmtvm.ir.lowered import CALL_KERNEL, LoweredModel
 from slmtvm.passes.kernel_calls.cross_attention import SOURCE_CACHE
+from slmtvm.passes.kernel_calls.masks import LIMITS
 from slmtvm.passes.rewrite import bindings, function_names, result
 from slmtvm.plan.arena import Lifetime, align, place
 from slmtvm.plan.model import Function, KernelCode, Plan, Ref, Segment, Space, Step
@@ -57,12 +58,17 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
         scratch_bytes=scratch,
         kv_bytes_per_token=_bytes_per_token(lowered),
         source_context=model.source_context,
+        mask=model.mask,
+        limits=state_refs.get(LIMITS),
         info=info,
     )
 
 
 def _bytes_per_token(lowered: LoweredModel) -> int:
-    own = [t for name, t in lowered.state.items() if not name.startswith(SOURCE_CACHE)]
+    own = [
+        tensor for name, tensor in lowered.state.items()
+        if name != LIMITS and not name.startswith(SOURCE_CACHE)
+    ]  # fmt: skip
     return sum(map(_bytes, own)) // lowered.capacity
 
 

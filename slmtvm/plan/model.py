@@ -118,6 +118,8 @@ class Plan:
     arena_bytes: int
     scratch_bytes: int  # for each thread
     kv_bytes_per_token: int
+    mask: str = "none"  # what hidden tokens do, see CanonicalModel
+    limits: Ref | None = None  # of keys' scores, float32 by position, where mask is "keys"
     source_context: int = 0  # tokens of an encoder-decoder's source
     info: dict[str, object] = field(default_factory=dict)  # goes into slm_info and the manifest
 

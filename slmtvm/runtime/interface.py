@@ -51,7 +51,7 @@ class KernelTime(ctypes.Structure):
     _fields_ = (("calls", c_uint64), ("nanoseconds", c_uint64), ("own_nanoseconds", c_uint64))
 
 
-_TOKENS, _FLOATS = c_void_p, c_void_p
+_TOKENS, _MASK, _FLOATS = c_void_p, c_void_p, c_void_p
 _PROTOTYPES = {
     "slm_abi_version": (c_uint32, ()),
     "slm_info": (c_char_p, ()),
@@ -66,6 +66,9 @@ _PROTOTYPES = {
     "slm_eval": (c_int32, (c_void_p, _TOKENS, c_size_t, _FLOATS)),
     "slm_eval_all": (c_int32, (c_void_p, _TOKENS, c_size_t, _FLOATS)),
     "slm_encode": (c_int32, (c_void_p, _TOKENS, c_size_t, _FLOATS)),
+    "slm_eval_masked": (c_int32, (c_void_p, _TOKENS, _MASK, c_size_t, _FLOATS)),
+    "slm_eval_all_masked": (c_int32, (c_void_p, _TOKENS, _MASK, c_size_t, _FLOATS)),
+    "slm_encode_masked": (c_int32, (c_void_p, _TOKENS, _MASK, c_size_t, _FLOATS)),
     "slm_position": (c_int32, (c_void_p,)),
     "slm_seek": (c_int32, (c_void_p, c_int32)),
     "slm_profile": (c_int32, (c_void_p, POINTER(KernelTime), c_size_t)),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
+Mask = Sequence[int] | npt.NDArray[Any]  # (n,): not 0 where the token is visible
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -34,6 +35,11 @@ def load(
 
 class Session:
     """Tokens in, logits out; ``close`` it, or use it in a ``with`` statement.
+
+    A call may take a mask (n,), which says of each token whether it is visible (not 0). Which masks
+    a bundle takes, and what hidden tokens are to it, is ``info["mask"]``: "keys", they are keys
+    that nobody attends to, and their positions count; "skip", they are left out; "none", it takes
+    none but an encoder's visible tokens followed by hidden ones. Results have zeros in their rows.
 
     Several sessions may share a ``Model`` and be used from different threads; one session is used
     by one thread at a time.
@@ -94,26 +100,30 @@ class Session:
         """Forget all tokens."""
         self.seek(0)
 
-    def eval(self, tokens: Tokens) -> FloatArray:
+    def eval(self, tokens: Tokens, mask: Mask | None = None) -> FloatArray:
         """Append ``tokens`` (n,), n >= 1, to the context; the logits (vocab,) after the last one.
 
-        Raises DeviceError where a token id is out of range or the context is full.
+        Raises DeviceError where a token id is out of range or the context is full, and where
+        ``mask`` hides the last token, or tokens that this bundle cannot do without.
         """
         ids = _token_ids(tokens)
         logits = np.empty(self.info["output_size"], np.float32)
-        self._call("slm_eval", self._handle, ids.ctypes.data, ids.size, logits.ctypes.data)
+        self._run("slm_eval", ids, mask, logits.ctypes.data)
         return logits
 
-    def eval_all(self, tokens: Tokens) -> FloatArray:
-        """Like ``eval``, with the logits (n, vocab) after each token."""
-        return self._rows("slm_eval_all", tokens)
+    def eval_all(self, tokens: Tokens, mask: Mask | None = None) -> FloatArray:
+        """Like ``eval``, with the logits (n, vocab) after each token.
 
-    def encode(self, tokens: Tokens) -> FloatArray:
+        Where ``mask`` hides the last token, there are no logits to ``sample`` from afterwards.
+        """
+        return self._rows("slm_eval_all", tokens, mask)
+
+    def encode(self, tokens: Tokens, mask: Mask | None = None) -> FloatArray:
         """Run an encoder over ``tokens`` (n,), n >= 1; its output rows (n, hidden_size).
 
         An encoder-decoder reads its source so: a new context begins, which attends to it.
         """
-        return self._rows("slm_encode", tokens)
+        return self._rows("slm_encode", tokens, mask)
 
     def sample(
         self,
@@ -138,6 +148,7 @@ class Session:
         prompt: Tokens,
         max_tokens: int = 64,
         *,
+        mask: Mask | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 0.0,
@@ -148,14 +159,15 @@ class Session:
     ) -> Iterator[int]:
         """Append ``prompt`` to the context, then yield up to ``max_tokens`` token ids one by one.
 
-        Ends before a token of ``stop`` and when the context is full. Without ``seed`` every call
-        draws differently. The other parameters are those of ``sample``. The prompt is evaluated at
-        once; a token is appended when the next one is asked for, so the last one is not.
+        ``mask`` is the prompt's; what is generated is visible. Ends before a token of ``stop`` and
+        when the context is full. Without ``seed`` every call draws differently. The other
+        parameters are those of ``sample``. The prompt is evaluated at once; a token is appended
+        when the next one is asked for, so the last one is not.
         """
         ids = _token_ids(prompt)
         chosen = int.from_bytes(os.urandom(8), "little") if seed is None else seed
         sampling = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, chosen)
-        self._call("slm_eval", self._handle, ids.ctypes.data, ids.size, None)
+        self._run("slm_eval", ids, mask, None)
 
         def tokens() -> Iterator[int]:
             # A token of a small model takes a tenth of a millisecond: nothing is made anew for it.
@@ -184,7 +196,19 @@ class Session:
         except Exception as error:  # the tokenizers package raises plain Exception
             raise BundleError(f"not a tokenizer: {error}", where=f"{path}") from error
 
-    def _rows(self, function: str, tokens: Tokens) -> FloatArray:
+    def _run(
+        self, function: str, ids: npt.NDArray[np.int32], mask: Mask | None, output: int | None
+    ) -> None:
+        if mask is None:
+            self._call(function, self._handle, ids.ctypes.data, ids.size, output)
+            return
+        visible = _visible(mask, ids.size)
+        self._call(
+            f"{function}_masked", self._handle, ids.ctypes.data, visible.ctypes.data, ids.size,
+            output,
+        )  # fmt: skip
+
+    def _rows(self, function: str, tokens: Tokens, mask: Mask | None) -> FloatArray:
         ids = _token_ids(tokens)
         reads_source = function == "slm_encode" and self.info["kind"] == "encoder-decoder"
         context = self.info["source_context" if reads_source else "context"]
@@ -193,7 +217,7 @@ class Session:
             raise DeviceError(f"{ids.size} tokens do not fit the context of {context}")
         width = self.info["hidden_size" if reads_source else "output_size"]
         rows = np.empty((ids.size, width), np.float32)
-        self._call(function, self._handle, ids.ctypes.data, ids.size, rows.ctypes.data)
+        self._run(function, ids, mask, rows.ctypes.data)
         return rows
 
 
@@ -209,6 +233,16 @@ def _token_ids(tokens: Tokens) -> npt.NDArray[np.int32]:
     if array.size and not (bounds.min <= int(array.min()) and int(array.max()) <= bounds.max):
         raise DeviceError("a token id is out of range")
     return np.ascontiguousarray(array, np.int32)
+
+
+def _visible(mask: Mask, count: int) -> npt.NDArray[np.uint8]:
+    array = np.asarray(mask)
+    if array.shape != (count,) or array.dtype.kind not in "biuf":
+        raise DeviceError(
+            f"mask must be a list or ({count},) array of numbers, one for each token, not "
+            f"{array.dtype} {array.shape}"
+        )
+    return (array != 0).astype(np.uint8)
 
 
 def _sampling(

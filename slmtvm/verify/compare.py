@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 WINDOW = 256  # tokens that are evaluated together, from position 0
 _RANDOM_TOKENS = WINDOW + 1
 _SEED = 0
+_HIDDEN = 0.25  # of the tokens of a masked window
 
 Progress = Callable[[int, int], None]
 
@@ -32,9 +33,23 @@ class Evaluator(Protocol):
 
     def reset(self) -> None: ...
 
-    def eval_all(self, tokens: np.ndarray) -> np.ndarray: ...
+    def eval_all(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray: ...
 
-    def encode(self, tokens: np.ndarray) -> np.ndarray: ...
+    def encode(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A window's ``tokens`` (n,), those that follow them, and which of them are visible."""
+
+    tokens: np.ndarray
+    following: np.ndarray
+    mask: np.ndarray | None = None  # of the source where there is one; None: all are
+
+    @property
+    def given(self) -> tuple[np.ndarray, ...]:
+        """The arguments of a session's call."""
+        return (self.tokens,) if self.mask is None else (self.tokens, self.mask)
 
 
 def verify(
@@ -54,6 +69,7 @@ def verify(
     ----------
     text, tokens: what to evaluate, at most one of them; text goes through the bundle's tokenizer.
         Without either, random tokens are compared and no perplexity is reported.
+        A bundle that takes masks is compared under some random ones as well, on visible tokens.
     windows: the first so many windows only.
     window: tokens in a window; each starts at position 0 and nothing is carried over. The
         perplexity counts the token after each of these.
@@ -92,20 +108,23 @@ def compare(
     window = min(window, int(info["context"]))
     rounded = int(info.get("rounded_layers", 0))
     if info["kind"] == "encoder":
-        report = _compare_hidden(session, reference, _cut(ids, window)[:windows], progress)
-        return replace(report, rounded_layers=rounded)
+        cases = [_Case(part, part) for part in _cut(ids, window)[:windows]]
+        report = _compare_hidden(session, reference, cases, progress)
+        masked = _masked_cases(cases[0], info)
+        under = _compare_hidden(session, reference, masked) if masked else None
+        return replace(report, rounded_layers=rounded, masked=under)
     if len(ids) < 2:
         raise SlmError(f"verification needs at least 2 tokens, the text has {len(ids)}")
-    reads_source = info["kind"] == "encoder-decoder"
-    if reads_source:  # each window is its own source
+    if info["kind"] == "encoder-decoder":  # each window is its own source
         window = min(window, int(info["source_context"]))
     window = min(window, len(ids) - 1)
     inputs = _cut(ids[: (len(ids) - 1) // window * window], window)[:windows]
     targets = _cut(ids[1:], window)
-    report = _compare_logits(
-        session, reference, inputs, targets, is_text, progress, reads_source=reads_source
-    )
-    return replace(report, rounded_layers=rounded)
+    cases = [_Case(*pair) for pair in zip(inputs, targets, strict=False)]
+    report = _compare_logits(session, reference, cases, is_text, progress)
+    masked = _masked_cases(cases[0], info)
+    under = _compare_logits(session, reference, masked, False) if masked else None
+    return replace(report, rounded_layers=rounded, masked=under)
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> np.ndarray:
@@ -121,6 +140,25 @@ def _random_tokens(info: dict[str, Any]) -> np.ndarray:
     return usual[np.random.default_rng(_SEED).integers(0, len(usual), _RANDOM_TOKENS)]
 
 
+def _masked_cases(case: _Case, info: dict[str, Any]) -> list[_Case]:
+    """``case`` under some masks, where the bundle takes any: left-padded, with holes, and both.
+
+    The last token is visible. Where positions do not count padding, hidden tokens are that.
+    """
+    count, kind = len(case.tokens), info.get("mask", "none")
+    if kind == "none":
+        return []
+    visible = np.random.default_rng(_SEED).random(count) >= _HIDDEN
+    padded = np.arange(count) >= int(_HIDDEN * count)
+    visible[-1] = padded[-1] = True
+    pads = info.get("padding", ()) if kind == "skip" else ()
+    found = []
+    for mask in (padded, visible, padded & visible):
+        tokens = np.where(mask, case.tokens, pads[0]) if pads else case.tokens
+        found.append(_Case(tokens.astype(np.int32), case.following, mask))
+    return found
+
+
 def _cut(ids: np.ndarray, window: int) -> list[np.ndarray]:
     ids = ids.astype(np.int32)
     return [ids[start : start + window] for start in range(0, len(ids), window)]
@@ -129,23 +167,28 @@ def _cut(ids: np.ndarray, window: int) -> list[np.ndarray]:
 def _compare_logits(
     session: Evaluator,
     reference: Reference,
-    inputs: list[np.ndarray],
-    targets: list[np.ndarray],
+    cases: list[_Case],
     is_text: bool,
-    progress: Progress,
-    *,
-    reads_source: bool,
+    progress: Progress = lambda _done, _all: None,
 ) -> VerifyReport:
     total = LogitsDifference()
-    for done, (ids, following) in enumerate(zip(inputs, targets, strict=False)):
-        progress(done, len(inputs))
-        if reads_source:
-            session.encode(ids)
-        session.reset()
-        ours, theirs = session.eval_all(ids), reference.rows(ids, ids if reads_source else None)
+    reads_source = session.info["kind"] == "encoder-decoder"
+    for done, case in enumerate(cases):
+        progress(done, len(cases))
+        seen: np.ndarray | slice = slice(None)
+        if reads_source:  # which is masked, and not the text
+            session.encode(*case.given)
+            session.reset()
+            ours = session.eval_all(case.tokens)
+            theirs = reference.rows(case.tokens, case.tokens, case.mask)
+        else:
+            session.reset()
+            ours = session.eval_all(*case.given)
+            theirs = reference.rows(case.tokens, mask=case.mask)
+            seen = seen if case.mask is None else case.mask
         _check_shapes(ours, theirs, reference)
-        total.add_logits(ours, theirs, following)
-    progress(len(inputs), len(inputs))
+        total.add_logits(ours[seen], theirs[seen], case.following[seen])
+    progress(len(cases), len(cases))
     return VerifyReport(
         kind="decoder",
         tokens=total.rows,
@@ -159,15 +202,19 @@ def _compare_logits(
 
 
 def _compare_hidden(
-    session: Evaluator, reference: Reference, inputs: list[np.ndarray], progress: Progress
+    session: Evaluator,
+    reference: Reference,
+    cases: list[_Case],
+    progress: Progress = lambda _done, _all: None,
 ) -> VerifyReport:
     total = HiddenDifference()
-    for done, ids in enumerate(inputs):
-        progress(done, len(inputs))
-        ours, theirs = session.encode(ids), reference.rows(ids)
+    for done, case in enumerate(cases):
+        progress(done, len(cases))
+        ours, theirs = session.encode(*case.given), reference.rows(case.tokens, mask=case.mask)
         _check_shapes(ours, theirs, reference)
-        total.add_hidden(ours, theirs)
-    progress(len(inputs), len(inputs))
+        seen = slice(None) if case.mask is None else case.mask
+        total.add_hidden(ours[seen], theirs[seen])
+    progress(len(cases), len(cases))
     return VerifyReport(
         kind="encoder",
         tokens=total.rows,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from slmtvm.runtime.text import generate_text
 from tests.cli.command import ROOT
 from tests.cli.command import slmtvm as command
 from tests.models import HELDOUT, PROMPTS, model_path
+from tests.models.corpus import corpus_path
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,40 @@ def test_verify_fails_for_the_bundle_of_another_model(bundle: Path) -> None:
     text = ("--text", HELDOUT, "--windows", "4")
     result = command("verify", bundle, model_path("float32"), *text)
     assert result.returncode == DISAGREES
+
+
+@pytest.mark.parametrize("verb", ["run", "bench", "verify"])
+def test_a_bundle_of_another_format_is_refused_in_one_line(
+    bundle: Path, tmp_path: Path, verb: str
+) -> None:
+    old = shutil.copytree(bundle, tmp_path / "old.slm")
+    manifest = json.loads((old / "manifest.json").read_text())
+    (old / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
+    arguments = {"run": ("--prompt", "x"), "bench": (), "verify": (model_path("demo"),)}[verb]
+    result = command(verb, old, *arguments)
+    assert result.returncode == 1
+    assert "bundle format 1, this slmtvm reads format 2; compile the model again" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_masks_are_compiled_reported_and_verified(tmp_path: Path) -> None:
+    model, path, numbers = corpus_path("bert-optimum"), tmp_path / "x.slm", tmp_path / "n.json"
+    compiled = command("compile", model, "-o", path, "--context", "64", "--mask", "arbitrary")
+    assert compiled.returncode == 0, compiled.stderr
+    assert "context 64 tokens, masks (keys)" in compiled.stdout
+    verified = command("verify", path, model, "--json", numbers)
+    assert verified.returncode == 0, verified.stderr
+    assert "under masks, visible tokens:" in verified.stdout
+    assert json.loads(numbers.read_text())["masked"]["cosine"] > 0.9999
+    assert json.loads((path / "manifest.json").read_text())["model"]["mask"] == "keys"
+
+
+def test_a_mask_that_cannot_be_compiled_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    options = ("-o", tmp_path / "x.slm", "--mask", "arbitrary")
+    result = command("compile", model_path("demo"), *options)
+    assert result.returncode == 1
+    assert "no input is a mask of the tokens (attention_mask)" in result.stderr
+    assert not any(tmp_path.iterdir())
 
 
 def test_inspect_tells_what_was_recognised() -> None:

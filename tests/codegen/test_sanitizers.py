@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,14 +45,15 @@ def build(plan: Plan, sanitizers: str, folder: Path) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("plan", [toy_decoder(), toy_encoder()], ids=["decoder", "encoder"])
+@pytest.mark.parametrize("mask", ["none", "keys", "skip"])
+@pytest.mark.parametrize("toy", [toy_decoder, toy_encoder], ids=["decoder", "encoder"])
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_random_calls_from_three_threads_leave_the_sanitizers_silent(
-    plan: Plan, sanitizers: str, tmp_path: Path
+    toy: Callable[..., Plan], mask: str, sanitizers: str, tmp_path: Path
 ) -> None:
     if not shutil.which("gcc"):
         pytest.skip("no gcc here")
-    program = build(plan, sanitizers, tmp_path)
+    program = build(toy(mask=mask), sanitizers, tmp_path)
     command = [str(program), str(tmp_path), "1", str(CALLS), "3"]
     if sanitizers == "thread" and shutil.which("setarch"):
         # ThreadSanitizer's shadow memory wants the address space as it was before more random bits.

@@ -33,6 +33,10 @@ def with_argument(index: int, ref: Ref) -> Change:
     )
 
 
+def with_limits(ref: Ref) -> Change:
+    return lambda plan: replace(plan, mask="keys", limits=ref)
+
+
 BAD_DECODERS: dict[str, tuple[Change, str]] = {
     "tokens": (with_argument(0, Ref(Space.TOKENS, 0, 17 * 4)), "ends behind"),
     "weights": (with_argument(1, Ref(Space.WEIGHTS, 1 << 20, 64)), "ends behind"),
@@ -54,6 +58,13 @@ BAD_DECODERS: dict[str, tuple[Change, str]] = {
         lambda p: replace(p, functions=(p.functions[0], p.functions[-1])), "chunks of 16"
     ),
     "hidden": (lambda p: replace(p, hidden=Ref(Space.ARENA, 0, 64)), "hidden"),
+    "mask": (lambda p: replace(p, mask="some"), "unknown mask"),
+    "no limits": (lambda p: replace(p, mask="keys"), "need limits"),
+    "limits without a mask": (lambda p: replace(p, limits=Ref(Space.STATE, 0, 256)), "need limits"),
+    "few limits": (with_limits(Ref(Space.STATE, 0, 192)), "do not hold 64 positions"),
+    "limits elsewhere": (with_limits(Ref(Space.ARENA, 0, 256)), "not in the state"),
+    "limits behind the state": (with_limits(Ref(Space.STATE, 1 << 20, 256)), "behind the state"),
+    "odd limits": (with_limits(Ref(Space.STATE, 4, 256)), "not aligned"),
     "odd scratch": (lambda p: replace(p, scratch_bytes=400), "scratch_bytes"),
 }  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -78,3 +80,27 @@ def test_a_decoder_without_its_source_is_refused(bundle):
         session.encode([5])
         with pytest.raises(DeviceError, match=f"context of {CONTEXT}"):
             session.eval_all(np.zeros(CONTEXT + 1, np.int64))
+
+
+@pytest.mark.parametrize("kind", ["keys", "skip"])
+def test_hidden_tokens_of_a_source_are_those_of_the_reference(model, kind, tmp_path):
+    target, masked = host_target(), replace(model, mask=kind)
+    plan = build_plan(lower(fuse(masked), target, "float32"), {"hidden_size": model.hidden_size})
+    write_bundle(tmp_path / "toy.slm", [(target, plan)])
+    source = RNG.integers(0, VOCAB, 31)
+    mask = RNG.random(31) < 0.5
+    mask[0] = False
+    with slmtvm.load(tmp_path / "toy.slm", threads=2) as session:
+        session.encode(source)
+        hidden = session.encode(source, mask)
+        logits = session.eval_all(TOKENS)
+        session.reset()
+        single = np.stack([session.eval([int(t)]) for t in TOKENS])
+        with pytest.raises(DeviceError, match="only its source"):
+            session.eval_all(TOKENS, np.arange(len(TOKENS)) > 0)
+    want_hidden = encode_source(masked, source, mask=mask)
+    want = evaluate(masked, TOKENS, source, mask=mask)
+    assert np.abs(hidden - want_hidden).max() < 1e-4 * np.ptp(want_hidden)
+    assert not hidden[~mask].any()
+    assert np.abs(logits - want).max() < 1e-4 * np.ptp(want)
+    assert (single == logits).all()

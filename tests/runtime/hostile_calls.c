@@ -30,6 +30,7 @@ typedef struct {
   uint64_t random;
   long calls;
   int encoder;
+  enum { NONE, KEYS, SKIP } mask;
 } conversation;
 
 static uint32_t random_bits(conversation *c) {
@@ -59,7 +60,7 @@ static int32_t random_int(conversation *c, int32_t limit) {
 }
 
 static void expect_refusal(int64_t result) {
-  EXPECT(result <= SLM_ERR_ARGUMENT && result >= SLM_ERR_LOGITS);
+  EXPECT(result <= SLM_ERR_ARGUMENT && result >= SLM_ERR_MASK);
   EXPECT(slm_last_error()[0] != 0);
 }
 
@@ -95,6 +96,70 @@ static void call_eval(conversation *c, slm_session *session, int32_t *tokens, fl
   else
     expect_refusal(result);
   EXPECT(slm_position(session) == before + (valid && !c->encoder ? (int32_t)count : 0));
+}
+
+/* A mask of some kind; how many tokens it shows. */
+static size_t random_mask(conversation *c, uint8_t *mask, size_t count) {
+  int32_t kind = below(c, 5);
+  size_t visible = 0, border = (size_t)below(c, (uint32_t)count + 1);
+  for (size_t i = 0; i < count; ++i) {
+    int shown = kind == 0 ? 1 : kind == 1 ? i < border : kind == 2 ? i >= border : below(c, 2);
+    mask[i] = shown && (kind != 4 || border) ? (uint8_t)(1 + below(c, 255)) : 0;
+    visible += mask[i] != 0;
+  }
+  return visible;
+}
+
+/* Whether the visible tokens come first. */
+static int is_length(const uint8_t *mask, size_t visible) {
+  for (size_t i = 0; i < visible; ++i)
+    if (!mask[i]) return 0;
+  return 1;
+}
+
+static void expect_zeros(const float *rows, const uint8_t *mask, size_t count) {
+  size_t width = (size_t)slm_output_size();
+  for (size_t i = 0; i < count; ++i)
+    for (size_t j = 0; j < width; ++j)
+      EXPECT(mask[i] ? isfinite(rows[i * width + j]) : rows[i * width + j] == 0);
+}
+
+static void call_masked(conversation *c, slm_session *session, int32_t *tokens, uint8_t *mask,
+                        float *rows) {
+  size_t context = (size_t)slm_context_size();
+  int32_t before = slm_position(session);
+  size_t count = (size_t)below(c, (uint32_t)(context + MOST_EXTRA_TOKENS));
+  for (size_t i = 0; i < count; ++i) tokens[i] = below(c, 2);
+  size_t visible = random_mask(c, mask, count), given = count;
+  size_t kept = c->mask == SKIP ? visible : count;
+  int valid = count > 0 && count <= context && kept <= context - (size_t)before;
+  int hides = visible < count, last = count && mask[count - 1];
+  if (below(c, 20) == 0) given = SIZE_MAX - (size_t)below(c, 4), valid = 0;
+  const uint8_t *chosen = mask;
+  if (below(c, 20) == 0) {
+    chosen = NULL;
+    hides = 0, last = 1, kept = count;
+    valid = valid && count <= context - (size_t)before;
+  }
+  float *output = below(c, 10) ? rows : NULL;
+  int32_t result, kind = below(c, 3);
+  memset(rows, 0xff, (count < context ? count : context) * (size_t)slm_output_size() * sizeof *rows);
+  if (kind == 2) {
+    result = slm_encode_masked(session, tokens, chosen, given, output);
+    valid = valid && c->encoder && output && (chosen ? visible > 0 : 1);
+    if (c->mask == NONE && hides) valid = valid && is_length(mask, visible);
+  } else {
+    result = kind ? slm_eval_all_masked(session, tokens, chosen, given, output)
+                  : slm_eval_masked(session, tokens, chosen, given, output);
+    valid = valid && !c->encoder && (kind == 0 ? last : output != NULL);
+    valid = valid && !(hides && c->mask == NONE);
+  }
+  if (valid)
+    EXPECT(result == SLM_OK);
+  else
+    expect_refusal(result);
+  EXPECT(slm_position(session) == before + (valid && !c->encoder ? (int32_t)kept : 0));
+  if (valid && kind && chosen) expect_zeros(rows, mask, count);
 }
 
 static void call_sample(conversation *c, slm_session *session) {
@@ -144,11 +209,12 @@ static void *converse(void *argument) {
   conversation *c = argument;
   size_t context = (size_t)slm_context_size(), width = (size_t)slm_output_size();
   int32_t *tokens = malloc((context + MOST_EXTRA_TOKENS) * sizeof *tokens);
+  uint8_t *mask = malloc(context + MOST_EXTRA_TOKENS);
   float *rows = malloc(context * width * sizeof *rows);
   slm_session *session = NULL;
   EXPECT(slm_session_new(c->model, &session) == SLM_OK);
   for (long i = 0; i < c->calls; ++i) {
-    switch (below(c, 8)) {
+    switch (below(c, 10)) {
       case 0:
         expect_refusal(slm_close(c->model)); /* it has sessions */
         break;
@@ -171,18 +237,24 @@ static void *converse(void *argument) {
         EXPECT(none == NULL);
         expect_refusal(slm_session_new(c->model, NULL));
         expect_refusal(slm_eval(NULL, tokens, 1, rows));
+        expect_refusal(slm_eval_masked(NULL, tokens, mask, 1, rows));
+        expect_refusal(slm_encode_masked(session, NULL, mask, 1, rows));
+        expect_refusal(slm_eval_all_masked(session, NULL, NULL, 1, rows));
         expect_refusal(slm_seek(NULL, 0));
         expect_refusal(slm_position(NULL));
         expect_refusal(slm_sample(NULL, NULL));
         expect_refusal(slm_session_bytes(NULL));
         break;
       }
+      case 5:
+      case 6: call_masked(c, session, tokens, mask, rows); break;
       default: call_eval(c, session, tokens, rows);
     }
   }
   EXPECT(slm_session_free(session) == SLM_OK);
   EXPECT(slm_session_free(NULL) == SLM_OK);
   free(tokens);
+  free(mask);
   free(rows);
   return NULL;
 }
@@ -201,7 +273,10 @@ int main(int argc, char **argv) {
   pthread_t ids[MOST_THREADS];
   for (int i = 0; i < threads; ++i) {
     conversations[i] = (conversation){argv[1], model, strtoull(argv[2], NULL, 10) + (uint64_t)i,
-                                      atol(argv[3]), strstr(slm_info(), "\"encoder\"") != NULL};
+                                      atol(argv[3]), strstr(slm_info(), "\"encoder\"") != NULL,
+                                      strstr(slm_info(), "\"mask\": \"keys\"")   ? KEYS
+                                      : strstr(slm_info(), "\"mask\": \"skip\"") ? SKIP
+                                                                                 : NONE};
     EXPECT(pthread_create(&ids[i], NULL, converse, &conversations[i]) == 0);
   }
   for (int i = 0; i < threads; ++i) pthread_join(ids[i], NULL);

@@ -37,7 +37,10 @@ def test_thousands_of_mutated_bundles_are_refused_or_work(decoder: Path, tmp_pat
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+@pytest.mark.parametrize(
+    "kind",
+    ["decoder", "encoder", "keys_decoder", "keys_encoder", "skip_decoder", "skip_encoder"],
+)
 def test_random_calls_of_the_c_interface_answer_as_documented(
     kind: str, threads: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

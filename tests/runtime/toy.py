@@ -6,6 +6,7 @@ All weights are small whole numbers, so float32 sums are exact in any order: tes
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T
@@ -37,20 +38,33 @@ def toy_weights(seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def decoder_reference(tokens: list[int], weights: dict[str, np.ndarray]) -> np.ndarray:
-    """Logits (n, VOCAB): every position sees the sum of all embeddings up to its own, plus bias."""
-    sums = np.cumsum(weights["table"][tokens], axis=0) + weights["bias"]
-    return sums @ weights["head"].T
+def decoder_reference(
+    tokens: list[int], weights: dict[str, np.ndarray], mask: np.ndarray | None = None
+) -> np.ndarray:
+    """Logits (n, VOCAB): every position sees the sum of all embeddings up to its own, plus bias.
+
+    What ``mask`` hides is not added, whether it is a key without weight or left out.
+    """
+    visible = np.ones((len(tokens), 1), bool) if mask is None else np.reshape(mask, (-1, 1)) != 0
+    sums = np.cumsum(weights["table"][tokens] * visible, axis=0) + weights["bias"]
+    return sums @ weights["head"].T * visible
 
 
-def encoder_reference(tokens: list[int], weights: dict[str, np.ndarray]) -> np.ndarray:
-    """Rows (n, HIDDEN): each embedding times n, minus the sum over all n."""
+def encoder_reference(
+    tokens: list[int], weights: dict[str, np.ndarray], mask: np.ndarray | None = None
+) -> np.ndarray:
+    """Rows (n, HIDDEN): each embedding times n, minus the sum over all visible ones."""
     rows = weights["table"][tokens]
-    return rows * len(tokens) - rows.sum(axis=0) + weights["bias"]
+    visible = np.ones((len(tokens), 1), bool) if mask is None else np.reshape(mask, (-1, 1)) != 0
+    return (rows * len(tokens) - (rows * visible).sum(axis=0) + weights["bias"]) * visible
 
 
 def toy_decoder(
-    weights: dict[str, np.ndarray] | None = None, *, context: int = CONTEXT, extra_bytes: int = 0
+    weights: dict[str, np.ndarray] | None = None,
+    *,
+    context: int = CONTEXT,
+    extra_bytes: int = 0,
+    mask: str = "none",
 ) -> Plan:
     """A decoder whose cache holds embeddings; ``extra_bytes`` adds a weight that nothing reads."""
     build = _Builder(weights or toy_weights(), ("table", "bias", "head"), extra_bytes)
@@ -59,6 +73,8 @@ def toy_decoder(
     x = Ref(Space.ARENA, 0, CHUNKS[0] * row)
     hidden = Ref(Space.ARENA, x.size + -x.size % 64, CHUNKS[0] * row)
     cache = Ref(Space.STATE, 0, capacity * row)
+    limits = Ref(Space.STATE, cache.size + -cache.size % 64, capacity * 4)
+    hides = mask == "keys"
     functions = []
     for rows in CHUNKS:
         tokens = Ref(Space.TOKENS, 0, rows * 4)
@@ -67,8 +83,8 @@ def toy_decoder(
             build.step(embed(rows), tokens, build.weight("table"), mine[0]),
             build.step(remember(rows, capacity), mine[0], cache),
             build.step(
-                add_up(rows, capacity), cache, build.weight("bias"), mine[1],
-                Ref(Space.SCRATCH, 0, row),
+                add_up(rows, capacity, hides), *([limits] if hides else []), cache,
+                build.weight("bias"), mine[1], Ref(Space.SCRATCH, 0, row),
             ),
         )  # fmt: skip
         functions.append(Function("body", rows, steps))
@@ -80,15 +96,19 @@ def toy_decoder(
     return Plan(
         kind="decoder", functions=tuple(functions), kernels=build.kernels,
         segments=build.segments, context=context, capacity=capacity, vocab_size=VOCAB,
-        output_size=VOCAB, hidden=hidden, hidden_size=HIDDEN, state_bytes=cache.size,
+        output_size=VOCAB, hidden=hidden, hidden_size=HIDDEN,
+        state_bytes=limits.offset + limits.size if hides else cache.size, mask=mask,
+        limits=limits if hides else None,
         arena_bytes=hidden.offset + hidden.size, scratch_bytes=row + -row % 64,
         kv_bytes_per_token=row,
         info={"family": "toy", "quote": 'a "\\ trigraph ??/'},
     )  # fmt: skip
 
 
-def toy_encoder(weights: dict[str, np.ndarray] | None = None) -> Plan:
+def toy_encoder(weights: dict[str, np.ndarray] | None = None, *, mask: str = "none") -> Plan:
     """An encoder in buckets of 8 and 32 tokens."""
+    hides = mask == "keys"
+    limits = Ref(Space.STATE, 0, max(BUCKETS) * 4)
     build = _Builder(weights or toy_weights(), ("table", "bias"))
     row = HIDDEN * _FLOAT
     functions = []
@@ -97,13 +117,16 @@ def toy_encoder(weights: dict[str, np.ndarray] | None = None) -> Plan:
         output = Ref(Space.OUTPUT, 0, rows * row)
         steps = (
             build.step(embed(rows), Ref(Space.TOKENS, 0, rows * 4), build.weight("table"), x),
-            build.step(center(rows), x, build.weight("bias"), output),
+            build.step(
+                center(rows, hides), *([limits] if hides else []), x, build.weight("bias"), output
+            ),
         )
         functions.append(Function("body", rows, steps))
     return Plan(
         kind="encoder", functions=tuple(functions), kernels=build.kernels,
         segments=build.segments, context=max(BUCKETS), capacity=max(BUCKETS), vocab_size=VOCAB,
-        output_size=HIDDEN, hidden=Ref(Space.OUTPUT, 0, 0), hidden_size=HIDDEN, state_bytes=0,
+        output_size=HIDDEN, hidden=Ref(Space.OUTPUT, 0, 0), hidden_size=HIDDEN,
+        state_bytes=limits.size if hides else 0, mask=mask, limits=limits if hides else None,
         arena_bytes=max(BUCKETS) * row, scratch_bytes=0, kv_bytes_per_token=0,
         info={"family": "toy"},
     )  # fmt: skip
@@ -146,20 +169,37 @@ def remember(rows: int, capacity: int) -> Kernel:
     )
 
 
-def add_up(rows: int, capacity: int) -> Kernel:
-    """out[r] = bias + the sum of cache[0 .. position + r], gathered in the thread's scratch."""
+def _unless_hidden(limits: list[Any], position: Any, value: Any) -> Any:
+    """``value``, or 0 where there are limits and they hide ``position``."""
+    if not limits:
+        return value
+    return T.Select(limits[0][position] > T.float32(0), value, T.float32(0))
 
-    def body(block, cache, bias, out, scratch, position):  # type: ignore[no-untyped-def]
+
+def _limits(positions: int, hides: bool) -> list[Tensor]:
+    return [Tensor("limits", (positions,), "float32")] if hides else []
+
+
+def add_up(rows: int, capacity: int, hides: bool = False) -> Kernel:
+    """out[r] = bias + the sum of cache[0 .. position + r], gathered in the thread's scratch.
+
+    Where it ``hides``, of those positions alone that limits do not hide.
+    """
+
+    def body(block, *arguments):  # type: ignore[no-untyped-def]
+        *limits, cache, bias, out, scratch, position = arguments
         with T.serial(0, HIDDEN) as i:
             T.buffer_store(scratch, bias[i], [i])
         with T.serial(0, position + block + 1) as p, T.serial(0, HIDDEN) as i:
-            T.buffer_store(scratch, scratch[i] + cache[p * HIDDEN + i], [i])
+            value = _unless_hidden(limits, p, cache[p * HIDDEN + i])
+            T.buffer_store(scratch, scratch[i] + value, [i])
         with T.serial(0, HIDDEN) as i:
             T.buffer_store(out, scratch[i], [block * HIDDEN + i])
 
     return define(
-        f"add_up_{rows}_{capacity}",
+        f"add_up_{rows}_{capacity}{'_hides' if hides else ''}",
         [
+            *_limits(capacity, hides),
             Tensor("cache", (capacity, HIDDEN), "float32"),
             Tensor("bias", (HIDDEN,), "float32"),
             Tensor("out", (rows, HIDDEN), "float32"),
@@ -195,23 +235,25 @@ def project(rows: int) -> Kernel:
     )
 
 
-def center(rows: int) -> Kernel:
-    """out[r] = x[r] * valid - the sum of x[0 .. valid) + bias; a block is one feature."""
+def center(rows: int, hides: bool = False) -> Kernel:
+    """out[r] = x[r] * valid - the sum of x[0 .. valid) + bias; a block is one feature.
 
-    def body(block, x, bias, out, valid):  # type: ignore[no-untyped-def]
+    Where it ``hides``, the sum is of what limits do not hide.
+    """
+
+    def body(block, *arguments):  # type: ignore[no-untyped-def]
+        *limits, x, bias, out, valid = arguments
         with T.serial(0, rows) as r:
             product = x[r * HIDDEN + block] * T.Cast("float32", valid)
             T.buffer_store(out, product + bias[block], [r * HIDDEN + block])
             with T.serial(0, valid) as other:
-                T.buffer_store(
-                    out,
-                    out[r * HIDDEN + block] - x[other * HIDDEN + block],
-                    [r * HIDDEN + block],
-                )
+                value = _unless_hidden(limits, other, x[other * HIDDEN + block])
+                T.buffer_store(out, out[r * HIDDEN + block] - value, [r * HIDDEN + block])
 
     return define(
-        f"center_{rows}",
+        f"center_{rows}{'_hides' if hides else ''}",
         [
+            *_limits(max(BUCKETS), hides),
             Tensor("x", (rows, HIDDEN), "float32"),
             Tensor("bias", (HIDDEN,), "float32"),
             Tensor("out", (rows, HIDDEN), "float32"),

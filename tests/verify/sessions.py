@@ -22,9 +22,12 @@ class ReferenceSession:
         vocab_size: int = 4096,
         kind: str = "decoder",
         context: int = 1024,
+        mask: str = "none",
         distort: Distortion = lambda rows: rows,
     ) -> None:
-        self.info: dict[str, Any] = {"kind": kind, "context": context, "vocab_size": vocab_size}
+        self.info: dict[str, Any] = {
+            "kind": kind, "context": context, "vocab_size": vocab_size, "mask": mask,
+        }  # fmt: skip
         self._reference = reference
         self._distort = distort
         self._tokens: list[int] = []
@@ -32,7 +35,10 @@ class ReferenceSession:
     def reset(self) -> None:
         self._tokens = []
 
-    def eval_all(self, tokens: np.ndarray) -> np.ndarray:
+    def eval_all(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        if mask is not None:  # of all tokens: nothing came before
+            assert not self._tokens
+            return self._distort(self._masked(tokens, mask))
         start = len(self._tokens)
         self._tokens.extend(int(token) for token in tokens)
         return self._distort(self._reference.rows(self._tokens)[start:])
@@ -40,5 +46,9 @@ class ReferenceSession:
     def eval(self, tokens: np.ndarray) -> np.ndarray:
         return self.eval_all(tokens)[-1]
 
-    def encode(self, tokens: np.ndarray) -> np.ndarray:
-        return self._distort(self._reference.rows(tokens))
+    def encode(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        return self._distort(self._masked(tokens, mask))
+
+    def _masked(self, tokens: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        rows = self._reference.rows(tokens, mask=mask)
+        return rows if mask is None else rows * mask[:, None]

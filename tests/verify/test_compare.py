@@ -12,6 +12,7 @@ from slmtvm.errors import SlmError
 from slmtvm.verify import Reference, VerifyReport, compare, compare_greedy
 from slmtvm.verify.metrics import HiddenDifference, LogitsDifference
 from tests.models import FORMS, heldout_ids, model_path, prompt_ids
+from tests.models.corpus import corpus_path
 from tests.verify.sessions import ReferenceSession
 
 # Perplexity on the held-out text by the demo model's protocol; float32 from the original weights,
@@ -82,6 +83,30 @@ def test_an_encoder_is_compared_without_probabilities() -> None:
     assert report.cosine == pytest.approx(1)
     assert report.to_json().keys() == {"max_abs", "mean_abs", "rounded_layers", "cosine"}
     assert report.agrees(max_kl=0, min_cosine=0.99)
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind"), [("llama-script-masked", "decoder"), ("bert-optimum", "encoder")]
+)
+def test_a_bundle_that_takes_masks_is_compared_under_some(cell: str, kind: str) -> None:
+    reference = Reference(corpus_path(cell))
+    session = ReferenceSession(reference, kind=kind, mask="keys", vocab_size=60, context=40)
+    report = compare(session, reference)
+    assert report.masked is not None and report.masked.max_abs == 0
+    assert 60 < report.masked.tokens < 120  # of three windows of 40, those that are visible
+    assert report.agrees(max_kl=1e-9, min_cosine=0.999)
+    assert "masked" in report.to_json() and "under masks" in str(report)
+
+
+def test_a_bundle_that_does_not_mask_as_the_file_does_disagrees() -> None:
+    class Unmasked(ReferenceSession):
+        def _masked(self, tokens: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+            return super()._masked(tokens, None)
+
+    reference = Reference(corpus_path("llama-script-masked"))
+    report = compare(Unmasked(reference, mask="keys", vocab_size=60, context=40), reference)
+    assert report.max_abs == 0 and report.masked is not None and report.masked.max_abs > 0
+    assert not report.agrees(max_kl=1e-9, min_cosine=0.999)
 
 
 def test_a_window_never_exceeds_the_context_of_the_bundle() -> None:

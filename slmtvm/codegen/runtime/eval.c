@@ -1,10 +1,25 @@
 /* Tokens in, logits or hidden states out. */
+#include <math.h>
 #include <string.h>
 
 #include "error.h"
 #include "execute.h"
 
 typedef enum { LAST_ROW, ALL_ROWS, ENCODE } output_mode;
+
+/* What a call is to run, and then what is left of it. */
+typedef struct {
+  const int32_t *tokens;
+  const uint8_t *mask; /* not 0: visible. NULL: all are */
+  size_t count;
+} sequence;
+
+static size_t count_visible(const sequence *s) {
+  if (!s->mask) return s->count;
+  size_t visible = 0;
+  for (size_t i = 0; i < s->count; ++i) visible += s->mask[i] != 0;
+  return visible;
+}
 
 static int32_t check_call(const slm_session *session, const float *output, output_mode mode) {
   int encodes = slm_plan.encoder || slm_plan.source_count;
@@ -20,28 +35,75 @@ static int32_t check_call(const slm_session *session, const float *output, outpu
   return SLM_OK;
 }
 
-static int32_t check_tokens(const slm_session *session, const int32_t *tokens, size_t count,
-                            output_mode mode) {
-  if (!tokens || count == 0) return slm_fail(SLM_ERR_ARGUMENT, "no tokens given");
+static int32_t check_tokens(const slm_session *session, const sequence *s, output_mode mode) {
+  if (!s->tokens || s->count == 0) return slm_fail(SLM_ERR_ARGUMENT, "no tokens given");
   int32_t room = slm_plan.context - session->position;
   if (mode == ENCODE) room = slm_plan.encoder ? slm_plan.context : slm_plan.source_context;
+  /* Where hidden tokens are left out, visible ones count; a bound of all comes before reading them. */
+  size_t most = (size_t)(s->mask && mode != ENCODE ? slm_plan.context : room);
+  size_t count = s->count;
+  if (count <= most && slm_plan.mask == SLM_MASK_SKIP) count = count_visible(s);
   if (count > (size_t)room)
     return slm_fail(SLM_ERR_CONTEXT, "%zu tokens at position %d do not fit the context of %d",
                     count, mode == ENCODE ? 0 : session->position,
                     room + (mode == ENCODE ? 0 : session->position));
-  for (size_t i = 0; i < count; ++i)
-    if (tokens[i] < 0 || tokens[i] >= slm_plan.vocab_size)
-      return slm_fail(SLM_ERR_TOKEN, "token %zu is %d, must be 0 to %d", i, tokens[i],
+  for (size_t i = 0; i < s->count; ++i)
+    if (s->tokens[i] < 0 || s->tokens[i] >= slm_plan.vocab_size)
+      return slm_fail(SLM_ERR_TOKEN, "token %zu is %d, must be 0 to %d", i, s->tokens[i],
                       slm_plan.vocab_size - 1);
   return SLM_OK;
 }
 
-/* The step's tokens; padding is token 0. What padded rows leave in the KV cache lies behind the
- * context's end: it is masked until real tokens overwrite it. */
-static void put_tokens(slm_session *session, const int32_t *tokens, int32_t count, int32_t rows) {
+static int32_t check_mask(const sequence *s, output_mode mode) {
+  size_t visible = count_visible(s);
+  if (visible == s->count) return SLM_OK;
+  if (mode != ENCODE && slm_plan.source_count)
+    return slm_fail(SLM_ERR_MASK, "the mask hides tokens of an encoder-decoder's text: only its "
+                                  "source, read by slm_encode_masked, may have hidden ones");
+  if (slm_plan.mask == SLM_MASK_NONE) {
+    if (mode != ENCODE)
+      return slm_fail(SLM_ERR_MASK, "the mask hides tokens, and this bundle was compiled for "
+                                    "sequences without hidden ones: compile the model with "
+                                    "--mask arbitrary");
+    for (size_t i = 0; i < visible; ++i)
+      if (!s->mask[i])
+        return slm_fail(SLM_ERR_MASK, "token %zu is hidden and a later one is not, and this bundle "
+                                      "was compiled for hidden tokens at the end alone: compile "
+                                      "the model with --mask arbitrary", i);
+  }
+  if (mode == ENCODE && visible == 0)
+    return slm_fail(SLM_ERR_MASK, "the mask hides every token: there is nothing to encode");
+  if (mode == LAST_ROW && !s->mask[s->count - 1])
+    return slm_fail(SLM_ERR_MASK, "the mask hides the last token, after which logits are wanted: "
+                                  "end with a visible one, or use slm_eval_all_masked");
+  return SLM_OK;
+}
+
+/* Whether hidden tokens are not run at all. */
+static int leaves_out(const sequence *s) { return s->mask && slm_plan.mask != SLM_MASK_KEYS; }
+
+/* The next `count` tokens of `s` into the step; padding is token 0. What padded rows leave in the KV
+ * cache lies behind the context's end: it is masked until real tokens overwrite it. */
+static void put_tokens(slm_session *session, sequence *s, int32_t count, int32_t rows) {
   int32_t *step = (int32_t *)session->base[SLM_SPACE_TOKENS];
-  memcpy(step, tokens, (size_t)count * sizeof *step);
+  if (leaves_out(s)) {
+    for (int32_t put = 0; put < count; ++s->tokens, ++s->mask)
+      if (*s->mask) step[put++] = *s->tokens;
+  } else {
+    memcpy(step, s->tokens, (size_t)count * sizeof *step);
+    s->tokens += count;
+    if (s->mask) s->mask += count;
+  }
   memset(step + count, 0, (size_t)(rows - count) * sizeof *step);
+}
+
+/* Says which keys of the next `count` tokens, from `position` on, are hidden. */
+static void limit_keys(slm_session *session, const sequence *s, int32_t position, int32_t count) {
+  static const float hidden = -1e30f; /* HIDDEN_SCORE of the kernels */
+  float *limits = slm_limits(session);
+  if (!limits) return;
+  for (int32_t i = 0; i < count; ++i)
+    limits[position + i] = !s->mask || s->mask[i] ? INFINITY : hidden;
 }
 
 /* What "valid" stands for: the tokens of the source that cross-attention sees, else the step's. */
@@ -71,14 +133,16 @@ static void run_heads(slm_session *session, int32_t position, int32_t first, int
   }
 }
 
-static void eval_tokens(slm_session *session, const int32_t *tokens, int32_t count, float *logits,
-                        int all) {
-  for (int32_t rows = 0, left = count; left > 0; left -= rows, tokens += rows) {
+/* Runs `count` tokens of `s`. */
+static void eval_tokens(slm_session *session, sequence s, int32_t count, float *logits, int all) {
+  const int32_t *step = (const int32_t *)session->base[SLM_SPACE_TOKENS];
+  for (int32_t rows = 0, left = count; left > 0; left -= rows) {
     int32_t position = session->position;
     const slm_function *body = slm_choose(slm_plan.bodies, slm_plan.body_count, left,
                                           slm_plan.capacity - position);
     rows = body->rows < left ? body->rows : left;
-    put_tokens(session, tokens, rows, body->rows);
+    if (!slm_plan.source_count) limit_keys(session, &s, position, rows);
+    put_tokens(session, &s, rows, body->rows);
     slm_execute(session, body, position, valid_positions(session, rows));
     if (all) {
       run_heads(session, position, 0, rows, logits);
@@ -86,25 +150,27 @@ static void eval_tokens(slm_session *session, const int32_t *tokens, int32_t cou
     } else if (rows == left) {
       run_heads(session, position, rows - 1, 1, logits);
     }
-    memcpy(session->history + position, tokens, (size_t)rows * sizeof *tokens);
+    memcpy(session->history + position, step, (size_t)rows * sizeof *step);
     session->position = position + rows;
   }
-  session->has_logits = 1;
 }
 
-static void encode_tokens(slm_session *session, const int32_t *tokens, int32_t count,
-                          float *output) {
+static int32_t encoded_width(void) {
+  return slm_plan.encoder ? slm_plan.output_size : slm_plan.hidden_size;
+}
+
+static void encode_tokens(slm_session *session, sequence s, int32_t count, float *output) {
   /* The smallest function that takes them all: an encoder cannot be run in pieces. */
   const slm_function *function = slm_plan.encoder
                                      ? &slm_plan.bodies[slm_plan.body_count - 1]
                                      : &slm_plan.sources[slm_plan.source_count - 1];
-  int32_t width = slm_plan.encoder ? slm_plan.output_size : slm_plan.hidden_size;
   while (function->rows < count) --function;
-  put_tokens(session, tokens, count, function->rows);
+  limit_keys(session, &s, 0, count);
+  put_tokens(session, &s, count, function->rows);
   slm_execute(session, function, 0, count);
   if (output)
     memcpy(output, session->base[SLM_SPACE_OUTPUT],
-           (size_t)count * (size_t)width * sizeof(float));
+           (size_t)count * (size_t)encoded_width() * sizeof(float));
   if (slm_plan.encoder) return;
   /* Another source is another context. */
   session->source = count;
@@ -112,18 +178,41 @@ static void encode_tokens(slm_session *session, const int32_t *tokens, int32_t c
   session->has_logits = 0;
 }
 
-static int32_t run(slm_session *session, const int32_t *tokens, size_t count, float *output,
-                   output_mode mode) {
+/* Moves the rows of visible tokens to their places, if they lie together at the beginning, and makes
+ * those of hidden tokens 0. */
+static void spread_rows(const sequence *s, size_t visible, size_t width, float *rows) {
+  int together = leaves_out(s);
+  for (size_t i = s->count, from = visible; i-- > 0;) {
+    if (!s->mask[i])
+      memset(rows + i * width, 0, width * sizeof *rows);
+    else if (together && --from != i)
+      memcpy(rows + i * width, rows + from * width, width * sizeof *rows);
+  }
+}
+
+static void run_checked(slm_session *session, const sequence *s, float *output, output_mode mode) {
+  size_t visible = count_visible(s);
+  int32_t count = (int32_t)(leaves_out(s) ? visible : s->count);
+  if (mode == ENCODE) {
+    encode_tokens(session, *s, count, output);
+  } else {
+    eval_tokens(session, *s, count, output, mode == ALL_ROWS);
+    session->has_logits = !s->mask || s->mask[s->count - 1];
+  }
+  if (s->mask && output && mode != LAST_ROW)
+    spread_rows(s, visible, (size_t)(mode == ENCODE ? encoded_width() : slm_plan.output_size),
+                output);
+}
+
+static int32_t run(slm_session *session, sequence s, float *output, output_mode mode) {
   int32_t code = slm_enter(session);
   if (code != SLM_OK) return code;
   code = check_call(session, output, mode);
-  if (code == SLM_OK) code = check_tokens(session, tokens, count, mode);
+  if (code == SLM_OK) code = check_tokens(session, &s, mode);
+  if (code == SLM_OK) code = check_mask(&s, mode);
   if (code == SLM_OK) code = slm_pool_acquire(session->model->pool);
   if (code == SLM_OK) {
-    if (mode == ENCODE)
-      encode_tokens(session, tokens, (int32_t)count, output);
-    else
-      eval_tokens(session, tokens, (int32_t)count, output, mode == ALL_ROWS);
+    run_checked(session, &s, output, mode);
     slm_pool_release(session->model->pool);
   }
   slm_leave(session);
@@ -131,13 +220,28 @@ static int32_t run(slm_session *session, const int32_t *tokens, size_t count, fl
 }
 
 int32_t slm_eval(slm_session *session, const int32_t *tokens, size_t count, float *logits) {
-  return run(session, tokens, count, logits, LAST_ROW);
+  return run(session, (sequence){tokens, NULL, count}, logits, LAST_ROW);
 }
 
 int32_t slm_eval_all(slm_session *session, const int32_t *tokens, size_t count, float *logits) {
-  return run(session, tokens, count, logits, ALL_ROWS);
+  return run(session, (sequence){tokens, NULL, count}, logits, ALL_ROWS);
 }
 
 int32_t slm_encode(slm_session *session, const int32_t *tokens, size_t count, float *output) {
-  return run(session, tokens, count, output, ENCODE);
+  return run(session, (sequence){tokens, NULL, count}, output, ENCODE);
+}
+
+int32_t slm_eval_masked(slm_session *session, const int32_t *tokens, const uint8_t *mask,
+                        size_t count, float *logits) {
+  return run(session, (sequence){tokens, mask, count}, logits, LAST_ROW);
+}
+
+int32_t slm_eval_all_masked(slm_session *session, const int32_t *tokens, const uint8_t *mask,
+                            size_t count, float *logits) {
+  return run(session, (sequence){tokens, mask, count}, logits, ALL_ROWS);
+}
+
+int32_t slm_encode_masked(slm_session *session, const int32_t *tokens, const uint8_t *mask,
+                          size_t count, float *output) {
+  return run(session, (sequence){tokens, mask, count}, output, ENCODE);
 }

@@ -42,6 +42,9 @@ typedef struct slm_function {
   uint32_t steps;
 } slm_function;
 
+/* What hidden tokens are: not allowed, keys without weight, or left out. */
+enum slm_mask { SLM_MASK_NONE, SLM_MASK_KEYS, SLM_MASK_SKIP };
+
 typedef struct slm_plan_tables {
   const char *info;
   const char *target;
@@ -60,10 +63,12 @@ typedef struct slm_plan_tables {
   int32_t context;
   int32_t source_context;
   int32_t capacity;
+  int32_t mask;
   int32_t vocab_size;
   int32_t output_size;
   int32_t hidden_size;
   uint64_t hidden_offset; /* of the arena */
+  uint64_t limits_offset; /* of the state: floats, where hidden tokens are keys without weight */
   uint64_t state_bytes;
   uint64_t arena_bytes;
   uint64_t scratch_bytes; /* for each thread */

@@ -29,9 +29,11 @@ static void list_candidates(slm_session *s, float penalty) {
     s->candidates[i] = (slm_candidate){s->logits[i], i};
   if (penalty == 0 || penalty == 1) return;
   memset(s->seen, 0, (size_t)slm_plan.vocab_size);
+  /* The limits of an encoder-decoder are its source's, no token of which is in the context. */
+  const float *limits = slm_plan.source_count ? NULL : slm_limits(s);
   for (int32_t i = 0; i < s->position; ++i) {
     int32_t token = s->history[i];
-    if (s->seen[token]) continue;
+    if (s->seen[token] || (limits && limits[i] < 0)) continue;
     s->seen[token] = 1;
     float *logit = &s->candidates[token].logit;
     *logit = *logit > 0 ? *logit / penalty : *logit * penalty;

@@ -56,6 +56,11 @@ int32_t slm_check_session(const slm_session *session) {
   return SLM_OK;
 }
 
+float *slm_limits(const slm_session *session) {
+  if (slm_plan.mask != SLM_MASK_KEYS) return NULL;
+  return (float *)(session->base[SLM_SPACE_STATE] + slm_plan.limits_offset);
+}
+
 int32_t slm_enter(slm_session *session) {
   int32_t code = slm_check_session(session);
   if (code != SLM_OK) return code;

@@ -33,6 +33,9 @@ enum { SLM_SESSION_MARK = 0x534d4c53 };
 /* SLM_OK where `session` looks like one. */
 int32_t slm_check_session(const slm_session *session);
 
+/* The limits of keys' scores, by position of what may be masked; NULL where no key can be hidden. */
+float *slm_limits(const slm_session *session);
+
 /* Makes the session this call's own until slm_leave; fails where another thread has it. */
 int32_t slm_enter(slm_session *session);
 void slm_leave(slm_session *session);

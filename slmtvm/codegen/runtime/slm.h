@@ -39,7 +39,8 @@ enum {
   SLM_ERR_MEMORY = -8,   /* no memory or no thread to be had */
   SLM_ERR_BUSY = -9,     /* the model has sessions, the session is in use in another thread, or the
                           * model was opened before fork() */
-  SLM_ERR_LOGITS = -10   /* no logits to sample from yet, or they are not numbers */
+  SLM_ERR_LOGITS = -10,  /* no logits to sample from yet, or they are not numbers */
+  SLM_ERR_MASK = -11     /* a mask hides tokens that this model cannot do without */
 };
 
 typedef struct slm_model slm_model;
@@ -117,6 +118,25 @@ SLM_API int32_t slm_eval_all(slm_session *session, const int32_t *tokens, size_t
  * count * "hidden_size" floats. */
 SLM_API int32_t slm_encode(slm_session *session, const int32_t *tokens, size_t count,
                            float *output);
+
+/* The three calls above with a mask: mask[i] is 0 where token i is hidden, anything else where it is
+ * visible. NULL, like a mask that hides nothing, makes them the calls above. The output's rows of
+ * hidden tokens are 0. What a hidden token is depends on the file that was compiled, "mask" of
+ * slm_info():
+ *   "keys"  a token that no other one attends to, and whose position counts
+ *   "skip"  no token at all: it takes no position, and nothing of it is kept
+ *   "none"  the model was compiled without --mask arbitrary: hidden tokens may only follow all visible
+ *           ones, in slm_encode_masked, where they are left out
+ * All other masks are refused with SLM_ERR_MASK. So is one that hides all tokens of slm_encode_masked,
+ * or the last one of slm_eval_masked, whose logits are asked for; after an slm_eval_all_masked whose
+ * last token is hidden there are none to sample from. Of an encoder-decoder the source alone may have
+ * hidden tokens. One call takes no more than slm_context_size() tokens, hidden ones included. */
+SLM_API int32_t slm_eval_masked(slm_session *session, const int32_t *tokens, const uint8_t *mask,
+                                size_t count, float *logits);
+SLM_API int32_t slm_eval_all_masked(slm_session *session, const int32_t *tokens,
+                                    const uint8_t *mask, size_t count, float *logits);
+SLM_API int32_t slm_encode_masked(slm_session *session, const int32_t *tokens, const uint8_t *mask,
+                                  size_t count, float *output);
 
 /* Tokens in the context so far; 0 for an encoder. */
 SLM_API int32_t slm_position(const slm_session *session);

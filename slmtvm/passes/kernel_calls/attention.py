@@ -8,6 +8,7 @@ import numpy as np
 from tvm import relax
 
 from slmtvm.ir import ops
+from slmtvm.passes.kernel_calls.masks import limits_of, mask_positions
 from slmtvm.passes.kernel_calls.positions import position_table
 from slmtvm.passes.kernel_calls.registry import handles, shape_of
 from slmtvm.schedules import attention
@@ -50,23 +51,27 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         bias_zero=bias_zero,
         roundings=ops.parse_roundings(str(attrs["roundings"])),  # type: ignore[arg-type]
         weight_roundings=ops.parse_roundings(str(attrs["weight_roundings"])),  # type: ignore[arg-type]
+        # Of an encoder-decoder, only the attention of its source sees all.
+        mask_positions=mask_positions(
+            emitter.model, of_source=emitter.model.kind == "encoder-decoder" and not causal
+        ),
     )
     gammas = [
         emitter.weight(named[name].name, emitter.array(named[name]))
         for name in ("q_gamma", "k_gamma")
         if name in named
     ]
-    inputs = [*projections, *tables, *gammas]
+    inputs, shared = [*projections, *tables, *gammas], [*bias, *limits_of(shape, emitter)]
     if not causal:
         made = emitter.call(attention.build_append(shape), inputs)
         caches = [made[t.name] for t in shape.cache]
-        return emitter.call(attention.build_attend(shape), [made["q"], *bias, *caches])["o"]
+        return emitter.call(attention.build_attend(shape), [made["q"], *shared, *caches])["o"]
     layer = int(attrs["layer"])
     caches = [emitter.cache(f"layer{layer}.{t.name}", t) for t in shape.cache]
     if m == 1:
-        return _decode(shape, [*inputs, *bias], caches, emitter)
+        return _decode(shape, [*inputs, *shared], caches, emitter)
     q = emitter.call(attention.build_append(shape), [*inputs, *caches])["q"]
-    return emitter.call(attention.build_attend(shape), [q, *bias, *caches])["o"]
+    return emitter.call(attention.build_attend(shape), [q, *shared, *caches])["o"]
 
 
 def _decode(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tvm import relax
 
 from slmtvm.ir import ops
+from slmtvm.passes.kernel_calls.masks import limits_of, mask_positions
 from slmtvm.passes.kernel_calls.registry import handles, shape_of
 from slmtvm.schedules import attention
 
@@ -35,7 +36,8 @@ def _cross_attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     )
     shape = replace(shape, roundings=roundings, weight_roundings=weight_roundings)  # type: ignore[arg-type]
     caches = _cross_caches(call, shape, emitter)
-    return emitter.call(attention.build_attend(shape), [q, *caches])["o"]
+    inputs = [q, *limits_of(shape, emitter), *caches]
+    return emitter.call(attention.build_attend(shape), inputs)["o"]
 
 
 def _cross_shape(
@@ -52,6 +54,7 @@ def _cross_shape(
         kv_dtype=emitter.kv_dtype,
         native_f16=emitter.isa.native_f16,
         accumulators=attention.default_accumulators(emitter.isa.name),
+        mask_positions=mask_positions(emitter.model, of_source=True),
     )
 
 
