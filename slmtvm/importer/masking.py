@@ -17,6 +17,7 @@ from slmtvm.importer.cover import Weighing
 from slmtvm.importer.freeze import Frozen, Shape, operator_of
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.masked import Probe
+from slmtvm.importer.match.rounding import rounding_of
 from slmtvm.importer.match.scores import MASKED
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, evaluate, signature
@@ -121,6 +122,7 @@ def _check_weights(probe: Probe, kind: str) -> None:
                     raise _DiffersError(f"{node.label}: {error}") from error
                 except UnsupportedOpError as error:
                     raise UnsupportedOpError(str(error), where=frame.graph.where(node)) from error
+        _check_roundings(probe, weighing, nodes)
         _check_guards(probe, weighing, after, frame.graph.where(node))
 
 
@@ -184,6 +186,27 @@ def _check_scores(
     spread = most.max(axis=2) - least.min(axis=2)
     if (spread > 2 * _SAME * np.maximum(size, 1)).any():
         raise _DiffersError("what is added to scores differs")
+
+
+def _check_roundings(probe: Probe, weighing: Weighing, nodes: Sequence[Node]) -> None:
+    """Raise where hidden scores are rounded into a range that does not hide them."""
+    masked, mask = probe.masked[0], probe.masks[0]
+    zeros = np.zeros(probe.frame.small.shapes[weighing.raw])
+    for node in nodes:
+        if node.op_type != "QuantizeLinear":
+            continue
+        before = between(probe.frame, weighing.raw, node.inputs[0])
+        given = {weighing.raw: zeros}
+        scores = evaluate(masked, before, given, node.inputs[0]) if before else zeros
+        rows = scores.reshape(zeros.shape)
+        rows = rows if probe.of_source else rows[..., mask, :]
+        rounding = rounding_of(probe.cover, node)
+        if (rows[..., ~mask] <= MASKED).any() and rounding.low * rounding.scale > MASKED:
+            raise UnsupportedOpError(
+                "scores are rounded after the mask was added to them, which what it hides does not "
+                "survive; exclude this operator when quantizing",
+                where=probe.frame.graph.where(node),
+            )
 
 
 def _check_guards(probe: Probe, weighing: Weighing, nodes: Sequence[Node], where: str) -> None:

@@ -193,6 +193,26 @@ def test_what_else_a_mask_changes_is_found(
         import_onnx(path, context=CONTEXT, mask="arbitrary")
 
 
+def test_a_mask_that_is_rounded_away_is_refused(tmp_path: Path) -> None:
+    model = onnx.load(corpus_path("bert-script-opset18"))
+    softmax = _node(model, "Softmax")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.1, np.float32), "step"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), "middle"))
+    rounding = [
+        helper.make_node("QuantizeLinear", [softmax.input[0], "step", "middle"], ["levels"]),
+        helper.make_node("DequantizeLinear", ["levels", "step", "middle"], ["rounded"]),
+    ]
+    place = list(model.graph.node).index(softmax)
+    for node in reversed(rounding):
+        model.graph.node.insert(place, node)
+    softmax.input[0] = "rounded"
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    import_onnx(path, context=CONTEXT)
+    with pytest.raises(UnsupportedOpError, match=r"QuantizeLinear.*rounded after the mask was"):
+        import_onnx(path, context=CONTEXT, mask="arbitrary")
+
+
 def test_positions_that_a_fused_norm_adds_are_looked_at(tmp_path: Path) -> None:
     model = onnx.load(corpus_path("bert-script-opset18"))
     norm = _node(model, "LayerNormalization")
