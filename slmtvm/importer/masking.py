@@ -22,7 +22,7 @@ from slmtvm.importer.match.scores import MASKED
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, evaluate, signature
 from slmtvm.importer.steps import Attention, Convolution, Experts, ExpertWeights, Linear
-from slmtvm.importer.tokens import Frame
+from slmtvm.importer.tokens import Frame, uniform
 
 KINDS = ("skip", "keys")  # in the order in which they are tried: the first costs nothing
 _SAME = 1e-6  # of the larger of two numbers, or of 1
@@ -269,9 +269,9 @@ def _check_constant(probe: Probe, node: Node, place: int, kind: str) -> None:
     moves = operator_of(node).kind is Kind.MOVE
     if not touched and (probe.of_source or moves or not _grows(probe, name)):
         return
-    if rows_of is None and not touched and kind == "keys":
-        return
     if rows_of is None and not touched:
+        if kind == "keys" or uniform(probe.plain[0], name) is not None:
+            return
         raise _DiffersError(f"{node.label}: {name!r} counts all tokens")
     if probe.of_source or rows_of is None:
         raise UnsupportedOpError(

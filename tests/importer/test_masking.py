@@ -44,6 +44,7 @@ KINDS = {
     "mpnet-optimum": "keys",  # positions count tokens that are not padding, biases count all
     "opt-optimum": "skip",
     "opt-script-masked": "skip",  # positions count what the mask shows
+    "qwen3-moe-optimum-past": "skip",  # experts' results are scattered into zeros
     "qwen3-optimum-past": "skip",
     "roberta-optimum": "skip",  # hidden tokens are padding, which positions do not count
     "roberta-script-masked": "skip",
