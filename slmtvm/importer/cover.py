@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
-from slmtvm.importer.freeze import operator_of
+from slmtvm.importer.compute import operator_of
+from slmtvm.importer.frame import Frame
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import evaluate
 from slmtvm.importer.steps import Columns, Linear, Param, PositionRows, Reordered, Rows, Step
-from slmtvm.importer.tokens import Frame
 
 if TYPE_CHECKING:
     from slmtvm.importer.match.cross import Source

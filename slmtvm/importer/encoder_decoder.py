@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.compute import operator_of
 from slmtvm.importer.expand import expand
-from slmtvm.importer.freeze import Frozen, operator_of
+from slmtvm.importer.frame import Frame
+from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Array, Constant, Graph, Node, Port
 from slmtvm.importer.match.cross import Source
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.roles import HIDDEN_STATES, assign_roles
 from slmtvm.importer.steps import Remember, Rows
-from slmtvm.importer.tokens import Frame
 
 _PAST_OF_SOURCE = re.compile(r"past.*\.encoder\..*")
 _DECODER_PREFIX = "decoder_"

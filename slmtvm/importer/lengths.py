@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.expand import expand
-from slmtvm.importer.freeze import Frozen, freeze
+from slmtvm.importer.frame import Frame
+from slmtvm.importer.freeze import freeze
+from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Graph
 from slmtvm.importer.merge import merge_duplicates
 from slmtvm.importer.roles import Roles
-from slmtvm.importer.tokens import Frame
 
 MAX_DEFAULT_CONTEXT = 4096
 _DEFAULT_CONTEXT = 1024  # where the graph does not say how far it reaches

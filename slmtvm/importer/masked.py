@@ -10,10 +10,11 @@ import numpy as np
 
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.freeze import Frozen, freeze
+from slmtvm.importer.frame import Frame
+from slmtvm.importer.freeze import freeze
+from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Array, Constant, Graph, Node
 from slmtvm.importer.roles import MASK, Roles
-from slmtvm.importer.tokens import Frame
 
 _SEED = 0
 _HIDDEN_OF_MANY = 0.25  # the share of hidden tokens in a long sequence

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from slmtvm.errors import SlmError, UnsupportedOpError
+from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Weighing
-from slmtvm.importer.freeze import Frozen, Shape, operator_of
+from slmtvm.importer.frame import Frame, uniform
+from slmtvm.importer.frozen import Frozen, Shape
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.masked import Probe
 from slmtvm.importer.match.rounding import rounding_of
@@ -22,7 +24,6 @@ from slmtvm.importer.match.scores import MASKED
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, evaluate, signature
 from slmtvm.importer.steps import Attention, Convolution, Experts, ExpertWeights, Linear
-from slmtvm.importer.tokens import Frame, uniform
 
 KINDS = ("skip", "keys")  # in the order in which they are tried: the first costs nothing
 _SAME = 1e-6  # of the larger of two numbers, or of 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from slmtvm.errors import SlmError, UnsupportedOpError
-from slmtvm.importer.tokens import Frame
+from slmtvm.importer.frame import Frame
 
 _CACHE_OUTPUT = re.compile(r"present.*|past.*")
 _PREFERRED = ("logits", "last_hidden_state")

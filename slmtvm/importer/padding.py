@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slmtvm.importer.freeze import compute
+from slmtvm.importer.compute import compute
 from slmtvm.importer.graph import Constant, Graph, Node
 from slmtvm.importer.operators import Kind, find
 

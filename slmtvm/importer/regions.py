@@ -10,9 +10,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
-from slmtvm.importer.freeze import Frozen, compute
+from slmtvm.importer.compute import compute
+from slmtvm.importer.frame import Frame
+from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Array, Constant, Node
-from slmtvm.importer.tokens import Frame
 
 ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 _MAX_NODES = 400  # of one region; the largest real ones have a few dozen

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from slmtvm.importer.freeze import compute
+from slmtvm.importer.compute import compute
 from slmtvm.importer.graph import Constant, Graph, Node
 from slmtvm.importer.operators import MAX_OPSET, Kind, find, registered
 

@@ -22,7 +22,8 @@ from slmtvm.importer.expand import (  # noqa: F401  (imported to fill the regist
 from slmtvm.importer.expand.branch import choose_branch
 from slmtvm.importer.expand.registry import find_expansion, registered_expansions
 from slmtvm.importer.expand.site import Site
-from slmtvm.importer.freeze import Frozen, advance, start
+from slmtvm.importer.freeze import advance, start
+from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Constant, Decision, Graph, Node
 from slmtvm.importer.operators import find
 from slmtvm.importer.roles import Roles

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from slmtvm.errors import UnsupportedOpError
+from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Cover, Weighing
-from slmtvm.importer.freeze import operator_of
+from slmtvm.importer.frame import Frame, Trace
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.rope import match_rope, unscaled_name
 from slmtvm.importer.match.rounding import as_text, score_roundings, share_of, weight_roundings
@@ -16,7 +17,6 @@ from slmtvm.importer.match.scores import match_scores
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import dominators
 from slmtvm.importer.steps import Attention, Param, Rows
-from slmtvm.importer.tokens import Frame, Trace
 
 _CHANGED_WEIGHTS = "the softmax is changed before it weights the values"
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover, Weighing
+from slmtvm.importer.frame import Frame, Trace
 from slmtvm.importer.graph import Node
 from slmtvm.importer.match.attention import (
     Heads,
@@ -20,7 +21,6 @@ from slmtvm.importer.match.attention import (
 from slmtvm.importer.match.rounding import as_text, score_roundings, weight_roundings
 from slmtvm.importer.regions import between, dominators, evaluate
 from slmtvm.importer.steps import CrossAttention, Rows
-from slmtvm.importer.tokens import Frame, Trace
 
 _TOLERANCE = 1e-5
 

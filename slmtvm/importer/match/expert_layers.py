@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.freeze import operator_of
 from slmtvm.importer.graph import Array, Node, transposed
 from slmtvm.importer.match.expert_weights import (
     Mixture,

@@ -15,8 +15,8 @@ from itertools import product
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.freeze import operator_of
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.expert_layers import find_experts
 from slmtvm.importer.match.expert_weights import Mixture, mixture_of

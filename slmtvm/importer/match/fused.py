@@ -10,7 +10,7 @@ import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.freeze import Frozen
+from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.attention import head_bias
 from slmtvm.importer.match.masks import Mask, read_mask

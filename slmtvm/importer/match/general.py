@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from slmtvm.importer.compute import compute
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.freeze import compute
 from slmtvm.importer.graph import Node
 from slmtvm.importer.steps import Concat, Param, Reduce, Reordered, Rows, Step
 

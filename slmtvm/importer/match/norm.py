@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.freeze import operator_of
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, constants_of, dominators

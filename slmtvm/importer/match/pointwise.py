@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from slmtvm.errors import UnsupportedOpError
+from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.freeze import operator_of
+from slmtvm.importer.frame import uniform
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.formulas import emit, formula
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.operators.elementwise import gelu_erf, gelu_tanh, sigmoid
 from slmtvm.importer.regions import between, constants_of, dominators
 from slmtvm.importer.steps import Elementwise, Param, Rows, Same, Step
-from slmtvm.importer.tokens import uniform
 
 # The graph's constants are roundings of the formulas' numbers: to float32, or to 16 bits.
 _TOLERANCE = 1e-6

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.freeze import Frozen, operator_of
+from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, dominators, evaluate, signature

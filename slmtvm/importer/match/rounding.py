@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.freeze import operator_of
+from slmtvm.importer.frame import Frame
 from slmtvm.importer.graph import Node
 from slmtvm.importer.match.scores import MASKED
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, evaluate
 from slmtvm.importer.steps import QuantizeDequantize, Same, Step
-from slmtvm.importer.tokens import Frame
 
 _TOLERANCE = 1e-5
 _SAME_SHARE = 1e-12  # of numbers in float64

@@ -1,0 +1,136 @@
+"""Nodes whose inputs are all constants: their results, packed weights still packed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.compute import COMPUTE_ERRORS, compute, compute_quietly, operator_of
+from slmtvm.importer.frozen import Frozen
+from slmtvm.importer.graph import Array, Constant, Graph, Node, Quantization, transposed
+from slmtvm.importer.halves import narrowed, widened
+from slmtvm.importer.operators import Kind
+from slmtvm.importer.operators.elementwise import cast_dtype
+
+
+def fold(frozen: Frozen, node: Node, limit: int) -> None:
+    """Record the results of a node of constants, each of at most ``limit`` elements."""
+    given = [frozen.constants[i] if i else None for i in node.inputs]
+    try:
+        lazy = None if _restores_lookup(frozen, node) else _keep_packed(node, given)
+        if lazy is not None:
+            frozen.constants[node.outputs[0]] = lazy
+            return
+        values = [None if c is None else c.values() for c in given]
+    except UnsupportedOpError as error:
+        raise UnsupportedOpError(str(error), where=frozen.graph.where(node)) from error
+    except COMPUTE_ERRORS as error:
+        raise InvalidModelError(
+            f"cannot be computed: {error}", where=frozen.graph.where(node)
+        ) from error
+    _check_size(frozen.graph, node, values, limit)
+    if operator_of(node).kind is Kind.MOVE:
+        results = compute(frozen.graph, node, values)
+    else:
+        wide = compute(frozen.graph, node, widened(values))
+        results = tuple(narrowed(result, values) for result in wide)
+    source = given[0] if given else None
+    if source is not None and source.name in frozen.graph.initializers:
+        _note_limit(frozen, node, source, values, results[0])
+    for name, value in zip(node.outputs, results, strict=False):
+        if not name:
+            continue
+        # A view of a weight is still that weight, and keeps its name.
+        view = source is not None and np.may_share_memory(value, source.stored)
+        title = source.name if view and source is not None else name
+        frozen.constants[name] = Constant.of(title, value)
+
+
+def _note_limit(
+    frozen: Frozen, node: Node, table: Constant, values: Sequence[Array | None], result: Array
+) -> None:
+    """Remember how long a sequence may be before ``node`` reads past the end of its table."""
+    length = frozen.length
+    if node.op_type == "Gather" and length in result.shape:
+        indices = values[1]
+        if indices is not None and indices.size >= length:
+            rows = table.shape[node.attrs.get("axis", 0)]
+            frozen.limits[node.outputs[0]] = rows - (int(indices.max()) - (length - 1))
+    elif node.op_type == "Slice" and len(result.shape) == len(table.shape):
+        cut = [t for t, r in zip(table.shape, result.shape, strict=True) if r == length != t]
+        if cut:
+            frozen.limits[node.outputs[0]] = min(cut)
+
+
+def _restores_lookup(frozen: Frozen, node: Node) -> bool:
+    """Whether ``node`` dequantizes integers looked up in a smaller table, each of them many times:
+    biases by distance, say. They are no weight whose bits are worth keeping."""
+    if node.op_type != "DequantizeLinear":
+        return False
+    looked_up = frozen.constants[node.inputs[0]]
+    made = (n for n in frozen.graph.nodes if looked_up.name in n.outputs and n.op_type == "Gather")
+    table = next((frozen.graph.initializers.get(n.inputs[0]) for n in made), None)
+    return table is not None and math.prod(looked_up.shape) > math.prod(table.shape)
+
+
+def _keep_packed(node: Node, given: Sequence[Constant | None]) -> Constant | None:
+    """The result of ``node`` without expanding a packed weight, or None where it must compute."""
+    if not given or given[0] is None:
+        return None
+    first = given[0]
+    if node.op_type == "DequantizeLinear" and first.quantization is None:
+        scales, zeros = given[1], given[2] if len(given) > 2 else None
+        if scales is None:
+            return None
+        quantization = Quantization(
+            scales.values(table=True),
+            None if zeros is None else zeros.values(table=True),
+            node.attrs.get("axis", 1),
+            node.attrs.get("block_size", 0),
+        )
+        quantization.check(first.shape)
+        return replace(first, dtype=scales.dtype, quantization=quantization)
+    if node.op_type == "Cast":
+        dtype = cast_dtype(node.attrs)
+        floats = first.dtype.kind not in "iub" and dtype.kind not in "iub"
+        if floats and dtype.itemsize >= first.dtype.itemsize:
+            return replace(first, dtype=dtype)
+        return None
+    if first.plain:
+        return None
+    if node.op_type == "Identity":
+        return first
+    if operator_of(node).kind is Kind.MOVE and first.quantization is None and first.packed is None:
+        rest = [None if c is None else c.values() for c in given[1:]]
+        moved = compute_quietly(node, [first.stored, *rest])
+        return None if moved is None else replace(first, stored=moved)
+    if node.op_type == "Transpose" and len(first.shape) == 2:
+        return first if node.attrs.get("perm", (1, 0)) != (1, 0) else transposed(first)
+    return None
+
+
+def _check_size(graph: Graph, node: Node, values: Sequence[Array | None], limit: int) -> None:
+    operator = operator_of(node)
+    arrays = [v for v in values if v is not None]
+    try:
+        if operator.size is not None:
+            size = operator.size(node.attrs, values)
+        elif operator.kind is Kind.ELEMENTWISE and operator.shapes is None:
+            size = math.prod(np.broadcast_shapes(*(a.shape for a in arrays)))
+        else:
+            size = sum(a.size for a in arrays)
+    except COMPUTE_ERRORS as error:
+        shapes = [list(a.shape) for a in arrays]
+        raise InvalidModelError(
+            f"cannot be computed on shapes {shapes}: {error}", where=graph.where(node)
+        ) from error
+    if size > limit:
+        raise InvalidModelError(
+            f"computing this constant takes {size} elements; at most {limit} are allowed at this "
+            "context length",
+            where=graph.where(node),
+        )
