@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -60,14 +64,23 @@ def test_run_needs_no_compiler(bundle: Path) -> None:
 
 def test_ctrl_c_ends_a_run_cleanly(bundle: Path) -> None:
     arguments = ["run", str(bundle), "--prompt", PROMPTS[0], "--max-tokens", "1000"]
+    # A pipe that is full once the prompt is printed: the run cannot end before the signal.
+    reading, writing = os.pipe()
+    size = fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writing, b" " * (size - len(PROMPTS[0])))
     process = subprocess.Popen(
         [sys.executable, "-m", "slmtvm.cli", *arguments],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.read(len(PROMPTS[0])) == PROMPTS[0]
+    os.close(writing)
+    while int.from_bytes(fcntl.ioctl(reading, termios.FIONREAD, bytes(4)), sys.byteorder) < size:
+        assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
+    with os.fdopen(reading) as output:
+        printed = output.read()
     _, errors = process.communicate(timeout=60)
+    assert printed.lstrip(" ").startswith(PROMPTS[0])
     assert process.returncode == 130
     assert errors.strip() == ""
 
