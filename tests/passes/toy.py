@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ class Layer:
     window: int = 0
     softcap: float = 0.0
     bias: bool = False
-    gate: Callable[[relax.Expr], relax.Expr] = relax.op.nn.silu
+    gate: Callable[[relax.Expr], relax.Expr] = field(default=relax.op.nn.silu, repr=False)
 
 
 class _Builder:
