@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 LENGTHS = (1, 1, 1, 1, 1, 23)  # of the sequences; the last is longer than every sliding window
+LEAST_VOCAB_SIZE = 130  # of all families
 _SOURCE_TOKENS = 11
 _FIRST_TOKEN = 3  # those before are padding and the like, at which some models count positions
 _SEED = 0

@@ -25,7 +25,7 @@ from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from corpus.inputs import source_of, token_sequences
+from corpus.inputs import LEAST_VOCAB_SIZE, source_of, token_sequences
 from corpus.oracle import Calls
 from corpus.transforms import EVERY_FAMILY, add
 
@@ -34,7 +34,6 @@ from tests.models.quantizers import fold_tied_head
 
 _CALIBRATION_LENGTHS = (5, 9, 17)
 _MASKED = 1e30  # what no score is, nor less its negative
-_LEAST_VOCAB_SIZE = 130  # of all families
 _OF_A_SOURCE = {"encoder_hidden_states", "decoder_input_ids"}
 MERGED = ("llama-optimum-merged", "gpt2-optimum-merged", "gemma3-optimum-merged",
           "t5-optimum-merged")  # fmt: skip
@@ -93,7 +92,7 @@ class _Calibration(CalibrationDataReader):
         calls = Calls(path)
         inputs = {port.name for port in onnx.load(path, load_external_data=False).graph.input}
         source = source_of("encoder-decoder" if inputs & _OF_A_SOURCE else "decoder")
-        for tokens in token_sequences(_LEAST_VOCAB_SIZE, _CALIBRATION_LENGTHS):
+        for tokens in token_sequences(LEAST_VOCAB_SIZE, _CALIBRATION_LENGTHS):
             calls.reset()
             if calls.has_cache:
                 calls.rows(tokens[: len(tokens) // 2])

@@ -40,7 +40,7 @@ _DECODERS = (
     "gpt2-script-masked-qdq-u8s8", "gpt2-quickgelu-script-masked-ort-extended",
     "tinybert-*-fused", "distilbert-*-fused", "roberta-*-fused", "minilm-*-fused",
     "llama-builder-*", "lfm2-moe-builder-*", "qwen2-builder-mixed", "qwen3-builder-shared",
-    "minilm-dynamo-masked-dynamic-s8",
+    "minilm-dynamo-masked-dynamic-s8", "t5-optimum-dynamic-s8", "*-optimum-merged-dynamic-s8",
 )  # fmt: skip
 _LEFT_OUT = ("bert-dynamo-masked-fused-*", "bert-optimum-fused-*")
 # Of the other cells of a route or a transform, one in so many, and one where there is no other:
