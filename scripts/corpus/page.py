@@ -30,6 +30,7 @@ _GROUPS: tuple[tuple[str, str], ...] = (
     ("optimizers", r".*/.*(fused|ort-).*"),
     ("ports and storage", r".*/.*"),
 )
+_REFUSED = ("onnxruntime cannot run this file", "so there is nothing to compare with")
 Outcome = Mapping[str, Any]
 Outcomes = Sequence[Outcome]
 
@@ -43,6 +44,8 @@ def write_page(page: Path, outcomes: Outcomes, left_out: Mapping[str, str]) -> N
 
 def tables(outcomes: Outcomes, left_out: Mapping[str, str]) -> str:
     """Families by routes, each with its numbers, then what fails and why."""
+    refused = [o for o in outcomes if any(words in o["error"] for words in _REFUSED)]
+    outcomes = [o for o in outcomes if o not in refused]
     named = [(split_name(_cell(outcome)), outcome) for outcome in outcomes]
     plain = [(n, o) for n, o in named if not n.transform]
     changed = [(n, o) for n, o in named if n.transform]
@@ -55,11 +58,14 @@ def tables(outcomes: Outcomes, left_out: Mapping[str, str]) -> str:
         [
             f"{passed} of {len(outcomes)} files pass.{rest}\n",
             *_matrix(named),
-            *_section("family", named, lambda name: name.family),
+            *_section("family", plain, lambda name: name.family),
             *_section("exported by", plain, lambda name: name.route),
             *_section("quantized or optimized by", changed, lambda name: name.transform),
             *_list("What fails:", [(_cell(o), o["error"]) for o in outcomes if not _passes(o)]),
-            *_list("What an exporter or onnxruntime does not take:", left_out.items()),
+            *_list(
+                "What an exporter or onnxruntime does not take:",
+                [*left_out.items(), *((_cell(o), o["error"]) for o in refused)],
+            ),
         ]
     )
 
@@ -145,5 +151,6 @@ def _cell(outcome: Outcome) -> str:
 
 def _words(error: str) -> str:
     """The error without its files."""
-    words = re.sub(r"(from )?\S*/\S+\.(onnx|py)( failed)?:?\s?", "", error).replace("|", "/")
+    words = re.sub(r"(from )?\S*/\S+\.(onnx|py)( failed)?:?\s?|/tmp/\S+/", "", error)
+    words = words.replace("|", "/")
     return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]} ..."

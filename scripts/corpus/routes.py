@@ -343,7 +343,7 @@ def _builder_routes() -> list[Route]:
     routes = []
     for name, precision, options in _BUILDER_FORMS:
         write = partial(_builder, precision=precision, options=options)
-        families = _BUILDER_FAMILIES.get(name, ("llama", "qwen3", "gemma3", "lfm2-moe"))
+        families = _BUILDER_FAMILIES.get(name, ("llama", "qwen3", "lfm2-moe"))
         routes.append(Route(f"builder-{name}", write, ("decoder",), families, "peer-models"))
     return routes
 

@@ -40,12 +40,12 @@ _DECODERS = (
     "gpt2-script-masked-qdq-u8s8", "gpt2-quickgelu-script-masked-ort-extended",
     "tinybert-*-fused", "distilbert-*-fused", "roberta-*-fused", "minilm-*-fused",
     "llama-builder-*", "lfm2-moe-builder-*", "qwen2-builder-mixed", "qwen3-builder-shared",
-    "minilm-dynamo-masked-dynamic-s8", "t5-optimum-dynamic-s8", "*-optimum-merged-dynamic-s8",
+    "minilm-dynamo-masked-dynamic-s8", "t5-optimum-dynamic-s8", "gpt2-optimum-merged-dynamic-s8",
 )  # fmt: skip
 _LEFT_OUT = ("bert-dynamo-masked-fused-*", "bert-optimum-fused-*")
 # Of the other cells of a route or a transform, one in so many, and one where there is no other:
 # those whose names have the least checksums, which favours no family.
-_ONE_OF_ROUTE, _ONE_OF_TRANSFORM = 4, 8
+_ONE_OF_ROUTE, _ONE_OF_TRANSFORM = 5, 16
 INDEX = "files.txt"  # of what the archives hold
 FAILED = "failed.txt"  # in a cell that has no file: why
 _NAME = re.compile(
