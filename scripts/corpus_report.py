@@ -83,7 +83,7 @@ def check_all(paths: Sequence[Path], last: str, jobs: int) -> Iterator[Outcome]:
 
 def corpus_files(folder: Path, only: str) -> list[Path]:
     """Every ONNX file of the cells whose names match."""
-    files = sorted(folder.glob("*/*.onnx"))
+    files = sorted(folder.glob("[!.]*/*.onnx"))
     return [f for f in files if fnmatch.fnmatch(f.parent.name, only) and is_model(f.name)]
 
 

@@ -116,7 +116,7 @@ def pack(corpus: Path, folder: Path) -> None:
     """Write ``folder``/<family>.tar.xz for every family that has selected cells, and a list."""
     folder.mkdir(parents=True, exist_ok=True)
     cells: dict[str, list[Path]] = {}
-    for cell in selected({path.parent.name for path in corpus.glob("*/*.onnx")}):
+    for cell in selected({path.parent.name for path in corpus.glob("[!.]*/*.onnx")}):
         cells.setdefault(split_name(cell).family, []).append(corpus / cell)
     files = []
     for family, members in cells.items():
