@@ -5,25 +5,76 @@ Slower than what is recognised, and as exact.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from slmtvm.importer.compute import compute
+from slmtvm.importer.compute import compute, operator_of
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.graph import Node
+from slmtvm.importer.frame import Frame
+from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.steps import Concat, Param, Reduce, Reordered, Rows, Step
 
 _REDUCTIONS = {"ReduceMean": "mean", "ReduceSum": "sum", "ReduceMax": "max", "ReduceMin": "min"}
 
 
 def match_reduction(cover: Cover, node: Node, value: str) -> Step | None:
-    """One number for each token out of all its features; None for anything else."""
-    op = _REDUCTIONS.get(node.op_type)
-    if op is None or cover.width(value) != 1 or cover.width(node.inputs[0]) is None:
+    """Numbers for each token, each out of some of its features; None for anything else."""
+    op, x = _REDUCTIONS.get(node.op_type), node.inputs[0]
+    if op is None or cover.width(value) is None or cover.width(x) is None:
+        return None
+    number_of = _by_feature(cover.frame, value, _reduced_into(cover.frame, node, value), x)
+    if number_of is None:
         return None
     cover.note(
         f"{node.op_type} of each row outside of a norm that is recognised: a kernel of its own"
     )
-    return Reduce(op, cover.need(node.inputs[0]))
+    source, features = cover.moved(x)
+    parts = []
+    for number in range(cover.frame.features(value)):
+        rows = Rows(f"{value}#{number}")
+        cover.add(rows, Reduce(op, cover.columns(source, features[number_of == number])))
+        parts.append(rows)
+    return Concat(tuple(parts)) if len(parts) > 1 else cover.steps[parts[0]]
+
+
+def spread(cover: Cover, name: str, value: str) -> Rows | None:
+    """The rows of an operand with a feature for each one of ``value``, which it is broadcast to;
+    None where that is of other tokens."""
+    frame = cover.frame
+    numbers = np.arange(frame.rows(name).size).reshape(frame.small.shapes[name])
+    wide = np.broadcast_to(numbers, frame.small.shapes[value])
+    of_value = _by_feature(frame, name, wide, value)
+    if of_value is None:
+        return None
+    source, features = cover.moved(name)
+    return cover.columns(source, features[of_value])
+
+
+def _reduced_into(frame: Frame, node: Node, value: str) -> Array:
+    """For each element that ``node`` reduces, the number of the element of its result."""
+    shape = frame.small.shapes[node.inputs[0]]
+    operator = operator_of(node)
+    assert operator.axes is not None
+    given = [frame.small.constants[i].values() if i else None for i in node.inputs[1:]]
+    axes, _ = operator.axes(node.attrs, [None, *given], len(shape))
+    kept = [1 if axis in axes else d for axis, d in enumerate(shape)]
+    return np.broadcast_to(np.arange(math.prod(kept)).reshape(kept), shape)
+
+
+def _by_feature(frame: Frame, of: str, numbers: Array, value: str) -> Array | None:
+    """For each feature of ``value`` the feature of ``of`` that it goes with, (features,).
+
+    numbers: which element of ``of`` each element of ``value`` goes with. None where it is one of
+    another token, or others go together in other rows.
+    """
+    layout = frame.rows(of)
+    place = np.empty(layout.size, np.int64)
+    place[layout.reshape(-1)] = np.arange(layout.size)
+    places = place[numbers.reshape(-1)[frame.rows(value)]]
+    token, feature = np.divmod(places, layout.shape[1])
+    own = (token == np.arange(frame.small.length)[:, None]).all()
+    return feature[0] if own and (feature == feature[:1]).all() else None
 
 
 def match_concat(cover: Cover, node: Node, value: str) -> Step | None:

@@ -13,6 +13,7 @@ from slmtvm.importer.cover import Cover
 from slmtvm.importer.frame import uniform
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.formulas import emit, formula
+from slmtvm.importer.match.general import spread
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.operators.elementwise import gelu_erf, gelu_tanh, sigmoid
 from slmtvm.importer.regions import between, constants_of, dominators
@@ -121,6 +122,9 @@ def operand(cover: Cover, name: str, value: str) -> Rows | Param | float:
         return cover.constant_operand(name, value)
     width, full = frame.features(name), frame.features(value)
     if width not in (1, full):
+        rows = spread(cover, name, value)
+        if rows is not None:
+            return rows
         raise UnsupportedOpError(
             f"operands with {width} and {full} features for each token are not supported",
             where=frame.where(value),
