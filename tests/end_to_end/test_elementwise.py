@@ -18,7 +18,7 @@ from slmtvm.ir.reference.elementwise import ELEMENTWISE
 from tests.importer.graph_builder import GraphBuilder, run_onnxruntime, save
 from tests.importer.spellings import ACTIVATIONS, OTHER_ACTIVATIONS, mask_trilu
 
-CONTEXT, HIDDEN, COLUMNS = 24, 20, 3
+CONTEXT, HIDDEN, COLUMNS, PARTS = 24, 20, 6, 2
 
 
 def _positive(b: GraphBuilder, x: str) -> str:
@@ -49,6 +49,17 @@ def _of_number(kind: str) -> Callable[[GraphBuilder, str], str]:
     return lambda b, x: b.op(kind, b.constant(1.5), _positive(b, x))
 
 
+def _of_parts(kind: str, reduction: str) -> Callable[[GraphBuilder, str], str]:
+    """Each part of a row with a number of that part, as norms of heads that are rounded are."""
+
+    def function(b: GraphBuilder, x: str) -> str:
+        parts = b.op("Reshape", x, b.ints(0, 0, PARTS, COLUMNS // PARTS))
+        number = b.op(reduction, _positive(b, parts), b.ints(-1), keepdims=1)
+        return b.op("Reshape", b.op(kind, parts, number), b.ints(0, 0, COLUMNS))
+
+    return function
+
+
 CASES: dict[str, Callable[[GraphBuilder, str], str]] = {
     **{name: f for name, (f, _) in ACTIVATIONS.items() if name != "gelu_half_precision"},
     **OTHER_ACTIVATIONS,
@@ -60,6 +71,10 @@ CASES: dict[str, Callable[[GraphBuilder, str], str]] = {
     **{f"vector {k}": _of_vector(k) for k in ("Div", "Pow", "Sub")},
     **{f"{k} rows": _with_rows(k) for k in ("Add", "Div", "Max", "Min", "Mul", "Sub")},
     **{f"number {k}": _of_number(k) for k in ("Div", "Pow", "Sub")},
+    "Div parts": _of_parts("Div", "ReduceMax"),
+    "Mul parts": _of_parts("Mul", "ReduceMean"),
+    "Sub parts": _of_parts("Sub", "ReduceSum"),
+    "Add parts": _of_parts("Add", "ReduceMin"),
 }
 VOCAB = COLUMNS * len(CASES)
 TOKENS = np.random.default_rng(1).integers(0, VOCAB, CONTEXT)

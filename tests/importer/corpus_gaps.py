@@ -6,9 +6,6 @@ GAPS: dict[str, tuple[str, ...]] = {
     "QLinearAdd rounds sums half-way between two integers by another formula": (
         "bert-optimum-qoperator-u8s8", "bert-optimum-qoperator-u8s8-channel",
     ),
-    "norms of heads whose operators are all rounded are not recognised": (
-        "gemma3-optimum-past-qdq-u8s8",
-    ),
 }  # fmt: skip
 
 
