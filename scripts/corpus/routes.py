@@ -360,8 +360,8 @@ def _old_routes() -> list[Route]:
             Route(f"{name}-merged", partial(write, merged), _LANGUAGE, environment=environment),
         ]
         for precision in ("fp32", "int4") if release.builder else ():
-            built = partial(write, partial(_builder, precision=precision))
             name = f"builder{release.builder}-{precision}"
+            built = partial(_builder, precision=precision)
             routes.append(Route(name, built, ("decoder",), _GENAI, environment))
     return routes
 
