@@ -10,6 +10,7 @@ import tvm
 
 from slmtvm.errors import SlmError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
+from slmtvm.importer.early_rounding import round_before_moving
 from slmtvm.importer.emit import Emitter, schedule
 from slmtvm.importer.encoder_decoder import (
     check_uses,
@@ -104,7 +105,7 @@ def _import(path: Path, context: int | None) -> tuple[CanonicalModel, _FindMask]
 
 def _import_both(graph: Graph, context: int | None) -> tuple[CanonicalModel, _FindMask]:
     """An encoder and a decoder: the decoder's model, and the function that reads its source."""
-    halves = split(graph)
+    halves = split(round_before_moving(graph))
     roles = assign_roles(halves.encoder)
     frame = freeze_twice(halves.encoder, roles, None, most=_MAX_SOURCE)
     late, stand_ins = with_stand_ins(halves, frame.small)
