@@ -21,7 +21,7 @@ FILES = (
     "lfm2-moe-builder-int4/model.onnx",  # experts, convolutions
     "llama-builder-int4/model.onnx",
     "llama-optimum-past-int4-block32-zp/model.onnx",
-    "mixtral-script-past/model.onnx",
+    "mixtral-script-masked/model.onnx",
     "mpnet-dynamo/model.onnx",
     "phi3-optimum-past/model.onnx",
     "qwen3-optimum-past/model.onnx",  # norms of heads

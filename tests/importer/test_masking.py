@@ -20,10 +20,10 @@ from tests.models.corpus import corpus_path
 CONTEXT = 61
 TOKENS = 23  # longer than every window of the corpus
 KINDS = {
-    "bert-dynamo-masked": "keys",
+    "bert-dynamo-masked-int32": "keys",
     "bert-optimum": "keys",
     "bert-optimum-qdq-u8s8-matmul": "keys",
-    "bloom-dynamo-masked": "skip",  # ALiBi of the visible tokens before
+    "bloom-dynamo-past": "skip",  # ALiBi of the visible tokens before
     "bloom-optimum": "skip",
     "bloom-script-masked": "skip",
     "gemma2-optimum": "keys",
@@ -33,7 +33,7 @@ KINDS = {
     "gpt2-dynamo-masked": "keys",
     "gpt2-optimum-past": "skip",
     "gpt2-script-masked": "keys",
-    "llama-dynamo-opset23": "keys",
+    "llama-dynamo-opset22": "keys",
     "llama-optimum-merged": "skip",
     "llama-optimum-past": "skip",  # position_ids
     "llama-script-masked": "keys",
@@ -49,7 +49,7 @@ KINDS = {
     "roberta-optimum": "skip",  # hidden tokens are padding, which positions do not count
     "roberta-script-masked": "skip",
 }
-SOURCES = {"t5-optimum": "decoder_model.onnx", "t5-dynamo-masked": "model.onnx"}
+SOURCES = {"t5-optimum": "decoder_model.onnx", "t5-script-masked": "model.onnx"}
 REFUSED = {
     "llama-dynamo": "no input is a mask",
     "llama-builder-int4": "GroupQueryAttention.*how many tokens are visible",
@@ -195,7 +195,7 @@ def test_what_else_a_mask_changes_is_found(
 
 
 def test_a_mask_that_is_rounded_away_is_refused(tmp_path: Path) -> None:
-    model = onnx.load(corpus_path("bert-script-opset18"))
+    model = onnx.load(corpus_path("bert-script-masked"))
     softmax = _node(model, "Softmax")
     model.graph.initializer.append(numpy_helper.from_array(np.array(0.1, np.float32), "step"))
     model.graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), "middle"))
@@ -215,7 +215,7 @@ def test_a_mask_that_is_rounded_away_is_refused(tmp_path: Path) -> None:
 
 
 def test_positions_that_a_fused_norm_adds_are_looked_at(tmp_path: Path) -> None:
-    model = onnx.load(corpus_path("bert-script-opset18"))
+    model = onnx.load(corpus_path("bert-script-masked"))
     norm = _node(model, "LayerNormalization")
     total = next(n for n in model.graph.node if n.output[0] == norm.input[0])
     fused = helper.make_node(
