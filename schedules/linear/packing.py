@@ -5,20 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from slmtvm.schedules.isa import Isa
+from slmtvm.schedules.linear.packed_rows import unpack_rows
 from slmtvm.schedules.linear.shape import LinearShape
-
-
-def unpack_fields(packed: np.ndarray, k: int, bits: int) -> np.ndarray:
-    """uint8 (n, ceil(k * bits / 8)), the lowest bits first -> uint8 (n, k)."""
-    fields = np.stack([packed >> s & (1 << bits) - 1 for s in range(0, 8, bits)], axis=-1)
-    return np.asarray(fields.reshape(packed.shape[0], -1)[:, :k])
 
 
 def unpacked(shape: LinearShape, weight: np.ndarray) -> np.ndarray:
     """A weight as ``slm.linear`` has quantized ones -> its values (n, k) as ``stored_dtype``."""
-    if shape.bits < 8:
-        return unpack_fields(weight, shape.k, shape.bits)
-    return weight.view(shape.stored_dtype)
+    return unpack_rows(weight, shape.k, shape.bits).view(shape.stored_dtype)
 
 
 def pack_quantized(

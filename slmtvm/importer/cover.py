@@ -120,11 +120,8 @@ class Cover:
         trace = self.frame.trace(value)
         if trace.source == value:
             return value, np.arange(self.frame.features(value))
-        rows = self.frame.rows(trace.source)
-        width = rows.shape[1]
-        place = np.empty(rows.size, np.int64)
-        place[rows.reshape(-1)] = np.arange(rows.size)
-        features = place[trace.index.reshape(-1)[self.frame.rows(value)]] % width
+        elements = trace.index.reshape(-1)[self.frame.rows(value)]
+        _, features = self.frame.places(trace.source, elements)
         if (features != features[:1]).any():
             raise UnsupportedOpError(
                 f"{value!r} takes other features at other positions", where=self.frame.where(value)

@@ -102,6 +102,14 @@ class Frame:
         self._layouts[value] = rows
         return rows
 
+    def places(self, value: str, elements: Array) -> tuple[Array, Array]:
+        """The tokens that flat ``elements`` of ``value`` belong to, and their features there."""
+        rows = self.rows(value)
+        place = np.empty(rows.size, np.int64)
+        place[rows.reshape(-1)] = np.arange(rows.size)
+        token, feature = np.divmod(place[elements], rows.shape[1])
+        return token, feature
+
     def features(self, value: str) -> int:
         """The width of a row of ``value``."""
         return int(self.rows(value).shape[1])

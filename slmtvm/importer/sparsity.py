@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from slmtvm.importer.graph import Array
-from slmtvm.importer.match.packed_rows import unpack_rows
 from slmtvm.importer.steps import Weights
+from slmtvm.schedules.linear.packed_rows import unpack_rows
 
 _PATTERNS = ((1, 4), (2, 4), (4, 8))  # the sparsest first; 2:4 is what accelerators have
 _SAMPLE, _CHUNK = 16, 1024  # rows: most weights show in a few that they are dense

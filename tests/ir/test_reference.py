@@ -16,7 +16,8 @@ from slmtvm.ir import ops
 from slmtvm.ir.model import CanonicalModel, KvSpec
 from slmtvm.ir.reference import evaluate
 from slmtvm.ir.reference.rounding import quantize_blocks, quantize_rows
-from slmtvm.ir.reference.weights import dequantize, unpack_fields
+from slmtvm.ir.reference.weights import dequantize
+from slmtvm.schedules.linear.packed_rows import unpack_rows
 
 
 def run(node: onnx.NodeProto, x: np.ndarray, **constants: np.ndarray) -> list[np.ndarray]:
@@ -49,7 +50,7 @@ def test_a_linear_layer_of_int4_blocks(k, n, block, level, with_zero_points):
     (want,) = run(node, x, **constants)
     w = dequantize(
         packed.reshape(n, -1), scales,
-        unpack_fields(zeros, groups, 4) if with_zero_points else None,
+        unpack_rows(zeros, groups, 4) if with_zero_points else None,
         format="int4", group_size=block, columns=k,
     )  # fmt: skip
     got = (quantize_blocks(x, block) if level == 4 else x) @ w.T

@@ -167,11 +167,7 @@ def arrange_heads(
     index = np.swapaxes(trace.index, -1, -2) if transposed else trace.index
     length, dim = index.shape[-2:]
     index = np.broadcast_to(index, (*lead, length, dim)).reshape(-1, length, dim)
-    rows = frame.rows(trace.source)
-    width = rows.shape[1]
-    place = np.empty(rows.size, np.int64)
-    place[rows.reshape(-1)] = np.arange(rows.size)
-    token, feature = place[index] // width, place[index] % width
+    token, feature = frame.places(trace.source, index)
     positions = np.arange(frame.small.length)
     if length != frame.small.length or (token != positions[None, :, None]).any():
         raise UnsupportedOpError(

@@ -30,12 +30,16 @@ def match_reduction(cover: Cover, node: Node, value: str) -> Step | None:
         f"{node.op_type} of each row outside of a norm that is recognised: a kernel of its own"
     )
     source, features = cover.moved(x)
-    parts = []
-    for number in range(cover.frame.features(value)):
-        rows = Rows(f"{value}#{number}")
-        cover.add(rows, Reduce(op, cover.columns(source, features[number_of == number])))
-        parts.append(rows)
-    return Concat(tuple(parts)) if len(parts) > 1 else cover.steps[parts[0]]
+    parts = [
+        Reduce(op, cover.columns(source, features[number_of == number]))
+        for number in range(cover.frame.features(value))
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    names = tuple(Rows(f"{value}#{number}") for number in range(len(parts)))
+    for name, part in zip(names, parts, strict=True):
+        cover.add(name, part)
+    return Concat(names)
 
 
 def spread(cover: Cover, name: str, value: str) -> Rows | None:
@@ -68,11 +72,7 @@ def _by_feature(frame: Frame, of: str, numbers: Array, value: str) -> Array | No
     numbers: which element of ``of`` each element of ``value`` goes with. None where it is one of
     another token, or others go together in other rows.
     """
-    layout = frame.rows(of)
-    place = np.empty(layout.size, np.int64)
-    place[layout.reshape(-1)] = np.arange(layout.size)
-    places = place[numbers.reshape(-1)[frame.rows(value)]]
-    token, feature = np.divmod(places, layout.shape[1])
+    token, feature = frame.places(of, numbers.reshape(-1)[frame.rows(value)])
     own = (token == np.arange(frame.small.length)[:, None]).all()
     return feature[0] if own and (feature == feature[:1]).all() else None
 
@@ -85,18 +85,17 @@ def match_concat(cover: Cover, node: Node, value: str) -> Step | None:
     numbers, tokens, features = [], [], []
     elements = width = 0
     for name in node.inputs:
-        layout = frame.rows(name)
-        numbers.append(np.arange(layout.size).reshape(frame.small.shapes[name]) + elements)
-        place = np.empty(layout.size, np.int64)
-        place[layout.reshape(-1)] = np.arange(layout.size)
-        tokens.append(place // layout.shape[1])
-        features.append(place % layout.shape[1] + width)
-        elements, width = elements + layout.size, width + layout.shape[1]
+        own = np.arange(frame.rows(name).size)
+        token, feature = frame.places(name, own)
+        numbers.append(own.reshape(frame.small.shapes[name]) + elements)
+        tokens.append(token)
+        features.append(feature + width)
+        elements, width = elements + own.size, width + frame.features(name)
     (joined,) = compute(frame.graph, node, numbers)
     index = joined.reshape(-1)[frame.rows(value)]
     order = np.concatenate(features)[index]
-    own = np.concatenate(tokens)[index] == np.arange(frame.small.length)[:, None]
-    if not own.all() or (order != order[:1]).any():
+    in_place = np.concatenate(tokens)[index] == np.arange(frame.small.length)[:, None]
+    if not in_place.all() or (order != order[:1]).any():
         return None
     parts = Concat(tuple(cover.need(name) for name in node.inputs))
     if (order[0] == np.arange(width)).all():

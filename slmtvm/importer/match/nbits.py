@@ -13,7 +13,6 @@ import numpy as np
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.graph import Array, Constant, Node
-from slmtvm.importer.match.packed_rows import pack_rows, unpack_rows
 from slmtvm.importer.match.weights import (
     SCALE_BYTES,
     kernel_groups,
@@ -21,6 +20,7 @@ from slmtvm.importer.match.weights import (
     to_signed,
 )
 from slmtvm.importer.steps import Elementwise, Linear, Param, Reordered, Rows, Weights
+from slmtvm.schedules.linear.packed_rows import pack_rows, unpack_rows
 from slmtvm.schedules.linear.shape import GROUP_SIZES
 
 _INT8_ACTIVATIONS = 4  # the accuracy_level that asks for them

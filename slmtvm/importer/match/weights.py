@@ -18,8 +18,8 @@ from slmtvm.importer.graph import (
     transposed,
     unpack_nibbles,
 )
-from slmtvm.importer.match.packed_rows import pack_rows, unpack_rows
 from slmtvm.importer.steps import Param, Weights
+from slmtvm.schedules.linear.packed_rows import pack_rows, unpack_rows
 from slmtvm.schedules.linear.shape import (
     FLOAT_GROUP_SIZES,
     GROUP_SIZES,

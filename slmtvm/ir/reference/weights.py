@@ -6,15 +6,10 @@ import ml_dtypes
 import numpy as np
 
 from slmtvm.ir.reference.arrays import Array
+from slmtvm.schedules.linear.packed_rows import unpack_rows
 from slmtvm.schedules.linear.shape import FLOAT8
 
 _BITS = {"int2": 2, "int4": 4}  # of formats with several values in a byte
-
-
-def unpack_fields(packed: Array, columns: int, bits: int) -> Array:
-    """uint8 (n, bytes), the first value in the lowest bits -> values uint8 (n, columns)."""
-    fields = np.stack([packed >> s & (1 << bits) - 1 for s in range(0, 8, bits)], axis=-1)
-    return np.asarray(fields.reshape(len(packed), -1)[:, :columns])
 
 
 def dequantize(
@@ -36,7 +31,7 @@ def dequantize(
     if format in FLOAT8:
         weight = weight.view(f"float8_{format}").astype(np.float32)
     bits = _BITS.get(format, 0)
-    values = unpack_fields(weight, columns, bits) if bits else weight
+    values = unpack_rows(weight, columns, bits) if bits else weight
     default = 1 << (bits - 1) if bits else 0
     zeros = np.full(scales.shape, default) if zero_points is None else zero_points
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from slmtvm.importer.graph import Array
 
-
-def unpack_rows(packed: Array, columns: int, bits: int) -> Array:
+def unpack_rows(packed: np.ndarray, columns: int, bits: int) -> np.ndarray:
     """Bytes (n, ceil(columns * bits / 8)) -> values (n, columns), uint8 if of 2 or 4 bits."""
     if bits >= 8:
         return packed
@@ -15,7 +13,7 @@ def unpack_rows(packed: Array, columns: int, bits: int) -> Array:
     return np.asarray(fields.reshape(len(packed), -1)[:, :columns])
 
 
-def pack_rows(values: Array, bits: int) -> Array:
+def pack_rows(values: np.ndarray, bits: int) -> np.ndarray:
     """The inverse of ``unpack_rows``."""
     if bits >= 8:
         return values
