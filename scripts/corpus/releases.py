@@ -30,8 +30,7 @@ class Release:
     @property
     def is_here(self) -> bool:
         """Whether the interpreter's environment is this one."""
-        package, version = self.environment.split("-")
-        return hf.__version__.startswith(f"{version}.") and package == "transformers"
+        return f"transformers-{hf.__version__}".startswith(f"{self.environment}.")
 
 
 RELEASES = (

@@ -11,7 +11,7 @@ import slmtvm
 from slmtvm.inspect import inspect
 from tests.importer.graph_builder import run_onnxruntime, save
 from tests.importer.graphs import Tiny, build
-from tests.importer.test_quantized_weights import matmul_nbits
+from tests.importer.quantized import matmul_nbits
 
 TINY = Tiny(vocab=53, hidden=40, heads=4, kv_heads=2, head_dim=12, ffn=72, rope="rotate_half")
 TOKENS = np.random.default_rng(0).integers(0, 53, 30)

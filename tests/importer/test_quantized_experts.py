@@ -15,6 +15,7 @@ from slmtvm.importer import import_onnx
 from slmtvm.ir.reference import evaluate
 from tests.importer.graph_builder import run_onnxruntime, save
 from tests.importer.graphs import Tiny, build
+from tests.importer.quantized import matmul_nbits
 from tests.importer.test_experts import (
     EXPERTS,
     FFN,
@@ -24,7 +25,6 @@ from tests.importer.test_experts import (
     check,
     loop_over_experts,
 )
-from tests.importer.test_quantized_weights import matmul_nbits
 
 TINY = Tiny(block=loop_over_experts, layers=2)
 BLOCK = 16

@@ -12,7 +12,7 @@ from slmtvm.importer.steps import Param, Weights
 from slmtvm.inspect import inspect
 from tests.importer.graph_builder import save
 from tests.importer.graphs import Tiny, build
-from tests.importer.test_quantized_weights import matmul_nbits
+from tests.importer.quantized import matmul_nbits
 
 TINY = Tiny(hidden=40, heads=4, kv_heads=2, head_dim=12, ffn=72, vocab=53, rope="rotate_half")
 

@@ -43,6 +43,7 @@ def cells() -> dict[str, tuple[str, ...]]:
 
 def corpus_path(cell: str, name: str = "model.onnx") -> Path:
     """A file of a cell, its family's archive unpacked if need be."""
+    assert name in cells().get(cell, ()), f"{cell}/{name} is not in {_INDEX}: packed without it"
     return _unpacked(family_of(cell)) / cell / name
 
 

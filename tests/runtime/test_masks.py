@@ -9,6 +9,7 @@ import pytest
 
 from slmtvm.errors import DeviceError
 from slmtvm.runtime import load
+from tests.runtime.conftest import ToyBundle
 from tests.runtime.toy import (
     CONTEXT,
     HIDDEN,
@@ -33,8 +34,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def masked_decoder(kind: str, request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(f"{kind}_decoder")
+def masked_decoder(kind: str, toy_bundle: ToyBundle) -> Path:
+    return toy_bundle("decoder", kind)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -149,10 +150,10 @@ def test_only_what_is_kept_must_fit_the_context(masked_decoder: Path, kind: str)
 @pytest.mark.parametrize("kind", ["keys", "skip"])
 @pytest.mark.parametrize("mask", [LEFT[-ENCODED:], HOLES[-ENCODED:], ~LEFT[:ENCODED]])
 def test_an_encoder_does_not_see_hidden_tokens(
-    kind: str, mask: np.ndarray, request: pytest.FixtureRequest
+    kind: str, mask: np.ndarray, toy_bundle: ToyBundle
 ) -> None:
     tokens = TOKENS[:ENCODED]
-    with load(request.getfixturevalue(f"{kind}_encoder"), threads=2) as session:
+    with load(toy_bundle("encoder", kind), threads=2) as session:
         session.encode(tokens)
         rows = session.encode(tokens, mask)
         with pytest.raises(DeviceError, match="hides every token"):
