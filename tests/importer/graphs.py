@@ -34,6 +34,7 @@ class Tiny:
     hidden: int = 24
     heads: int = 3
     kv_heads: int = 3
+    repeated: str = "rotated"  # key heads, for the query heads that share them; or "first"
     head_dim: int = 8
     ffn: int = 37
     layers: int = 1
@@ -150,10 +151,14 @@ def _attention(
     if tiny.qk_norm:
         q = _norm_heads(b, tiny, q, tiny.heads)
         k = _norm_heads(b, tiny, k, tiny.kv_heads)
+    if tiny.repeated == "first":
+        k = _repeat(b, tiny, k, length)
     if tables is not None:
         rope, _, _ = ROPES[tiny.rope]
         q, k = (rope(b, part, *tables, d) for part in (q, k))
-    k, v = _repeat(b, tiny, k, length), _repeat(b, tiny, v, length)
+    if tiny.repeated == "rotated":
+        k = _repeat(b, tiny, k, length)
+    v = _repeat(b, tiny, v, length)
     k = b.op("Transpose", k, perm=[0, 1, 3, 2])
     scale = 1 / math.sqrt(d)
     if tiny.scale_on == "queries":

@@ -91,6 +91,19 @@ def test_every_spelling_of_a_rope_becomes_tables_of_the_whole_context(rope, kv_h
     assert {spec.num_kv_heads for spec in model.kv} == {kv_heads}
 
 
+@pytest.mark.parametrize("rope", [name for name in ROPES if name != "operator"])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_keys_that_are_repeated_before_they_are_rotated_are_cached_once(rope, kv_heads, tmp_path):
+    model = check(Tiny(rope=rope, heads=4, kv_heads=kv_heads, repeated="first"), tmp_path)
+    assert {spec.num_kv_heads for spec in model.kv} == {kv_heads}
+
+
+def test_values_of_fewer_heads_than_keys_are_cached_for_each_key_head_and_noted(tmp_path):
+    model = check(Tiny(rope="operator", heads=4, kv_heads=2, repeated="first"), tmp_path)
+    assert {spec.num_kv_heads for spec in model.kv} == {4}
+    assert any("a value head, which is cached 2 times" in note for note in model.notes)
+
+
 @pytest.mark.parametrize("base", [1e2, 1e8])
 def test_a_rope_is_found_however_slowly_it_turns(base, tmp_path):
     model = check(Tiny(rope="rotate_half", head_dim=64, rope_base=base), tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from slmtvm.importer.match.rounding import as_text, score_roundings, share_of, w
 from slmtvm.importer.match.scores import match_scores
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import dominators
-from slmtvm.importer.steps import Attention, Param, Rows
+from slmtvm.importer.steps import Attention, Param, Reordered, Rope, Rows
 
 _CHANGED_WEIGHTS = "the softmax is changed before it weights the values"
 
@@ -52,14 +52,19 @@ def match_attention(cover: Cover, node: Node) -> Attention:
     num_heads, head_dim = q.features.shape
     kv_heads, k_features = distinct_heads(k, where)
     v_heads, v_features = distinct_heads(v, where)
+    q_rows, q_scale = _rotated(cover, q.source, q.features, head_dim)
+    k_rows, k_scale = _rotated(cover, k.source, k_features, head_dim)
+    kv_heads, k_rows = _rotated_once(cover, k_rows, kv_heads, where)
+    if v_heads < kv_heads and kv_heads % v_heads == 0:
+        times = kv_heads // v_heads
+        cover.note(f"{times} key heads share a value head, which is cached {times} times")
+        v_heads, v_features = kv_heads, np.repeat(v_features, times, axis=0)
     if v_heads != kv_heads or v_features.shape[1] != head_dim or k_features.shape[1] != head_dim:
         raise UnsupportedOpError(
             f"queries of {num_heads} x {head_dim}, keys of {kv_heads} x {k_features.shape[1]} and "
             f"values of {v_heads} x {v_features.shape[1]} features are not supported",
             where=where,
         )
-    q_rows, q_scale = _rotated(cover, q.source, q.features, head_dim)
-    k_rows, k_scale = _rotated(cover, k.source, k_features, head_dim)
     before = q_factor * k_factor * q_scale * k_scale
     roundings, scaled = score_roundings(cover, raw, softmax.inputs[0], before, where)
     if roundings and scores.softcap:
@@ -206,3 +211,19 @@ def _rotated(cover: Cover, source: str, features: Array, head_dim: int) -> tuple
             cover.add(rows, rope)
             return rows, factor
     return cover.columns(source, flat), 1.0
+
+
+def _rotated_once(cover: Cover, keys: Rows, heads: int, where: str) -> tuple[int, Rows]:
+    """Key heads that are repeated before they are rotated (Falcon), rotated and then repeated."""
+    rope = cover.steps.get(keys)
+    if not isinstance(rope, Rope):
+        return heads, keys
+    repeated = cover.steps.get(rope.x)
+    if not isinstance(repeated, Reordered):
+        return heads, keys
+    features = repeated.features.array.reshape(heads, -1)
+    count, distinct = distinct_heads(Heads(repeated.x, features), where)
+    rows = Rows(f"{keys}#{count}")
+    x = cover.columns(repeated.x, distinct.reshape(-1))
+    cover.add(rows, replace(rope, x=x, num_heads=count))
+    return count, rows
