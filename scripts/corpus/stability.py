@@ -1,0 +1,49 @@
+"""How far onnxruntime's results for one file are from each other: what no other can be nearer to.
+
+Where activations are rounded, the last bit of a float can decide which way a value is rounded.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from corpus.oracle import wanted_rows
+from slmtvm.verify import Reference
+
+_DRAWS = 4  # of last bits
+
+
+def own_difference(path: Path, sequences: list[np.ndarray], source: np.ndarray | None) -> float:
+    """The largest difference, relative to the results' range, between onnxruntime on the file as
+    it is and each of: its graph optimized, token by token, last bits of its float32 numbers
+    changed."""
+    wanted = np.concatenate(wanted_rows(path, sequences, source, stepwise=False))
+    others = (np.concatenate(rows) for rows in _others(path, sequences, source))
+    return max(float(np.abs(rows - wanted).max() / np.ptp(wanted)) for rows in others)
+
+
+def _others(
+    path: Path, sequences: list[np.ndarray], source: np.ndarray | None
+) -> Iterator[list[np.ndarray]]:
+    optimized = Reference(path, optimize=True)
+    yield [optimized.rows(tokens, source) for tokens in sequences]
+    yield wanted_rows(path, sequences, source, stepwise=True)
+    random = np.random.default_rng(0)
+    for _ in range(_DRAWS):
+        model = onnx.load(path)
+        for tensor in model.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.FLOAT:
+                array = numpy_helper.to_array(tensor)
+                ends = np.where(random.random(array.shape) < 0.5, np.inf, -np.inf)
+                moved = np.nextafter(array, ends.astype(np.float32))
+                tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
+        with tempfile.TemporaryDirectory() as folder:
+            changed = Path(folder) / path.name
+            onnx.save(model, changed)
+            yield wanted_rows(changed, sequences, source, stepwise=False)
