@@ -6,15 +6,17 @@ import struct
 from dataclasses import dataclass
 
 from slmtvm.schedules.kernel import Tensor
+from slmtvm.schedules.rows.pair import Pair
 from slmtvm.schedules.vector import LANES
 
 ACTIVATIONS = ("silu", "relu", "gelu_erf", "gelu_tanh", "sigmoid")
 GLUS = tuple(f"{activation}_glu" for activation in ACTIVATIONS)
-PROLOGUES = ("copy", "rms_norm", "layer_norm", "swiglu", *ACTIVATIONS, *GLUS)
+PROLOGUES = ("copy", "rms_norm", "layer_norm", "swiglu", "pair", *ACTIVATIONS, *GLUS)
 EPILOGUES = ("f32", "block", "row_u8", "range", "rounded", "static_u8")
 GATED = (*GLUS, "swiglu")  # those that read rows twice as long
 NORMS = ("rms_norm", "layer_norm")
 STATIC = ("rounded", "static_u8")  # with a scale that is known beforehand
+OTHERS = ("rows", "features", "number")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class RowOp:
       layer_norm: (x - mean) / sqrt(var + eps) * gamma + beta, beta float32 (d,);
       silu_glu and so on: silu(x[:, :d]) * x[:, d:], x float32 (m, 2 d);
       swiglu: g * sigmoid(alpha * g) * (l + beta) of g = min(x[:, :d], limit) and l = x[:, d:]
-        between -limit and limit; constants float32 (3,) are alpha, beta and limit.
+        between -limit and limit; constants float32 (3,) are alpha, beta and limit;
+      pair: ``pair`` of x and other, as ``other`` says "rows" float32 (m, d), "features" (d,), or
+        "number" (m, 1).
     With ``residual`` a norm reads x + residual (float32 (m, d)) and stores it as output ``sum``.
 
     Epilogues; y is the prologue's result, columns d .. k_padded hold zero:
@@ -62,6 +66,8 @@ class RowOp:
     scale: float = 0.0  # of "rounded" and "static_u8"
     low: int = 0
     high: int = 0
+    pair: Pair | None = None
+    other: str = "rows"
 
     def __post_init__(self) -> None:
         assert self.prologue in PROLOGUES, self.prologue
@@ -74,6 +80,8 @@ class RowOp:
         assert self.low <= 0 <= self.high and self.high - self.low < 1 << 16, self
         assert self.epilogue != "static_u8" or self.high - self.low < 1 << 8, self
         assert not self.residual or self.prologue in NORMS, self
+        assert (self.prologue == "pair") == (self.pair is not None), self
+        assert self.other in OTHERS, self.other
         whole_rows = self.prologue not in NORMS or self.epilogue != "f32"
         assert self.groups == 1 or not whole_rows, self
 
@@ -104,6 +112,8 @@ class RowOp:
         parts = [self.prologue, self.epilogue]
         if self.prologue in NORMS:
             parts.append("e" + struct.pack(">f", self.eps).hex())
+        if self.pair is not None:
+            parts += [self.other, _identifier(self.pair)]
         if self.residual:
             parts.append("res")
         if self.epilogue == "block":
@@ -131,6 +141,9 @@ class RowOp:
             tensors.append(Tensor("beta", (d,), "float32"))
         if self.prologue == "swiglu":
             tensors.append(Tensor("constants", (3,), "float32"))
+        if self.pair is not None:
+            shapes = {"rows": (m, d), "features": (d,), "number": (m, 1)}
+            tensors.append(Tensor("other", shapes[self.other], "float32"))
         return tuple(tensors)
 
     @property
@@ -163,3 +176,10 @@ class RowOp:
     def scratch(self) -> tuple[Tensor, ...]:
         """The memory that each thread needs of its own."""
         return (Tensor("scratch", (self.d,), "float32"),) if self.needs_scratch else ()
+
+
+def _identifier(pair: Pair) -> str:
+    """``pair`` as part of a name in C."""
+    scales = struct.pack(">3f", pair.x_scale, pair.y_scale, pair.scale).hex()
+    zeros = "_".join(f"{zero}".replace("-", "n") for zero in (pair.x_zero, pair.y_zero, pair.zero))
+    return f"{pair.function}_{scales}_{zeros}_{int(pair.first)}"

@@ -13,15 +13,16 @@ from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules import vector as vec
 from slmtvm.schedules.rows.op import GLUS, RowOp
+from slmtvm.schedules.rows.pair import FARTHEST, Pair
 from slmtvm.schedules.rows.statistics import inverse_rms, mean
-from slmtvm.schedules.vector import Buffer, Expr
+from slmtvm.schedules.vector import LANES, Buffer, Expr
 
 Value = Callable[[Expr, int], Expr]
 Buffers = dict[str, Buffer]
 Function = Callable[[Expr], Expr]
 
 # Long enough to keep the units busy alone; several at once would spill registers on NEON.
-_LONG = (*GLUS, "swiglu", "silu", "gelu_erf", "gelu_tanh", "sigmoid")
+_LONG = (*GLUS, "swiglu", "pair", "silu", "gelu_erf", "gelu_tanh", "sigmoid")
 
 
 def vectors_at_once(op: RowOp) -> int:
@@ -71,6 +72,62 @@ def _swiglu(op: RowOp, row: Expr, buffers: Buffers) -> Value:
         return T.bind(gated * T.bind(up + beta))
 
     return value
+
+
+def _pair(op: RowOp, row: Expr, buffers: Buffers) -> Value:
+    pair, number = op.pair, None
+    assert pair is not None
+    if op.other == "number":
+        number = vec.splat(vec.load(buffers["other"], row, 1))
+
+    def value(column: Expr, count: int) -> Expr:
+        x = vec.load_part(buffers["x"], row * op.d + column, count)
+        other = number
+        if other is None:
+            start = column if op.other == "features" else row * op.d + column
+            other = vec.load_part(buffers["other"], start, count)
+        result = _PAIRS[pair.function](pair, _steps(x, pair.x_scale), _steps(other, pair.y_scale))
+        return vec.keep_part(result, count)
+
+    return value
+
+
+def _steps(x: Expr, scale: float) -> Expr:
+    """How many steps x is; it is a whole number of them but for its own rounding."""
+    return vec.round_product_to_int(x, vec.splat(1.0 / scale))
+
+
+def _float_of(steps: Expr, zero: int) -> Expr:
+    return T.bind(T.cast(T.bind(steps + vec.splat_int(zero)), f"float32x{LANES}"))
+
+
+def _sum(pair: Pair, x: Expr, y: Expr) -> Expr:
+    of_x, of_y = (vec.splat(float(factor)) for factor in pair.factors)
+    a, b = (_float_of(x, pair.x_zero), of_x), (_float_of(y, pair.y_zero), of_y)
+    if not pair.first:
+        a, b = b, a
+    total = _clipped(vec.fma(*a, vec.fma(*b, vec.splat(float(pair.offset)))))
+    return _restored(pair, total)
+
+
+def _product(pair: Pair, x: Expr, y: Expr) -> Expr:
+    product = T.bind(_float_of(x, 0) * _float_of(y, 0))
+    # Clipped between product and sum, which must not become one operation.
+    scaled = _clipped(T.bind(product * vec.splat(float(pair.factor))))
+    return _restored(pair, T.bind(scaled + vec.splat(float(pair.zero))))
+
+
+def _clipped(steps: Expr) -> Expr:
+    above = T.bind(vec.maximum(steps, vec.splat(-FARTHEST)))
+    return T.bind(vec.minimum(above, vec.splat(FARTHEST)))
+
+
+def _restored(pair: Pair, ideal: Expr) -> Expr:
+    """The integer nearest to ``ideal`` as what it stands for."""
+    return T.bind(_float_of(vec.round_to_int(ideal), -pair.zero) * vec.splat(pair.scale))
+
+
+_PAIRS: dict[str, Callable[[Pair, Expr, Expr], Expr]] = {"add": _sum, "multiply": _product}
 
 
 def _silu(x: Expr) -> Expr:
@@ -161,6 +218,7 @@ PROLOGUE_CODE: dict[str, Callable[[RowOp, Expr, Buffers], Value]] = {
     "gelu_tanh_glu": _glu(_gelu_tanh),
     "sigmoid_glu": _glu(vec.sigmoid),
     "swiglu": _swiglu,
+    "pair": _pair,
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
 }

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from slmtvm.schedules.rows import pair
 from slmtvm.schedules.rows.op import GLUS, STATIC, RowOp
 
 Array = np.ndarray
@@ -38,6 +39,8 @@ def prologue(op: RowOp, inputs: Mapping[str, Array]) -> Array:
     if op.prologue in GLUS:
         gate = _FUNCTIONS[op.prologue.removesuffix("_glu")]
         return np.asarray(gate(x[:, : op.d]) * x[:, op.d :])
+    if op.pair is not None:
+        return pair.reference(op.pair, inputs["x"], inputs["other"]).astype(np.float64)
     if op.prologue == "swiglu":
         alpha, beta, limit = inputs["constants"].astype(np.float64)
         g, up = np.minimum(x[:, : op.d], limit), np.clip(x[:, op.d :], -limit, limit)

@@ -225,6 +225,7 @@ def _match(cover: Cover, value: str) -> Step:
     )
     from slmtvm.importer.match.fused import match_fused
     from slmtvm.importer.match.general import match_concat, match_reduction
+    from slmtvm.importer.match.integer_pairs import match_integer_pair
     from slmtvm.importer.match.linear import match_int8_linear, match_linear, with_bias
     from slmtvm.importer.match.norm import match_norm
     from slmtvm.importer.match.pointwise import match_activation, match_elementwise
@@ -256,6 +257,7 @@ def _match(cover: Cover, value: str) -> Step:
             or match_combined(cover, node, value)
             or match_rounding(cover, value)
             or match_dequantized_rows(cover, value)
+            or match_integer_pair(cover, node, value)
             or with_bias(cover, value)
             or match_activation(cover, value)
             or match_norm(cover, value)

@@ -22,6 +22,7 @@ from slmtvm.importer.steps import (
     Embedding,
     Experts,
     ExpertWeights,
+    IntegerPair,
     Linear,
     Norm,
     Param,
@@ -240,6 +241,9 @@ class Emitter:
             return ops.quantize_dequantize(
                 self._value(step.x), scale=step.scale, low=step.low, high=step.high
             )
+        if isinstance(step, IntegerPair):
+            y = self._param(step.y) if isinstance(step.y, Param) else self._value(step.y)
+            return ops.integer_pair(self._value(step.x), y, pair=step.pair)
         if isinstance(step, Reordered):
             # All features are there; TVM's default mode warns that it does not check.
             x, features = self._value(step.x), self._param(step.features)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 from slmtvm.importer.graph import Array
 from slmtvm.ir.experts import ExpertLayer, Gate, Routing
+from slmtvm.schedules.rows import Pair
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +200,15 @@ class QuantizeDequantize(Step):
     scale: float
     low: int
     high: int
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerPair(Step):
+    """The sum or product of two rounded values; see ``ir.ops.integer_pair``."""
+
+    x: Rows
+    y: Rows | Param
+    pair: Pair
 
 
 @dataclass(frozen=True, eq=False)

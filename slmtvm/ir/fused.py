@@ -73,6 +73,7 @@ def row(
     keep_float: bool = False,
     rounding: tuple[float, int, int] = (0.0, 0, 0),
     groups: int = 1,
+    pair: str = "",
 ) -> relax.Call:
     """A prologue on each row of x float32 (m, d), and its result as float32 or quantized.
 
@@ -84,12 +85,30 @@ def row(
     same with one range for all valid rows. "rounded": float32 (m, features) after
     ``slm.quantize_dequantize`` with the scale, low and high of ``rounding``; "static_u8": the tuple
     of "row_u8" that holds the same numbers. ``keep_float`` adds the float32 result, rounded in the
-    latter case, as the tuple's last field.
+    latter case, as the tuple's last field. ``pair``: as ``slm.integer_pair`` has it, for the
+    prologue "pair", whose parameter is y.
     """
     scale, low, high = rounding
     return make_call(
         ROW, [x, *params], prologue=prologue, epilogue=epilogue, group_size=group_size, eps=eps,
-        keep_float=int(keep_float), scale=scale, low=low, high=high, groups=groups,
+        keep_float=int(keep_float), scale=scale, low=low, high=high, groups=groups, pair=pair,
+    )  # fmt: skip
+
+
+def row_stored(
+    made: relax.Call,
+    *,
+    epilogue: str,
+    group_size: int = 0,
+    keep_float: bool = False,
+    rounding: tuple[float, int, int] = (0.0, 0, 0),
+) -> relax.Call:
+    """The row op ``made``, which has no groups, with another epilogue."""
+    x, *params = made.args
+    return row(
+        x, params, prologue=str(made.attrs["prologue"]), epilogue=epilogue, group_size=group_size,
+        eps=float(made.attrs["eps"]), keep_float=keep_float, rounding=rounding,
+        pair=str(made.attrs["pair"]),
     )  # fmt: skip
 
 

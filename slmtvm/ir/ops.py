@@ -22,6 +22,8 @@ from tvm import relax
 from tvm.ir import Op, _ffi_api
 from tvm.relax import Expr
 
+from slmtvm.schedules.rows import Pair
+
 DEFAULT_ZERO_POINTS: dict[str, np.integer[Any]] = {
     "int2": np.uint8(2), "int4": np.uint8(8), "int8": np.int8(0), "int16": np.int16(0),
 }  # fmt: skip
@@ -71,6 +73,7 @@ POSITION_ROWS = define(
 
 
 QUANTIZE_DEQUANTIZE = define("slm.quantize_dequantize", _same_as_input)
+INTEGER_PAIR = define("slm.integer_pair", _same_as_input)
 
 
 def make_call(op: Op, args: list[Expr], **attrs: Any) -> relax.Call:
@@ -162,6 +165,17 @@ def quantize_dequantize(x: Expr, *, scale: float, low: int, high: int) -> relax.
     low <= 0 <= high are the ends of the integer type less the zero point. x float32 (m, d).
     """
     return make_call(QUANTIZE_DEQUANTIZE, [x], scale=scale, low=low, high=high)
+
+
+def integer_pair(x: Expr, y: Expr, *, pair: Pair) -> relax.Call:
+    """The sum or product of integers that x and y stand for, in whole steps of the result's scale.
+
+    What QLinearAdd and QLinearMul compute but for the bounds of the integer type, which a
+    ``quantize_dequantize`` sets. x float32 (m, d); y float32 (m, d), (d,) or (m, 1); both came out
+    of a ``quantize_dequantize``, or are constants that a DequantizeLinear would make.
+    -> float32 (m, d)
+    """
+    return make_call(INTEGER_PAIR, [x, y], pair=str(pair))
 
 
 def rms_norm(x: Expr, gamma: Expr, *, eps: float, groups: int = 1) -> relax.Call:

@@ -44,6 +44,9 @@ def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
         return fused.row(x, params, prologue=prologue, eps=eps, groups=groups)
     if call.op == ops.QUANTIZE_DEQUANTIZE:
         return _rounded(call, rewriter)
+    if call.op == ops.INTEGER_PAIR:
+        x, y = call.args
+        return fused.row(x, [y], prologue="pair", pair=str(call.attrs["pair"]))
     if not isinstance(call.op, Op):
         return None
     if call.op.name in _UNARY:
@@ -79,11 +82,7 @@ def _rounded(call: relax.Call, rewriter: Rewriter) -> relax.Expr:
     made = rewriter.call_to(x, fused.ROW)
     if made is None or not _can_round(made) or len(rewriter.readers(x)) != 1:
         return fused.row(x, [], prologue="copy", epilogue="rounded", rounding=rounding)
-    source, *params = made.args
-    return fused.row(
-        source, params, prologue=str(made.attrs["prologue"]), epilogue="rounded",
-        eps=float(made.attrs["eps"]), rounding=rounding,
-    )  # fmt: skip
+    return fused.row_stored(made, epilogue="rounded", rounding=rounding)
 
 
 def _can_round(row: relax.Call) -> bool:

@@ -95,11 +95,9 @@ class _Rule:
             return None
         (row,) = quantized
         keep = _FLOAT in wanted
-        x, *params = call.args
         made = rewriter.emit(
-            fused.row(
-                x, params, prologue=str(call.attrs["prologue"]), epilogue=row.epilogue,
-                group_size=row.group_size, eps=float(call.attrs["eps"]), keep_float=keep,
+            fused.row_stored(
+                call, epilogue=row.epilogue, group_size=row.group_size, keep_float=keep,
                 rounding=row.rounding,
             )
         )  # fmt: skip

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-GAPS: dict[str, tuple[str, ...]] = {
-    "QLinearAdd rounds sums half-way between two integers by another formula": (
-        "bert-optimum-qoperator-u8s8", "bert-optimum-qoperator-u8s8-channel",
-    ),
-}  # fmt: skip
+GAPS: dict[str, tuple[str, ...]] = {}
 
 
 def reason(file: str) -> str:

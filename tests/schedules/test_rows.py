@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from slmtvm.schedules import rows
-from slmtvm.schedules.rows import RowOp
+from slmtvm.schedules.rows import Pair, RowOp
 from slmtvm.schedules.rows.op import EPILOGUES, NORMS, PROLOGUES, STATIC
 from slmtvm.schedules.rows.reference import prologue as float_rows
 from slmtvm.schedules.rows.reference import (
@@ -27,13 +27,17 @@ from tests.schedules.harness import run
 
 # A few float32 roundings of the row's largest intermediate value.
 RELATIVE = 2e-6
+# Factors of few bits: many results lie half-way between two steps.
+SUM = Pair("add", 0.375, 7, 0.125, 100, 0.75, 131)
+PRODUCT = Pair("multiply", 0.03, -5, 0.25, 0, 0.015, 3, first=False)
 
 
 def row_op(prologue: str, epilogue: str, d: int, **fields: Any) -> RowOp:
     eps = 1e-5 if prologue in NORMS else 0.0
     group_size = 32 if epilogue == "block" else 0
     static = {"scale": 0.037, "low": -100, "high": 155} if epilogue in STATIC else {}
-    given = {"m": 3, "eps": eps, "group_size": group_size, **static, **fields}
+    pair = {"pair": SUM} if prologue == "pair" else {}
+    given = {"m": 3, "eps": eps, "group_size": group_size, **static, **pair, **fields}
     return RowOp(prologue=prologue, epilogue=epilogue, d=d, **given)
 
 
@@ -43,6 +47,11 @@ def random_inputs(op: RowOp, seed: int = 0) -> dict[str, np.ndarray]:
     inputs = {t.name: rng.standard_normal(t.shape).astype(np.float32) for t in op.inputs}
     inputs["x"] *= np.float32(10.0) ** np.arange(-1, op.m - 1, dtype=np.float32)[:, None] * 3
     inputs["x"][-1] = -np.abs(inputs["x"][-1])
+    if op.pair is not None:
+        # Whole steps, as far as float32 has them.
+        for name, scale in (("x", op.pair.x_scale), ("other", op.pair.y_scale)):
+            steps = rng.integers(-255, 256, inputs[name].shape).astype(np.float32)
+            inputs[name] = steps * np.float32(scale)
     if op.prologue == "swiglu":
         inputs["constants"] = np.array([1.702, 1.0, 7.0], np.float32)
     return inputs
@@ -56,6 +65,8 @@ def check(op: RowOp, target: Target, inputs: dict[str, np.ndarray]) -> None:
     if op.epilogue in STATIC:
         check_static(op, inputs, got)
         return
+    if op.pair is not None and op.stores_y:
+        np.testing.assert_array_equal(got["y"], want["y"])
     if op.stores_y:
         # 1 + erf(x) cancels for negative x: the error of gelu is one of x, not of the result.
         seen = want["y"] if op.prologue in NORMS else inputs["x"]
@@ -87,10 +98,11 @@ def check_static(op: RowOp, inputs: dict[str, np.ndarray], got: dict[str, np.nda
     else:
         levels = got["xq"][:, : op.d].astype(int) + op.low + 128 * (op.storage == "int8")
     ideal = np.clip(float_rows(op, inputs) / op.scale, op.low, op.high)
-    slack = 0 if op.prologue == "copy" else 1e-4
-    assert (np.abs(levels - ideal) <= 0.5 + slack).all()
-    if op.prologue == "copy":
-        np.testing.assert_array_equal(levels, static_levels(op, inputs["x"]))
+    exact = op.prologue in ("copy", "pair")
+    assert (np.abs(levels - ideal) <= 0.5 + (0 if exact else 1e-4)).all()
+    if exact:
+        floats = float_rows(op, inputs).astype(np.float32)
+        np.testing.assert_array_equal(levels, static_levels(op, floats))
     if op.epilogue == "static_u8":
         padding = np.full((op.m, op.k_padded - op.d), -op.low)
         stored = np.hstack([levels - op.low, padding]) - 128 * (op.storage == "int8")
@@ -119,6 +131,11 @@ def target(request: pytest.FixtureRequest) -> Target:
         row_op("gelu_erf", "rounded", 40),
         row_op("layer_norm", "static_u8", 31, keep_f32=True, storage="int8"),
         row_op("copy", "static_u8", 31, low=-128, high=127),
+        row_op("pair", "f32", 33),
+        row_op("pair", "rounded", 7, pair=SUM.turned, other="features", scale=0.75),
+        row_op("pair", "static_u8", 31, keep_f32=True, other="number", scale=0.75),
+        row_op("pair", "f32", 17, pair=PRODUCT, other="features"),
+        row_op("pair", "static_u8", 40, pair=PRODUCT, storage="int8", scale=0.015),
         row_op("rms_norm", "f32", 40, groups=3),
         row_op("layer_norm", "f32", 16, groups=5),
     ],

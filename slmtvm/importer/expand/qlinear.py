@@ -2,18 +2,22 @@
 DequantizeLinear of its inputs and a QuantizeLinear of its result.
 
 onnxruntime computes some of them in integers or by tables; results differ by a rounding at most.
+Sums and products carry a ``Pair``, which says how it rounds them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from slmtvm.importer.expand.registry import MICROSOFT, expansion
 from slmtvm.importer.expand.site import Site
 from slmtvm.importer.operators.registry import FLOAT, INT
+from slmtvm.schedules.rows import Pair
 
 _ONE_INPUT = 5  # x, its scale and zero point, those of y
 _TWO_INPUTS = 8
+_FUNCTIONS = {"Add": "add", "Mul": "multiply"}
 _AXIS_ALONE = 13  # the operator set from which on a softmax runs over one axis
 
 
@@ -57,7 +61,29 @@ def qgemm(site: Site) -> Sequence[str]:
 
 
 def _pair(site: Site, op_type: str) -> Sequence[str]:
-    return [_integers(site, site.op(op_type, _float(site, 0), _float(site, 3)), 6)]
+    # Where one number meets many in a run, onnxruntime takes it as the second one.
+    left, right = (3, 0) if _repeats(site, 0, 3) else (0, 3)
+    pair = _integers_of(site, _FUNCTIONS[op_type], left, right)
+    result = site.op(op_type, _float(site, left), _float(site, right), pair=pair)
+    return [_integers(site, result, 6)]
+
+
+def _integers_of(site: Site, function: str, left: int, right: int) -> Pair | None:
+    """Scales and zero points of both sides and of the result; None where they are not known."""
+    numbers = [site.number(i) for first in (left + 1, right + 1, 6) for i in (first, first + 1)]
+    scales, zeros = ([n for n in numbers[i::2] if n is not None] for i in (0, 1))
+    if len(scales) + len(zeros) < len(numbers):
+        return None
+    x, y, result = zip(scales, map(int, zeros), strict=True)
+    return Pair(function, *x, *y, *result)
+
+
+def _repeats(site: Site, side: int, other: int) -> bool:
+    """Whether each number of input ``side`` meets several of input ``other`` in a row."""
+    shapes = [site.shape(site.input(i))[::-1] for i in (side, other)]
+    innermost = (pair for pair in zip_longest(*shapes, fillvalue=1) if pair != (1, 1))
+    own, _ = next(innermost, (0, 0))
+    return own == 1
 
 
 @expansion("QLinearAdd", 1, MICROSOFT, arity=(7, _TWO_INPUTS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,15 @@ class Site:
     def known(self, name: str) -> bool:
         """Whether the value does not depend on the tokens."""
         return name in self._frozen.constants
+
+    def number(self, index: int, default: float = 0) -> float | None:
+        """An input that is one number known beforehand, ``default`` where it is absent."""
+        if not self.input(index):
+            return default
+        constant = self._frozen.constants.get(self.input(index))
+        if constant is None or math.prod(constant.shape) != 1:
+            return None
+        return float(constant.values().reshape(-1)[0])
 
     def op(
         self, op_type: str, *inputs: str, outputs: int = 1, domain: str = "", **attrs: Any

@@ -131,6 +131,7 @@ _WITH_OPERANDS: dict[str, Callable[..., Array]] = {
     "slm.moe": experts.moe,
 }
 _CANONICAL: dict[str, Callable[..., Array]] = {
+    "slm.integer_pair": rounding.integer_pair,
     "slm.quantize_dequantize": rounding.quantize_dequantize,
     "slm.layer_norm": layers.layer_norm,
     "slm.position_rows": attention.position_rows,

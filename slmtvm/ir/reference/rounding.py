@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from slmtvm.ir.reference.arrays import Array, Attrs
+from slmtvm.schedules.rows import pair
 
 _INT8_MAX, _UINT8_MAX = 127, 255
 
@@ -37,6 +38,10 @@ def quantize_rows(x: Array) -> Array:
 
 def quantize_dequantize(attrs: Attrs, x: Array) -> Array:
     return rounded(x, float(attrs["scale"]), int(attrs["low"]), int(attrs["high"]))
+
+
+def integer_pair(attrs: Attrs, x: Array, y: Array) -> Array:
+    return pair.reference(pair.Pair.parse(str(attrs["pair"])), x, y)
 
 
 def rounded(x: Array, scale: float, low: float, high: float) -> Array:

@@ -23,6 +23,7 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     prologue, epilogue = str(attrs["prologue"]), str(attrs["epilogue"])
     whole, groups = epilogue == "tensor_u8", int(attrs["groups"])
     scale, low, high = rounding_of(call)
+    pair = str(attrs["pair"])
     op = rows.RowOp(
         prologue=prologue,
         epilogue="row_u8" if whole else epilogue,
@@ -36,10 +37,15 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         low=low,
         high=high,
         groups=groups,
+        pair=rows.Pair.parse(pair) if pair else None,
+        other=_other(params[0], m) if pair else "rows",
     )
     floats = epilogue in ("f32", "rounded")
     assert floats or op.k_padded == padded_features(op.d, epilogue, op.group_size)
-    operands = [emitter.weight(p.name, emitter.array(p)) for p in params]
+    # Weights are vectors; what lies in rows is the other side of a pair.
+    operands = [
+        p if len(shape_of(p)) == 2 else emitter.weight(p.name, emitter.array(p)) for p in params
+    ]
     if whole:
         ranged = dataclasses.replace(op, epilogue="range", keep_f32=False)
         made = emitter.call(rows.build(ranged), [x, *operands])
@@ -52,3 +58,11 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     third = "xsum" if epilogue == "block" else "xz"
     fields = ["xq", "xs", third] + (["y"] if op.keep_f32 else [])
     return relax.Tuple([results[name] for name in fields])
+
+
+def _other(y: relax.Expr, m: int) -> str:
+    """How the other side of a pair of m rows lies."""
+    shape = shape_of(y)
+    if len(shape) == 1:
+        return "features"
+    return "number" if shape == (m, 1) else "rows"
