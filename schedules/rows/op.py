@@ -11,7 +11,7 @@ from slmtvm.schedules.vector import LANES
 
 ACTIVATIONS = ("silu", "relu", "gelu_erf", "gelu_tanh", "sigmoid")
 GLUS = tuple(f"{activation}_glu" for activation in ACTIVATIONS)
-PROLOGUES = ("copy", "rms_norm", "layer_norm", "swiglu", "pair", *ACTIVATIONS, *GLUS)
+PROLOGUES = ("copy", "rms_norm", "layer_norm", "swiglu", "pair", "rescale", *ACTIVATIONS, *GLUS)
 EPILOGUES = ("f32", "block", "row_u8", "range", "rounded", "static_u8")
 GATED = (*GLUS, "swiglu")  # those that read rows twice as long
 NORMS = ("rms_norm", "layer_norm")
@@ -34,7 +34,8 @@ class RowOp:
       swiglu: g * sigmoid(alpha * g) * (l + beta) of g = min(x[:, :d], limit) and l = x[:, d:]
         between -limit and limit; constants float32 (3,) are alpha, beta and limit;
       pair: ``pair`` of x and other, as ``other`` says "rows" float32 (m, d), "features" (d,), or
-        "number" (m, 1).
+        "number" (m, 1);
+      rescale: x, which counts steps float32 (d,), as multiples of ``unit``.
     With ``residual`` a norm reads x + residual (float32 (m, d)) and stores it as output ``sum``.
 
     Epilogues; y is the prologue's result, columns d .. k_padded hold zero:
@@ -68,6 +69,7 @@ class RowOp:
     high: int = 0
     pair: Pair | None = None
     other: str = "rows"
+    unit: float = 0.0
 
     def __post_init__(self) -> None:
         assert self.prologue in PROLOGUES, self.prologue
@@ -82,6 +84,7 @@ class RowOp:
         assert not self.residual or self.prologue in NORMS, self
         assert (self.prologue == "pair") == (self.pair is not None), self
         assert self.other in OTHERS, self.other
+        assert (self.prologue == "rescale") == (self.unit > 0), self
         whole_rows = self.prologue not in NORMS or self.epilogue != "f32"
         assert self.groups == 1 or not whole_rows, self
 
@@ -114,6 +117,8 @@ class RowOp:
             parts.append("e" + struct.pack(">f", self.eps).hex())
         if self.pair is not None:
             parts += [self.other, _identifier(self.pair)]
+        if self.prologue == "rescale":
+            parts.append("u" + struct.pack(">f", self.unit).hex())
         if self.residual:
             parts.append("res")
         if self.epilogue == "block":
@@ -141,6 +146,8 @@ class RowOp:
             tensors.append(Tensor("beta", (d,), "float32"))
         if self.prologue == "swiglu":
             tensors.append(Tensor("constants", (3,), "float32"))
+        if self.prologue == "rescale":
+            tensors.append(Tensor("steps", (d,), "float32"))
         if self.pair is not None:
             shapes = {"rows": (m, d), "features": (d,), "number": (m, 1)}
             tensors.append(Tensor("other", shapes[self.other], "float32"))

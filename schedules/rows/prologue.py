@@ -14,6 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from slmtvm.schedules import vector as vec
 from slmtvm.schedules.rows.op import GLUS, RowOp
 from slmtvm.schedules.rows.pair import FARTHEST, Pair
+from slmtvm.schedules.rows.rescale import COUNTED
 from slmtvm.schedules.rows.statistics import inverse_rms, mean
 from slmtvm.schedules.vector import LANES, Buffer, Expr
 
@@ -22,7 +23,7 @@ Buffers = dict[str, Buffer]
 Function = Callable[[Expr], Expr]
 
 # Long enough to keep the units busy alone; several at once would spill registers on NEON.
-_LONG = (*GLUS, "swiglu", "pair", "silu", "gelu_erf", "gelu_tanh", "sigmoid")
+_LONG = (*GLUS, "swiglu", "pair", "rescale", "silu", "gelu_erf", "gelu_tanh", "sigmoid")
 
 
 def vectors_at_once(op: RowOp) -> int:
@@ -107,14 +108,15 @@ def _sum(pair: Pair, x: Expr, y: Expr) -> Expr:
     if not pair.first:
         a, b = b, a
     total = _clipped(vec.fma(*a, vec.fma(*b, vec.splat(float(pair.offset)))))
-    return _restored(pair, total)
+    return _restored(total, pair.scale, pair.zero)
 
 
 def _product(pair: Pair, x: Expr, y: Expr) -> Expr:
     product = T.bind(_float_of(x, 0) * _float_of(y, 0))
     # Clipped between product and sum, which must not become one operation.
     scaled = _clipped(T.bind(product * vec.splat(float(pair.factor))))
-    return _restored(pair, T.bind(scaled + vec.splat(float(pair.zero))))
+    ideal = T.bind(scaled + vec.splat(float(pair.zero)))
+    return _restored(ideal, pair.scale, pair.zero)
 
 
 def _clipped(steps: Expr) -> Expr:
@@ -122,9 +124,21 @@ def _clipped(steps: Expr) -> Expr:
     return T.bind(vec.minimum(above, vec.splat(FARTHEST)))
 
 
-def _restored(pair: Pair, ideal: Expr) -> Expr:
+def _restored(ideal: Expr, scale: float, zero: int) -> Expr:
     """The integer nearest to ``ideal`` as what it stands for."""
-    return T.bind(_float_of(vec.round_to_int(ideal), -pair.zero) * vec.splat(pair.scale))
+    return T.bind(_float_of(vec.round_to_int(ideal), -zero) * vec.splat(scale))
+
+
+def _rescale(op: RowOp, row: Expr, buffers: Buffers) -> Value:
+    def value(column: Expr, count: int) -> Expr:
+        steps = vec.load_part(buffers["steps"], column, count)
+        ratio = T.bind(vec.load_part(buffers["x"], row * op.d + column, count) / steps)
+        few = vec.absolute(ratio) < vec.splat(COUNTED)
+        counted = T.bind(T.Select(few, _float_of(vec.round_to_int(ratio), 0), ratio))
+        ideal = _clipped(T.bind(counted * T.bind(steps / vec.splat(op.unit))))
+        return vec.keep_part(_restored(ideal, op.unit, 0), count)
+
+    return value
 
 
 _PAIRS: dict[str, Callable[[Pair, Expr, Expr], Expr]] = {"add": _sum, "multiply": _product}
@@ -219,6 +233,7 @@ PROLOGUE_CODE: dict[str, Callable[[RowOp, Expr, Buffers], Value]] = {
     "sigmoid_glu": _glu(vec.sigmoid),
     "swiglu": _swiglu,
     "pair": _pair,
+    "rescale": _rescale,
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
 }

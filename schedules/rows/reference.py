@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from slmtvm.schedules.rows import pair
+from slmtvm.schedules.rows import pair, rescale
 from slmtvm.schedules.rows.op import GLUS, STATIC, RowOp
 
 Array = np.ndarray
@@ -41,6 +41,8 @@ def prologue(op: RowOp, inputs: Mapping[str, Array]) -> Array:
         return np.asarray(gate(x[:, : op.d]) * x[:, op.d :])
     if op.pair is not None:
         return pair.reference(op.pair, inputs["x"], inputs["other"]).astype(np.float64)
+    if op.prologue == "rescale":
+        return rescale.reference(inputs["x"], inputs["steps"], op.unit).astype(np.float64)
     if op.prologue == "swiglu":
         alpha, beta, limit = inputs["constants"].astype(np.float64)
         g, up = np.minimum(x[:, : op.d], limit), np.clip(x[:, op.d :], -limit, limit)

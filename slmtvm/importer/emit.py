@@ -31,6 +31,7 @@ from slmtvm.importer.steps import (
     Reduce,
     Remember,
     Reordered,
+    Rescale,
     Rope,
     Rows,
     Same,
@@ -244,6 +245,9 @@ class Emitter:
         if isinstance(step, IntegerPair):
             y = self._param(step.y) if isinstance(step.y, Param) else self._value(step.y)
             return ops.integer_pair(self._value(step.x), y, pair=step.pair)
+        if isinstance(step, Rescale):
+            x, steps = self._value(step.x), self._param(step.steps)
+            return ops.rescale(x, steps, unit=step.unit)
         if isinstance(step, Reordered):
             # All features are there; TVM's default mode warns that it does not check.
             x, features = self._value(step.x), self._param(step.features)

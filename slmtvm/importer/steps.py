@@ -212,6 +212,15 @@ class IntegerPair(Step):
 
 
 @dataclass(frozen=True, eq=False)
+class Rescale(Step):
+    """``x`` in multiples of another step; see ``ir.ops.rescale``."""
+
+    x: Rows
+    steps: Param
+    unit: float
+
+
+@dataclass(frozen=True, eq=False)
 class Reduce(Step):
     """One number for each row of ``x``: its "mean", "sum", "max" or "min"."""
 

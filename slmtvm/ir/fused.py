@@ -74,6 +74,7 @@ def row(
     rounding: tuple[float, int, int] = (0.0, 0, 0),
     groups: int = 1,
     pair: str = "",
+    unit: float = 0.0,
 ) -> relax.Call:
     """A prologue on each row of x float32 (m, d), and its result as float32 or quantized.
 
@@ -86,12 +87,13 @@ def row(
     ``slm.quantize_dequantize`` with the scale, low and high of ``rounding``; "static_u8": the tuple
     of "row_u8" that holds the same numbers. ``keep_float`` adds the float32 result, rounded in the
     latter case, as the tuple's last field. ``pair``: as ``slm.integer_pair`` has it, for the
-    prologue "pair", whose parameter is y.
+    prologue "pair", whose parameter is y; ``unit``: that of ``slm.rescale``.
     """
     scale, low, high = rounding
     return make_call(
         ROW, [x, *params], prologue=prologue, epilogue=epilogue, group_size=group_size, eps=eps,
         keep_float=int(keep_float), scale=scale, low=low, high=high, groups=groups, pair=pair,
+        unit=unit,
     )  # fmt: skip
 
 
@@ -108,7 +110,7 @@ def row_stored(
     return row(
         x, params, prologue=str(made.attrs["prologue"]), epilogue=epilogue, group_size=group_size,
         eps=float(made.attrs["eps"]), keep_float=keep_float, rounding=rounding,
-        pair=str(made.attrs["pair"]),
+        pair=str(made.attrs["pair"]), unit=float(made.attrs["unit"]),
     )  # fmt: skip
 
 

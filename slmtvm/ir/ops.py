@@ -74,6 +74,7 @@ POSITION_ROWS = define(
 
 QUANTIZE_DEQUANTIZE = define("slm.quantize_dequantize", _same_as_input)
 INTEGER_PAIR = define("slm.integer_pair", _same_as_input)
+RESCALE = define("slm.rescale", _same_as_input)
 
 
 def make_call(op: Op, args: list[Expr], **attrs: Any) -> relax.Call:
@@ -176,6 +177,16 @@ def integer_pair(x: Expr, y: Expr, *, pair: Pair) -> relax.Call:
     -> float32 (m, d)
     """
     return make_call(INTEGER_PAIR, [x, y], pair=str(pair))
+
+
+def rescale(x: Expr, steps: Expr, *, unit: float) -> relax.Call:
+    """x, whole multiples of ``steps``, in the nearest multiples of ``unit``.
+
+    What QLinearMatMul and QGemm make of their sums of integers but for the bounds of the integer
+    type, as ``integer_pair``. x float32 (m, d), each a multiple but for roundings; steps float32
+    (d,). -> float32 (m, d)
+    """
+    return make_call(RESCALE, [x, steps], unit=unit)
 
 
 def rms_norm(x: Expr, gamma: Expr, *, eps: float, groups: int = 1) -> relax.Call:

@@ -47,6 +47,9 @@ def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
     if call.op == ops.INTEGER_PAIR:
         x, y = call.args
         return fused.row(x, [y], prologue="pair", pair=str(call.attrs["pair"]))
+    if call.op == ops.RESCALE:
+        x, steps = call.args
+        return fused.row(x, [steps], prologue="rescale", unit=float(call.attrs["unit"]))
     if not isinstance(call.op, Op):
         return None
     if call.op.name in _UNARY:

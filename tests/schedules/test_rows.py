@@ -27,6 +27,7 @@ from tests.schedules.harness import run
 
 # A few float32 roundings of the row's largest intermediate value.
 RELATIVE = 2e-6
+EXACT = ("copy", "pair", "rescale")  # prologues that are rounded as the reference is
 # Factors of few bits: many results lie half-way between two steps.
 SUM = Pair("add", 0.375, 7, 0.125, 100, 0.75, 131)
 PRODUCT = Pair("multiply", 0.03, -5, 0.25, 0, 0.015, 3, first=False)
@@ -36,8 +37,8 @@ def row_op(prologue: str, epilogue: str, d: int, **fields: Any) -> RowOp:
     eps = 1e-5 if prologue in NORMS else 0.0
     group_size = 32 if epilogue == "block" else 0
     static = {"scale": 0.037, "low": -100, "high": 155} if epilogue in STATIC else {}
-    pair = {"pair": SUM} if prologue == "pair" else {}
-    given = {"m": 3, "eps": eps, "group_size": group_size, **static, **pair, **fields}
+    own = {"pair": {"pair": SUM}, "rescale": {"unit": 0.75}}.get(prologue, {})
+    given = {"m": 3, "eps": eps, "group_size": group_size, **static, **own, **fields}
     return RowOp(prologue=prologue, epilogue=epilogue, d=d, **given)
 
 
@@ -52,6 +53,12 @@ def random_inputs(op: RowOp, seed: int = 0) -> dict[str, np.ndarray]:
         for name, scale in (("x", op.pair.x_scale), ("other", op.pair.y_scale)):
             steps = rng.integers(-255, 256, inputs[name].shape).astype(np.float32)
             inputs[name] = steps * np.float32(scale)
+    if op.prologue == "rescale":
+        # Up to what float32 cannot count; half of the steps meet ties.
+        counts = np.rint(np.float32(10.0) ** rng.uniform(0, 8, inputs["x"].shape))
+        inputs["steps"] = np.where(inputs["steps"] > 0, 0.125, 0.0123).astype(np.float32)
+        inputs["x"] = np.float32(1 + 1e-7) * (np.sign(inputs["x"]) * counts * inputs["steps"])
+        inputs["x"] = inputs["x"].astype(np.float32)
     if op.prologue == "swiglu":
         inputs["constants"] = np.array([1.702, 1.0, 7.0], np.float32)
     return inputs
@@ -65,7 +72,7 @@ def check(op: RowOp, target: Target, inputs: dict[str, np.ndarray]) -> None:
     if op.epilogue in STATIC:
         check_static(op, inputs, got)
         return
-    if op.pair is not None and op.stores_y:
+    if op.prologue in EXACT and op.stores_y:
         np.testing.assert_array_equal(got["y"], want["y"])
     if op.stores_y:
         # 1 + erf(x) cancels for negative x: the error of gelu is one of x, not of the result.
@@ -98,9 +105,8 @@ def check_static(op: RowOp, inputs: dict[str, np.ndarray], got: dict[str, np.nda
     else:
         levels = got["xq"][:, : op.d].astype(int) + op.low + 128 * (op.storage == "int8")
     ideal = np.clip(float_rows(op, inputs) / op.scale, op.low, op.high)
-    exact = op.prologue in ("copy", "pair")
-    assert (np.abs(levels - ideal) <= 0.5 + (0 if exact else 1e-4)).all()
-    if exact:
+    assert (np.abs(levels - ideal) <= 0.5 + (0 if op.prologue in EXACT else 1e-4)).all()
+    if op.prologue in EXACT:
         floats = float_rows(op, inputs).astype(np.float32)
         np.testing.assert_array_equal(levels, static_levels(op, floats))
     if op.epilogue == "static_u8":
@@ -136,6 +142,9 @@ def target(request: pytest.FixtureRequest) -> Target:
         row_op("pair", "static_u8", 31, keep_f32=True, other="number", scale=0.75),
         row_op("pair", "f32", 17, pair=PRODUCT, other="features"),
         row_op("pair", "static_u8", 40, pair=PRODUCT, storage="int8", scale=0.015),
+        row_op("rescale", "f32", 33),
+        row_op("rescale", "rounded", 7, unit=0.0625, scale=0.0625),
+        row_op("rescale", "static_u8", 40, storage="int8", keep_f32=True, scale=0.75),
         row_op("rms_norm", "f32", 40, groups=3),
         row_op("layer_norm", "f32", 16, groups=5),
     ],

@@ -2,16 +2,21 @@
 DequantizeLinear of its inputs and a QuantizeLinear of its result.
 
 onnxruntime computes some of them in integers or by tables; results differ by a rounding at most.
-Sums and products carry a ``Pair``, which says how it rounds them.
+Sums and products carry a ``Pair``, which says how it rounds them, and what rounds sums of products
+carries their step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Any
+
+import numpy as np
 
 from slmtvm.importer.expand.registry import MICROSOFT, expansion
 from slmtvm.importer.expand.site import Site
+from slmtvm.importer.graph import Constant
 from slmtvm.importer.operators.registry import FLOAT, INT
 from slmtvm.schedules.rows import Pair
 
@@ -27,16 +32,28 @@ def _float(site: Site, first: int, axis: int = 1) -> str:
     return str(site.op("DequantizeLinear", *integers, axis=axis))
 
 
-def _integers(site: Site, value: str, first: int) -> str:
+def _integers(site: Site, value: str, first: int, **attrs: Any) -> str:
     """``value`` rounded with the scale and zero point at inputs ``first`` and ``first + 1``."""
-    return str(site.op("QuantizeLinear", value, site.input(first), site.input(first + 1)))
+    numbers = site.input(first), site.input(first + 1)
+    return str(site.op("QuantizeLinear", value, *numbers, **attrs))
+
+
+def _steps(site: Site) -> dict[str, Constant]:
+    """What sums of products of the integers at inputs 0 and 3 are multiples of, one or for each
+    column; nothing where it is not known."""
+    left, right = site.values(1), site.values(4)
+    if left is None or right is None or left.size != 1:
+        return {}
+    product = left.reshape(()) * right.reshape(-1)
+    return {"steps": Constant.of("steps", product.astype(np.float32, copy=False))}
 
 
 @expansion("QLinearMatMul", 10)
 def qlinear_matmul(site: Site) -> Sequence[str]:
     """Scales of the right side may be one for each of its columns."""
     right = _float(site, 3, axis=site.rank(site.input(3)) - 1)
-    return [_integers(site, site.op("MatMul", _float(site, 0), right), 6)]
+    product = site.op("MatMul", _float(site, 0), right)
+    return [_integers(site, product, 6, **_steps(site))]
 
 
 @expansion(
@@ -55,9 +72,16 @@ def qgemm(site: Site) -> Sequence[str]:
     if site.input(6):
         scale = site.op("Mul", site.input(1), site.input(4))
         result = site.op("Add", result, site.op("DequantizeLinear", site.input(6), scale, axis=0))
+    if not site.input(7):
+        return [_scaled(site, result)]
     if site.attrs.get("alpha", 1.0) != 1.0:
-        result = site.op("Mul", result, site.constant(site.attrs["alpha"]))
-    return [_integers(site, result, 7) if site.input(7) else result]
+        return [_integers(site, _scaled(site, result), 7)]
+    return [_integers(site, result, 7, **_steps(site))]
+
+
+def _scaled(site: Site, result: str) -> str:
+    alpha = site.attrs.get("alpha", 1.0)
+    return result if alpha == 1.0 else str(site.op("Mul", result, site.constant(alpha)))
 
 
 def _pair(site: Site, op_type: str) -> Sequence[str]:
@@ -70,12 +94,12 @@ def _pair(site: Site, op_type: str) -> Sequence[str]:
 
 def _integers_of(site: Site, function: str, left: int, right: int) -> Pair | None:
     """Scales and zero points of both sides and of the result; None where they are not known."""
-    numbers = [site.number(i) for first in (left + 1, right + 1, 6) for i in (first, first + 1)]
-    scales, zeros = ([n for n in numbers[i::2] if n is not None] for i in (0, 1))
-    if len(scales) + len(zeros) < len(numbers):
+    found = [site.values(i) for first in (left + 1, right + 1, 6) for i in (first, first + 1)]
+    numbers = [n.item() for n in found if n is not None and n.size == 1]
+    if len(numbers) < len(found):
         return None
-    x, y, result = zip(scales, map(int, zeros), strict=True)
-    return Pair(function, *x, *y, *result)
+    x, x_zero, y, y_zero, result, zero = numbers
+    return Pair(function, x, x_zero, y, y_zero, result, zero)
 
 
 def _repeats(site: Site, side: int, other: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -63,14 +62,12 @@ class Site:
         """Whether the value does not depend on the tokens."""
         return name in self._frozen.constants
 
-    def number(self, index: int, default: float = 0) -> float | None:
-        """An input that is one number known beforehand, ``default`` where it is absent."""
+    def values(self, index: int, default: float = 0) -> Array | None:
+        """An input that is known beforehand, ``default`` where it is absent; None for others."""
         if not self.input(index):
-            return default
+            return np.asarray(default)
         constant = self._frozen.constants.get(self.input(index))
-        if constant is None or math.prod(constant.shape) != 1:
-            return None
-        return float(constant.values().reshape(-1)[0])
+        return None if constant is None else constant.values()
 
     def op(
         self, op_type: str, *inputs: str, outputs: int = 1, domain: str = "", **attrs: Any

@@ -11,11 +11,11 @@ from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.frame import Frame
-from slmtvm.importer.graph import Node
+from slmtvm.importer.graph import Array, Constant, Node
 from slmtvm.importer.match.scores import MASKED
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, evaluate
-from slmtvm.importer.steps import QuantizeDequantize, Same, Step
+from slmtvm.importer.steps import Param, QuantizeDequantize, Rescale, Rows, Same, Step
 
 _TOLERANCE = 1e-5
 _SAME_SHARE = 1e-12  # of numbers in float64
@@ -60,7 +60,22 @@ def match_rounding(cover: Cover, value: str) -> Step | None:
         earlier = match_rounding(cover, origin)
         if earlier is not None and rounding_of(cover, before) == rounding:
             return Same(rows)
+    rows = _rescaled(cover, quantizer, rows, features)
     return QuantizeDequantize(rows, rounding.scale, rounding.low, rounding.high)
+
+
+def _rescaled(cover: Cover, quantizer: Node, rows: Rows, features: Array) -> Rows:
+    """``rows``, the ``features`` of what is rounded, as multiples of the scale that it is rounded
+    with, where they are known to be multiples of something else."""
+    steps = quantizer.attrs.get("steps")
+    if not isinstance(steps, Constant):
+        return rows
+    frame, value = cover.frame, quantizer.inputs[0]
+    numbers = np.broadcast_to(steps.stored, frame.small.shapes[value]).reshape(-1)
+    by_feature = numbers[frame.rows(value)[0, features]]
+    step = Rescale(rows, Param(f"{value}.steps", by_feature), rounding_of(cover, quantizer).scale)
+    cover.add(Rows(f"{rows}#rescaled"), step)
+    return Rows(f"{rows}#rescaled")
 
 
 def rounding_of(cover: Cover, node: Node) -> Rounding:

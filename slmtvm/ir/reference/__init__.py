@@ -135,6 +135,7 @@ _CANONICAL: dict[str, Callable[..., Array]] = {
     "slm.quantize_dequantize": rounding.quantize_dequantize,
     "slm.layer_norm": layers.layer_norm,
     "slm.position_rows": attention.position_rows,
+    "slm.rescale": rounding.rescale,
     "slm.rms_norm": layers.rms_norm,
     "slm.rope": attention.rope,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from slmtvm.ir.reference.arrays import Array, Attrs
-from slmtvm.schedules.rows import pair
+from slmtvm.schedules import rows
 
 _INT8_MAX, _UINT8_MAX = 127, 255
 
@@ -41,7 +41,11 @@ def quantize_dequantize(attrs: Attrs, x: Array) -> Array:
 
 
 def integer_pair(attrs: Attrs, x: Array, y: Array) -> Array:
-    return pair.reference(pair.Pair.parse(str(attrs["pair"])), x, y)
+    return rows.pair.reference(rows.Pair.parse(str(attrs["pair"])), x, y)
+
+
+def rescale(attrs: Attrs, x: Array, steps: Array) -> Array:
+    return rows.rescale.reference(x, steps, float(attrs["unit"]))
 
 
 def rounded(x: Array, scale: float, low: float, high: float) -> Array:

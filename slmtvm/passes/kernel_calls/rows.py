@@ -39,6 +39,7 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         groups=groups,
         pair=rows.Pair.parse(pair) if pair else None,
         other=_other(params[0], m) if pair else "rows",
+        unit=float(attrs["unit"]),
     )
     floats = epilogue in ("f32", "rounded")
     assert floats or op.k_padded == padded_features(op.d, epilogue, op.group_size)

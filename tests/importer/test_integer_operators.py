@@ -1,4 +1,4 @@
-"""QLinearAdd and QLinearMul, imported from single nodes, against onnxruntime on all integers."""
+"""Single operators on integers, imported, give the bits that onnxruntime gives."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.passes.toy import decoder
 
 LEVELS = 256
 DRAWS = 12
+INPUTS, OUTPUTS = 9, 61  # of a product
 # Shapes of constants beside integers (1, tokens, LEVELS).
 SHAPES = {"features": (LEVELS,), "number": (), "numbers": (1, 1, 1)}
 
@@ -53,16 +54,46 @@ class Node:
         """Rows of a table of integers."""
         return self.b.op("Gather", self.b.constant(table, self.dtype), "input_ids", axis=0)
 
-    def save(self, left: str, right: str, folder: Path) -> Path:
-        operands = []
-        quantities = [
-            [self.b.constant(scale), self.b.constant(zero, self.dtype)]
-            for scale, zero in zip(self.scales, self.zeros, strict=True)
+    def numbers(self, side: int) -> list[str]:
+        """Scale and zero point of an operand, or of the result, the last."""
+        return [
+            self.b.constant(self.scales[side]),
+            self.b.constant(self.zeros[side], self.dtype),
         ]
-        for value, numbers in zip((left, right), quantities[:2], strict=True):
-            operands += [value, *numbers]
-        made = self.b.op(self.op, *operands, *quantities[2], domain="com.microsoft")
-        output = self.b.op("DequantizeLinear", made, *quantities[2])
+
+    def pair(self, left: str, right: str, folder: Path) -> Path:
+        made = self.b.op(
+            self.op, left, *self.numbers(0), right, *self.numbers(1), *self.numbers(2),
+            domain="com.microsoft",
+        )  # fmt: skip
+        return self.save(made, folder)
+
+    def product(self, by_column: bool, folder: Path) -> Path:
+        """Of random rows and weights; scales of the latter are one, or one for each column."""
+        rng = np.random.default_rng(0)
+        x = self.rows(rng.choice(self.levels, (LEVELS, INPUTS)))
+        bias = []
+        if self.op == "QGemm":  # only of matrices
+            x = self.b.op("Reshape", x, self.b.ints(-1, INPUTS))
+            bias = [self.b.constant(rng.integers(-999, 1000, OUTPUTS), np.int32)]
+        columns = OUTPUTS if by_column else 1
+        scales = self.scales[1] * rng.choice(np.float32([1, 0.5, 1.25]), columns)
+        weight = [
+            self.b.constant(rng.integers(-128, 128, (INPUTS, OUTPUTS)), np.int8),
+            self.b.constant(scales if by_column else scales[0]),
+            self.b.constant(np.zeros(columns) if by_column else 0, np.int8),
+        ]
+        self.scales = (*self.scales[:2], self.scales[2] * LEVELS)
+        domain = "com.microsoft" if bias else ""
+        made = self.b.op(
+            self.op, x, *self.numbers(0), *weight, *bias, *self.numbers(2), domain=domain
+        )
+        return self.save(made, folder)
+
+    def save(self, made: str, folder: Path) -> Path:
+        output = self.b.op("DequantizeLinear", made, *self.numbers(2))
+        if self.op == "QGemm":
+            output = self.b.op("Reshape", output, self.b.ints(1, -1, OUTPUTS))
         ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "seq"])
         result = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
         return save(self.b.model([ids], [result]), folder)
@@ -95,7 +126,7 @@ def test_every_pair_of_integers_is_rounded_as_onnxruntime_does(
 ) -> None:
     for seed, scales in enumerate(draws(exact)):
         node = Node(op, dtype, scales, seed)
-        check(node.save(node.tokenwise(), node.rows(np.tile(node.levels, (LEVELS, 1))), tmp_path))
+        check(node.pair(node.tokenwise(), node.rows(np.tile(node.levels, (LEVELS, 1))), tmp_path))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -109,7 +140,7 @@ def test_constants_come_in_the_order_in_which_onnxruntime_adds_them(
         values = node.levels if shape == "features" else node.levels[200 - seed]
         constant = node.b.constant(np.reshape(values, SHAPES[shape]), np.uint8)
         rows = node.tokenwise()
-        check(node.save(*((constant, rows) if first else (rows, constant)), tmp_path))
+        check(node.pair(*((constant, rows) if first else (rows, constant)), tmp_path))
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
@@ -120,11 +151,20 @@ def test_one_number_of_each_token_meets_all_of_its_features(
     for seed, scales in enumerate(draws(exact=True)):
         node = Node(op, np.uint8, scales, seed)
         rows, number = node.rows(np.tile(node.levels, (LEVELS, 1))), node.rows(node.levels[:, None])
-        check(node.save(*((number, rows) if first else (rows, number)), tmp_path))
+        check(node.pair(*((number, rows) if first else (rows, number)), tmp_path))
 
 
 def test_numbers_of_tokens_meet_constant_features(tmp_path: Path) -> None:
     for seed, scales in enumerate(draws(exact=True)):
         node = Node("QLinearAdd", np.uint8, scales, seed)
         number, constant = node.rows(node.levels[:, None]), node.b.constant(node.levels, np.uint8)
-        check(node.save(constant, number, tmp_path))
+        check(node.pair(constant, number, tmp_path))
+
+
+@pytest.mark.parametrize("by_column", [False, True], ids=["tensor", "column"])
+@pytest.mark.parametrize("op", ["QLinearMatMul", "QGemm"])
+def test_sums_of_products_are_rounded_as_onnxruntime_does(
+    op: str, by_column: bool, tmp_path: Path
+) -> None:
+    for seed, scales in enumerate(draws(exact=True)):
+        check(Node(op, np.uint8, scales, seed).product(by_column, tmp_path))
