@@ -2,7 +2,8 @@
 
 QLinearAdd and QLinearMul do not restore floats: they scale the integers themselves, which rounds
 what lies half-way between two steps of the result otherwise. The formulas are those of MLAS on
-x86-64 with AVX2 (qladd_avx2.cpp, qlmul.cpp), in float32.
+x86-64, in float32: of sums with AVX2 (qladd_avx2.cpp), since without it MLAS does not fuse products
+and sums, and on Arm it adds numbers in fixed point; of products (qlmul.cpp) with any instructions.
 """
 
 from __future__ import annotations

@@ -9,9 +9,11 @@ from tvm import relax
 from tvm.ir import Op
 
 from slmtvm.ir import ops
+from slmtvm.ir.fused import ROW
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.pipeline import fuse, passes
 from slmtvm.passes.rewrite import bindings, function_names
+from slmtvm.schedules.rows import Pair
 from tests.passes.toy import Layer, decoder
 
 
@@ -64,6 +66,21 @@ def test_a_gate_that_is_rounded_stays_apart_from_the_product() -> None:
 
     fused = fuse(decoder("f32", variants=[Layer(gate=rounded)]))
     assert op_counts(fused, "body_1")["relax.multiply"] == 1
+
+
+def test_a_sum_of_integers_and_its_rounding_become_one_row_op() -> None:
+    def rounded(x: relax.Expr) -> relax.Expr:
+        return ops.quantize_dequantize(x, scale=0.5, low=-128, high=127)
+
+    def doubled(x: relax.Expr) -> relax.Expr:
+        pair = Pair("add", 0.5, 0, 0.5, 0, 0.5, 0)
+        return rounded(ops.integer_pair(rounded(x), rounded(x), pair=pair))
+
+    fused = fuse(decoder("f32", variants=[Layer(gate=doubled)]))
+    made = [b.value for b in bindings(fused.module["body_1"]) if isinstance(b.value, relax.Call)]
+    rows = [(str(c.attrs["prologue"]), str(c.attrs["epilogue"])) for c in made if c.op == ROW]
+    assert Counter(rows)["pair", "rounded"] == 1
+    assert not {"slm.integer_pair", "slm.quantize_dequantize"} & {c.op.name for c in made}
 
 
 def test_norms_of_heads_become_part_of_attention_on_merged_projections() -> None:
