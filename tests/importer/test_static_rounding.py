@@ -59,12 +59,12 @@ def quantized(tiny: Tiny, folder: Path, **options) -> Path:
     return target
 
 
-def check(path: Path) -> CanonicalModel:
+def check(path: Path, most: float = FLIP) -> CanonicalModel:
     model = import_onnx(path, context=32)
     want = run_onnxruntime(path, TOKENS)
     errors = np.abs(evaluate(model, TOKENS) - want).max(axis=1) / np.ptp(want)
     assert np.median(errors) <= EXACT
-    assert errors.max() <= FLIP
+    assert errors.max() <= most
     return model
 
 
@@ -100,12 +100,12 @@ def test_every_operator_may_be_rounded(tiny, tmp_path):
     [(ENCODER, None), (replace(ENCODER, activation="silu"), None), (DECODER, ["MatMul"])],
     ids=["encoder", "gated", "decoder"],
 )
-def test_integer_operators_are_float_ones_between_roundings(tiny, operators, tmp_path):
+def test_integer_operators_keep_every_rounding(tiny, operators, tmp_path):
     path = quantized(
         tiny, tmp_path, activation_type=U8, quant_format=QuantFormat.QOperator,
         op_types_to_quantize=operators,
     )  # fmt: skip
-    model = check(path)
+    model = check(path, most=EXACT)
     formats = {str(call.attrs["format"]) for call in calls_of(model, "slm.linear")}
     assert formats == {"int8"}
 
