@@ -116,7 +116,8 @@ def group_queries(
         bias_at = None
         if shape.bias_columns:
             of_head = (head * shape.group + i) * shape.bias_columns
-            bias_at = T.bind(of_head + shape.bias_zero - position)
+            first_key = of_head if shape.bias_by_key else of_head + shape.bias_zero - position
+            bias_at = T.bind(first_key)
         offset = i * shape.head_dim
         queries.append(
             Query(

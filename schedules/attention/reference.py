@@ -104,8 +104,10 @@ def attend(shape: AttentionShape, inputs: Mapping[str, Array], scalar: int) -> A
             if shape.softcap:
                 scores = shape.softcap * np.tanh(scores / shape.softcap)
             if shape.bias_columns:
-                first = shape.bias_zero - position + begin
+                first = begin if shape.bias_by_key else shape.bias_zero - position + begin
                 scores = scores + inputs["bias"][head, first : first + end - begin]
+            for factor, step, low, high in shape.sum_roundings:
+                scores = rounded(scores * factor, step, low, high)
             if shape.mask_positions:
                 scores = np.minimum(scores, inputs["limits"][begin:end])
             weights = np.exp(scores - scores.max())

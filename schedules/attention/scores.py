@@ -136,7 +136,10 @@ def _complete(
     if query.bias_at is None:
         return T.bind(dot * vec.splat(factor))
     bias = vec.load(buffers["bias"], query.bias_at + place)
-    return vec.fma(dot, vec.splat(factor), bias)
+    total = vec.fma(dot, vec.splat(factor), bias)
+    for before, scale, low, high in shape.sum_roundings:
+        total = vec.rounded(T.bind(total * vec.splat(before)), scale, low, high)
+    return total
 
 
 def _scales(

@@ -53,13 +53,15 @@ class AttentionShape:
     ``separate``. Where ``q_eps`` (``k_eps``) is given, each query (key) head is first divided by
     ``sqrt(mean(x**2) + eps)`` and multiplied by q_gamma (k_gamma), float32 (head_dim,).
 
-    ``window``, ``softcap`` and a bias by distance are those of ``slm.attention``. The bias is
-    float32 (num_heads, bias_columns), that of distance 0 in column ``bias_zero``; for every pair of
+    ``window``, ``softcap`` and a bias are those of ``slm.attention``. A bias by distance is float32
+    (num_heads, bias_columns), that of distance 0 in column ``bias_zero``; for every pair of
     positions that a block of the kernel meets, visible or not, there must be a column:
-    ``BIAS_MARGIN`` columns more than pairs of visible positions have.
+    ``BIAS_MARGIN`` columns more than pairs of visible positions have. Where it is
+    ``bias_by_key``, column j is for key j, and there is one for every position of the capacity.
 
-    ``roundings`` and ``weight_roundings`` are what ``slm.attention`` does to scores before their
-    scale and to the softmax's result, see ``ir.ops.attention``.
+    ``roundings``, ``sum_roundings`` and ``weight_roundings`` are what ``slm.attention`` does to
+    scores before their scale and after a bias, and to the softmax's result, see
+    ``ir.ops.attention``.
 
     Where there are ``mask_positions``, the score of a key is at most its limit, float32
     (mask_positions,): infinity for a visible one, ``HIDDEN_SCORE`` for a hidden one.
@@ -89,7 +91,9 @@ class AttentionShape:
     softcap: float = 0.0
     bias_columns: int = 0
     bias_zero: int = 0
+    bias_by_key: bool = False
     roundings: tuple[tuple[float, float, int, int], ...] = ()
+    sum_roundings: tuple[tuple[float, float, int, int], ...] = ()
     weight_roundings: tuple[tuple[float, float, int, int], ...] = ()
     mask_positions: int = 0  # 0: all keys are visible
 
@@ -101,7 +105,9 @@ class AttentionShape:
         assert self.rotary_dim % 2 == 0 and self.rotary_dim <= self.head_dim, self
         assert (self.table_rows > 0) == (self.rotary_dim > 0), self
         assert self.kv_dtype in KV_DTYPES, self.kv_dtype
-        assert not self.roundings or not self.softcap, self
+        assert not (self.roundings or self.sum_roundings) or not self.softcap, self
+        assert not self.sum_roundings or self.bias_columns, self
+        assert not self.bias_by_key or self.bias_columns >= self.capacity, self
         assert self.window >= 0 and self.softcap >= 0, self
         assert self.causal or not self.window, self
         assert not self.mask_positions or self.mask_positions >= self.capacity, self
@@ -237,12 +243,14 @@ class AttentionShape:
             parts.append(f"w{self.window}")
         if self.softcap:
             parts.append(f"cap{_hex(self.softcap)}")
-        for factor, scale, low, high in self.roundings:
-            parts.append(f"f{_hex(factor)}r{_hex(scale)}_{-low}_{high}")
-        for factor, scale, low, high in self.weight_roundings:
-            parts.append(f"p{_hex(factor)}r{_hex(scale)}_{-low}_{high}")
+        for kind, roundings in (
+            ("f", self.roundings), ("t", self.sum_roundings), ("p", self.weight_roundings),
+        ):  # fmt: skip
+            for factor, scale, low, high in roundings:
+                parts.append(f"{kind}{_hex(factor)}r{_hex(scale)}_{-low}_{high}")
         if self.bias_columns:
-            parts.append(f"bias{self.bias_columns}at{self.bias_zero}")
+            of = "bykey" if self.bias_by_key else f"at{self.bias_zero}"
+            parts.append(f"bias{self.bias_columns}{of}")
         if self.mask_positions:
             parts.append(f"mask{self.mask_positions}")
         return parts

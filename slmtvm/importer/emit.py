@@ -190,7 +190,9 @@ class Emitter:
                 mask=step.mask,
                 window=step.window,
                 softcap=step.softcap,
+                bias_by=step.bias_by,
                 roundings=step.roundings,
+                sum_roundings=step.sum_roundings,
                 weight_roundings=step.weight_roundings,
             )
         if isinstance(step, CrossAttention):

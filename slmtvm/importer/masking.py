@@ -19,8 +19,8 @@ from slmtvm.importer.frame import Frame, uniform
 from slmtvm.importer.frozen import Frozen, Shape
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.masked import Probe
+from slmtvm.importer.match.masks import MASKED
 from slmtvm.importer.match.rounding import rounding_of
-from slmtvm.importer.match.scores import MASKED
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, evaluate, signature
 from slmtvm.importer.steps import Attention, Convolution, Experts, ExpertWeights, Linear
@@ -118,7 +118,7 @@ def _check_weights(probe: Probe, kind: str) -> None:
                 rows = (np.arange(length), np.arange(length))
             for plain, masked in _scores(probe, weighing, nodes, index, rows, columns):
                 try:
-                    _check_scores(plain, masked, rows, columns)
+                    _check_scores(plain, masked, rows, columns, exact=weighing.exact)
                 except _DiffersError as error:
                     raise _DiffersError(f"{node.label}: {error}") from error
                 except UnsupportedOpError as error:
@@ -165,9 +165,17 @@ def _after(
 
 
 def _check_scores(
-    plain: Array, masked: Array, rows: tuple[Array, Array], columns: tuple[Array, Array]
+    plain: Array,
+    masked: Array,
+    rows: tuple[Array, Array],
+    columns: tuple[Array, Array],
+    *,
+    exact: bool,
 ) -> None:
-    """plain, masked: (heads, rows, keys). What is added to all scores of a row changes nothing."""
+    """plain, masked: (heads, rows, keys).
+
+    What is added to all scores of a row changes nothing, unless they must be ``exact``.
+    """
     ours = plain[:, rows[1]][:, :, columns[1]]
     theirs = masked[:, rows[0]]
     hidden = np.delete(theirs, columns[0], axis=2)
@@ -184,6 +192,8 @@ def _check_scores(
     size = np.maximum(np.abs(theirs), np.abs(ours)).max(axis=2)
     shift = theirs - ours
     least, most = (np.where(seen, shift, far) for far in (np.inf, -np.inf))
+    if exact:
+        least, most = np.minimum(least, 0), np.maximum(most, 0)
     spread = most.max(axis=2) - least.min(axis=2)
     if (spread > 2 * _SAME * np.maximum(size, 1)).any():
         raise _DiffersError("what is added to scores differs")

@@ -129,7 +129,9 @@ class Attention(Step):
     window: int = 0
     softcap: float = 0.0
     bias: Param | None = None
-    roundings: str = ""  # these two as ``ir.ops.attention`` has them
+    bias_by: str = "distance"
+    roundings: str = ""  # these three as ``ir.ops.attention`` has them
+    sum_roundings: str = ""
     weight_roundings: str = ""
 
 

@@ -233,7 +233,9 @@ def attention(
     mask: str,
     window: int = 0,
     softcap: float = 0.0,
+    bias_by: str = "distance",
     roundings: str = "",
+    sum_roundings: str = "",
     weight_roundings: str = "",
 ) -> relax.Call:
     """Softmax attention of the step's queries over all positions up to now.
@@ -246,19 +248,22 @@ def attention(
     A score is ``s = scale * q . k``; then ``softcap * tanh(s / softcap)`` where ``softcap`` is not
     0; then plus ``bias[head, context - 1 + j - i]`` for position i's view of position j. bias:
     float32 (num_heads, context) for "causal", (num_heads, 2 * context - 1) for "bidirectional".
-    Where ``window`` is not 0, position i sees only positions j with ``i - j < window`` ("causal"
-    only).
+    Where ``bias_by`` is not "distance" but "key", it is plus ``bias[head, j]``, of float32
+    (num_heads, context). Where ``window`` is not 0, position i sees only positions j with
+    ``i - j < window`` ("causal" only).
 
     ``roundings``, "factor:scale:low:high" for each and joined by ";": before ``scale``, products
     are multiplied by the factor and rounded as ``quantize_dequantize`` does, in order.
-    ``weight_roundings``, more of the same, round the softmax's results.
+    ``sum_roundings``, more of the same, round what is added up with a bias; ``weight_roundings``
+    the softmax's results.
     -> float32 (m, num_heads * head_dim)
     """
     args, names = name_operands([q, k, v], {"bias": bias})
     return make_call(
         ATTENTION, args, operands=names, layer=layer, num_heads=num_heads,
         num_kv_heads=num_kv_heads, head_dim=head_dim, scale=scale, mask=mask, window=window,
-        softcap=softcap, roundings=roundings, weight_roundings=weight_roundings,
+        softcap=softcap, bias_by=bias_by, roundings=roundings, sum_roundings=sum_roundings,
+        weight_roundings=weight_roundings,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ LAYERS = (
     Layer(norm="heads", q_base=500.0, k_base=500.0, window=21),  # Gemma 3, a local layer
     Layer(norm="heads", softcap=2.0),
     Layer(q_base=0, k_base=0, bias=True),  # BLOOM
+    Layer(q_base=0, k_base=0, bias=True, bias_by="key", window=37),
     Layer(norm="rows", window=5),  # OLMo 2
     Layer(norm="heads", norm_last=True),
     Layer(q_base=500.0),

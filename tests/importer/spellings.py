@@ -296,6 +296,15 @@ def bias_by_key(b: GraphBuilder, scores: str, length: str) -> str:
     return mask_trilu(b, b.op("Add", bias, scores), length)
 
 
+def bias_in_steps(b: GraphBuilder, scores: str, length: str) -> str:
+    """ALiBi as BLOOM has it, in whole steps: not the same for all pairs of one distance, and 0 in
+    short sequences."""
+    places, _ = _distances(b, length)
+    slopes = b.constant([[[0.13]], [[0.09]], [[0.05]]])
+    bias = b.op("Floor", b.op("Mul", slopes, b.op("Cast", places, to=TensorProto.FLOAT)))
+    return mask_trilu(b, b.op("Add", bias, scores), length)
+
+
 def bias_by_distance(b: GraphBuilder, scores: str, length: str) -> str:
     """ALiBi as MPT has it: minus a slope of each head times the distance."""
     _, distance = _distances(b, length)
@@ -331,6 +340,7 @@ MASKS = {
 WINDOWS = {"window": (mask_window, WINDOW), "narrow": (mask_narrow, NARROW)}
 BIASES = {
     "by_key": (bias_by_key, "causal"),
+    "in_steps": (bias_in_steps, "causal"),
     "by_distance": (bias_by_distance, "causal"),
     "by_bucket": (bias_by_bucket, "bidirectional"),
     "both_ways": (bias_both_ways, "bidirectional"),

@@ -185,13 +185,14 @@ def test_a_window_as_wide_as_the_context_is_a_causal_mask(tmp_path):
 
 @pytest.mark.parametrize("softcap", [0.0, 1.5])
 @pytest.mark.parametrize("bias", BIASES)
-def test_a_bias_by_distance_is_a_row_for_each_head(bias, softcap, tmp_path):
+def test_a_bias_is_a_row_for_each_head(bias, softcap, tmp_path):
     model = check(Tiny(mask=bias, softcap=softcap), tmp_path)
     (attention,) = calls_of(model, "slm.attention")
     assert attention.attrs["mask"] == BIASES[bias][1]
     assert float(attention.attrs["softcap"]) == pytest.approx(softcap, rel=1e-6)
     table = model.params["attention.bias"]
     assert table.shape == ((3, 64) if BIASES[bias][1] == "causal" else (3, 127))
+    assert attention.attrs["bias_by"] == ("key" if bias == "in_steps" else "distance")
     if bias == "by_distance":
         slopes = np.array([[0.5], [0.25], [0.125]])
         assert np.allclose(table, slopes * np.arange(-63, 1), rtol=1e-6)
@@ -300,7 +301,7 @@ def test_a_comparison_of_tokens_that_counts_no_positions_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("context", [4, 5, 7, 8, 11, 12])
-@pytest.mark.parametrize("mask", ["trilu", "narrow", "by_key", "none"])
+@pytest.mark.parametrize("mask", ["trilu", "narrow", "by_key", "in_steps", "none"])
 def test_short_contexts_are_imported_like_long_ones(mask, context, tmp_path):
     path = save(build(Tiny(mask=mask, rope="rotate_half", qk_norm="shared")), tmp_path)
     model = import_onnx(path, context=context)

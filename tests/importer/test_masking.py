@@ -214,6 +214,71 @@ def test_a_mask_that_is_rounded_away_is_refused(tmp_path: Path) -> None:
         import_onnx(path, context=CONTEXT, mask="arbitrary")
 
 
+def _with_rounded_sums(model: onnx.ModelProto, counted: float) -> None:
+    """Round each attention's scores with their bias, plus ``counted`` for each hidden token."""
+    nodes, numbers = model.graph.node, {
+        "step": np.float32(0.05), "middle": np.uint8(90), "counted": np.float32(counted),
+        "one": np.int64(1),
+    }  # fmt: skip
+    model.graph.initializer.extend(numpy_helper.from_array(n, k) for k, n in numbers.items())
+    for softmax in [n for n in nodes if n.op_type == "Softmax"]:
+        masked = next(n for n in nodes if softmax.input[0] in n.output)
+        scores = masked.input[0]
+        rounding = [
+            helper.make_node("Add", [scores, "shift"], [f"{scores}.sum"]),
+            helper.make_node(
+                "QuantizeLinear", [f"{scores}.sum", "step", "middle"], [f"{scores}.q"]
+            ),
+            helper.make_node(
+                "DequantizeLinear", [f"{scores}.q", "step", "middle"], [f"{scores}.r"]
+            ),
+        ]
+        for node in reversed(rounding):
+            nodes.insert(list(nodes).index(masked), node)
+        masked.input[0] = f"{scores}.r"
+    count = [
+        helper.make_node("Sub", ["one", "attention_mask"], ["hidden"]),
+        helper.make_node("ReduceSum", ["hidden"], ["count"], keepdims=0),
+        helper.make_node("Cast", ["count"], ["count_f"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["count_f", "counted"], ["shift"]),
+    ]
+    for node in reversed(count):
+        nodes.insert(0, node)
+
+
+def test_scores_that_are_rounded_with_a_bias_are_those_of_onnxruntime(tmp_path: Path) -> None:
+    model = onnx.load(corpus_path("bloom-script-masked"))
+    _with_rounded_sums(model, counted=0.0)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    model = import_onnx(path, context=CONTEXT, mask="arbitrary")
+    assert model.mask == "skip"
+    reference = Reference(path)
+    for mask in _masks().values():
+        tokens = _tokens(model, mask)
+        ours, theirs = evaluate(model, tokens, mask=mask), reference.rows(tokens, mask=mask)
+        errors = np.abs(ours - theirs)[mask].max(axis=1) / np.ptp(theirs[mask])
+        assert np.median(errors) < 2e-4
+        assert errors.max() < 2e-2  # a last bit can turn a rounding
+
+
+def test_what_all_scores_of_a_row_gain_under_a_mask_matters_where_they_are_rounded(
+    tmp_path: Path,
+) -> None:
+    model = onnx.load(corpus_path("bloom-script-masked"))
+    _with_rounded_sums(model, counted=0.3)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    with pytest.raises(UnsupportedOpError, match=r"Softmax.*what is added to scores differs"):
+        import_onnx(path, context=CONTEXT, mask="arbitrary")
+    for node in model.graph.node:  # without the roundings
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            del node.input[1:]
+            node.op_type = "Identity"
+    onnx.save(model, path)
+    assert import_onnx(path, context=CONTEXT, mask="arbitrary").mask == "skip"
+
+
 def test_positions_that_a_fused_norm_adds_are_looked_at(tmp_path: Path) -> None:
     model = onnx.load(corpus_path("bert-script-masked"))
     norm = _node(model, "LayerNormalization")

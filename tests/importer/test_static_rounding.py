@@ -32,6 +32,10 @@ ENCODER = Tiny(
     norm="layer_operator", activation="gelu_erf", mask="none", bias=True,
 )  # fmt: skip
 SPELLED = replace(ENCODER, norm="layer_spelled")
+ALIBI = replace(
+    DECODER, heads=3, kv_heads=3, norm="layer_operator", activation="gelu_erf", rope="",
+    mask="by_key",
+)  # fmt: skip
 TOKENS = np.array([3, 50, 7, 7, 21, 0, 52, 11, 30, 4, 4, 19])
 EXACT = 2e-4  # of the logits' range
 # A last bit of a float can turn a rounding elsewhere, which changes a row by a step.
@@ -57,6 +61,16 @@ def quantized(tiny: Tiny, folder: Path, **options) -> Path:
     options = {"quant_format": QuantFormat.QDQ, "weight_type": S8, **options}
     quantize_static(source, target, Calibration(), **options)
     return target
+
+
+def masking(tiny: Tiny) -> list[str]:
+    """The names of the nodes that a causal mask passes: rounded with it, all scores are one."""
+    nodes = build(tiny).graph.node
+    softmaxes = [n for n in nodes if n.op_type == "Softmax"]
+    scores = {n.input[0] for n in softmaxes}
+    adding = [n for n in nodes if scores.intersection(n.output)]
+    making = [n for n in nodes if n.op_type in ("Trilu", "Expand")]
+    return [n.name for n in (*softmaxes, *adding, *making)]
 
 
 def check(path: Path, most: float = FLIP) -> CanonicalModel:
@@ -146,13 +160,9 @@ def test_probabilities_may_be_rounded_twice_differently(tmp_path):
 
 def test_rotary_positions_are_rotated_on_integers(tmp_path):
     """Their tables are rounded constants; the embedding is read by two operators, yet one."""
-    source = build(DECODER)
-    masked = [n.name for n in source.graph.node if n.op_type in ("Softmax", "Trilu", "Expand")]
-    scores = next(n for n in source.graph.node if n.op_type == "Softmax").input[0]
-    masked += [n.name for n in source.graph.node if scores in n.output]
     path = quantized(
         DECODER, tmp_path, activation_type=U8, quant_format=QuantFormat.QOperator,
-        nodes_to_exclude=masked,
+        nodes_to_exclude=masking(DECODER),
     )  # fmt: skip
     names = op_names(check(path))
     assert names.count("slm.embedding") == 1
@@ -164,6 +174,79 @@ def test_rotary_positions_are_rotated_on_integers(tmp_path):
 def test_a_mask_in_the_range_of_scores_makes_them_coarse_and_still_hides(mask, tmp_path):
     tiny = replace(DECODER, mask=mask, rope="", learned_positions=64)
     check(quantized(tiny, tmp_path, activation_type=U8, op_types_to_quantize=["Add", "MatMul"]))
+
+
+@pytest.mark.parametrize("activation", [U8, S8, U16], ids=str)
+def test_scores_may_be_rounded_with_a_bias_by_key(activation, tmp_path):
+    """BLOOM's: the products of slopes and positions are steps, and not the same by distance."""
+    tiny = replace(ALIBI, layers=2)
+    path = quantized(tiny, tmp_path, activation_type=activation, nodes_to_exclude=masking(tiny))
+    for call in calls_of(check(path), "slm.attention"):
+        assert call.attrs["bias_by"] == "key"
+        assert len(parse_roundings(str(call.attrs["roundings"]))) == 2
+        assert len(parse_roundings(str(call.attrs["sum_roundings"]))) == 1
+
+
+def rounded_before(tiny: Tiny, op_type: str, added: float = 0.0) -> onnx.ModelProto:
+    """``tiny`` with scores plus ``added`` rounded before the node that masks them."""
+    model = build(tiny)
+    (softmax,) = [n for n in model.graph.node if n.op_type == "Softmax"]
+    (masked,) = [n for n in model.graph.node if softmax.input[0] in n.output]
+    assert masked.op_type == op_type
+    place = 1 if op_type == "Where" else 0
+    values = {
+        "step": np.float32(0.07), "middle": np.uint8(100), "added": np.float32([[[[added]]]]),
+    }  # fmt: skip
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in values.items())
+    names = [masked.input[place], "sums", "levels", "rounded"]
+    kinds = {"Add": ["added"], "QuantizeLinear": ["step", "middle"]}
+    kinds["DequantizeLinear"] = kinds["QuantizeLinear"]
+    at = list(model.graph.node).index(masked)
+    for i, (kind, extra) in reversed(list(enumerate(kinds.items()))):
+        node = helper.make_node(kind, [names[i], *extra], [names[i + 1]], name=f"own{i}")
+        model.graph.node.insert(at, node)
+    masked.input[place] = "rounded"
+    return model
+
+
+def test_a_bias_that_is_rounded_with_the_scores_is_as_large_as_in_the_file(tmp_path):
+    """Without the rounding, what all keys of a row have in common would not matter."""
+    model = check(save(rounded_before(ALIBI, "Add"), tmp_path))
+    (attention,) = calls_of(model, "slm.attention")
+    assert attention.attrs["bias_by"] == "key"
+    assert not attention.attrs["roundings"]
+    slopes = np.array([[0.5], [0.25], [0.125]])
+    assert np.allclose(model.params["attention.bias"], slopes * np.arange(32), rtol=1e-6)
+    (plain,) = calls_of(import_onnx(save(build(ALIBI), tmp_path), context=32), "slm.attention")
+    assert plain.attrs["bias_by"] == "distance"
+
+
+def test_a_bias_that_is_nothing_in_short_sequences_is_rounded_with_scores(tmp_path):
+    model = check(save(rounded_before(replace(ALIBI, mask="in_steps"), "Add"), tmp_path))
+    (attention,) = calls_of(model, "slm.attention")
+    assert len(parse_roundings(str(attention.attrs["sum_roundings"]))) == 1
+    assert not model.params["attention.bias"][:, :8].any()
+
+
+def test_what_is_the_same_for_all_scores_is_a_bias_where_they_are_rounded(tmp_path):
+    tiny = replace(ALIBI, mask="trilu", learned_positions=64)
+    model = check(save(rounded_before(tiny, "Add", added=0.4), tmp_path))
+    assert np.allclose(model.params["attention.bias"], 0.4)
+
+
+def test_a_mask_by_distance_after_scores_were_rounded_with_a_bias_is_refused(tmp_path):
+    tiny = replace(ENCODER, heads=3, kv_heads=3, mask="both_ways")
+    check(save(rounded_before(tiny, "Where"), tmp_path))
+    with pytest.raises(UnsupportedOpError, match=r"rounded after a bias.*hides by distance"):
+        import_onnx(save(rounded_before(tiny, "Where", added=0.4), tmp_path), context=32)
+
+
+def test_scores_may_be_rounded_with_a_bias_by_distance(tmp_path):
+    tiny = replace(ENCODER, heads=3, kv_heads=3, mask="by_bucket")
+    path = quantized(tiny, tmp_path, activation_type=U8)
+    (attention,) = calls_of(check(path), "slm.attention")
+    assert attention.attrs["bias_by"] == "distance"
+    assert len(parse_roundings(str(attention.attrs["sum_roundings"]))) == 1
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

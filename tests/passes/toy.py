@@ -22,7 +22,7 @@ class Layer:
 
     Queries and keys are rotated by the tables of their bases, unless these are 0. ``norm``: RMS
     norms of queries and keys, "heads" each head on its own, "rows" all together, None none;
-    ``norm_last``: after the rotation.
+    ``norm_last``: after the rotation. ``bias_by`` and roundings as ``ir.ops.attention`` has them.
     """
 
     q_base: float = 10000.0
@@ -32,6 +32,10 @@ class Layer:
     window: int = 0
     softcap: float = 0.0
     bias: bool = False
+    bias_by: str = "distance"
+    roundings: str = ""
+    sum_roundings: str = ""
+    weight_roundings: str = ""
     gate: Callable[[relax.Expr], relax.Expr] = field(default=relax.op.nn.silu, repr=False)
 
 
@@ -153,6 +157,9 @@ def decoder(
                         q, k, v, biases.get(i), layer=i, num_heads=HEADS, num_kv_heads=KV_HEADS,
                         head_dim=HEAD_DIM, scale=HEAD_DIM**-0.5, mask="causal",
                         window=kinds[i].window, softcap=kinds[i].softcap,
+                        bias_by=kinds[i].bias_by, roundings=kinds[i].roundings,
+                        sum_roundings=kinds[i].sum_roundings,
+                        weight_roundings=kinds[i].weight_roundings,
                     )
                 )  # fmt: skip
                 x = emit(relax.op.add(x, linear(f"{i}.o", a)))

@@ -30,8 +30,10 @@ def attention_shape(
     return replace(shape, **fields)  # type: ignore[arg-type]
 
 
-def with_bias(shape: AttentionShape) -> AttentionShape:
-    """``shape`` with a bias for all distances that its capacity has."""
+def with_bias(shape: AttentionShape, *, by_key: bool = False) -> AttentionShape:
+    """``shape`` with a bias for all distances, or all keys, that its capacity has."""
+    if by_key:
+        return replace(shape, bias_columns=shape.capacity, bias_by_key=True)
     visible = shape.capacity if shape.causal else 2 * shape.capacity - 1
     return replace(shape, bias_columns=visible + BIAS_MARGIN, bias_zero=shape.capacity - 1)
 
@@ -52,7 +54,7 @@ def tables(shape: AttentionShape) -> Arrays:
 def parameters(shape: AttentionShape) -> Arrays:
     """Everything that a kernel of ``shape`` reads of the model: tables, gammas and bias."""
     drawn = {t.name: random_floats(*t.shape, seed=7) for t in (*shape.gammas, *shape.bias)}
-    if shape.bias_columns:
+    if shape.bias_columns and not shape.bias_by_key:
         # What is ahead of a causal row may be anything.
         drawn["bias"][:, shape.bias_zero + 1 if shape.causal else shape.bias_columns :] = np.nan
     if shape.limits:

@@ -37,6 +37,11 @@ EVERYTHING = with_bias(
         1, 6, 2, 48, 32, separate=True, q_eps=1e-6, k_eps=1e-5, window=20, softcap=3.0, scale=0.4
     )
 )
+ROUNDED = replace(
+    with_bias(attention_shape(1, 6, 2, 48, window=20, scale=0.4), by_key=True),
+    roundings=((1.0, 0.5, -128, 127),), sum_roundings=((1.0, 0.3, -72, 183),),
+    weight_roundings=((1.0, 1 / 255, 0, 255),),
+)  # fmt: skip
 # A window smaller than a block and its neighbours, ending within and between blocks.
 VARIANTS = {
     "window_1": (attention_shape(5, 4, 2, 40, window=1), 29),
@@ -46,6 +51,11 @@ VARIANTS = {
     "softcap": (attention_shape(4, 5, 1, 96, softcap=1.5, scale=1.0), 30),
     "bias": (with_bias(attention_shape(7, 4, 2, 40)), 24),
     "bias_at_the_end": (with_bias(attention_shape(16, 3, 1, 32)), CAPACITY - 16),
+    "bias_by_key": (with_bias(attention_shape(7, 4, 2, 40), by_key=True), 24),
+    "bias_by_key_at_the_end": (
+        with_bias(attention_shape(16, 3, 1, 32, window=19), by_key=True),
+        CAPACITY - 16,
+    ),
     "separate": (attention_shape(3, 6, 2, 40, 40, interleaved=True, separate=True), 17),
     "query_norm": (attention_shape(3, 4, 2, 48, 48, q_eps=1e-6), 10),
     "key_norm": (attention_shape(3, 4, 2, 40, k_eps=1e-2), 10),
@@ -62,8 +72,11 @@ def test_a_variant_computes_its_reference(variant: str) -> None:
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
-def test_a_variant_has_the_same_bits_on_every_target(kv_dtype: str) -> None:
-    position, plain = 77, replace(EVERYTHING, kv_dtype=kv_dtype)
+@pytest.mark.parametrize("variant", [EVERYTHING, ROUNDED], ids=["everything", "rounded"])
+def test_a_variant_has_the_same_bits_on_every_target(
+    variant: AttentionShape, kv_dtype: str
+) -> None:
+    position, plain = 77, replace(variant, kv_dtype=kv_dtype)
     inputs = {**projections(plain), **parameters(plain), **cache(plain, position)}
     results = []
     for target in map(Target.load, known_targets()):
@@ -94,9 +107,12 @@ def one_by_one(shape: AttentionShape, given: Arrays, position: int) -> Arrays:
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("accumulators", [1, 4, 16])
-def test_chunks_of_a_variant_give_the_bits_of_single_rows(accumulators: int, kv_dtype: str) -> None:
+@pytest.mark.parametrize("variant", [EVERYTHING, ROUNDED], ids=["everything", "rounded"])
+def test_chunks_of_a_variant_give_the_bits_of_single_rows(
+    variant: AttentionShape, accumulators: int, kv_dtype: str
+) -> None:
     position = 29  # the window leaves a block behind within the chunk
-    shape = replace(EVERYTHING, m=5, kv_dtype=kv_dtype)
+    shape = replace(variant, m=5, kv_dtype=kv_dtype)
     given = projections(shape)
     single = one_by_one(shape, given, position)
     wide = replace(shape, accumulators=accumulators)
@@ -153,6 +169,7 @@ def test_a_rotation_on_its_own_is_that_of_the_append_kernel(causal: bool) -> Non
         (attention_shape(1, 4, 1, 64, 64), 0),
         (attention_shape(1, 9, 1, 96, accumulators=16), 127),
         (replace(EVERYTHING, num_kv_heads=1, q_eps=None), 77),
+        (replace(ROUNDED, num_kv_heads=1), 77),
         (attention_shape(1, 1, 1, 32, window=21), 70),
     ],
     ids=lambda v: str(getattr(v, "head_dim", v)),

@@ -12,7 +12,7 @@ from slmtvm.importer.cover import Cover, Weighing
 from slmtvm.importer.frame import Frame, Trace
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.rope import match_rope, unscaled_name
-from slmtvm.importer.match.rounding import as_text, score_roundings, share_of, weight_roundings
+from slmtvm.importer.match.rounding import as_text, share_of, weight_roundings
 from slmtvm.importer.match.scores import match_scores
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import dominators
@@ -66,13 +66,13 @@ def match_attention(cover: Cover, node: Node) -> Attention:
             where=where,
         )
     before = q_factor * k_factor * q_scale * k_scale
-    roundings, scaled = score_roundings(cover, raw, softmax.inputs[0], before, where)
-    if roundings and scores.softcap:
-        raise UnsupportedOpError("scores that are capped and rounded", where=where)
+    roundings = scores.roundings
     weight_steps, product_of_weights = weight_roundings(cover, probabilities, node.inputs[0], where)
     if share != product_of_weights:
         raise UnsupportedOpError(_CHANGED_WEIGHTS, where=where)
-    cover.weighings.append(Weighing(raw, softmax.inputs[0], probabilities, node.inputs[0]))
+    cover.weighings.append(
+        Weighing(raw, softmax.inputs[0], probabilities, node.inputs[0], exact=bool(roundings.sums))
+    )
     return Attention(
         q_rows,
         k_rows,
@@ -80,12 +80,14 @@ def match_attention(cover: Cover, node: Node) -> Attention:
         num_heads,
         kv_heads,
         head_dim,
-        scores.scale / scaled if roundings else scores.scale * before,
+        scores.scale / roundings.scaled if roundings.products else scores.scale * before,
         scores.mask.kind,
         scores.mask.window,
         scores.softcap,
         head_bias(cover, scores.mask.bias, num_heads, where),
-        as_text(roundings),
+        scores.mask.bias_by,
+        as_text(roundings.products, before),
+        as_text(roundings.sums),
         as_text(weight_steps),
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover, Weighing
 from slmtvm.importer.frame import Frame, Trace
-from slmtvm.importer.graph import Node
+from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.attention import (
     Heads,
     arrange_heads,
@@ -119,16 +119,27 @@ def match_cross_attention(cover: Cover, source: Source, node: Node) -> CrossAtte
         kv_heads,
         head_dim,
     )
-    score_steps, scaled = score_roundings(cover, raw, softmax.inputs[0], q_factor, where)
-    scale = _scale(cover, raw, softmax)
+    scale, zero = _scale(cover, raw, softmax)
+
+    def added_at(value: str) -> Array:
+        nodes, zeros = between(frame, raw, value), np.zeros(frame.small.shapes[raw])
+        return evaluate(frame.small, nodes, {raw: zeros}, value) if nodes else zeros
+
+    roundings = score_roundings(cover, raw, softmax.inputs[0], scale, zero, added_at, where)
+    if roundings.sums:
+        raise UnsupportedOpError(
+            "scores of a cross-attention are rounded after something was added to them, which is "
+            "not supported; exclude the addition when quantizing",
+            where=where,
+        )
     rows = cover.columns(q.source, q.features.reshape(-1))
     cover.weighings.append(
         Weighing(raw, softmax.inputs[0], softmax.outputs[0], node.inputs[0], of_source=True)
     )
     return CrossAttention(
         rows, key, num_heads, kv_heads, head_dim,
-        scale / scaled if score_steps else scale * q_factor,
-        as_text(score_steps), as_text(weight_steps),
+        scale / roundings.scaled if roundings.products else scale * q_factor,
+        as_text(roundings.products, q_factor), as_text(weight_steps),
     )  # fmt: skip
 
 
@@ -141,8 +152,11 @@ def _source_heads(
     return arrange_heads(source.cover.frame, trace, lead, value, transposed=transposed)
 
 
-def _scale(cover: Cover, raw: str, softmax: Node) -> float:
-    """The factor of scores on their way to ``softmax``; nothing else may happen to them."""
+def _scale(cover: Cover, raw: str, softmax: Node) -> tuple[float, Array]:
+    """The factor of scores on their way to ``softmax``, and what is added to them.
+
+    The latter, of their shape, is the same for all of a row: nothing else may happen to them.
+    """
     frame, output = cover.frame, softmax.inputs[0]
     nodes, shape = between(frame, raw, output), frame.small.shapes[raw]
     samples = cover.random.normal(size=shape)
@@ -159,4 +173,4 @@ def _scale(cover: Cover, raw: str, softmax: Node) -> float:
             "scores of a cross-attention pass through more than a scale before the softmax",
             where=frame.graph.where(softmax),
         )
-    return scale
+    return scale, zero

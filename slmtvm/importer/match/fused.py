@@ -13,9 +13,8 @@ from slmtvm.importer.cover import Cover
 from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.attention import head_bias
-from slmtvm.importer.match.masks import Mask, read_mask
+from slmtvm.importer.match.masks import MASKED, Mask, read_mask
 from slmtvm.importer.match.pointwise import operand
-from slmtvm.importer.match.scores import MASKED
 from slmtvm.importer.operators.fused import GROUP_QUERY_INPUTS
 from slmtvm.importer.steps import Attention, Elementwise, Norm, Param, Rope, Rows, Step
 
@@ -93,6 +92,7 @@ def _group_query(cover: Cover, node: Node) -> Attention:
         mask.window,
         _finite(node, "softcap", 0.0, where),
         head_bias(cover, mask.bias, heads, where),
+        mask.bias_by,
     )
 
 

@@ -1,4 +1,4 @@
-"""What is added to an attention's scores before the softmax: a mask, and a bias by distance."""
+"""What is added to an attention's scores before the softmax: a mask, and a bias."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.graph import Array
 
+MASKED = -9900.0  # scores at or below this vanish in the softmax; bfloat16 makes -1e4 -9984
 HIDDEN = np.float32(-1e9)  # a bias that hides: far below every score, and finite
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of the largest bias, as the file computes it
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """``kind`` "causal" or "bidirectional"; window and bias as ``ir.ops.attention`` has them.
+    """``kind`` "causal" or "bidirectional"; the others as ``ir.ops.attention`` has them.
 
     A bias of one row holds for every head.
     """
@@ -23,12 +24,28 @@ class Mask:
     kind: str
     window: int = 0
     bias: Array | None = None
+    bias_by: str = "distance"
+
+    def square(self, n: int) -> Array:
+        """What it adds among the first ``n`` positions, float (heads or 1, n, n)."""
+        behind = np.subtract.outer(np.arange(n), np.arange(n))
+        added = np.zeros((1, n, n))
+        if self.bias is not None and self.bias_by == "key":
+            added = np.broadcast_to(self.bias[:, None, :n], (len(self.bias), n, n))
+        elif self.bias is not None:
+            last = self.bias.shape[1] - 1
+            own = last if self.kind == "causal" else last // 2
+            added = self.bias[:, np.minimum(own - behind, last)]
+        hidden = (behind < 0) & (self.kind == "causal")
+        hidden |= (behind >= self.window) & (self.window > 0)
+        return np.where(hidden, HIDDEN, added)
 
 
-def read_mask(added: Array, visible: Array, where: str) -> Mask:
+def read_mask(added: Array, visible: Array, where: str, *, exact: bool = False) -> Mask:
     """The mask that adds ``added`` where positions are visible, and hides all others.
 
     added: float (heads or 1, n, n), row i is what position i sees; visible: bool, of its shape.
+    ``exact``: sums are rounded, so that what is the same for all of a row's scores matters too.
     Raises UnsupportedOpError for a mask that is neither a window nor a function of the distance.
     """
     n = visible.shape[-1]
@@ -47,11 +64,20 @@ def read_mask(added: Array, visible: Array, where: str) -> Mask:
             "masks and biases that depend on head and distance are",
             where=where,
         )
-    table = _bias_by_distance(added, visible, kind)
+    table = _bias_by_distance(added, visible, kind, exact=exact)
     if table is None:
+        by_key = _bias_by_key(added, visible) if window is not None else None
+        if by_key is None:
+            raise UnsupportedOpError(
+                "what is added to the scores depends on more than head and distance, or head and "
+                "the key's position, which is not supported",
+                where=where,
+            )
+        return Mask(kind, window or 0, by_key, "key")
+    if exact and not seen.all():
         raise UnsupportedOpError(
-            "what is added to the scores depends on more than head and distance, which is not "
-            "supported",
+            "scores are rounded after a bias was added to them and before a mask that hides by "
+            "distance, which is not supported; exclude the addition when quantizing",
             where=where,
         )
     full = np.where(seen, table, HIDDEN)
@@ -89,17 +115,18 @@ def _by_distance(visible: Array, kind: str) -> Array | None:
     return table if same else None
 
 
-def _bias_by_distance(added: Array, visible: Array, kind: str) -> Array | None:
+def _bias_by_distance(added: Array, visible: Array, kind: str, *, exact: bool) -> Array | None:
     """The bias of each distance, float (heads, 2 n - 1); None where more than these counts.
 
     What is added to all scores of a position does not change its softmax, so a bias that grows
-    with the key's position alone (ALiBi, as BLOOM has it) is one by distance too.
+    with the key's position alone (ALiBi, as BLOOM has it) is one by distance too, unless it must be
+    ``exact``.
     """
     n = added.shape[-1]
     bias = np.where(visible, added, 0)
-    tolerance = _ROUNDING * max(float(np.abs(bias).max()), 1e-3)
+    tolerance = _tolerance(bias)
     own = np.einsum("hii->hi", bias)
-    for shift in (np.zeros_like(own), own):
+    for shift in (np.zeros_like(own), own)[: 1 if exact else 2]:
         table = _table(bias - shift[..., None], kind)
         if all(
             (
@@ -110,3 +137,18 @@ def _bias_by_distance(added: Array, visible: Array, kind: str) -> Array | None:
         ):
             return table
     return None
+
+
+def _bias_by_key(added: Array, visible: Array) -> Array | None:
+    """The bias of each key's position, float32 (heads, n); None where more than these counts.
+
+    Every position sees itself.
+    """
+    bias = np.where(visible, added, 0)
+    table = np.einsum("hii->hi", bias)
+    same = (np.abs(bias - table[:, None]) <= _tolerance(bias))[visible].all()
+    return np.ascontiguousarray(table, np.float32) if same else None
+
+
+def _tolerance(bias: Array) -> float:
+    return _ROUNDING * max(float(np.abs(bias).max()), 1e-3)

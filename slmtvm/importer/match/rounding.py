@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.frame import Frame
 from slmtvm.importer.graph import Array, Constant, Node
-from slmtvm.importer.match.scores import MASKED
+from slmtvm.importer.match.masks import MASKED
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, evaluate
 from slmtvm.importer.steps import Param, QuantizeDequantize, Rescale, Rows, Same, Step
@@ -104,47 +104,79 @@ def rounding_of(cover: Cover, node: Node) -> Rounding:
     return Rounding(float(scales[0]), limits.min - int(zeros[0]), limits.max - int(zeros[0]))
 
 
-def score_roundings(
-    cover: Cover, raw: str, output: str, before: float, where: str
-) -> tuple[tuple[tuple[float, Rounding], ...], float]:
-    """How products ``raw`` are rounded on their way to ``output``, and the factor of them all.
+@dataclass(frozen=True)
+class ScoreRoundings:
+    """How scores are rounded on their way to the softmax, as ``ir.ops.attention`` has it.
 
-    Each rounding comes with what products are multiplied by since the last one; the first one's
-    factor includes ``before``. Where a mask was added first, what it hides must stay hidden.
+    ``products``, each with what products are multiplied by since the last one; after them all,
+    products are ``scaled``. ``sums`` are those after a bias was added, as they would be at the
+    softmax.
     """
-    frame = cover.frame
-    found: list[tuple[float, Rounding]] = []
-    product = 1.0
-    for quantizer in _rounders(between(frame, raw, output)):
-        at = quantizer.inputs[0]
-        nodes = between(frame, raw, at)
-        shape = frame.small.shapes[raw]
-        zero, one = (
-            evaluate(frame.small, nodes, {raw: np.full(shape, s)}, at)
-            if nodes
-            else np.full(shape, s)
-            for s in (0.0, 1.0)
-        )
-        seen = zero == 0
-        rounding = rounding_of(cover, quantizer)
-        hidden = np.maximum(zero[~seen], rounding.low * rounding.scale)
-        if not seen.any() or (hidden > MASKED).any():
+
+    products: tuple[tuple[float, Rounding], ...]
+    scaled: float
+    sums: tuple[tuple[float, Rounding], ...]
+
+
+def score_roundings(
+    cover: Cover,
+    raw: str,
+    output: str,
+    scale: float,
+    added: Array,
+    added_at: Callable[[str], Array],
+    where: str,
+) -> ScoreRoundings:
+    """How products ``raw`` are rounded on their way to ``output``, where they are times ``scale``.
+
+    added: what is added to them there, and ``added_at`` another value on the way; without heads
+    where it is the same for all. Where a mask was added before a rounding, what it hides must stay
+    hidden.
+    """
+    products: list[tuple[float, Rounding]] = []
+    sums: list[tuple[float, Rounding]] = []
+    scaled, seen = 1.0, added > MASKED
+    for quantizer in _rounders(between(cover.frame, raw, output)):
+        here = np.broadcast_to(added_at(quantizer.inputs[0]), added.shape)
+        slope, rounding = _slope_at(cover, raw, quantizer, where), rounding_of(cover, quantizer)
+        if not (np.maximum(here[here <= MASKED], rounding.low * rounding.scale) <= MASKED).all():
             raise UnsupportedOpError(
-                "scores are rounded after a mask or bias was added to them, which what it hides "
-                f"does not survive (at {quantizer.label}); exclude that operator when quantizing",
+                "scores are rounded after a mask was added to them, which what it hides does not "
+                f"survive (at {quantizer.label}); exclude that operator when quantizing",
                 where=where,
             )
-        slopes = one[seen] - zero[seen]
-        slope = float(np.median(slopes))
-        if not np.abs(slopes - slope).max() <= _TOLERANCE * abs(slope):
+        if not sums and (here[seen] == 0).all():
+            if not products or products[-1][1] != rounding or slope != scaled:
+                products.append((slope / scaled, rounding))
+            scaled = slope
+            continue
+        ratio = scale / slope
+        bound = _TOLERANCE * float(np.abs(added[seen]).max())
+        if not np.abs(ratio * here[seen] - added[seen]).max() <= bound:
             raise UnsupportedOpError(
-                "rounded scores have more than one scale, or a cap", where=where
+                "something is added to scores that were rounded after a bias was added (behind "
+                f"{quantizer.label}), which is not supported",
+                where=where,
             )
-        if not found or found[-1][1] != rounding or slope != product:
-            factor = slope / product * (before if not found else 1.0)
-            found.append((factor, rounding))
-        product = slope
-    return tuple(found), product
+        rounding = Rounding(rounding.scale * ratio, rounding.low, rounding.high)
+        if not sums or sums[-1][1] != rounding:
+            sums.append((1.0, rounding))
+    return ScoreRoundings(tuple(products), scaled, tuple(sums))
+
+
+def _slope_at(cover: Cover, raw: str, quantizer: Node, where: str) -> float:
+    """What products ``raw`` are multiplied by where they are rounded."""
+    frame, at = cover.frame, quantizer.inputs[0]
+    nodes, shape = between(frame, raw, at), frame.small.shapes[raw]
+    zero, one = (
+        evaluate(frame.small, nodes, {raw: given}, at) if nodes else given
+        for given in (np.full(shape, score) for score in (0.0, 1.0))
+    )
+    slopes = (one - zero)[zero > MASKED]
+    slope = float(np.median(slopes))
+    if not np.abs(slopes - slope).max() <= _TOLERANCE * abs(slope):
+        raise UnsupportedOpError("rounded scores have more than one scale, or a cap", where=where)
+    return slope
 
 
 def weight_roundings(
@@ -168,9 +200,15 @@ def weight_roundings(
     return tuple(found), product
 
 
-def as_text(roundings: Sequence[tuple[float, Rounding]]) -> str:
-    """``roundings``, each with its factor, as the attributes of ``ir.ops.attention`` have them."""
-    return ";".join(f"{factor!r}:{rounding}" for factor, rounding in roundings)
+def as_text(roundings: Sequence[tuple[float, Rounding]], before: float = 1.0) -> str:
+    """``roundings``, each with its factor, as the attributes of ``ir.ops.attention`` have them.
+
+    before: a factor of what the first one rounds.
+    """
+    factors = [(before if i == 0 else 1.0) * factor for i, (factor, _) in enumerate(roundings)]
+    return ";".join(
+        f"{f!r}:{rounding}" for f, (_, rounding) in zip(factors, roundings, strict=True)
+    )
 
 
 def share_of(frame: Frame, source: str, value: str) -> float | None:

@@ -11,11 +11,11 @@ from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.graph import Array, Node
-from slmtvm.importer.match.masks import Mask, read_mask
+from slmtvm.importer.match.masks import MASKED, Mask, read_mask
+from slmtvm.importer.match.rounding import ScoreRoundings, score_roundings
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, evaluate, signature
 
-MASKED = -9900.0  # scores at or below this vanish in the softmax; bfloat16 makes -1e4 -9984
 _TOLERANCE = 1e-5
 _LARGE, _SMALL = 1e9, 1e-3  # scores that a cap cuts off, and that it leaves as they are
 _MAX_CAP = 1e6
@@ -23,22 +23,22 @@ _MAX_CAP = 1e6
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """``softmax input = cap(scale * q . k) + mask``; cap(s) is ``softcap * tanh(s / softcap)``."""
+    """``softmax input = cap(scale * q . k) + mask``; cap(s) is ``softcap * tanh(s / softcap)``.
+
+    All this is without ``roundings``, which come in between.
+    """
 
     scale: float
     softcap: float  # 0 for none
     mask: Mask
-
-    def capped(self, product: Array | float) -> Array:
-        """The scores without the mask."""
-        scaled = np.asarray(self.scale * product)
-        return self.softcap * np.tanh(scaled / self.softcap) if self.softcap else scaled
+    roundings: ScoreRoundings
 
 
 def match_scores(cover: Cover, raw: str, softmax: Node) -> Scores:
     """How ``raw``, products of queries and keys, become the input of ``softmax``.
 
-    Raises UnsupportedOpError where that is more than a scale, a cap, a mask and a bias by distance.
+    Raises UnsupportedOpError where that is more than a scale, a cap, a mask, a bias by distance or
+    by the key's position, and roundings.
     """
     nodes = between(cover.frame, raw, softmax.inputs[0])
     key = ("scores", signature(cover.frame, nodes, raw))
@@ -63,10 +63,11 @@ def _measure(cover: Cover, raw: str, softmax: Node, nodes: Sequence[Node]) -> Sc
         # Constants bring back the heads they distinguish; most do not, and one matrix is enough.
         full_shape = (1,) * (len(full_shape) - 2) + full_shape[-2:]
 
-    def full(score: float) -> Array:
+    def full(score: float, at: str = softmax.inputs[0]) -> Array:
         n = frame.full.length
         given = np.full(full_shape, score, np.float32)
-        result = evaluate(frame.full, nodes, {raw: given}, softmax.inputs[0])
+        before = between(frame, raw, at)
+        result = evaluate(frame.full, before, {raw: given}, at) if before else given
         return np.asarray(result.reshape(-1, n, n))
 
     shape = frame.small.shapes[raw]
@@ -85,10 +86,9 @@ def _measure(cover: Cover, raw: str, softmax: Node, nodes: Sequence[Node]) -> Sc
             where=where,
         )
     scale, softcap = _scale_and_cap(lambda s: short(np.full(shape, s))[seen] - zero[seen])
-    scores = Scores(scale, softcap, Mask("causal"))
     samples = cover.random.normal(size=shape) * max(1.0, 2 * softcap / max(abs(scale), 1e-3))
     result = short(samples)
-    expected = scores.capped(samples.reshape(result.shape)[seen]) + zero[seen]
+    expected = _capped(scale, softcap, samples.reshape(result.shape)[seen]) + zero[seen]
     bound = _TOLERANCE * max(np.abs(expected - zero[seen]).max(), 1e-3)
     if not np.abs(result[seen] - expected).max() <= bound:
         raise UnsupportedOpError(
@@ -99,17 +99,30 @@ def _measure(cover: Cover, raw: str, softmax: Node, nodes: Sequence[Node]) -> Sc
     if (result[~seen] > MASKED).any():
         raise UnsupportedOpError("the mask does not hide what it masks", where=where)
     added = full(0.0)
+    roundings = score_roundings(
+        cover, raw, softmax.inputs[0], scale, added, lambda at: full(0.0, at), where
+    )
+    if softcap and (roundings.products or roundings.sums):
+        raise UnsupportedOpError("scores that are capped and rounded", where=where)
     visible = added > MASKED
     for score in (1.0, _LARGE) if softcap else (1.0,):
-        change, expected_change = full(score)[visible] - added[visible], scores.capped(score)
+        change, expected_change = (
+            full(score)[visible] - added[visible],
+            _capped(scale, softcap, score),
+        )
         bound = 10 * _TOLERANCE * max(abs(float(expected_change)), 1e-3)
         bound += float(np.finfo(np.float32).eps) * float(np.abs(added[visible]).max())
         if not np.abs(change - expected_change).max(initial=0) <= bound:
             raise UnsupportedOpError("the scale of scores changes with the position", where=where)
-    n = frame.small.length
-    mask = read_mask(added, visible, where)
-    _check_short(read_mask(zero, seen, where), mask, n, where)
-    return Scores(scale, softcap, mask)
+    mask = read_mask(added, visible, where, exact=bool(roundings.sums))
+    _check_short(zero, seen, mask, exact=bool(roundings.sums), where=where)
+    return Scores(scale, softcap, mask, roundings)
+
+
+def _capped(scale: float, softcap: float, product: Array | float) -> Array:
+    """The scores without the mask."""
+    scaled = np.asarray(scale * product)
+    return softcap * np.tanh(scaled / softcap) if softcap else scaled
 
 
 def _scale_and_cap(response: Callable[[float], Array]) -> tuple[float, float]:
@@ -123,25 +136,23 @@ def _scale_and_cap(response: Callable[[float], Array]) -> tuple[float, float]:
     return (cap * float(np.arctanh(ratio)) / _SMALL if abs(ratio) < 1 else slope), cap
 
 
-def _check_short(short: Mask, full: Mask, n: int, where: str) -> None:
-    """Raise where the mask of a short sequence is not the beginning of the full one."""
-    window = full.window if full.window < n else 0
-    same = short.window == window and (short.kind == full.kind or n == 1)
-    if (short.bias is None) != (full.bias is None):
-        biases = [b for b in (short.bias, full.bias) if b is not None]
-        same = same and all(np.ptp(_nearest(b, n, full.kind)) == 0 for b in biases)
-    elif short.bias is not None and full.bias is not None:
-        near = _nearest(full.bias, n, full.kind)
-        tolerance = _TOLERANCE * max(float(np.abs(full.bias).max()), 1e-3)
-        same = same and bool((np.abs(near - short.bias) <= tolerance).all())
+def _check_short(zero: Array, seen: Array, mask: Mask, *, exact: bool, where: str) -> None:
+    """Raise where a short sequence's scores are not the beginning of those under ``mask``.
+
+    zero, seen: what is added and where it hides nothing, (heads, n, n). What is the same for all of
+    a row's scores may differ unless it must be ``exact``.
+    """
+    added = np.broadcast_to(mask.square(zero.shape[-1]), zero.shape)
+    same = bool(((added > MASKED) == seen).all())
+    if same:
+        shift = np.where(seen, zero - added, np.nan)
+        far = np.abs(shift).max(where=seen, initial=0)
+        if not exact:
+            far = (np.nanmax(shift, axis=-1) - np.nanmin(shift, axis=-1)).max()
+        largest = 0.0 if mask.bias is None else float(np.abs(added[seen]).max())
+        same = bool(far <= _TOLERANCE * max(largest, 1e-3))
     if not same:
         raise UnsupportedOpError(
             "the mask changes with the length of the sequence, not only with the positions",
             where=where,
         )
-
-
-def _nearest(bias: Array, n: int, kind: str) -> Array:
-    """The columns of a bias for distances below ``n``."""
-    own = bias.shape[1] - 1 if kind == "causal" else bias.shape[1] // 2
-    return bias[:, own - n + 1 : own + n]

@@ -41,18 +41,18 @@ def attention(
     """``ir.ops.attention``; keys that are not ``visible``, bool (m,), have no weight."""
     m, causal = len(q), str(attrs["mask"]) == "causal"
     softcap, window = float(attrs["softcap"]), int(attrs["window"])
-    shift = np.zeros((1, m, m), np.float32)
-    if bias is not None:
+    added = None
+    if bias is not None and str(attrs["bias_by"]) == "key":
+        added = bias[:, None, :m]
+    elif bias is not None:
         context = bias.shape[1] if causal else (bias.shape[1] + 1) // 2
         behind = np.subtract.outer(np.arange(m), np.arange(m))
         # What is ahead has no column in a causal bias, and is hidden below.
-        shift = bias[:, context - 1 - np.maximum(behind, 0 if causal else -context)]
-    if causal:
-        seen = np.tri(m, dtype=bool)
-        if window:
-            seen &= ~np.tri(m, k=-window, dtype=bool)
-        shift = np.where(seen, shift, np.float32(-np.inf))
-    return attend(attrs, q, k, v, softcap, shift, visible=visible)
+        added = bias[:, context - 1 - np.maximum(behind, 0 if causal else -context)]
+    seen = np.tri(m, dtype=bool) if causal else np.ones((m, m), bool)
+    if window:
+        seen &= ~np.tri(m, k=-window, dtype=bool)
+    return attend(attrs, q, k, v, softcap, added, seen, visible=visible)
 
 
 def attend(
@@ -61,13 +61,15 @@ def attend(
     k: Array,
     v: Array,
     softcap: float = 0.0,
-    shift: Array | None = None,
+    added: Array | None = None,
+    seen: Array | None = None,
     *,
     visible: Array | None = None,
 ) -> Array:
-    """Attention of q over all rows of k and v; ``shift`` (heads or 1, m, n) is added to scores.
+    """Attention of q over the rows of k and v that are ``seen``, bool (m, n), or over all.
 
-    Keys that are not ``visible``, bool (n,), have no weight where a row sees others.
+    ``added``, (heads, m, n) or what is broadcast to it, is added to scores. Keys that are not
+    ``visible``, bool (n,), have no weight where a row sees others.
     """
     num_heads, head_dim = int(attrs["num_heads"]), int(attrs["head_dim"])
     num_kv_heads = int(attrs["num_kv_heads"])
@@ -83,8 +85,12 @@ def attend(
     scores = scores * np.float32(attrs["scale"])
     if softcap:
         scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
-    if shift is not None:
-        scores = scores + shift
+    if added is not None:
+        scores = scores + added
+    for factor, scale, low, high in ops.parse_roundings(str(attrs.get("sum_roundings", ""))):
+        scores = rounded(scores * np.float32(factor), scale, low, high)
+    if seen is not None:
+        scores = np.where(seen, scores, np.float32(-np.inf))
     if visible is not None:
         scores = np.where(visible, scores, np.minimum(scores, HIDDEN))
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))

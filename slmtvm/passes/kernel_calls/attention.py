@@ -27,7 +27,11 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     tables = [
         position_table(named[name], capacity, emitter) for name in ("cos", "sin") if name in named
     ]
-    bias, bias_zero = _distance_bias(named.get("bias"), capacity if causal else 0, emitter)
+    by_key = str(attrs["bias_by"]) == "key"
+    if by_key:
+        bias, bias_zero = _key_bias(named["bias"], capacity, emitter), 0
+    else:
+        bias, bias_zero = _distance_bias(named.get("bias"), capacity if causal else 0, emitter)
     shape = attention.AttentionShape(
         m=m,
         num_heads=int(attrs["num_heads"]),
@@ -49,7 +53,9 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         softcap=float(attrs["softcap"]),
         bias_columns=shape_of(bias[0])[1] if bias else 0,
         bias_zero=bias_zero,
+        bias_by_key=by_key,
         roundings=ops.parse_roundings(str(attrs["roundings"])),  # type: ignore[arg-type]
+        sum_roundings=ops.parse_roundings(str(attrs["sum_roundings"])),  # type: ignore[arg-type]
         weight_roundings=ops.parse_roundings(str(attrs["weight_roundings"])),  # type: ignore[arg-type]
         # Of an encoder-decoder, only the attention of its source sees all.
         mask_positions=mask_positions(
@@ -104,3 +110,12 @@ def _distance_bias(
     padded = np.pad(table, ((0, 0), (before, attention.BIAS_MARGIN)), "edge")
     name = f"{expr.name}:{before}+{attention.BIAS_MARGIN}"
     return [emitter.weight(name, padded)], zero + before
+
+
+def _key_bias(expr: relax.Expr, capacity: int, emitter: KernelEmitter) -> list[relax.Var]:
+    """A bias by the key's position, with a column for each of ``capacity``."""
+    table = emitter.array(expr)
+    # Positions beyond the context are padding: any bias will do.
+    columns = max(capacity, attention.capacity_of(table.shape[1]))
+    padded = np.pad(table, ((0, 0), (0, columns - table.shape[1])), "edge")
+    return [emitter.weight(f"{expr.name}:{columns}", padded)]
