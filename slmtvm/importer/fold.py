@@ -21,7 +21,9 @@ def fold(frozen: Frozen, node: Node, limit: int) -> None:
     """Record the results of a node of constants, each of at most ``limit`` elements."""
     given = [frozen.constants[i] if i else None for i in node.inputs]
     try:
-        lazy = None if _restores_lookup(frozen, node) else _keep_packed(node, given)
+        # What follows from the sequence, such as a bias by distance, is no weight.
+        no_weight = node.op_type == "DequantizeLinear" and node.inputs[0] in frozen.of_sequence
+        lazy = None if no_weight else _keep_packed(node, given)
         if lazy is not None:
             frozen.constants[node.outputs[0]] = lazy
             return
@@ -64,17 +66,6 @@ def _note_limit(
         cut = [t for t, r in zip(table.shape, result.shape, strict=True) if r == length != t]
         if cut:
             frozen.limits[node.outputs[0]] = min(cut)
-
-
-def _restores_lookup(frozen: Frozen, node: Node) -> bool:
-    """Whether ``node`` dequantizes integers looked up in a smaller table, each of them many times:
-    biases by distance, say. They are no weight whose bits are worth keeping."""
-    if node.op_type != "DequantizeLinear":
-        return False
-    looked_up = frozen.constants[node.inputs[0]]
-    made = (n for n in frozen.graph.nodes if looked_up.name in n.outputs and n.op_type == "Gather")
-    table = next((frozen.graph.initializers.get(n.inputs[0]) for n in made), None)
-    return table is not None and math.prod(looked_up.shape) > math.prod(table.shape)
 
 
 def _keep_packed(node: Node, given: Sequence[Constant | None]) -> Constant | None:

@@ -49,7 +49,9 @@ def start(graph: Graph, roles: Roles, length: int) -> Frozen:
     limit = max(MIN_ELEMENTS, _MATRICES * length * length, 2 * weights)
     frozen = Frozen(graph, length, max_elements=limit)
     frozen.constants.update(graph.initializers)
-    frozen.constants.update({k: Constant.of(k, v) for k, v in roles.values(length).items()})
+    given = roles.values(length)
+    frozen.constants.update({k: Constant.of(k, v) for k, v in given.items()})
+    frozen.of_sequence.update(given)
     frozen.shapes[roles.tokens.name] = (1, length)
     frozen.dtypes[roles.tokens.name] = np.dtype(np.int64)
     return frozen
@@ -67,10 +69,13 @@ def advance(frozen: Frozen, node: Node) -> bool:
         return False
     if all(not i or i in frozen.constants for i in node.inputs):
         fold(frozen, node, frozen.max_elements)
+        if not frozen.of_sequence.isdisjoint(node.inputs):
+            frozen.of_sequence.update(filter(None, node.outputs))
     elif operator_of(node).kind is Kind.SHAPE:
         shape = frozen.shapes[node.inputs[0]]
         (value,) = compute(frozen.graph, node, [nothing(shape)])
         frozen.constants[node.outputs[0]] = Constant.of(node.outputs[0], value)
+        frozen.of_sequence.add(node.outputs[0])
     else:
         infer(frozen, node, frozen.max_elements)
         return False

@@ -19,12 +19,14 @@ class Frozen:
     """``graph`` for batch 1 and ``length`` tokens.
 
     A value is in ``constants``, or it depends on the tokens: then ``shapes`` and ``dtypes`` have
-    it, or ``broken`` says why its shape cannot be known.
+    it, or ``broken`` says why its shape cannot be known. ``of_sequence`` are the constants that
+    follow from its length, or from inputs such as its mask.
     """
 
     graph: Graph
     length: int
     constants: dict[str, Constant] = field(default_factory=dict)
+    of_sequence: set[str] = field(default_factory=set)
     shapes: dict[str, Shape] = field(default_factory=dict)
     dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)

@@ -140,7 +140,8 @@ def dequantize(stored: Array, quantization: Quantization) -> Array:
     value = stored.astype(np.float32)
     if zeros is not None:
         value = value - spread(zeros, stored.shape, axis, block).astype(np.float32)
-    return value * spread(scales, stored.shape, axis, block).astype(np.float32)
+    with np.errstate(over="ignore"):  # a mask's least number, of many steps
+        return value * spread(scales, stored.shape, axis, block).astype(np.float32)
 
 
 def spread(per: Array, shape: tuple[int, ...], axis: int, block_size: int) -> Array:

@@ -249,6 +249,14 @@ def test_scores_may_be_rounded_with_a_bias_by_distance(tmp_path):
     assert len(parse_roundings(str(attention.attrs["sum_roundings"]))) == 1
 
 
+def test_a_rounded_bias_of_a_long_context_is_no_weight(tmp_path):
+    """It has more elements than constants that are expanded otherwise."""
+    tiny = replace(ENCODER, heads=3, kv_heads=3, mask="by_bucket", learned_positions=0)
+    path = quantized(tiny, tmp_path, activation_type=U8)
+    model = import_onnx(path, context=330)
+    assert model.params["attention.bias"].shape == (3, 2 * 330 - 1)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_mask_that_was_rounded_with_its_infinities_is_refused(tmp_path):
     tiny = replace(DECODER, mask="where", rope="", learned_positions=64)
