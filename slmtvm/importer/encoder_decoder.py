@@ -81,9 +81,9 @@ def has_both(graph: Graph) -> bool:
 def join(encoder: Graph, decoder: Graph) -> Graph:
     """One graph of the two files' graphs: the decoder reads the encoder's only output.
 
-    Where the decoder's has branches, those without a past are taken.
+    Composite operators are written out; where there are branches, those without a past are taken.
     """
-    decoder = expand(decoder, assign_roles(decoder), _LENGTH)
+    encoder, decoder = (expand(g, assign_roles(g), _LENGTH) for g in (encoder, decoder))
     hidden = encoder.outputs[0].name
     names = {v: f"{_ENCODER}{v}" for v in _all_names(encoder)}
     names |= {port.name: port.name for port in encoder.inputs}
@@ -101,6 +101,13 @@ def join(encoder: Graph, decoder: Graph) -> Graph:
         second.outputs,
         {**first.initializers, **second.initializers},
     )
+
+
+def written_out(graph: Graph) -> Graph:
+    """``graph``, of one file with an encoder and a decoder, without composite operators."""
+    source, _ = _TOKENS
+    decoders = replace(graph, inputs=tuple(p for p in graph.inputs if p.name != source))
+    return expand(graph, assign_roles(decoders), _LENGTH, source=source)
 
 
 def _all_names(graph: Graph) -> Iterable[str]:

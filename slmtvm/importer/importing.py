@@ -23,6 +23,7 @@ from slmtvm.importer.encoder_decoder import (
     source_constants,
     split,
     with_stand_ins,
+    written_out,
 )
 from slmtvm.importer.graph import Graph
 from slmtvm.importer.halves import widen
@@ -75,6 +76,8 @@ def _import(path: Path, context: int | None) -> tuple[CanonicalModel, _FindMask]
     graph = widen(load(path))
     if needs_encoder(graph):
         graph = join(widen(load(encoder_file(path))), graph)
+    elif has_both(graph):
+        graph = written_out(graph)
     if has_both(graph):
         return _import_both(graph, context)
     roles = assign_roles(graph)

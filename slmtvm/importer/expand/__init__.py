@@ -31,15 +31,20 @@ from slmtvm.importer.roles import Roles
 __all__ = ["expand", "registered_expansions"]
 
 
-def expand(graph: Graph, roles: Roles, length: int) -> Graph:
+def expand(graph: Graph, roles: Roles, length: int, *, source: str = "") -> Graph:
     """``graph`` without composite operators, and without an If whose condition is known.
 
     The condition is taken for one sequence of ``length`` tokens without a past; ``decisions`` of
-    the result say what it was. Raises UnsupportedOpError for variants that cannot be written out.
+    the result say what it was. ``source``: an input that holds as many tokens of another sequence.
+    Raises UnsupportedOpError for variants that cannot be written out.
     """
     if not any(n.op_type == "If" or _composite(n) for n in graph.nodes):
         return graph
-    return _Expander(start(graph, roles, length), roles.tokens.name).run()
+    frozen = start(graph, roles, length)
+    if source:
+        frozen.shapes[source] = frozen.shapes[roles.tokens.name]
+        frozen.dtypes[source] = frozen.dtypes[roles.tokens.name]
+    return _Expander(frozen, roles.tokens.name).run()
 
 
 def _composite(node: Node) -> bool:
