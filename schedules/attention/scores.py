@@ -134,9 +134,10 @@ def _complete(
         dot = vec.tanh(T.bind(dot * vec.splat(shape.scale / shape.softcap)))
         factor = shape.softcap
     if query.bias_at is None:
-        return T.bind(dot * vec.splat(factor))
-    bias = vec.load(buffers["bias"], query.bias_at + place)
-    total = vec.fma(dot, vec.splat(factor), bias)
+        total = T.bind(dot * vec.splat(factor))
+    else:
+        bias = vec.load(buffers["bias"], query.bias_at + place)
+        total = vec.fma(dot, vec.splat(factor), bias)
     for before, scale, low, high in shape.sum_roundings:
         total = vec.rounded(T.bind(total * vec.splat(before)), scale, low, high)
     return total

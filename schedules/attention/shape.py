@@ -60,7 +60,7 @@ class AttentionShape:
     ``bias_by_key``, column j is for key j, and there is one for every position of the capacity.
 
     ``roundings``, ``sum_roundings`` and ``weight_roundings`` are what ``slm.attention`` does to
-    scores before their scale and after a bias, and to the softmax's result, see
+    scores before their scale and after a cap and a bias, and to the softmax's result, see
     ``ir.ops.attention``.
 
     Where there are ``mask_positions``, the score of a key is at most its limit, float32
@@ -105,8 +105,7 @@ class AttentionShape:
         assert self.rotary_dim % 2 == 0 and self.rotary_dim <= self.head_dim, self
         assert (self.table_rows > 0) == (self.rotary_dim > 0), self
         assert self.kv_dtype in KV_DTYPES, self.kv_dtype
-        assert not (self.roundings or self.sum_roundings) or not self.softcap, self
-        assert not self.sum_roundings or self.bias_columns, self
+        assert not self.sum_roundings or self.bias_columns or self.softcap, self
         assert not self.bias_by_key or self.bias_columns >= self.capacity, self
         assert self.window >= 0 and self.softcap >= 0, self
         assert self.causal or not self.window, self

@@ -33,8 +33,8 @@ class Weighing:
 
     ``raw``, products of queries and keys; ``scores``, what the softmax takes; ``softmax``, what it
     gives; ``weights``, what the values are multiplied by. ``of_source``: keys are a source's.
-    ``exact``: scores are rounded after a bias was added to them, so that a number that is added to
-    all of a row's changes its softmax.
+    ``exact``: scores are rounded after a cap or a bias, so that a number that is added to all of a
+    row's changes its softmax.
     """
 
     raw: str

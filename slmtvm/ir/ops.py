@@ -254,8 +254,8 @@ def attention(
 
     ``roundings``, "factor:scale:low:high" for each and joined by ";": before ``scale``, products
     are multiplied by the factor and rounded as ``quantize_dequantize`` does, in order.
-    ``sum_roundings``, more of the same, round what is added up with a bias; ``weight_roundings``
-    the softmax's results.
+    ``sum_roundings``, more of the same, round what a cap and a bias make of them;
+    ``weight_roundings`` the softmax's results.
     -> float32 (m, num_heads * head_dim)
     """
     args, names = name_operands([q, k, v], {"bias": bias})

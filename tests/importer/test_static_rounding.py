@@ -187,6 +187,19 @@ def test_scores_may_be_rounded_with_a_bias_by_key(activation, tmp_path):
         assert len(parse_roundings(str(call.attrs["sum_roundings"]))) == 1
 
 
+@pytest.mark.parametrize("operators", [["MatMul"], None], ids=["products", "all"])
+def test_scores_may_be_rounded_before_a_cap_and_after_it(operators, tmp_path):
+    tiny = replace(DECODER, rope="", learned_positions=64, softcap=1.5)
+    path = quantized(
+        tiny, tmp_path, activation_type=U8, op_types_to_quantize=operators,
+        nodes_to_exclude=masking(tiny),
+    )  # fmt: skip
+    (attention,) = calls_of(check(path), "slm.attention")
+    assert float(attention.attrs["softcap"]) == pytest.approx(1.5)
+    assert str(attention.attrs["roundings"])
+    assert bool(str(attention.attrs["sum_roundings"])) == (operators is None)
+
+
 def rounded_before(tiny: Tiny, op_type: str, added: float = 0.0) -> onnx.ModelProto:
     """``tiny`` with scores plus ``added`` rounded before the node that masks them."""
     model = build(tiny)
@@ -237,7 +250,9 @@ def test_what_is_the_same_for_all_scores_is_a_bias_where_they_are_rounded(tmp_pa
 def test_a_mask_by_distance_after_scores_were_rounded_with_a_bias_is_refused(tmp_path):
     tiny = replace(ENCODER, heads=3, kv_heads=3, mask="both_ways")
     check(save(rounded_before(tiny, "Where"), tmp_path))
-    with pytest.raises(UnsupportedOpError, match=r"rounded after a bias.*hides by distance"):
+    with pytest.raises(
+        UnsupportedOpError, match=r"rounded after a cap or a bias.*hides by distance"
+    ):
         import_onnx(save(rounded_before(tiny, "Where", added=0.4), tmp_path), context=32)
 
 

@@ -61,6 +61,24 @@ def test_rounded_attention_computes_its_reference(
 
 
 @pytest.mark.parametrize("target_name", known_targets())
+def test_capped_scores_are_rounded_before_and_after_the_cap(target_name: str) -> None:
+    shape = attention_shape(
+        5, 4, 2, 24, 0, roundings=(SCORES,), softcap=2.0, sum_roundings=((1.0, 0.3, -5, 6),)
+    )
+    rng = np.random.default_rng(0)
+    inputs = {
+        t.name: rng.integers(-3, 4, t.shape).astype(np.float32) for t in (shape.q, *shape.cache)
+    }
+    got = run(
+        attention.build_attend(shape), inputs, Target.load(target_name), position=19, cuts=(1,)
+    )
+    want = ref.attend(shape, inputs, 19)
+    np.testing.assert_allclose(got["o"], want, rtol=0, atol=1e-5)
+    for plain in (replace(shape, softcap=9.0), replace(shape, sum_roundings=())):
+        assert np.abs(ref.attend(plain, inputs, 19) - want).max() > 1e-3
+
+
+@pytest.mark.parametrize("target_name", known_targets())
 @pytest.mark.parametrize("sums", [(SUMS,), (SUMS, COARSER_SUMS)], ids=["once", "twice"])
 @pytest.mark.parametrize("by_key", [True, False], ids=["key", "distance"])
 @pytest.mark.parametrize("mask", ["causal", "bidirectional"])

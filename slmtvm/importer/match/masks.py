@@ -76,8 +76,8 @@ def read_mask(added: Array, visible: Array, where: str, *, exact: bool = False) 
         return Mask(kind, window or 0, by_key, "key")
     if exact and not seen.all():
         raise UnsupportedOpError(
-            "scores are rounded after a bias was added to them and before a mask that hides by "
-            "distance, which is not supported; exclude the addition when quantizing",
+            "scores are rounded after a cap or a bias and before a mask that hides by distance, "
+            "which is not supported; exclude these operators when quantizing",
             where=where,
         )
     full = np.where(seen, table, HIDDEN)

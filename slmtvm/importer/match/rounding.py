@@ -19,6 +19,7 @@ from slmtvm.importer.steps import Param, QuantizeDequantize, Rescale, Rows, Same
 
 _TOLERANCE = 1e-5
 _SAME_SHARE = 1e-12  # of numbers in float64
+_LARGE = 1e9  # a score that every cap cuts off
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class ScoreRoundings:
     """How scores are rounded on their way to the softmax, as ``ir.ops.attention`` has it.
 
     ``products``, each with what products are multiplied by since the last one; after them all,
-    products are ``scaled``. ``sums`` are those after a bias was added, as they would be at the
+    products are ``scaled``. ``sums`` are those after a cap or a bias, as they would be at the
     softmax.
     """
 
@@ -122,12 +123,12 @@ def score_roundings(
     cover: Cover,
     raw: str,
     output: str,
-    scale: float,
+    gain: float,
     added: Array,
     added_at: Callable[[str], Array],
     where: str,
 ) -> ScoreRoundings:
-    """How products ``raw`` are rounded on their way to ``output``, where they are times ``scale``.
+    """How products ``raw`` are rounded on their way to ``output``, where 1 gives ``gain``.
 
     added: what is added to them there, and ``added_at`` another value on the way; without heads
     where it is the same for all. Where a mask was added before a rounding, what it hides must stay
@@ -138,23 +139,26 @@ def score_roundings(
     scaled, seen = 1.0, added > MASKED
     for quantizer in _rounders(between(cover.frame, raw, output)):
         here = np.broadcast_to(added_at(quantizer.inputs[0]), added.shape)
-        slope, rounding = _slope_at(cover, raw, quantizer, where), rounding_of(cover, quantizer)
+        (slope, capped), rounding = (
+            _gain_at(cover, raw, quantizer, where),
+            rounding_of(cover, quantizer),
+        )
         if not (np.maximum(here[here <= MASKED], rounding.low * rounding.scale) <= MASKED).all():
             raise UnsupportedOpError(
                 "scores are rounded after a mask was added to them, which what it hides does not "
                 f"survive (at {quantizer.label}); exclude that operator when quantizing",
                 where=where,
             )
-        if not sums and (here[seen] == 0).all():
+        if not sums and not capped and (here[seen] == 0).all():
             if not products or products[-1][1] != rounding or slope != scaled:
                 products.append((slope / scaled, rounding))
             scaled = slope
             continue
-        ratio = scale / slope
+        ratio = gain / slope
         bound = _TOLERANCE * float(np.abs(added[seen]).max())
         if not np.abs(ratio * here[seen] - added[seen]).max() <= bound:
             raise UnsupportedOpError(
-                "something is added to scores that were rounded after a bias was added (behind "
+                "something is added to scores that were rounded after a cap or a bias (behind "
                 f"{quantizer.label}), which is not supported",
                 where=where,
             )
@@ -164,19 +168,20 @@ def score_roundings(
     return ScoreRoundings(tuple(products), scaled, tuple(sums))
 
 
-def _slope_at(cover: Cover, raw: str, quantizer: Node, where: str) -> float:
-    """What products ``raw`` are multiplied by where they are rounded."""
+def _gain_at(cover: Cover, raw: str, quantizer: Node, where: str) -> tuple[float, bool]:
+    """What a product of 1 gives where it is rounded, and whether large ones are capped there."""
     frame, at = cover.frame, quantizer.inputs[0]
     nodes, shape = between(frame, raw, at), frame.small.shapes[raw]
-    zero, one = (
+    zero, one, large = (
         evaluate(frame.small, nodes, {raw: given}, at) if nodes else given
-        for given in (np.full(shape, score) for score in (0.0, 1.0))
+        for given in (np.full(shape, score) for score in (0.0, 1.0, _LARGE))
     )
-    slopes = (one - zero)[zero > MASKED]
-    slope = float(np.median(slopes))
-    if not np.abs(slopes - slope).max() <= _TOLERANCE * abs(slope):
-        raise UnsupportedOpError("rounded scores have more than one scale, or a cap", where=where)
-    return slope
+    seen = zero > MASKED
+    gains, most = (one - zero)[seen], (large - zero)[seen]
+    gain = float(np.median(gains))
+    if not np.abs(gains - gain).max() <= _TOLERANCE * abs(gain):
+        raise UnsupportedOpError("rounded scores have more than one scale", where=where)
+    return gain, bool((np.abs(most) < _LARGE / 2 * abs(gain)).any())
 
 
 def weight_roundings(

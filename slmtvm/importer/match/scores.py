@@ -99,11 +99,10 @@ def _measure(cover: Cover, raw: str, softmax: Node, nodes: Sequence[Node]) -> Sc
     if (result[~seen] > MASKED).any():
         raise UnsupportedOpError("the mask does not hide what it masks", where=where)
     added = full(0.0)
+    gain = float(_capped(scale, softcap, 1.0))
     roundings = score_roundings(
-        cover, raw, softmax.inputs[0], scale, added, lambda at: full(0.0, at), where
+        cover, raw, softmax.inputs[0], gain, added, lambda at: full(0.0, at), where
     )
-    if softcap and (roundings.products or roundings.sums):
-        raise UnsupportedOpError("scores that are capped and rounded", where=where)
     visible = added > MASKED
     for score in (1.0, _LARGE) if softcap else (1.0,):
         change, expected_change = (
