@@ -208,20 +208,32 @@ def round_product_to_int(a: Expr, b: Expr) -> Expr:
     return _integer_bits(fma(a, b, splat(_ROUNDER, lanes_of(a))))
 
 
-def levels(x: Expr, scale: float, low: int, high: int) -> Expr:
-    """``x / scale`` rounded half to even, within low and high: int32. No number becomes low."""
+def levels(x: Expr, scale: float | Expr, low: int | Expr, high: int | Expr) -> Expr:
+    """``x / scale`` rounded half to even, within low and high: int32. No number becomes low.
+
+    Each bound is known, as an integer, or a float32 scalar that holds one.
+    """
     lanes = lanes_of(x)
     # A division, and bounds before rounding, as onnxruntime has it.
     ideal = T.bind(x / splat(scale, lanes))
-    above = T.bind(maximum(ideal, splat(float(low), lanes)))
-    return round_to_int(T.bind(minimum(above, splat(float(high), lanes))))
+    above = T.bind(maximum(ideal, splat(low, lanes)))
+    return round_to_int(T.bind(minimum(above, splat(high, lanes))))
 
 
-def rounded(x: Expr, scale: float, low: int, high: int) -> Expr:
+def rounded(x: Expr, scale: float | Expr, low: int | Expr, high: int | Expr) -> Expr:
     """``levels`` times the scale."""
     lanes = lanes_of(x)
     q = T.cast(levels(x, scale, low, high), dtype_of("float32", lanes))
     return T.bind(q * splat(scale, lanes))
+
+
+def rounded_onto(
+    x: Expr, scale: float | Expr, low: int | Expr, high: int | Expr, addend: Expr
+) -> Expr:
+    """``rounded`` plus an addend of as many lanes."""
+    lanes = lanes_of(x)
+    q = T.cast(levels(x, scale, low, high), dtype_of("float32", lanes))
+    return fma(q, splat(scale, lanes), addend)
 
 
 def _integer_bits(shifted: Expr) -> Expr:

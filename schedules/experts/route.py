@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules import vector as vec
+from slmtvm.schedules.experts.points import ROUTING_POINTS, Levels
 from slmtvm.schedules.kernel import Kernel, Tensor, define
 from slmtvm.schedules.vector import LANES, Buffer, Expr
 
@@ -19,7 +20,8 @@ _LOWEST = -3.4028234663852886e38  # of finite float32: what was chosen, and padd
 class RouteOp:
     """The routing of m tokens, as ``slmtvm.ir.experts.Routing`` defines it.
 
-    A token whose logits are no numbers still gets experts that exist.
+    A token whose logits are no numbers still gets experts that exist. ``roundings``: points of
+    ROUTING_POINTS that are rounded.
     """
 
     m: int
@@ -30,10 +32,12 @@ class RouteOp:
     eps: float = 0.0
     scale: float = 1.0
     has_bias: bool = False
+    roundings: tuple[tuple[str, Levels], ...] = ()
 
     def __post_init__(self) -> None:
         assert self.score in ("none", "sigmoid", "softmax"), self
         assert self.normalize in ("none", "sum", "softmax"), self
+        assert {point for point, _ in self.roundings} <= set(ROUTING_POINTS), self
         assert 0 < self.top_k <= self.experts and self.m > 0, self
 
     @property
@@ -41,6 +45,8 @@ class RouteOp:
         """A name that says all that the code depends on."""
         numbers = struct.pack(">ff", self.eps, self.scale).hex()
         parts = ["route", self.score, self.normalize, numbers, *["bias"] * self.has_bias]
+        for point, (step, low, high) in self.roundings:
+            parts.append(f"{point}{struct.pack('>f', step).hex()}_{-low}_{high}")
         return "_".join([*parts, f"m{self.m}_e{self.experts}_k{self.top_k}"])
 
 
@@ -51,6 +57,10 @@ def build_route(op: RouteOp) -> Kernel:
     tensors += [Tensor("bias", (op.experts,), "float32")] * op.has_bias
     tensors.append(Tensor("experts", (op.m, op.top_k), "int32"))
     tensors.append(Tensor("weights", (op.m, op.top_k), "float32"))
+    levels = dict(op.roundings)
+
+    def rounded(point: str, x: Expr) -> Expr:
+        return vec.rounded(x, *levels[point]) if point in levels else x
 
     def body(row: Expr, *arguments: Buffer) -> None:
         named = dict(zip((t.name for t in tensors), arguments, strict=True))
@@ -59,10 +69,14 @@ def build_route(op: RouteOp) -> Kernel:
             scores.softmax()
         elif op.score == "sigmoid":
             scores.map(vec.sigmoid)
+        if "scores" in levels:
+            scores.map(lambda x: rounded("scores", x))
         by = _Row.copied(scores.buffer, T.int32(0), op.experts)
         if op.has_bias:
             bias = _Row.copied(named["bias"], T.int32(0), op.experts)
             by.combine(bias, vec.add)
+        if "selection" in levels:
+            by.map(lambda x: rounded("selection", x))
         picked = _Row(op.top_k)
         picked.fill(0.0 if op.normalize == "sum" else _LOWEST)
         first = T.bind(row * op.top_k)
@@ -73,7 +87,12 @@ def build_route(op: RouteOp) -> Kernel:
         if op.normalize == "softmax":
             picked.softmax()
         elif op.normalize == "sum":
-            total = vec.splat(T.bind(picked.sum() + T.float32(op.eps)))
+            total, eps = picked.sum(), T.float32(op.eps)
+            if "sum" in levels:
+                total = vec.rounded_onto(total, *levels["sum"], eps)
+            else:
+                total = T.bind(total + eps)
+            total = vec.splat(rounded("divisor", total))
             picked.map(lambda x: T.bind(x / total))
         if op.scale != 1.0:
             picked.map(lambda x: T.bind(x * vec.splat(op.scale)))

@@ -219,12 +219,17 @@ def _layer_norm(op: RowOp, row: Expr, buffers: Buffers) -> Value:
     return value
 
 
+FUNCTIONS: dict[str, Function] = {
+    "silu": _silu,
+    "relu": _relu,
+    "gelu_erf": _gelu_erf,
+    "gelu_tanh": _gelu_tanh,
+}
+"""Activations that are 0 of 0."""
+
 PROLOGUE_CODE: dict[str, Callable[[RowOp, Expr, Buffers], Value]] = {
     "copy": _elementwise(lambda x: x),
-    "silu": _elementwise(_silu),
-    "relu": _elementwise(_relu),
-    "gelu_erf": _elementwise(_gelu_erf),
-    "gelu_tanh": _elementwise(_gelu_tanh),
+    **{name: _elementwise(function) for name, function in FUNCTIONS.items()},
     "sigmoid": _sigmoid,
     "silu_glu": _glu(_silu),
     "relu_glu": _glu(_relu),

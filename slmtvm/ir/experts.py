@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 from tvm import relax
 from tvm.relax import Expr
 
+from slmtvm.ir import expert_roundings
 from slmtvm.ir.ops import define, make_call, name_operands, rows
 
 SCORES = ("none", "sigmoid", "softmax")
 NORMALIZATIONS = ("none", "sum", "softmax")
 GATED = ("swiglu",)
 ACTIVATIONS = (*GATED, "silu", "relu", "gelu_erf", "gelu_tanh", "identity")
+ROW_MULTIPLE = 16  # a quantized row is padded to whole ones
 _LAYERS = ("up", "down")
 Attrs = Mapping[str, Any]  # of a call
 _OPERANDS = ("weight", "scales", "zero_points", "bias")
@@ -36,7 +38,8 @@ class Routing:
     experts with the largest score, plus a bias of each expert where one is given, are chosen, the
     lower index first where two are equal. Their scores, without the bias, are the weights:
     ``normalize`` "sum" divides them by ``eps`` plus their sum, "softmax" takes their softmax. Last
-    they are multiplied by ``scale``.
+    they are multiplied by ``scale``. ``roundings`` are of values on the way, the text as
+    ``expert_roundings.as_text`` makes it.
     """
 
     experts: int
@@ -45,6 +48,7 @@ class Routing:
     normalize: str = "none"
     eps: float = 0.0
     scale: float = 1.0
+    roundings: str = ""
 
     @staticmethod
     def of(attrs: Attrs) -> Routing:
@@ -52,6 +56,7 @@ class Routing:
         return Routing(
             int(attrs["experts"]), int(attrs["top_k"]), str(attrs["score"]),
             str(attrs["normalize"]), float(attrs["eps"]), float(attrs["scale"]),
+            str(attrs["roundings"]),
         )  # fmt: skip
 
 
@@ -113,14 +118,25 @@ def _routed_type(call: relax.Call) -> relax.Type:
     return relax.TensorType((pairs, int(call.attrs["n"])), "float32")
 
 
+def _routed_row_type(call: relax.Call) -> relax.Type:
+    x, chosen = call.args[:2]
+    gated = str(call.attrs["activation"]) in GATED
+    pairs, d = rows(chosen) * int(chosen.ty.shape[1]), int(x.ty.shape[1]) // (2 if gated else 1)
+    if not int(call.attrs["quantized"]):
+        return relax.TensorType((pairs, d), "float32")
+    fields = [("int8", -(-d // ROW_MULTIPLE) * ROW_MULTIPLE), ("float32", 1), ("int32", 1)]
+    return relax.TupleType([relax.TensorType((pairs, n), dtype) for dtype, n in fields])
+
+
 def _combined_type(call: relax.Call) -> relax.Type:
-    partial, weights = call.args
+    partial, weights = call.args[:2]
     return relax.TensorType((rows(weights), int(partial.ty.shape[1])), "float32")
 
 
 MOE = define("slm.moe", _features_n)
 ROUTE = define("slm.route", _route_type)
 ROUTED_LINEAR = define("slm.routed_linear", _routed_type)
+ROUTED_ROW = define("slm.routed_row", _routed_row_type)
 COMBINE = define("slm.combine", _combined_type)
 
 
@@ -135,14 +151,20 @@ def moe(
     up_layer: ExpertLayer,
     down_layer: ExpertLayer,
     selection_bias: Expr | None = None,
+    roundings: Mapping[str, Expr] | None = None,
 ) -> relax.Call:
     """``y[t] = sum over the chosen e of weight[t, e] * down_e(gate(up_e(x[t])))``.
 
     x: float32 (m, up.k); logits: float32 (m, experts); selection_bias: float32 (experts,). ``up``
     and ``down`` name operands of ExpertLayer; ``up.n`` is ``down.k``, or twice it where the gate
     is one of GATED. A token reads the weights of its own experts only. -> float32 (m, down.n)
+
+    ``roundings``: for points of ``expert_roundings``, float32 (experts, 3): scale, lowest and
+    highest level of each expert. The experts are added up in order where TOTAL is among them; of
+    gates those that are ``plain`` or not GATED may have them.
     """
     named: dict[str, Expr | None] = {"logits": logits, "selection_bias": selection_bias}
+    named.update(expert_roundings.as_operands(roundings or {}))
     attrs: dict[str, Any] = {**asdict(routing), **{f"gate_{k}": v for k, v in asdict(gate).items()}}
     for prefix, layer, given in zip(_LAYERS, (up_layer, down_layer), (up, down), strict=True):
         named.update({f"{prefix}_{key}": value for key, value in given.items()})
@@ -191,9 +213,40 @@ def routed_linear(
     )  # fmt: skip
 
 
-def combine(partial: Expr, weights: Expr) -> relax.Call:
-    """``y[t] = sum_j weights[t, j] * partial[t * top_k + j]``; partial float32 (m * top_k, d)."""
-    return make_call(COMBINE, [partial, weights])
+def routed_row(
+    x: Expr,
+    chosen: Expr,
+    roundings: Mapping[str, Expr],
+    *,
+    activation: str,
+    by_pair: bool,
+    quantized: bool = False,
+) -> relax.Call:
+    """The gate of ``activation`` on a row for each pair, with the roundings of its expert.
+
+    x: float32, a row for each token, or where ``by_pair`` for each pair; chosen: int32 (m, top_k).
+    The last rounding is HIDDEN, or INPUT of "identity". -> float32 (m * top_k, features), or where
+    ``quantized``, which that last rounding must then have 8 bits for, the tuple (q one byte each
+    (m * top_k, padded), scale float32 (m * top_k, 1), zero point int32 (m * top_k, 1)).
+    """
+    args, names = name_operands([x, chosen], expert_roundings.as_operands(roundings))
+    return make_call(
+        ROUTED_ROW, args, operands=names, activation=activation, by_pair=int(by_pair),
+        quantized=int(quantized),
+    )  # fmt: skip
+
+
+def combine(
+    partial: Expr, weights: Expr, chosen: Expr | None = None,
+    roundings: Mapping[str, Expr] | None = None,
+) -> relax.Call:  # fmt: skip
+    """``y[t] = sum_j weights[t, j] * partial[t * top_k + j]``; partial float32 (m * top_k, d).
+
+    With ``roundings`` of the points OF_SUM, for the experts ``chosen`` int32 (m, top_k).
+    """
+    tables = expert_roundings.as_operands(roundings or {})
+    args, names = name_operands([partial, weights], {"chosen": chosen, **tables})
+    return make_call(COMBINE, args, operands=names)
 
 
 def with_format(layer: ExpertLayer, activation: str) -> ExpertLayer:

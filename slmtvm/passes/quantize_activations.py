@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from tvm import relax
 
-from slmtvm.ir import experts, fused, ops
+from slmtvm.ir import expert_roundings, experts, fused, ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.rewrite import Rewriter, rewrite
+from slmtvm.schedules.experts.points import HIDDEN, INPUT
 from slmtvm.schedules.linear.shape import BYTE_INTEGERS, GROUP_SIZES
 
 ACTIVATIONS = ("int8", "file", "f32")
 """What a compilation makes of float rows that meet quantized weights, see ``QuantizeActivations``.
 """
 
+_BYTE_LEVELS = 256
 _Rounding = tuple[float, int, int]
 _NO_ROUNDING: _Rounding = (0.0, 0, 0)
 
@@ -43,7 +45,8 @@ class QuantizeActivations:
     ``activations``: "int8" rounds x whether the file asks for that or not, "file" only where it
     does, "f32" never.
 
-    The linear layers of experts take their rows likewise.
+    The linear layers of experts take their rows likewise; what an expert rounds for itself alone
+    is used as integers where it comes to that.
     """
 
     activations: str = "int8"
@@ -69,6 +72,9 @@ class _Rule:
             return None
         x = call.args[0]
         named = _with_weight_shapes(call, rewriter)
+        routed = rewriter.call_to(x, experts.ROUTED_ROW)
+        if routed is not None and _ends_rounded(routed):
+            return self._on_routed(call, routed, named, rewriter)
         rounding = self.rounded.get(x) or _rounding(rewriter.call_to(x, fused.ROW))
         row = self._row(call, rounding, rewriter)
         if row == _FLOAT:
@@ -81,6 +87,26 @@ class _Rule:
             self.rows[x, row] = _fields(rewriter.emit(made), rewriter)
         scheme = "block" if row.epilogue == "block" else "row_u8"
         return _on(self.rows[x, row], call, named, scheme)
+
+    def _on_routed(
+        self,
+        call: relax.Call,
+        made: relax.Call,
+        named: dict[str, relax.Expr],
+        rewriter: Rewriter,
+    ) -> relax.Call:
+        """An expert's layer on rows that the file rounds for each expert."""
+        tables = expert_roundings.among(ops.operands(made))
+        last = rewriter.array(list(tables.values())[-1])
+        assert last is not None
+        fits = bool((last[:, 2] - last[:, 1] < _BYTE_LEVELS).all())
+        if str(call.attrs["format"]) != "int8" or int(call.attrs["group_size"]) or not fits:
+            return _on([call.args[0]], call, named, "f32")
+        integers = experts.routed_row(
+            made.args[0], made.args[1], tables, activation=str(made.attrs["activation"]),
+            by_pair=bool(int(made.attrs["by_pair"])), quantized=True,
+        )  # fmt: skip
+        return _on(_fields(rewriter.emit(integers), rewriter), call, named, "row_u8")
 
     def _quantize_where_made(self, call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
         """The row op with the epilogue its readers want, and its float result if one reads it."""
@@ -118,7 +144,7 @@ class _Rule:
             return _FLOAT
         if rounding != _NO_ROUNDING:
             _, low, high = rounding
-            fits = weights == "int8" and not group and high - low < 256
+            fits = weights == "int8" and not group and high - low < _BYTE_LEVELS
             return _Row("static_u8", 0, rounding) if fits else _FLOAT
         if self.activations == "f32" or (self.activations == "file" and asked == "f32"):
             return _FLOAT
@@ -134,6 +160,11 @@ class _Rule:
 def _rounding(made: relax.Call | None) -> _Rounding:
     """How the row op that made a value has rounded it."""
     return _NO_ROUNDING if made is None else fused.rounding_of(made)
+
+
+def _ends_rounded(row: relax.Call) -> bool:
+    """Whether the results of an ``slm.routed_row`` are rounded."""
+    return bool(expert_roundings.among(ops.operands(row), (INPUT, HIDDEN)))
 
 
 def _is_linear(expr: relax.Expr) -> bool:

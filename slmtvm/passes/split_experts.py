@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import relax
 
-from slmtvm.ir import experts, fused, ops
+from slmtvm.ir import expert_roundings, experts, fused, ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.rewrite import Rewriter, rewrite
+from slmtvm.schedules.experts.points import INPUT, OF_GATE, OF_SUM
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,25 @@ def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
             )
         )  # fmt: skip
 
-    hidden = layer("up", call.args[0], by_pair=False)
-    prologue, params = _prologue(experts.gate_of(call.attrs), rewriter)
-    if prologue:
+    def row(x: relax.Expr, points: tuple[str, ...], activation: str, by_pair: bool) -> relax.Var:
+        roundings = expert_roundings.among(named, points)
+        return rewriter.emit(
+            experts.routed_row(x, chosen, roundings, activation=activation, by_pair=by_pair)
+        )
+
+    gate, x = experts.gate_of(call.attrs), call.args[0]
+    own_rows = bool(expert_roundings.among(named, (INPUT,)))
+    if own_rows:
+        x = row(x, (INPUT,), "identity", by_pair=False)
+    hidden = layer("up", x, by_pair=own_rows)
+    prologue, params = _prologue(gate, rewriter)
+    if expert_roundings.among(named, OF_GATE):
+        hidden = row(hidden, OF_GATE, gate.activation, by_pair=True)
+    elif prologue:
         hidden = rewriter.emit(fused.row(hidden, params, prologue=prologue))
-    return experts.combine(layer("down", hidden, by_pair=True), weights)
+    partial = layer("down", hidden, by_pair=True)
+    of_sum = expert_roundings.among(named, OF_SUM)
+    return experts.combine(partial, weights, chosen if of_sum else None, of_sum)
 
 
 def _prologue(gate: experts.Gate, rewriter: Rewriter) -> tuple[str, list[relax.Expr]]:

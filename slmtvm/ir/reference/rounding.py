@@ -48,7 +48,8 @@ def rescale(attrs: Attrs, x: Array, steps: Array) -> Array:
     return rows.rescale.reference(x, steps, float(attrs["unit"]))
 
 
-def rounded(x: Array, scale: float, low: float, high: float) -> Array:
-    ideal = np.nan_to_num(x / np.float32(scale), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-    levels = np.rint(np.clip(ideal, low, high))
-    return np.asarray(levels.astype(np.float32) * np.float32(scale))
+def rounded(x: Array, scale: float | Array, low: float | Array, high: float | Array) -> Array:
+    """What ``quantize_dequantize`` does, in the precision of x; arrays are broadcast to x."""
+    step = np.asarray(scale, np.float32)
+    ideal = np.nan_to_num(x / step, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    return np.asarray(np.rint(np.clip(ideal, low, high)) * step)

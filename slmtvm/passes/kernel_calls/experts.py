@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tvm import relax
 
-from slmtvm.ir import ops
-from slmtvm.ir.experts import Routing
+from slmtvm.ir import expert_roundings, ops
+from slmtvm.ir.experts import GATED, ROW_MULTIPLE, Routing
 from slmtvm.passes.kernel_calls.linear import linear_shape, packed_once, weights_of
 from slmtvm.passes.kernel_calls.registry import handles, shape_of
 from slmtvm.schedules import experts
@@ -28,6 +29,7 @@ def _route(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         eps=routing.eps,
         scale=routing.scale,
         has_bias="bias" in named,
+        roundings=tuple(expert_roundings.parse(routing.roundings).items()),
     )
     bias = [emitter.weight(e.name, emitter.array(e)) for e in named.values()]
     made = emitter.call(experts.build_route(op), [logits, *bias])
@@ -67,9 +69,43 @@ def _routed_linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     return emitter.call(kernel, [*inputs, *routes, *operands])["y"]
 
 
+@handles("slm.routed_row")
+def _routed_row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    (x, chosen), attrs = call.args[:2], call.attrs
+    activation, tables = str(attrs["activation"]), expert_roundings.among(ops.operands(call))
+    m, top_k = shape_of(chosen)
+    quantized = bool(int(attrs["quantized"]))
+    op = experts.RoutedRowOp(
+        m=m,
+        top_k=top_k,
+        experts=_experts_of(tables),
+        d=shape_of(x)[1] // (2 if activation in GATED else 1),
+        activation=activation,
+        points=tuple(tables),
+        by_pair=bool(int(attrs["by_pair"])),
+        storage=emitter.isa.row_dtype if quantized else "",
+        k_multiple=ROW_MULTIPLE,
+    )
+    made = emitter.call(experts.build_row(op), [x, chosen, *_tables(tables, emitter)])
+    return relax.Tuple([made[name] for name in ("xq", "xs", "xz")]) if quantized else made["y"]
+
+
 @handles("slm.combine")
 def _combine(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
-    partial, weights = call.args
-    m, top_k = shape_of(weights)
-    kernel = experts.build_combine(m, top_k, shape_of(partial)[1])
-    return emitter.call(kernel, [partial, weights])["y"]
+    (partial, weights), named = call.args[:2], ops.operands(call)
+    (m, top_k), d = shape_of(weights), shape_of(partial)[1]
+    if not named:
+        return emitter.call(experts.build_combine(m, top_k, d), [partial, weights])["y"]
+    tables = expert_roundings.among(named)
+    kernel = experts.build_rounded_combine(m, top_k, d, _experts_of(tables), tuple(tables))
+    inputs = [partial, weights, named["chosen"], *_tables(tables, emitter)]
+    return emitter.call(kernel, inputs)["y"]
+
+
+def _experts_of(tables: Mapping[str, relax.Expr]) -> int:
+    """How many experts roundings are of."""
+    return shape_of(next(iter(tables.values())))[0]
+
+
+def _tables(tables: Mapping[str, relax.Expr], emitter: KernelEmitter) -> list[relax.Expr]:
+    return [emitter.weight(table.name, emitter.array(table)) for table in tables.values()]
