@@ -129,7 +129,8 @@ class Emitter:
         """Make the parameters of ``step``, and check them, before anything is built."""
         for entry in fields(step):  # type: ignore[arg-type]
             value = getattr(step, entry.name)
-            for part in value if isinstance(value, tuple) else (value,):
+            parts = value.values() if isinstance(value, Mapping) else value
+            for part in parts if isinstance(value, (tuple, Mapping)) else (value,):
                 if isinstance(part, Param):
                     self._param(part)
                 elif isinstance(part, (Weights, ExpertWeights)):
@@ -225,6 +226,7 @@ class Emitter:
                 up_layer=step.up.layer,
                 down_layer=step.down.layer,
                 selection_bias=self._optional(step.selection_bias),
+                roundings={p: self._param(table) for p, table in step.roundings.items()},
             )
         if isinstance(step, Convolution):
             self._convolutions += 1

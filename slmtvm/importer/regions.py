@@ -67,7 +67,17 @@ def evaluate(
     output: str,
     overrides: Mapping[str, Override] | None = None,
 ) -> Array:
-    """``output`` after ``nodes``, with ``given`` values for what they start from.
+    """``output`` after ``nodes``, see ``evaluate_all``."""
+    return evaluate_all(frozen, nodes, given, overrides)[output]
+
+
+def evaluate_all(
+    frozen: Frozen,
+    nodes: Sequence[Node],
+    given: Mapping[str, Array],
+    overrides: Mapping[str, Override] | None = None,
+) -> dict[str, Array]:
+    """All values of ``nodes``, with ``given`` ones for what they start from.
 
     Constants take the dtype of the given values where both are floating point, and casts between
     floating-point types do nothing, so that a probe in float64 stays exact; so does rounding with
@@ -80,16 +90,16 @@ def evaluate(
         if node.op_type == "Cast" and _floating_cast(node, values):
             values[node.outputs[0]] = values[node.inputs[0]]
             continue
-        if node.op_type in ROUNDING and node.inputs[0] in values:
-            values[node.outputs[0]] = values[node.inputs[0]]
-            continue
         override = (overrides or {}).get(node.outputs[0])
         if override is not None:
             values[node.outputs[0]] = override([values.get(name) for name in node.inputs])
             continue
+        if node.op_type in ROUNDING and node.inputs[0] in values:
+            values[node.outputs[0]] = values[node.inputs[0]]
+            continue
         inputs = [_operand(frozen, values, name, dtype) for name in node.inputs]
         values.update(zip(node.outputs, compute(frozen.graph, node, inputs), strict=False))
-    return values[output]
+    return values
 
 
 def _floating_cast(node: Node, values: Mapping[str, Array]) -> bool:

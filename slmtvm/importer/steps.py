@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 from slmtvm.importer.graph import Array
 from slmtvm.ir.experts import ExpertLayer, Gate, Routing
@@ -170,6 +171,7 @@ class Experts(Step):
     up: ExpertWeights
     down: ExpertWeights
     selection_bias: Param | None = None
+    roundings: Mapping[str, Param] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

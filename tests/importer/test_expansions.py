@@ -238,6 +238,8 @@ COLUMNS = (np.abs(floats(36)) / 99, np.zeros(36, np.int8))
 RESULT = (np.array(0.7, np.float32), np.array(100, np.uint8))
 OTHER = (QUANTIZED_X[::-1], np.array(0.03, np.float32), np.array(90, np.uint8))
 BIAS = RNG.integers(-9000, 9000, 36).astype(np.int32)
+CHANNELS = RNG.integers(0, 256, (2, 36, 7), dtype=np.uint8)
+TAPS = RNG.integers(-127, 128, (36, 1, 3), dtype=np.int8)
 INTEGERS = [
     Case("QLinearMatMul", (QUANTIZED_X, SCALE, ZERO, INT8_WEIGHT, SCALE, np.array(3, np.int8),
                            *RESULT), domain="", opset=21),
@@ -246,6 +248,11 @@ INTEGERS = [
     Case("QGemm", (Q2, SCALE, ZERO, INT8_WEIGHT, SCALE, np.array(0, np.int8), BIAS, *RESULT)),
     Case("QGemm", (Q2, SCALE, ZERO, INT8_WEIGHT.T.copy(), *COLUMNS, BIAS), {"transB": 1},
          title="columns, float result"),
+    Case("QLinearConv", (CHANNELS, SCALE, ZERO, TAPS, SCALE, np.array(0, np.int8), *RESULT),
+         {"group": 36, "pads": [2, 0]}, domain="", opset=21),
+    Case("QLinearConv", (CHANNELS, SCALE, ZERO, TAPS, *COLUMNS, *RESULT, BIAS),
+         {"group": 36, "pads": [2, 2], "kernel_shape": [3]}, domain="", opset=21,
+         title="a scale for each channel"),
     *(Case(op, (QUANTIZED_X, SCALE, ZERO, *OTHER, *RESULT)) for op in ("QLinearAdd", "QLinearMul")),
     Case("QLinearSigmoid", (QUANTIZED_X, SCALE, ZERO, SCALE / 4, np.array(0, np.uint8))),
     Case("QLinearLeakyRelu", (QUANTIZED_X, SCALE, ZERO, SCALE, ZERO), {"alpha": 0.2}),

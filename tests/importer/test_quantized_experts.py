@@ -177,12 +177,12 @@ def rounded_expert(form: QuantFormat) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        (QuantFormat.QDQ, "rounds activations of experts with a constant scale"),
-        (QuantFormat.QOperator, "depends on the shape of its input 'rounded'"),
+        (QuantFormat.QDQ, "that expert 1 has no counterpart of"),
+        (QuantFormat.QOperator, "experts in different formats"),
     ],
     ids=str,
 )
-def test_roundings_in_experts_are_refused_and_never_left_out(
+def test_a_rounding_of_one_expert_alone_is_refused_and_never_left_out(
     form: QuantFormat, words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UnsupportedOpError, match=words):

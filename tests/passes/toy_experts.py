@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,12 @@ class Weights:
             arrays = {"weight": weight, "scales": scales * np.float32(0.0625), "zero_points": zeros}
         return {key: self.param(f"{name}.{key}", a) for key, a in arrays.items()}
 
+    def levels(self, name: str, experts: int) -> relax.Var:
+        """Scales and ends of roundings to 8 bits, for each expert."""
+        scale, low = self.rng.uniform(0.01, 0.03, experts), -self.rng.integers(100, 156, experts)
+        table = np.stack([scale, low, low + 255], axis=1)
+        return self.param(name, table.astype(np.float32))
+
     def layer(self, n: int, k: int) -> ExpertLayer:
         activation = {"f32": "f32", "int8": "row_u8", "int4": "block"}[self.format]
         return ExpertLayer(n, k, self.format, activation, GROUP if self.format == "int4" else 0)
@@ -62,9 +69,13 @@ def decoder(
     routing: Routing | None = None,
     gate: Gate | None = None,
     biased: bool = False,
+    rounded: Sequence[str] = (),
     seed: int = 0,
 ) -> CanonicalModel:
-    """tokens -> gated convolution -> experts and a shared one with its own gate -> head."""
+    """tokens -> gated convolution -> experts and a shared one with its own gate -> head.
+
+    ``rounded``: points of the experts that are rounded, each with scales of its own.
+    """
     w = Weights(weight_format, seed)
     routing, gate = routing or Routing(5, 2, normalize="sum"), gate or Gate("swiglu")
     experts = routing.experts
@@ -82,6 +93,7 @@ def decoder(
     if biased:
         up["bias"] = w.floats("up.bias", experts, up_n)
         down["bias"] = w.floats("down.bias", experts, DIM)
+    roundings = {point: w.levels(f"{point}.levels", experts) for point in rounded}
     shared = {
         "gate": w.matrix("shared.gate", SHARED, DIM), "up": w.matrix("shared.up", SHARED, DIM),
         "down": w.matrix("shared.down", DIM, SHARED),
@@ -114,6 +126,7 @@ def decoder(
                 moe(
                     h, plain(router, experts, h), up, down, routing=routing, gate=gate,
                     up_layer=w.layer(up_n, DIM), down_layer=w.layer(DIM, FFN), selection_bias=bias,
+                    roundings=roundings,
                 )
             )  # fmt: skip
             silu = b.emit(nn.silu(linear(shared["gate"], SHARED, DIM, h)))

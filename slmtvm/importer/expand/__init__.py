@@ -25,7 +25,6 @@ from slmtvm.importer.expand.site import Site
 from slmtvm.importer.freeze import advance, start
 from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Constant, Decision, Graph, Node
-from slmtvm.importer.operators import find
 from slmtvm.importer.roles import Roles
 
 __all__ = ["expand", "registered_expansions"]
@@ -74,16 +73,8 @@ class _Expander:
 
     def _place(self, node: Node) -> None:
         """Add ``node``, or what it is written out as."""
-        broken = next((i for i in node.inputs if i in self._frozen.broken), None)
-        if broken is not None:
-            if find(node.domain, node.op_type, node.version) is None:
-                raise UnsupportedOpError(
-                    f"what it stands for depends on the shape of its input {broken!r}, which is "
-                    f"not known: {self._frozen.broken[broken]}",
-                    where=self._graph.where(node),
-                )
-            self._add(node)
-        elif node.op_type == "If":
+        broken = any(i in self._frozen.broken for i in node.inputs)
+        if node.op_type == "If" and not broken:
             self._branch(node)
         elif _composite(node):
             self._write(node)

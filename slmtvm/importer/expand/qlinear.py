@@ -84,6 +84,17 @@ def _scaled(site: Site, result: str) -> str:
     return result if alpha == 1.0 else str(site.op("Mul", result, site.constant(alpha)))
 
 
+@expansion("QLinearConv", 10)
+def qlinear_conv(site: Site) -> Sequence[str]:
+    """Scales of the weight may be one for each output channel; the bias is int32, its scale that of
+    the product."""
+    operands = [_float(site, 0), _float(site, 3, axis=0)]
+    if site.input(8):
+        scale = site.op("Mul", site.input(1), site.input(4))
+        operands.append(site.op("DequantizeLinear", site.input(8), scale, axis=0))
+    return [_integers(site, site.op("Conv", *operands, **site.attrs), 6)]
+
+
 def _pair(site: Site, op_type: str) -> Sequence[str]:
     # Where one number meets many in a run, onnxruntime takes it as the second one.
     left, right = (3, 0) if _repeats(site, 0, 3) else (0, 3)

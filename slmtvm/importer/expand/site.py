@@ -46,8 +46,7 @@ class Site:
 
     def shape(self, name: str) -> Shape:
         """The shape of a value; raises UnsupportedOpError where it depends on token values."""
-        if name in self._frozen.broken:
-            raise UnsupportedOpError(self._frozen.broken[name], where=self.where)
+        self._check_known(name)
         constant = self._frozen.constants.get(name)
         return self._frozen.shapes[name] if constant is None else constant.shape
 
@@ -55,8 +54,17 @@ class Site:
         return len(self.shape(name))
 
     def dtype(self, name: str) -> np.dtype[Any]:
+        self._check_known(name)
         constant = self._frozen.constants.get(name)
         return self._frozen.dtypes[name] if constant is None else constant.dtype
+
+    def _check_known(self, name: str) -> None:
+        if name in self._frozen.broken:
+            raise UnsupportedOpError(
+                f"what it stands for depends on the shape of its input {name!r}, which is not "
+                f"known: {self._frozen.broken[name]}",
+                where=self.where,
+            )
 
     def known(self, name: str) -> bool:
         """Whether the value does not depend on the tokens."""

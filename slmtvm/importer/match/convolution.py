@@ -6,20 +6,47 @@ import numpy as np
 
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover
+from slmtvm.importer.frame import Frame
 from slmtvm.importer.graph import Node
+from slmtvm.importer.match.rounding import rounding_of
 from slmtvm.importer.operators.convolution import padding
-from slmtvm.importer.steps import Convolution, Elementwise, Param, Rows, Step
+from slmtvm.importer.steps import Convolution, Elementwise, Param, QuantizeDequantize, Rows, Step
 
 
 def match_trimmed_convolution(cover: Cover, node: Node, value: str) -> Step | None:
-    """What ``node`` leaves of a convolution whose padding makes it longer than the sequence."""
+    """What ``node`` leaves of a convolution whose padding makes it longer than the sequence.
+
+    A rounding before that is one of what is left.
+    """
     frame = cover.frame
-    made = frame.producers.get(node.inputs[0])
+    made = _maker(frame, node.inputs[0])
+    rounding = None
+    if made is not None and made.op_type == "DequantizeLinear":
+        quantizer = _maker(frame, made.inputs[0])
+        if quantizer is None or quantizer.op_type != "QuantizeLinear":
+            return None
+        rounding = rounding_of(cover, quantizer)
+        if rounding_of(cover, made) != rounding:
+            return None
+        made = _maker(frame, quantizer.inputs[0])
     if made is None or made.op_type != "Conv":
         return None
     if frame.small.shapes[value] != frame.small.shapes[made.inputs[0]]:
         return None
-    return match_convolution(cover, made, value)
+    convolved = match_convolution(cover, made, value)
+    if rounding is None:
+        return convolved
+    inner = Rows(f"{value}#unrounded")
+    cover.add(inner, convolved)
+    return QuantizeDequantize(inner, rounding.scale, rounding.low, rounding.high)
+
+
+def _maker(frame: Frame, value: str) -> Node | None:
+    """What computes ``value``, not only names it."""
+    node = frame.producers.get(value)
+    while node is not None and node.op_type == "Identity":
+        node = frame.producers.get(node.inputs[0])
+    return node
 
 
 def match_convolution(cover: Cover, node: Node, value: str) -> Step:

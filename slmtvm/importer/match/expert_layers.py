@@ -13,6 +13,7 @@ from slmtvm.importer.graph import Array, Node, transposed
 from slmtvm.importer.match.expert_weights import (
     Mixture,
     expanded,
+    rounded_weights,
     side_by_side,
     stacked,
     stacked_weights,
@@ -20,6 +21,7 @@ from slmtvm.importer.match.expert_weights import (
 )
 from slmtvm.importer.match.integers import Int8Product
 from slmtvm.importer.match.nbits import block_layer
+from slmtvm.importer.match.rounding import rounding_of, rounding_override
 from slmtvm.importer.match.weights import kernel_groups, linear_weights
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import Override, evaluate
@@ -65,8 +67,9 @@ def find_experts(
             return None
         gate, up = gated
         mixtures.append(Mixture(up, gate, last))
-    if not mixtures or len({m.gate for m in mixtures}) != 1:
-        return None
+    alike = {(m.gate, m.up.n, m.up.k, m.down.n) for m in mixtures}
+    if len(alike) != 1:
+        return None  # or one of them is a shared expert
     if len(mixtures) == 1:
         return mixtures[0]
     return Mixture(
@@ -105,7 +108,7 @@ def _product_layer(
         return _block_layer(cover, node, overrides)
     if node.op_type not in ("MatMul", "Gemm"):
         return None
-    gathered = _gathered_layer(cover, node)
+    gathered = _gathered_layer(cover, node, overrides)
     return gathered or _own_layer(cover, node, overrides)
 
 
@@ -177,25 +180,54 @@ def _product_of(layer: ExpertWeights) -> Override:
     return multiply
 
 
-def _gathered_layer(cover: Cover, node: Node) -> ExpertWeights | None:
-    """A product with matrices that tokens picked from a constant (experts, ...)."""
+def _gathered_layer(
+    cover: Cover, node: Node, overrides: dict[str, Override]
+) -> ExpertWeights | None:
+    """A product with matrices that tokens picked from a constant (experts, ...).
+
+    Where what they picked is rounded, so are the weights: ``overrides`` is given the rounding.
+    """
     frame = cover.frame
     for side in range(2):
         name, turned = node.inputs[side], side == 1
+        quantizer: Node | None = None
+        restored: Node | None = None
         while (maker := frame.producers.get(name)) is not None:
             if frame.small.is_lookup(maker):
                 table = frame.small.constants[maker.inputs[0]]
                 if len(table.shape) != 3 or maker.attrs.get("axis", 0) != 0:
                     return None
-                return stacked_weights(table, frame.graph.where(node), turned=turned)
+                where = frame.graph.where(node)
+                if quantizer is None or restored is None:
+                    floats = quantizer is restored
+                    return stacked_weights(table, where, turned=turned) if floats else None
+                rounding = rounding_of(cover, quantizer)
+                if rounding != rounding_of(cover, restored):
+                    return None
+                overrides[quantizer.outputs[0]] = _in_float32(rounding_override(rounding))
+                return rounded_weights(table, rounding, where, turned=turned)
             if maker.op_type == "Transpose":
                 if tuple(maker.attrs.get("perm", ())) != (0, 2, 1):
                     return None
                 turned = not turned
+            elif maker.op_type == "DequantizeLinear" and restored is None:
+                restored = maker
+            elif maker.op_type == "QuantizeLinear" and quantizer is None:
+                quantizer = maker
             elif maker.op_type not in ("Cast", "Identity"):
                 break
             name = maker.inputs[0]
     return None
+
+
+def _in_float32(compute: Override) -> Override:
+    """``compute`` as the file has it, for weights: in float64 a level may be another one."""
+
+    def narrow(inputs: Sequence[Array | None]) -> Array:
+        given = [None if i is None else i.astype(np.float32) for i in inputs]
+        return compute(given).astype(np.float64)
+
+    return narrow
 
 
 def _gate(

@@ -10,12 +10,14 @@ import numpy as np
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.graph import Array, Constant, Node
+from slmtvm.importer.match.rounding import Rounding
 from slmtvm.importer.match.weights import signed_zero_points, to_signed
 from slmtvm.importer.operators.experts import MOE_INPUTS, QMOE_INPUTS
 from slmtvm.importer.steps import ExpertWeights, Param, Weights
 from slmtvm.ir.experts import Gate, Routing
 from slmtvm.ir.ops import DEFAULT_ZERO_POINTS
 from slmtvm.ir.reference.experts import apply_gate
+from slmtvm.ir.reference.rounding import rounded
 from slmtvm.ir.reference.weights import dequantize
 
 _ACTIVATIONS = {  # of the operators, as onnxruntime computes them
@@ -25,6 +27,7 @@ _ACTIVATIONS = {  # of the operators, as onnxruntime computes them
     "identity": Gate("identity"),
 }
 _GROUPS = (256, 128, 64, 32, 16)
+_BYTE_LEVELS = 256
 _INT8_ACTIVATIONS = 4  # the accuracy_level that asks for them
 
 
@@ -44,9 +47,13 @@ class Mixture:
         """What every expert makes of the rows of x, (experts, m, n), in float64."""
         found = []
         for expert in range(self.experts):
-            hidden = apply_gate(self.gate, _apply(self.up, expert, x))
-            found.append(_apply(self.down, expert, hidden))
+            hidden = apply_gate(self.gate, self.apply("up", expert, x))
+            found.append(self.apply("down", expert, hidden))
         return np.stack(found)
+
+    def apply(self, name: str, expert: int, x: Array) -> Array:
+        """The layer "up" or "down" of an expert on rows of x."""
+        return _apply(self.up if name == "up" else self.down, expert, x)
 
 
 def _apply(layer: ExpertWeights, expert: int, x: Array) -> Array:
@@ -186,6 +193,28 @@ def stacked_weights(weight: Constant, where: str, *, turned: bool) -> ExpertWeig
     weights = _float_weights(weight, where, turned)
     _, n, k = weights.weight.array.shape
     return ExpertWeights(weights, None, n, k)
+
+
+def rounded_weights(
+    weight: Constant, rounding: Rounding, where: str, *, turned: bool
+) -> ExpertWeights:
+    """A float constant as ``stacked_weights`` takes it, rounded: int8 where 8 bits hold it."""
+    layer = stacked_weights(weight, where, turned=turned)
+    array = layer.weights.weight.array.astype(np.float32, copy=False)
+    values = rounded(array, rounding.scale, rounding.low, rounding.high)
+    if rounding.high - rounding.low >= _BYTE_LEVELS:
+        return replace(layer, weights=Weights("f32", Param(weight.name, values)))
+    # The middle of the levels is 0 in int8.
+    middle, shape = rounding.low + _BYTE_LEVELS // 2, (len(array), layer.n)
+    levels = (np.rint(values / np.float32(rounding.scale)) - middle).astype(np.int8)
+    zeros = np.full(shape, -middle, np.int8)
+    whole = Weights(
+        "int8",
+        Param(weight.name, levels),
+        Param(f"{weight.name}.scales", np.full(shape, rounding.scale, np.float32)),
+        Param(f"{weight.name}.zero_points", zeros) if middle else None,
+    )
+    return replace(layer, weights=whole)
 
 
 def _quantized(

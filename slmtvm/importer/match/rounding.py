@@ -14,8 +14,9 @@ from slmtvm.importer.frame import Frame
 from slmtvm.importer.graph import Array, Constant, Node
 from slmtvm.importer.match.masks import MASKED
 from slmtvm.importer.operators import Kind
-from slmtvm.importer.regions import between, evaluate
+from slmtvm.importer.regions import Override, between, evaluate
 from slmtvm.importer.steps import Param, QuantizeDequantize, Rescale, Rows, Same, Step
+from slmtvm.ir.reference.rounding import rounded
 
 _TOLERANCE = 1e-5
 _SAME_SHARE = 1e-12  # of numbers in float64
@@ -101,8 +102,22 @@ def rounding_of(cover: Cover, node: Node) -> Rounding:
             where=where,
         )
     integers = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
-    limits = np.iinfo(frame.small.dtypes[integers])
+    # Where the shape of a value is not known, neither is its type; a zero point has the same.
+    dtype = frame.small.dtypes.get(integers) if zero is None else zero.dtype
+    if dtype is None:
+        raise UnsupportedOpError("a zero point is needed to know the integer type", where=where)
+    limits = np.iinfo(dtype)
     return Rounding(float(scales[0]), limits.min - int(zeros[0]), limits.max - int(zeros[0]))
+
+
+def rounding_override(rounding: Rounding) -> Override:
+    """Rounds probes, which ``evaluate`` does not do by itself."""
+
+    def compute(inputs: Sequence[Array | None]) -> Array:
+        assert inputs[0] is not None
+        return rounded(inputs[0], rounding.scale, rounding.low, rounding.high)
+
+    return compute
 
 
 @dataclass(frozen=True)
