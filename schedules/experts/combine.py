@@ -51,7 +51,8 @@ def build_rounded_combine(
     """As ``build_combine``, with ``points`` of OF_SUM rounded as the tables of the experts have it.
 
     (partial float32 (m * top_k, d), weights float32 (m, top_k), experts int32 (m, top_k), a table
-    for each point) -> y float32 (m, d). Experts are added up in their order.
+    for each point) -> y float32 (m, d). Where the sum itself is rounded, experts are added up in
+    their order.
     """
     assert set(points) <= set(OF_SUM), points
     tensors = [
@@ -63,44 +64,60 @@ def build_rounded_combine(
     ]
     names = [t.name for t in tensors]
 
+    own_points = tuple(p for p in points if p != TOTAL)
+
     def body(row: Expr, *arguments: Buffer) -> None:
         buffers = dict(zip(names, arguments, strict=False))
         valid = arguments[-1]
-        # The pair of each expert; -1 for those that the token has not chosen.
-        pair_of = T.alloc_buffer((experts,), "int32", scope="local")
-        total = T.alloc_buffer((LANES,), "float32", scope="local")
-        with T.serial(0, experts) as expert:
-            T.buffer_store(pair_of, T.int32(-1), [expert])
-        with T.serial(0, top_k) as slot:
-            pair = T.bind(row * top_k + slot)
-            T.buffer_store(pair_of, pair, [T.bind(buffers["experts"][pair])])
+
+        def with_pair(total: Expr, pair: Expr, column: Expr, count: int) -> Expr:
+            """``total`` and what the expert of ``pair`` gives."""
+            at = Rounder(buffers, own_points, T.bind(buffers["experts"][pair]))
+            weight = at(WEIGHT, vec.splat(vec.load(buffers["weights"], pair, 1)))
+            part = at(DOWN, vec.load_part(buffers["partial"], pair * d + column, count))
+            if WEIGHTED in points:
+                return at.levels(WEIGHTED).round_onto(T.bind(weight * part), total)
+            return vec.fma(weight, part, total)
 
         def add_up(column: Expr, count: int, _slot: int) -> None:
-            vec.store(total, T.int32(0), vec.splat(0.0))
-            with T.serial(0, experts) as expert:
-                if TOTAL in points:
-                    before = Rounder(buffers, (TOTAL,), expert)
-                    vec.store(total, T.int32(0), before(TOTAL, vec.load(total, T.int32(0))))
-                pair = T.bind(pair_of[expert])
-                with T.If(pair >= 0), T.Then():
-                    at = Rounder(buffers, tuple(p for p in points if p != TOTAL), expert)
-                    weight = at(WEIGHT, vec.splat(vec.load(buffers["weights"], pair, 1)))
-                    part = vec.load_part(buffers["partial"], pair * d + column, count)
-                    part, so_far = at(DOWN, part), vec.load(total, T.int32(0))
-                    if WEIGHTED in points:
-                        sum_of_both = at.levels(WEIGHTED).round_onto(T.bind(weight * part), so_far)
-                    else:
-                        sum_of_both = vec.fma(weight, part, so_far)
-                    vec.store(total, T.int32(0), sum_of_both)
-            y = vec.load(total, T.int32(0))
-            vec.store_part(buffers["y"], row * d + column, y, count)
+            total = vec.splat(0.0)
+            for j in range(top_k):
+                total = with_pair(total, T.bind(row * top_k + j), column, count)
+            vec.store_part(buffers["y"], row * d + column, total, count)
 
         def clear(column: Expr, count: int, _slot: int) -> None:
             vec.store_part(buffers["y"], row * d + column, vec.splat(0.0), count)
 
+        def add_up_all() -> None:
+            """The sum is rounded before each expert, whether the token chose it or not."""
+            pair_of = T.alloc_buffer((experts,), "int32", scope="local")  # -1: not chosen
+            kept = T.alloc_buffer((LANES,), "float32", scope="local")
+            with T.serial(0, experts) as expert:
+                T.buffer_store(pair_of, T.int32(-1), [expert])
+            with T.serial(0, top_k) as slot:
+                pair = T.bind(row * top_k + slot)
+                T.buffer_store(pair_of, pair, [T.bind(buffers["experts"][pair])])
+
+            def emit(column: Expr, count: int, _slot: int) -> None:
+                vec.store(kept, T.int32(0), vec.splat(0.0))
+                with T.serial(0, experts) as expert:
+                    before = vec.load(kept, T.int32(0))
+                    vec.store(kept, T.int32(0), Rounder(buffers, (TOTAL,), expert)(TOTAL, before))
+                    pair = T.bind(pair_of[expert])
+                    with T.If(pair >= 0), T.Then():
+                        total = with_pair(vec.load(kept, T.int32(0)), pair, column, count)
+                        vec.store(kept, T.int32(0), total)
+                y = vec.load(kept, T.int32(0))
+                vec.store_part(buffers["y"], row * d + column, y, count)
+
+            vec.sweep(d, emit, 1)
+
         with T.If(row < valid):
             with T.Then():
-                vec.sweep(d, add_up, 1)
+                if TOTAL in points:
+                    add_up_all()
+                else:
+                    vec.sweep(d, add_up, 1)
             with T.Else():
                 vec.sweep(d, clear, 1)
 
