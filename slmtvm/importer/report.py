@@ -24,6 +24,7 @@ from slmtvm.importer.steps import (
     Weights,
 )
 from slmtvm.ir.model import LayerReport
+from slmtvm.schedules.experts.points import HIDDEN, INPUT
 
 _ACTIVATIONS = ("nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.relu", "sigmoid")  # that have kernels
 
@@ -90,19 +91,21 @@ def layer_reports(by_name: Mapping[str, Step], order: Sequence[str]) -> Iterator
             yield _report(table, "embedding", (step.vocab, step.dim), _bytes(table))
         elif isinstance(step, Linear):
             extra = 0 if step.bias is None else step.bias.array.nbytes
-            rounded = isinstance(by_name[resolve(by_name, step.x)], QuantizeDequantize)
             yield replace(
                 _report(step.weights, "linear", (step.n, step.k), _bytes(step.weights) + extra),
-                activation="static" if rounded else step.activation,
+                activation="static" if _is_rounded(by_name, step.x) else step.activation,
                 sparsity=sparsity_of(step.weights, step.k),
             )
         elif isinstance(step, Experts):
-            for layer in (step.up, step.down):
+            before = INPUT in step.roundings or _is_rounded(by_name, step.x)
+            between = HIDDEN in step.roundings
+            for layer, rounded in ((step.up, before), (step.down, between)):
                 extra = 0 if layer.bias is None else layer.bias.array.nbytes
                 shape = (step.routing.experts, layer.n, layer.k)
                 size = _bytes(layer.weights) + extra
                 yield replace(
-                    _report(layer.weights, "experts", shape, size), activation=layer.activation
+                    _report(layer.weights, "experts", shape, size),
+                    activation="static" if rounded else layer.activation,
                 )
         elif isinstance(step, Convolution):
             array = step.weight.array
@@ -118,6 +121,11 @@ def layer_reports(by_name: Mapping[str, Step], order: Sequence[str]) -> Iterator
             yield LayerReport(
                 step.table.name, "position table", array.shape, "f32", 0, array.nbytes
             )
+
+
+def _is_rounded(by_name: Mapping[str, Step], rows: Rows) -> bool:
+    """Whether the file rounds ``rows`` with a constant scale."""
+    return isinstance(by_name[resolve(by_name, rows)], QuantizeDequantize)
 
 
 def _report(weights: Weights, kind: str, shape: tuple[int, ...], size: int) -> LayerReport:

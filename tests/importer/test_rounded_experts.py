@@ -89,6 +89,7 @@ def test_experts_of_a_loop_have_roundings_of_their_own(form: str, tmp_path: Path
     assert found.keys() >= AROUND_PRODUCTS
     assert all(table.shape == (EXPERTS, 3) for table in found.values())
     assert len(set(found["down"][:, 0])) == EXPERTS
+    assert [la.activation for la in model.layers if la.kind == "experts"] == ["static"] * 2
     if form != "products":
         assert found.keys() >= {"sigmoid", "activation", "weight", "weighted", "total"}
 
