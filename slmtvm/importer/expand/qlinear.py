@@ -96,9 +96,11 @@ def qlinear_conv(site: Site) -> Sequence[str]:
 
 
 def _pair(site: Site, op_type: str) -> Sequence[str]:
-    # Where one number meets many in a run, onnxruntime takes it as the second one.
-    left, right = (3, 0) if _repeats(site, 0, 3) else (0, 3)
-    pair = _integers_of(site, _FUNCTIONS[op_type], left, right)
+    left, right, pair = 0, 3, None
+    if site.is_shaped(site.input(0)) and site.is_shaped(site.input(3)):
+        # Where one number meets many in a run, onnxruntime takes it as the second one.
+        left, right = (3, 0) if _repeats(site, 0, 3) else (0, 3)
+        pair = _integers_of(site, _FUNCTIONS[op_type], left, right)
     result = site.op(op_type, _float(site, left), _float(site, right), pair=pair)
     return [_integers(site, result, 6)]
 

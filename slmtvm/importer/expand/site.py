@@ -50,6 +50,10 @@ class Site:
         constant = self._frozen.constants.get(name)
         return self._frozen.shapes[name] if constant is None else constant.shape
 
+    def is_shaped(self, name: str) -> bool:
+        """Whether the shape of a value is known: it does not depend on token values."""
+        return name not in self._frozen.broken
+
     def rank(self, name: str) -> int:
         return len(self.shape(name))
 
@@ -59,7 +63,7 @@ class Site:
         return self._frozen.dtypes[name] if constant is None else constant.dtype
 
     def _check_known(self, name: str) -> None:
-        if name in self._frozen.broken:
+        if not self.is_shaped(name):
             raise UnsupportedOpError(
                 f"what it stands for depends on the shape of its input {name!r}, which is not "
                 f"known: {self._frozen.broken[name]}",
