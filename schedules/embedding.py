@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +13,24 @@ from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules import vector as vec
 from slmtvm.schedules.kernel import Kernel, Tensor, Work, define
+from slmtvm.schedules.linear.packed_rows import unpack_rows
+from slmtvm.schedules.linear.shape import FLOAT8, INTEGERS, bits_of
+from slmtvm.schedules.linear.widening import FLOAT8 as FLOAT8_BITS
+from slmtvm.schedules.linear.widening import float8
 from slmtvm.schedules.vector import Buffer, Expr
 
-FORMATS = ("f32", "f16", "bf16", "int8", "int4")
-_INT4_ZERO_POINT = 8
+FLOATS = {"f32": "float32", "f16": "float16", "bf16": "uint16"}
+FORMATS = (*FLOATS, *INTEGERS, *FLOAT8)
 
 
 @dataclass(frozen=True)
 class EmbeddingOp:
     """y[i] = table[tokens[i]], float32 (m, dim), the table as ``slm.embedding`` has it.
 
-    ``table_dtype`` is int8 or uint8 for the format "int8". ``scale_shape`` is (1,), (vocab,) or
-    (vocab, ceil(dim / group_size)) for the quantized formats, () for the others; zero points, where
-    ``zero_points``, have the same shape and the table's dtype. Token ids are not checked.
+    ``table_dtype`` is int8 or uint8 for the format "int8". ``scale_shape`` is (1,), (vocab,),
+    (vocab, ceil(dim / group_size)) or (ceil(vocab / group_channels), dim) for formats with scales,
+    () for the others; zero points, where ``zero_points``, have the same shape and the table's
+    dtype. Token ids are not checked.
     """
 
     m: int
@@ -36,21 +41,33 @@ class EmbeddingOp:
     scale_shape: tuple[int, ...] = ()
     zero_points: bool = False
     group_size: int = 0  # neighbours in a row that share a scale; 0 where the whole row does
+    group_channels: int = 0  # rows that share scales, one for each column; 0 where none do
 
     def __post_init__(self) -> None:
         assert self.format in FORMATS, self.format
         assert self.table_dtype in ("int8", "uint8"), self.table_dtype
         assert self.quantized == bool(self.scale_shape), self
         assert self.quantized or not self.zero_points, self
-        assert (len(self.scale_shape) == 2) == (self.group_size > 0), self
+        assert (len(self.scale_shape) == 2) == ((self.group_size or self.group_channels) > 0), self
         if self.group_size:
             assert self.scale_shape[1] == -(-self.dim // self.group_size), self
-            assert self.group_size % 2 == 0, self
+        if self.group_channels:
+            assert self.scale_shape == (-(-self.vocab // self.group_channels), self.dim), self
 
     @property
     def quantized(self) -> bool:
         """Whether the table needs scales."""
-        return self.format in ("int8", "int4")
+        return self.format not in FLOATS
+
+    @property
+    def values_of_a_byte(self) -> int:
+        """How many values a byte of the table holds."""
+        return max(1, 8 // bits_of(self.format))
+
+    @property
+    def default_zero(self) -> int:
+        """The zero point where there are none."""
+        return 1 << bits_of(self.format) - 1 if self.values_of_a_byte > 1 else 0
 
     @property
     def name(self) -> str:
@@ -59,7 +76,8 @@ class EmbeddingOp:
         if self.format == "int8":
             parts.append(self.table_dtype)
         if self.quantized:
-            granularity = {1: "row", 2: f"g{self.group_size}"}[len(self.scale_shape)]
+            grouped = f"c{self.group_channels}" if self.group_channels else f"g{self.group_size}"
+            granularity = {1: "row", 2: grouped}[len(self.scale_shape)]
             parts.append("tensor" if self.scale_shape == (1,) else granularity)
         if self.zero_points:
             parts.append("zp")
@@ -68,9 +86,9 @@ class EmbeddingOp:
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """tokens, table, [scales, [zero_points]]."""
-        floats = {"f32": "float32", "f16": "float16", "bf16": "uint16"}
-        dtype = {**floats, "int8": self.table_dtype, "int4": "uint8"}[self.format]
-        width = -(-self.dim // 2) if self.format == "int4" else self.dim
+        known = {**FLOATS, "int8": self.table_dtype, "int16": "int16"}
+        dtype = known.get(self.format, "uint8")
+        width = -(-self.dim // self.values_of_a_byte)
         tensors = [
             Tensor("tokens", (self.m,), "int32"),
             Tensor("table", (self.vocab, width), dtype),
@@ -110,28 +128,35 @@ def _row_bytes(tensor: Tensor) -> int:
 def _group(
     op: EmbeddingOp, row: Expr, token: Expr, group: Expr, size: int, buffers: dict[str, Buffer]
 ) -> None:
-    """The ``size`` neighbours of one scale and zero point."""
+    """The ``size`` neighbours of one scale and zero point, or a row where each column has one."""
     start = T.bind(group * (op.group_size or op.dim))
-    scale = zero_point = None
-    if op.quantized:
-        index = _scale_index(op, token, group)
-        scale = vec.load(buffers["scales"], index, 1)
-        zero_point = T.int32(_INT4_ZERO_POINT if op.format == "int4" else 0)
-        if op.zero_points:
-            zero_point = T.bind(T.cast(vec.load(buffers["zero_points"], index, 1), "int32"))
+    of_all = None
+    if op.quantized and not op.group_channels:
+        of_all = _scale_and_zero(op, _scale_index(op, token, group), 1, buffers)
 
     def emit(column: Expr, count: int, _slot: int) -> None:
-        for at, lanes in vec.pieces(count):
+        for at, lanes in _pieces(op, count):
             here = T.bind(start + column + at)
-            value = _stored(op, buffers["table"], token, here, lanes)
-            if scale is not None:
-                whole = T.bind(value - vec.splat(zero_point, lanes))
-                value = T.bind(
-                    T.cast(whole, vec.dtype_of("float32", lanes)) * vec.splat(scale, lanes)
-                )
+            value = _stored(op, buffers["table"], token, here, lanes, at)
+            if op.quantized:
+                scale, zero = of_all or _of_columns(op, token, here, lanes, buffers)
+                value = _scaled(op, value, scale, zero)
             vec.store(buffers["y"], row * op.dim + here, value, lanes)
 
     vec.sweep(size, emit)
+
+
+def _pieces(op: EmbeddingOp, count: int) -> Iterator[tuple[int, int]]:
+    """The parts of ``count`` neighbours that are computed at once: whole bytes, or one value."""
+    each = op.values_of_a_byte
+    if op.group_size % each:  # groups begin within bytes
+        yield from ((at, 1) for at in range(count))
+        return
+    for at, lanes in vec.pieces(count):
+        if lanes >= each:
+            yield at, lanes
+        else:
+            yield from ((at + i, 1) for i in range(lanes))
 
 
 def _scale_index(op: EmbeddingOp, token: Expr, group: Expr) -> Expr:
@@ -140,17 +165,42 @@ def _scale_index(op: EmbeddingOp, token: Expr, group: Expr) -> Expr:
     return token if len(op.scale_shape) == 1 else T.bind(token * op.scale_shape[1] + group)
 
 
-def _stored(op: EmbeddingOp, table: Buffer, token: Expr, column: Expr, lanes: int) -> Expr:
-    """``lanes`` stored values: float32, or int32 where they are quantized."""
-    if op.format == "int4":
-        half = max(lanes // 2, 1)
-        packed = vec.load(table, T.bind(token * -(-op.dim // 2) + column // 2), half)
-        pairs = T.bind(T.cast(packed, vec.dtype_of("int32", half)))
-        low = T.bind(T.bitwise_and(pairs, vec.splat_int(15, half)))
-        if lanes == 1:  # the last of an odd number
-            return low
-        high = T.bind(T.shift_right(pairs, vec.splat_int(4, half)))
-        return vec.shuffle([low, high], [i // 2 + i % 2 * half for i in range(lanes)])
+def _scale_and_zero(
+    op: EmbeddingOp, at: Expr, lanes: int, buffers: dict[str, Buffer]
+) -> tuple[Expr, Expr]:
+    """Scales as float32 and zero points as int32 from ``at`` on; one of these if none are given."""
+    scale = vec.load(buffers["scales"], at, lanes)
+    if not op.zero_points:
+        return scale, T.int32(op.default_zero)
+    stored = vec.load(buffers["zero_points"], at, lanes)
+    return scale, T.bind(T.cast(stored, vec.dtype_of("int32", lanes)))
+
+
+def _of_columns(
+    op: EmbeddingOp, token: Expr, column: Expr, lanes: int, buffers: dict[str, Buffer]
+) -> tuple[Expr, Expr]:
+    block = T.floordiv(token, op.group_channels)
+    return _scale_and_zero(op, T.bind(block * op.dim + column), lanes, buffers)
+
+
+def _scaled(op: EmbeddingOp, value: Expr, scale: Expr, zero: Expr) -> Expr:
+    """``(value - zero) * scale``; these are numbers, or vectors like ``value``."""
+    lanes = vec.lanes_of(value)
+
+    def wide(number: Expr) -> Expr:
+        return number if vec.lanes_of(number) == lanes else vec.splat(number, lanes)
+
+    if op.format in FLOAT8:
+        return T.bind(value * wide(scale))
+    whole = T.bind(value - wide(zero))
+    return T.bind(T.cast(whole, vec.dtype_of("float32", lanes)) * wide(scale))
+
+
+def _stored(op: EmbeddingOp, table: Buffer, token: Expr, column: Expr, lanes: int, at: int) -> Expr:
+    """``lanes`` stored values: float32, or int32 where they are integers; ``at`` is where they are
+    in a group."""
+    if op.values_of_a_byte > 1:
+        return _fields(op, table, token, column, lanes, at)
     stored = vec.load(table, T.bind(token * op.dim + column), lanes)
     if op.format == "f32":
         return stored
@@ -160,27 +210,53 @@ def _stored(op: EmbeddingOp, table: Buffer, token: Expr, column: Expr, lanes: in
     if op.format == "bf16":  # the upper half of a float32
         bits = T.bind(T.shift_left(wide, vec.splat_int(16, lanes)))
         return T.bind(T.reinterpret(vec.dtype_of("float32", lanes), bits))
+    if op.format in FLOAT8:
+        top = T.bind(T.shift_left(wide, vec.splat_int(24, lanes)))
+        return float8(FLOAT8_BITS[op.format], top)
     return wide
+
+
+def _fields(op: EmbeddingOp, table: Buffer, token: Expr, column: Expr, lanes: int, at: int) -> Expr:
+    """Values of which a byte holds several, the first in its lowest bits, as int32."""
+    each, bits = op.values_of_a_byte, bits_of(op.format)
+    mask, count = (1 << bits) - 1, max(lanes // each, 1)
+    packed = vec.load(table, T.bind(token * -(-op.dim // each) + column // each), count)
+    word = T.bind(T.cast(packed, vec.dtype_of("int32", count)))
+    if lanes == 1:
+        place = T.floormod(column, each) if op.group_size % each else T.int32(at % each)
+        moved = word if place == 0 else T.shift_right(word, place * bits)
+        return T.bind(T.bitwise_and(moved, vec.splat_int(mask, 1)))
+    parts = [T.bind(T.bitwise_and(word, vec.splat_int(mask, count)))]
+    for i in range(1, each):
+        moved = T.bind(T.shift_right(word, vec.splat_int(i * bits, count)))
+        last = i == each - 1
+        parts.append(
+            moved if last else T.bind(T.bitwise_and(moved, vec.splat_int(mask, count)))
+        )  # fmt: skip
+    return vec.shuffle(parts, [i // each + i % each * count for i in range(lanes)])
 
 
 def reference(op: EmbeddingOp, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """What the kernel means: y, float32 (m, dim)."""
-    rows = inputs["table"][inputs["tokens"]]
+    tokens = inputs["tokens"]
+    rows = inputs["table"][tokens]
     if op.format == "bf16":
         return rows.view(ml_dtypes.bfloat16).astype(np.float32)
     if not op.quantized:
         return rows.astype(np.float32)
-    if op.format == "int4":
-        rows = np.stack([rows & 15, rows >> 4], 2).reshape(op.m, -1)[:, : op.dim]
-    scales = inputs["scales"]
-    default = np.int32(_INT4_ZERO_POINT if op.format == "int4" else 0)
+    if op.format in FLOAT8:
+        rows = rows.view(f"float8_{op.format}")
+    rows = unpack_rows(rows, op.dim, bits_of(op.format))
+    scales, default = inputs["scales"], np.int32(op.default_zero)
     zero_points = np.broadcast_to(inputs.get("zero_points", default), scales.shape)
     if op.scale_shape != (1,):
-        scales, zero_points = scales[inputs["tokens"]], zero_points[inputs["tokens"]]
+        places = tokens // (op.group_channels or 1)
+        scales, zero_points = scales[places], zero_points[places]
 
     def spread(per: np.ndarray) -> np.ndarray:
         by_group = np.broadcast_to(per.reshape(len(per), -1), (op.m, per.size // len(per)))
-        return np.repeat(by_group, op.group_size or op.dim, axis=1)[:, : op.dim]
+        size = 1 if op.group_channels else op.group_size or op.dim
+        return np.repeat(by_group, size, axis=1)[:, : op.dim].astype(np.float32)
 
-    whole = rows.astype(np.int32) - spread(zero_points).astype(np.int32)
-    return np.asarray(whole.astype(np.float32) * spread(scales))
+    # Whole numbers of 16 bits at most, and float8 less 0: exact.
+    return np.asarray((rows.astype(np.float32) - spread(zero_points)) * spread(scales))

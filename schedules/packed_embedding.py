@@ -17,6 +17,7 @@ from slmtvm.schedules import vector as vec
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.kernel import Kernel, Tensor, Work, define
 from slmtvm.schedules.linear import LinearShape
+from slmtvm.schedules.linear.shape import FLOAT8
 from slmtvm.schedules.vector import Buffer, Expr
 
 _READ = ("weight", "scales", "zero_points")  # of the packed weights
@@ -24,8 +25,8 @@ _READ = ("weight", "scales", "zero_points")  # of the packed weights
 
 def readable(shape: LinearShape) -> bool:
     """Whether there is a kernel for a table packed so."""
-    floats = shape.float_zero_points or shape.format.startswith("e")
-    return not floats and not shape.group_channels
+    known = shape.format not in (*FLOAT8, "int16") and not shape.float_zero_points
+    return known and not shape.group_channels
 
 
 def operands(shape: LinearShape, isa: Isa) -> list[Tensor]:
@@ -81,6 +82,7 @@ def _integers(
 ) -> None:
     panel, lane = _place(isa, token)
     size = shape.group_size or shape.padded_k
+    stored = shape.stored_group or shape.padded_k
     whole, rest = divmod(shape.k, size)
 
     def group(index: Expr, count: int) -> None:
@@ -90,12 +92,17 @@ def _integers(
         if shape.has_zero_points:
             zero = T.bind(T.cast(vec.load(named["zero_points"], at, 1), "int32"))
 
-        def piece(number: Expr, values: int) -> None:
-            _piece(shape, isa, row, (panel, lane, number), values, (scale, zero), named)
-
         length = isa.k_step * 8 // shape.bits
+
+        def piece(number: Expr, values: int) -> None:
+            column = number * length
+            if stored != size:  # groups before this one end within a load
+                column = column - index * (stored - size)
+            place = (panel, lane, number, row * shape.k + column)
+            _piece(shape, isa, place, values, (scale, zero), named)
+
         full, left = divmod(count, length)
-        first = index * (size // length)
+        first = index * (stored // length)
         with T.serial(full) as i:
             piece(first + i, length)
         if left:
@@ -110,14 +117,14 @@ def _integers(
 def _piece(
     shape: LinearShape,
     isa: Isa,
-    row: Expr,
-    place: tuple[Expr, Expr, Expr],
+    place: tuple[Expr, Expr, Expr, Expr],
     values: int,
     scale_and_zero: tuple[Expr, Expr],
     named: Mapping[str, Buffer],
 ) -> None:
-    """The first ``values`` of k_step bytes that are together: panel, lane and number of piece."""
-    panel, lane, number = place
+    """The first ``values`` of k_step bytes that are together: panel, lane and number of piece, and
+    where they are in y."""
+    panel, lane, number, begin = place
     scale, zero = scale_and_zero
     step, bits = isa.k_step, shape.bits
     pieces = shape.padded_k * bits // 8 // step
@@ -132,8 +139,8 @@ def _piece(
         value = T.bind(
             T.cast(centred, vec.dtype_of("float32", step)) * vec.splat(scale, step)
         )  # fmt: skip
-        begin = row * shape.k + number * (step * 8 // bits) + part * step
-        vec.store_part(named["y"], begin, value, min(step, values - part * step))
+        rest = min(step, values - part * step)
+        vec.store_part(named["y"], begin + part * step, value, rest)
 
 
 def _place(isa: Isa, token: Expr) -> tuple[Expr, Expr]:

@@ -26,7 +26,8 @@ class RoutedShape:
     """``y[p] = x[row of p] @ W[expert of p].T (+ bias[expert of p])`` for the pairs of m tokens.
 
     ``layer`` is one expert's layer, whose m and has_residual are not read. x has a row for each
-    token, or where ``by_pair`` for each pair.
+    token, or where ``by_pair`` for each pair. Blocks of channels that share scales are no larger
+    than an expert: they divide n.
     """
 
     m: int
@@ -104,15 +105,17 @@ def layout(shape: RoutedShape, isa: Isa) -> str:
 def pack(shape: RoutedShape, isa: Isa, weights: Weights) -> dict[str, np.ndarray]:
     """Weights as ``slm.routed_linear`` has them, (experts, n, ...), in the kernel's order."""
     channels = isa.panels(shape.layer.n) * isa.panel
+    block = shape.layer.group_channels or 1
+    assert shape.layer.n % block == 0, shape
 
-    def stack(array: np.ndarray | None) -> np.ndarray | None:
+    def stack(array: np.ndarray | None, rows: int = channels // block) -> np.ndarray | None:
         if array is None:
             return None
-        padding = [(0, 0), (0, channels - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
-        whole = np.pad(array, padding) if channels != array.shape[1] else array
-        return whole.reshape(shape.experts * channels, *array.shape[2:])
+        padding = [(0, 0), (0, rows - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
+        whole = np.pad(array, padding) if rows != array.shape[1] else array
+        return whole.reshape(shape.experts * rows, *array.shape[2:])
 
-    whole = stack(weights.weight)
+    whole = stack(weights.weight, channels)
     assert whole is not None
     stacked = Weights(whole, stack(weights.scales), stack(weights.zero_points))
     return linear.pack(shape.stacked(isa), isa, stacked)

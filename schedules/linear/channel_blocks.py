@@ -15,7 +15,7 @@ from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
-from slmtvm.schedules.linear.packing import pack_quantized, pad, unpacked
+from slmtvm.schedules.linear.packing import pack_quantized, pad, values
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile
@@ -64,7 +64,9 @@ def emit(
 ) -> None:
     lanes = tile.isa.lanes
     sums = Registers("float32", lanes, tile.rows * tile.vectors)
-    first = let(T.floordiv(tile.channel(0), shape.group_channels))
+    # Of a mixture, this counts the channels of all experts.
+    channel = tile.panel(0) * tile.isa.panel + tile.lane(0)
+    first = let(T.floordiv(channel, shape.group_channels))
 
     def step(k: Expr, count: int) -> None:
         columns = [
@@ -115,7 +117,11 @@ def _scale_and_zero(
     if not shape.has_zero_points:
         return scale, default_zero(shape, lanes)
     numbers = [let(T.Cast("int32", named["zero_points"][i])) for i in at]
-    return scale, _side_by_side(numbers, lanes)
+    if shape.bits <= 8:
+        return scale, _side_by_side(numbers, lanes)
+    # TVM fails to bound a sum of integers that are not masked and a choice of others: hide them.
+    bits = [let(T.reinterpret("float32", number)) for number in numbers]
+    return scale, let(T.reinterpret(f"int32x{lanes}", _side_by_side(bits, lanes)))
 
 
 def _side_by_side(numbers: list[Expr], lanes: int) -> Expr:
@@ -148,5 +154,5 @@ def operands(
 
     zeros = weights.zero_points
     offset = np.float64(shape.default_zero) if zeros is None else spread(zeros)
-    w = (unpacked(shape, weights.weight).astype(np.float64) - offset) * spread(weights.scales)
+    w = (values(shape, weights.weight) - offset) * spread(weights.scales)
     return activations[0].astype(np.float64), w

@@ -16,7 +16,7 @@ from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load, splat
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear.integer import Operands, integer_sums
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
-from slmtvm.schedules.linear.packing import pack_quantized, pad, panels_of_rows, unpacked
+from slmtvm.schedules.linear.packing import pack_quantized, pad, panels_of_rows, values
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile
@@ -207,9 +207,8 @@ def operands(
 
 def dequantized(shape: LinearShape, weights: Weights) -> np.ndarray:
     """W (n, k) in float64; scales as they are stored."""
-    weight, by_group = weights.weight, (shape.n, shape.groups)
+    by_group = (shape.n, shape.groups)
     assert weights.scales is not None
-    q = unpacked(shape, weight)
     default = np.full(by_group, shape.default_zero)
     zeros = default if weights.zero_points is None else weights.zero_points
     stored = weights.scales.astype(shape.scale_dtype)
@@ -218,5 +217,5 @@ def dequantized(shape: LinearShape, weights: Weights) -> np.ndarray:
         by_row = per.reshape(by_group).astype(np.float64)
         return np.repeat(by_row, shape.group_size or shape.k, axis=1)[:, : shape.k]
 
-    centred = q.astype(np.float64) - spread(zeros)
+    centred = values(shape, weights.weight) - spread(zeros)
     return np.asarray(centred * spread(stored))

@@ -6,12 +6,20 @@ import numpy as np
 
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.linear.packed_rows import unpack_rows
-from slmtvm.schedules.linear.shape import LinearShape
+from slmtvm.schedules.linear.shape import FLOAT8, LinearShape
 
 
 def unpacked(shape: LinearShape, weight: np.ndarray) -> np.ndarray:
     """A weight as ``slm.linear`` has quantized ones -> its values (n, k) as ``stored_dtype``."""
     return unpack_rows(weight, shape.k, shape.bits).view(shape.stored_dtype)
+
+
+def values(shape: LinearShape, weight: np.ndarray) -> np.ndarray:
+    """What the stored numbers of such a weight are, float64 (n, k); float8 ones may be bytes."""
+    if shape.format in FLOAT8:
+        weight = weight.view(f"float8_{shape.format}")  # a dtype of ml_dtypes
+        return np.asarray(weight.astype(np.float64))
+    return unpacked(shape, weight).astype(np.float64)
 
 
 def pack_quantized(
@@ -22,11 +30,23 @@ def pack_quantized(
     padding: (panels * isa.panel, padded_k), what stands where the weight has no value.
     """
     whole = padding
-    whole[: shape.n, : shape.k] = unpacked(shape, weight)
+    _fill(shape, whole[: shape.n], unpacked(shape, weight))
     if shape.bits > 8:
         return panels_of_rows(whole, isa.panel)
     packed = panels_of_fields(whole, isa.panel, isa.k_step, shape.bits)
     return packed.reshape(len(whole) // isa.panel, -1, isa.panel)
+
+
+def _fill(shape: LinearShape, whole: np.ndarray, given: np.ndarray) -> None:
+    """Write ``given`` (n, k) into ``whole`` (n, padded_k), each group where it is stored."""
+    size = shape.group_size
+    if not size or size == shape.stored_group:
+        whole[:, : shape.k] = given
+        return
+    for group in range(shape.groups):
+        part = given[:, group * size : (group + 1) * size]
+        begin = group * shape.stored_group
+        whole[:, begin : begin + part.shape[1]] = part
 
 
 def pad(values: np.ndarray, rows: int, columns: int, fill: int | float = 0) -> np.ndarray:

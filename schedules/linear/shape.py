@@ -17,8 +17,8 @@ MAX_ROW_K = 32768
 GROUP_SIZES = (16, 32, 64, 128, 256)
 """With at most 256 values, a group's integer sum is exact in float32."""
 
-FLOAT_GROUP_SIZES = (8, *GROUP_SIZES)
-"""Of weights on float32 activations."""
+LOAD_BYTES = 4
+"""What one load of packed weights takes of each channel, at most."""
 
 MIN_GROUP_CHANNELS = 4
 """Blocks of output channels are powers of two from here on: parts of vectors, or whole ones."""
@@ -75,12 +75,9 @@ class LinearShape:
             raise self._unsupported("pairs of format and activation: " + _listed(SUPPORTED))
         if min(self.m, self.n, self.k) < 1:
             raise self._unsupported("m, n and k of at least 1")
-        groups = self.activation == "block" or (self.weight_only and self.group_size)
-        # A load of int2 weights is of 16 values.
-        sizes = FLOAT_GROUP_SIZES if self.weight_only and self.bits >= 4 else GROUP_SIZES
-        if groups and self.group_size not in sizes:
-            raise self._unsupported(f"group sizes {', '.join(map(str, sizes))}")
-        if not groups and self.group_size:
+        if self.activation == "block" and self.group_size not in GROUP_SIZES:
+            raise self._unsupported(f"group sizes {', '.join(map(str, GROUP_SIZES))}")
+        if self.group_size and not (self.activation == "block" or self.weight_only):
             raise self._unsupported("groups only of quantized weights, and not for whole rows")
         if self.activation == "row_u8" and self.k > MAX_ROW_K:
             raise self._unsupported(f"k up to {MAX_ROW_K} for whole rows")
@@ -95,8 +92,8 @@ class LinearShape:
 
     def _check_blocks_of_channels(self) -> None:
         size = self.group_channels
-        if self.format not in ("int4", "int8") or self.activation != "f32" or self.group_size:
-            raise self._unsupported("blocks of channels for int4 and int8 weights on floats")
+        if not self.weight_only or self.group_size:
+            raise self._unsupported("blocks of channels for integer and float8 weights on floats")
         if size < MIN_GROUP_CHANNELS or size & (size - 1) or self.float_zero_points:
             raise self._unsupported(
                 f"blocks of 2**i channels from {MIN_GROUP_CHANNELS} on, with integer zero points"
@@ -113,19 +110,23 @@ class LinearShape:
         return -(-self.k // self.group_size) if self.group_size else 1
 
     @property
+    def stored_group(self) -> int:
+        """Values that a group takes in a channel of packed weights, see the function."""
+        return stored_group(self.group_size, self.bits)
+
+    @property
     def padded_k(self) -> int:
         """Length of a row of quantized activations and of a channel of packed weights."""
         if self.activation == "f32" and not self.weight_only:
             return self.k
-        unit = self.group_size or ROW_ALIGNMENT
-        return -(-self.k // unit) * unit
+        if self.group_size:
+            return self.groups * self.stored_group
+        return -(-self.k // ROW_ALIGNMENT) * ROW_ALIGNMENT
 
     @property
     def bits(self) -> int:
         """Bits of one weight."""
-        if self.format in INTEGERS:
-            return int(self.format.removeprefix("int"))
-        return {"f32": 32, "f16": 16, "bf16": 16}.get(self.format, 8)
+        return bits_of(self.format)
 
     @property
     def stored_dtype(self) -> str:
@@ -157,6 +158,19 @@ class LinearShape:
 
     def _unsupported(self, supported: str) -> TargetError:
         return TargetError(f"supported are {supported}", where=f"linear layer {self}")
+
+
+def bits_of(format: str) -> int:
+    """Bits of one weight."""
+    if format in INTEGERS:
+        return int(format.removeprefix("int"))
+    return {"f32": 32, "f16": 16, "bf16": 16}.get(format, 8)
+
+
+def stored_group(size: int, bits: int) -> int:
+    """Values of so many ``bits`` that a group takes in packed weights: it begins with a load."""
+    load = LOAD_BYTES * 8 // bits if bits <= 8 else 1
+    return -(-size // load) * load
 
 
 def pick_scale_dtype(scales: np.ndarray) -> str:

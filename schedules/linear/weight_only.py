@@ -20,13 +20,7 @@ from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_spa
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile
-from slmtvm.schedules.linear.widening import (
-    FLOAT8,
-    default_zero,
-    fields,
-    values_of_a_load,
-    widened,
-)
+from slmtvm.schedules.linear.widening import default_zero, fields, values_of_a_load, widened
 
 
 def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
@@ -75,6 +69,8 @@ def _add_group(
     """Add ``count`` values of k from the first of ``group`` on to the tile's sums."""
     isa, lanes = tile.isa, tile.isa.lanes
     start = group * (shape.group_size or shape.k)
+    # How much further than in x a group lies in the packed weights.
+    ahead = group * (shape.stored_group - shape.group_size)
 
     def by_channel(name: str, v: int) -> Expr:
         at = (tile.panel(v) * shape.groups + group) * isa.panel + tile.lane(v)
@@ -84,8 +80,9 @@ def _add_group(
     chains = Registers("float32", lanes, tile.rows * tile.vectors)
 
     def steps(k: Expr, number: int) -> None:
+        at = k if shape.stored_group == shape.group_size else k + ahead
         columns = [
-            fields(shape, tile, named["weight"], v, k, number, knobs["pf"])
+            fields(shape, tile, named["weight"], v, at, number, knobs["pf"])
             for v in range(tile.vectors)
         ]
         for place in range(number):
@@ -137,9 +134,4 @@ def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
 def operands(
     shape: LinearShape, activations: Sequence[np.ndarray], weights: Weights
 ) -> tuple[np.ndarray, np.ndarray]:
-    x = activations[0].astype(np.float64)
-    if shape.format not in FLOAT8:
-        return x, grouped.dequantized(shape, weights)
-    values = weights.weight.view(FLOAT8[shape.format].numpy).astype(np.float64)
-    assert weights.scales is not None
-    return x, values * weights.scales.astype(np.float64).reshape(-1, 1)
+    return activations[0].astype(np.float64), grouped.dequantized(shape, weights)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import ml_dtypes
 from tvm.script.ir_builder import tirx as T
 
+from slmtvm.schedules import vector as vec
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let, load, prefetch, splat
 from slmtvm.schedules.linear.shape import LinearShape
@@ -19,14 +19,13 @@ class Float8:
 
     mantissa: int
     bias: int
-    numpy: type
 
 
 FLOAT8 = {
-    "e4m3fn": Float8(3, 7, ml_dtypes.float8_e4m3fn),
-    "e4m3fnuz": Float8(3, 8, ml_dtypes.float8_e4m3fnuz),
-    "e5m2": Float8(2, 15, ml_dtypes.float8_e5m2),
-    "e5m2fnuz": Float8(2, 16, ml_dtypes.float8_e5m2fnuz),
+    "e4m3fn": Float8(3, 7),
+    "e4m3fnuz": Float8(3, 8),
+    "e5m2": Float8(2, 15),
+    "e5m2fnuz": Float8(2, 16),
 }
 _MANTISSA, _BIAS = 23, 127  # of float32
 
@@ -80,7 +79,7 @@ def _field(shape: LinearShape, word: Expr, shift: int, lanes: int) -> Expr:
 def widened(shape: LinearShape, lanes: int, field: Expr, zero: Expr | None) -> Expr:
     """A weight as float32, its zero point (int32, or float32 where it is so) taken off."""
     if shape.format in FLOAT8:
-        return _float8(FLOAT8[shape.format], field, lanes)
+        return float8(FLOAT8[shape.format], field)
     if shape.format == "int8":
         field = let(T.shift_right(field, splat(24, "int32", lanes)))
     if zero is not None and not shape.float_zero_points:
@@ -89,17 +88,18 @@ def widened(shape: LinearShape, lanes: int, field: Expr, zero: Expr | None) -> E
     return let(value - zero) if shape.float_zero_points else value
 
 
-def _float8(kind: Float8, top: Expr, lanes: int) -> Expr:
-    """Exponent and mantissa put in their places; the product makes up for the other bias, and makes
-    subnormals normal."""
+def float8(kind: Float8, top: Expr) -> Expr:
+    """A float8 at the top of an int32 as float32: exponent and mantissa put in their places; the
+    product makes up for the other bias, and makes subnormals normal."""
+    lanes = vec.lanes_of(top)
     shift = 24 - (_MANTISSA - kind.mantissa)
     kept = ((0x7F << (_MANTISSA - kind.mantissa)) | 1 << 31) - (1 << 32)  # as an int32
     placed = T.bitwise_and(
-        T.shift_right(top, splat(shift, "int32", lanes)), splat(kept, "int32", lanes)
+        T.shift_right(top, vec.splat_int(shift, lanes)), vec.splat_int(kept, lanes)
     )
     bits = let(placed)
-    factor = splat(2.0 ** (_BIAS - kind.bias), "float32", lanes)
-    return let(T.reinterpret(f"float32x{lanes}", bits) * factor)
+    factor = vec.splat(2.0 ** (_BIAS - kind.bias), lanes)
+    return let(T.reinterpret(vec.dtype_of("float32", lanes), bits) * factor)
 
 
 def default_zero(shape: LinearShape, lanes: int) -> Expr | None:

@@ -148,6 +148,7 @@ class Emitter:
                 dim=step.dim,
                 format=step.table.format,
                 group_size=step.table.group_size,
+                group_channels=step.table.group_channels,
             )
         if isinstance(step, Linear):
             return ops.linear(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from slmtvm.importer.graph import Array
 from slmtvm.ir.experts import ExpertLayer, Gate, Routing
+from slmtvm.schedules.linear.shape import bits_of
 from slmtvm.schedules.rows import Pair
 
 
@@ -50,12 +51,12 @@ class Weights:
     scales: Param | None = None
     zero_points: Param | None = None
     group_size: int = 0
-    group_channels: int = 0  # of a linear layer
+    group_channels: int = 0
 
     @property
     def bits(self) -> int:
-        """Bits of an integer weight."""
-        return int(self.format.removeprefix("int"))
+        """Bits of one weight."""
+        return bits_of(self.format)
 
     @property
     def default_zero(self) -> int:
@@ -76,7 +77,10 @@ class ExpertWeights:
     @property
     def layer(self) -> ExpertLayer:
         weights = self.weights
-        return ExpertLayer(self.n, self.k, weights.format, self.activation, weights.group_size)
+        return ExpertLayer(
+            self.n, self.k, weights.format, self.activation, weights.group_size,
+            weights.group_channels,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

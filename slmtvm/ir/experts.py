@@ -8,7 +8,7 @@ pair ``t * top_k + j`` is token t and the j-th expert that it chose.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
 from tvm import relax
@@ -64,8 +64,8 @@ class Routing:
 class ExpertLayer:
     """One linear layer of every expert; operands and formats are those of ``slm.linear``, stacked.
 
-    weight (experts, ...), scales and zero_points (experts, n) or (experts, n, groups), bias
-    (experts, n).
+    weight (experts, ...), scales and zero_points (experts, n), (experts, n, groups), or (experts,
+    n / group_channels, k) where that many outputs, a part of n, share scales; bias (experts, n).
     """
 
     n: int
@@ -73,6 +73,7 @@ class ExpertLayer:
     format: str
     activation: str = "f32"
     group_size: int = 0
+    group_channels: int = 0
 
     @staticmethod
     def of(attrs: Attrs, prefix: str = "") -> ExpertLayer:
@@ -80,7 +81,7 @@ class ExpertLayer:
         given = {f.name: attrs[f"{prefix}{f.name}"] for f in fields(ExpertLayer)}
         return ExpertLayer(
             int(given["n"]), int(given["k"]), str(given["format"]), str(given["activation"]),
-            int(given["group_size"]),
+            int(given["group_size"]), int(given["group_channels"]),
         )  # fmt: skip
 
 
@@ -251,4 +252,4 @@ def combine(
 
 def with_format(layer: ExpertLayer, activation: str) -> ExpertLayer:
     """``layer`` on rows that are held in another format."""
-    return ExpertLayer(layer.n, layer.k, layer.format, activation, layer.group_size)
+    return replace(layer, activation=activation)

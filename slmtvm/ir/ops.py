@@ -103,19 +103,22 @@ def embedding(
     dim: int,
     format: str,
     group_size: int = 0,
+    group_channels: int = 0,
 ) -> relax.Call:
     """Row ``tokens[i]`` of a table, as float32.
 
-    tokens: int32 (m,). table: ``format`` "f32", "f16" or "bf16" (its bits in uint16) (vocab, dim);
-    "int8" int8 or uint8 (vocab, dim); "int4" uint8 (vocab, ceil(dim / 2)), low nibble first. A
-    quantized value is ``(q - zero_point) * scale``; scales and zero_points are (1,) per tensor,
-    (vocab,) per row or (vocab, ceil(dim / group_size)); zero_points (values 0..15 in uint8 for
-    int4) default to 0, for int4 to 8. -> float32 (m, dim)
+    tokens: int32 (m,). table (vocab, ...) and its formats are those of ``linear``'s weight, "int8"
+    also in uint8. Scales and zero_points are (1,) per tensor, (vocab,) per row, (vocab, ceil(dim /
+    group_size)), or (ceil(vocab / group_channels), dim) where that many rows share one for each
+    column. -> float32 (m, dim)
     """
     args, names = name_operands(
         [tokens], {"table": table, "scales": scales, "zero_points": zero_points}
     )
-    return make_call(EMBEDDING, args, operands=names, dim=dim, format=format, group_size=group_size)
+    return make_call(
+        EMBEDDING, args, operands=names, dim=dim, format=format, group_size=group_size,
+        group_channels=group_channels,
+    )  # fmt: skip
 
 
 def linear(
@@ -135,15 +138,15 @@ def linear(
     """``x @ W.T + bias`` with W as its file holds it, output features first.
 
     x: float32 (m, k). ``format``: "f32", "f16" or "bf16" (its bits in uint16), weight (n, k);
-    "e4m3fn", "e4m3fnuz", "e5m2" or "e5m2fnuz" (the bits of a float8 in uint8), weight (n, k),
-    scales (1,) or (n,); "int8" and "int16", weight int8 or int16 (n, k), scales (1,), (n,) or
+    "e4m3fn", "e4m3fnuz", "e5m2" or "e5m2fnuz" (the bits of a float8 in uint8), weight (n, k), and
+    "int8" and "int16", weight int8 or int16 (n, k), all with scales (1,), (n,) or
     (n, ceil(k / group_size)); "int4" and "int2", weight uint8 (n, ceil(k / 2)) or (n, ceil(k / 4)),
     the first k in the lowest bits, scales (n, ceil(k / group_size)).
     W = (q - zero_point) * scale; zero_points have the shape of scales and the dtype of the weight,
     or are float32; DEFAULT_ZERO_POINTS where there are none.
     group_size 0 means the scale does not change along k, unless ``group_channels`` is not 0: then
-    scales and integer zero_points of int4 or int8 are (ceil(n / group_channels), k), one for each k
-    and so many output channels, a power of two from 4 on. bias: float32 (n,).
+    scales and integer zero_points are (ceil(n / group_channels), k), one for each k and so many
+    output channels, a power of two from 4 on. bias: float32 (n,).
 
     ``activation`` is what the file asks of x: "f32" nothing; "block" symmetric int8 per row and
     block of ``group_size``, scale amax / 127 (MatMulNBits accuracy_level 4); "row_u8" ONNX

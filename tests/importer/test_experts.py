@@ -95,7 +95,9 @@ def gathered_matrices(b: GraphBuilder, x: str, hidden: int) -> str:
     return b.op("Unsqueeze", total, b.ints(0))
 
 
-def loop_over_experts(b: GraphBuilder, x: str, hidden: int, *, add: bool = True) -> str:
+def loop_over_experts(
+    b: GraphBuilder, x: str, hidden: int, *, add: bool = True, ffn: int = FFN
+) -> str:
     """What torch.onnx writes for a loop: rows of each expert's tokens, scattered back."""
     weights, experts = chosen(b, router(b, x, hidden))
     rows = b.op("Reshape", x, b.ints(-1, hidden))
@@ -108,10 +110,10 @@ def loop_over_experts(b: GraphBuilder, x: str, hidden: int, *, add: bool = True)
         slot = b.op("Gather", places, b.constant(0, np.int64), axis=0)
         token = b.op("Gather", places, b.constant(1, np.int64), axis=0)
         mine = b.op("Gather", rows, token, axis=0)
-        gate = b.op("MatMul", mine, b.weight(hidden, FFN))
-        linear = b.op("MatMul", mine, b.weight(hidden, FFN))
+        gate = b.op("MatMul", mine, b.weight(hidden, ffn))
+        linear = b.op("MatMul", mine, b.weight(hidden, ffn))
         inner = b.op("Mul", linear, b.op("Mul", gate, b.op("Sigmoid", gate)))
-        result = b.op("MatMul", inner, b.weight(FFN, hidden))
+        result = b.op("MatMul", inner, b.weight(ffn, hidden))
         pair = b.op("Concat", b.op("Unsqueeze", token, b.ints(1)),
                     b.op("Unsqueeze", slot, b.ints(1)), axis=1)  # fmt: skip
         weight = b.op("Unsqueeze", b.op("GatherND", weights, pair), b.ints(1))

@@ -13,7 +13,7 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.reference import evaluate
-from tests.importer.graph_builder import run_onnxruntime, save
+from tests.importer.graph_builder import GraphBuilder, run_onnxruntime, save
 from tests.importer.graphs import Tiny, build
 from tests.importer.quantized import matmul_nbits
 from tests.importer.test_experts import (
@@ -25,6 +25,7 @@ from tests.importer.test_experts import (
     check,
     loop_over_experts,
 )
+from tests.importer.test_restored_weights import numbers
 
 TINY = Tiny(block=loop_over_experts, layers=2)
 BLOCK = 16
@@ -52,6 +53,64 @@ def test_blocks_of_weights_stay_packed_in_every_expert(form: str, tmp_path: Path
         for layer in ("up", "down"):
             assert (attrs[f"{layer}_format"], attrs[f"{layer}_activation"]) == (weights, "f32")
     check(import_onnx(path, context=24), path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "format"),
+    [("INT4", "int4"), ("UINT8", "int8"), ("INT16", "int16"), ("FLOAT8E4M3FN", "e4m3fn")],
+)
+@pytest.mark.parametrize(
+    ("axis", "block", "layout"),
+    [
+        (0, 0, {(0, 8), (0, 4)}),  # a scale for each input
+        (1, 0, {(0, 0), (32, 0), (64, 0)}),
+        (0, 12, {(12, 0)}),
+        (1, 16, {(0, 8), (0, 4)}),  # blocks that lie in one half of the outputs
+        (1, 6, {(0, 0)}),
+    ],
+)
+def test_dequantized_experts_keep_their_bits(
+    axis: int, block: int, layout: set[tuple[int, int]], kind: str, format: str, tmp_path: Path
+) -> None:
+    ffn, hidden = 40, 24
+
+    def experts(b: GraphBuilder, x: str, width: int) -> str:
+        return loop_over_experts(b, x, width, ffn=ffn)
+
+    model = build(Tiny(block=experts, hidden=hidden))
+    model.opset_import[0].version = 21
+    model.ir_version = 10
+    rng = np.random.default_rng(0)
+    tensors = {t.name: t for t in model.graph.initializer}
+    for node in [n for n in model.graph.node if n.op_type == "MatMul"]:
+        weight = tensors.get(node.input[1])
+        if weight is None or ffn not in weight.dims:
+            continue
+        shape = tuple(weight.dims)
+        per: tuple[int, ...] = (shape[axis],)
+        if block:
+            per = tuple(-(-d // block) if i == axis else d for i, d in enumerate(shape))
+        size = {"INT4": 1 / 40, "FLOAT8E4M3FN": 1 / 5}.get(kind, 1 / 400)
+        scales = ((rng.random(per) + 0.1) * size).astype(np.float32)
+        new = [numbers(rng, kind, shape), numbers(rng, kind, per, spread=3)]
+        for tensor, end in zip(new, "qz", strict=True):
+            tensor.name = f"{weight.name}.{end}"
+        names = [f"{weight.name}.{end}" for end in "qsz"]
+        model.graph.initializer.extend([*new, numpy_helper.from_array(scales, names[1])])
+        model.graph.initializer.remove(weight)
+        attributes = {"axis": axis, **({"block_size": block} if block else {})}
+        made = helper.make_node("DequantizeLinear", names, [weight.name], **attributes)
+        model.graph.node.insert(0, made)
+    path = save(model, tmp_path)
+    imported = import_onnx(path, context=24)
+    (attrs,) = [dict(call.attrs) for call in calls(imported, "slm.moe")]
+    expanded = (axis, block) == (1, 6)
+    for layer in ("up", "down"):
+        assert attrs[f"{layer}_format"] == ("f32" if expanded else format)
+        found = (int(attrs[f"{layer}_group_size"]), int(attrs[f"{layer}_group_channels"]))
+        assert found in layout
+    assert any("expanded" in note for note in imported.notes) == expanded
+    check(imported, path)
 
 
 def test_zero_points_of_experts_may_be_floats(tmp_path: Path) -> None:

@@ -112,8 +112,11 @@ def dequantized_head(
         ((2, 53), {"axis": -2, "block_size": 32}, "int4", 32),
         ((1, 53), {"axis": 0, "block_size": 512}, "int4", 64),
         ((5, 53), {"axis": 0, "block_size": 8}, "int4", 8),
-        ((2, 53), {"axis": 0, "block_size": 24}, "int4", 8),
-        ((4, 53), {"axis": 0, "block_size": 12}, "f32", 0),
+        ((2, 53), {"axis": 0, "block_size": 24}, "int4", 24),
+        ((4, 53), {"axis": 0, "block_size": 12}, "int4", 12),
+        ((2, 53), {"axis": 0, "block_size": 20}, "int4", 20),
+        ((8, 53), {"axis": 0, "block_size": 5}, "int4", 5),
+        ((20, 53), {"axis": 0, "block_size": 2}, "f32", 0),  # as many bytes with scales
         ((40, 4), {"axis": 1, "block_size": 16}, "int4", 0),
         ((40, 3), {"axis": 1, "block_size": 24}, "int4", 0),
         ((40, 5), {"axis": 1, "block_size": 12}, "int4", 0),
@@ -193,7 +196,10 @@ def test_a_packed_product_in_blocks_of_outputs_is_divided_where_no_block_is_cut(
         ((), {}, "int16"),
         ((53,), {"axis": 1}, "int16"),
         ((3, 53), {"axis": 0, "block_size": 16}, "int16"),
-        ((40, 4), {"axis": 1, "block_size": 16}, "f32"),
+        ((7, 53), {"axis": 0, "block_size": 6}, "int16"),
+        ((40,), {"axis": 0}, "int16"),
+        ((40, 4), {"axis": 1, "block_size": 16}, "int16"),
+        ((40, 11), {"axis": 1, "block_size": 5}, "f32"),
     ],
     ids=str,
 )
@@ -211,13 +217,24 @@ def test_weights_of_sixteen_bits_keep_them(size, attributes, format, dtype, tmp_
 @pytest.mark.parametrize(
     "kind", [TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E4M3FNUZ]
 )
-@pytest.mark.parametrize("scales", [(), (53,)], ids=["tensor", "channel"])
-def test_float8_weights_keep_their_bits(kind, scales, tmp_path):
+@pytest.mark.parametrize(
+    ("scales", "attributes"),
+    [
+        ((), {}),
+        ((53,), {"axis": 1}),
+        ((3, 53), {"axis": 0, "block_size": 16}),
+        ((4, 53), {"axis": 0, "block_size": 12}),
+        ((40, 4), {"axis": 1, "block_size": 16}),
+        ((40,), {"axis": 0}),
+    ],
+    ids=str,
+)
+def test_float8_weights_keep_their_bits(kind, scales, attributes, tmp_path):
     rng = np.random.default_rng(0)
     stored = helper.make_tensor("", kind, (40, 53), rng.normal(size=40 * 53).tolist())
     zeros = helper.make_tensor("", kind, scales, [0.0] * int(np.prod(scales)))
     values = np.asarray(rng.random(scales) / 6 + 0.01, np.float32)
-    model = check(save(dequantized_head(stored, values, zeros, axis=1), tmp_path))
+    model = check(save(dequantized_head(stored, values, zeros, **attributes), tmp_path))
     head = calls_of(model, "slm.linear")[-1]
     name = ops.operands(head)["weight"].name
     assert str(head.attrs["format"]).startswith("e")
@@ -264,3 +281,60 @@ def test_nibbles_are_transposed_packed(through, tmp_path):
     imported = check(save(model, tmp_path))
     call = calls_of(imported, "slm.linear")[-1]
     assert (str(call.attrs["format"]), int(call.attrs["group_size"])) == ("int4", 16)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])
+@pytest.mark.parametrize("kind", ["INT4", "UINT8", "INT16", "FLOAT8E4M3FN"])
+@pytest.mark.parametrize(
+    ("scales", "attributes", "layout"),
+    [
+        ((), {}, (0, 0)),
+        ((53,), {"axis": 0}, (0, 0)),
+        ((53, 3), {"axis": 1, "block_size": 16}, (16, 0)),
+        ((53, 8), {"axis": 1, "block_size": 5}, (5, 0)),
+        ((40,), {"axis": 1}, (0, 64)),
+        ((4, 40), {"axis": 0, "block_size": 16}, (0, 16)),
+        ((9, 40), {"axis": 0, "block_size": 6}, (0, 6)),
+    ],
+    ids=str,
+)
+def test_token_tables_keep_their_bits(scales, attributes, layout, kind, tied, tmp_path):
+    rng = np.random.default_rng(0)
+    model = build(replace(TINY, tied=tied))
+    model.opset_import[0].version = 21
+    model.ir_version = 10
+    stored, zeros = numbers(rng, kind, (53, 40)), numbers(rng, kind, scales, spread=3)
+    stored.name, zeros.name = "table.q", "table.z"
+    # Of numbers of 16 bits the values are as large as of 8.
+    size = {"INT4": 1 / 4, "FLOAT8E4M3FN": 1.0}.get(kind, 1 / 60)
+    values = np.asarray((rng.random(scales) + 0.1) * size, np.float32)
+    model.graph.initializer.extend([stored, zeros, numpy_helper.from_array(values, "table.s")])
+    for node in model.graph.node:
+        node.input[:] = ["table.w" if i == "embedding.weight" else i for i in node.input]
+    inputs = ["table.q", "table.s", "table.z"]
+    model.graph.node.insert(
+        0, helper.make_node("DequantizeLinear", inputs, ["table.w"], **attributes)
+    )
+    imported = check(save(model, tmp_path))
+    table = calls_of(imported, "slm.embedding")[0].attrs
+    assert (int(table["group_size"]), int(table["group_channels"])) == layout
+    assert str(table["format"]) == {"UINT8": "int8", "FLOAT8E4M3FN": "e4m3fn"}.get(
+        kind, kind.lower()
+    )
+    assert any("expanded" in note for note in imported.notes) == (tied and layout == (0, 6))
+
+
+def numbers(
+    rng: np.random.Generator, kind: str, shape: tuple[int, ...], spread: int = 100
+) -> onnx.TensorProto:
+    """Random numbers of an element type, and as zero points (of a small ``spread``) what floats
+    have."""
+    if kind == "INT4":
+        return nibbles(rng, shape, True)
+    count = int(np.prod(shape))
+    if kind == "FLOAT8E4M3FN":
+        values = rng.normal(size=count) if spread > 10 else np.zeros(count)
+        return helper.make_tensor("", TensorProto.FLOAT8E4M3FN, shape, values.tolist())
+    middle = 128 if kind == "UINT8" else 0
+    values = rng.integers(middle - spread, middle + spread, count)
+    return helper.make_tensor("", getattr(TensorProto, kind), shape, values.tolist())

@@ -11,7 +11,7 @@ from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear import LinearShape
 from slmtvm.target import Target, known_targets
 from tests.schedules.harness import run
-from tests.schedules.linear_cases import random_case
+from tests.schedules.linear_cases import FLOATS, random_case
 
 VOCAB = 11
 
@@ -26,6 +26,14 @@ OPS = [
     EmbeddingOp(3, VOCAB, 30, "int4", scale_shape=(VOCAB,)),
     EmbeddingOp(3, VOCAB, 256, "int4", scale_shape=(VOCAB, 8), zero_points=True, group_size=32),
     EmbeddingOp(3, VOCAB, 41, "int4", scale_shape=(VOCAB, 3), zero_points=True, group_size=16),
+    EmbeddingOp(3, VOCAB, 33, "int4", scale_shape=(VOCAB, 7), zero_points=True, group_size=5),
+    EmbeddingOp(3, VOCAB, 41, "int2", scale_shape=(VOCAB, 3), zero_points=True, group_size=16),
+    EmbeddingOp(3, VOCAB, 70, "int2", scale_shape=(VOCAB, 7), group_size=10),
+    EmbeddingOp(3, VOCAB, 33, "int16", scale_shape=(VOCAB,), zero_points=True),
+    EmbeddingOp(3, VOCAB, 70, "int4", scale_shape=(4, 70), zero_points=True, group_channels=3),
+    EmbeddingOp(3, VOCAB, 33, "int8", scale_shape=(1, 33), group_channels=16),
+    EmbeddingOp(3, VOCAB, 33, "e4m3fn", scale_shape=(1,)),
+    EmbeddingOp(3, VOCAB, 70, "e5m2", scale_shape=(VOCAB, 6), group_size=12),
 ]
 
 
@@ -33,7 +41,7 @@ def random_tensor(tensor: Tensor, rng: np.random.Generator) -> np.ndarray:
     if tensor.name == "tokens":
         return rng.integers(0, VOCAB, tensor.shape, np.int32)
     if tensor.name == "zero_points" and tensor.dtype == "uint8":
-        return rng.integers(0, 16, tensor.shape, np.uint8)
+        return rng.integers(0, 4, tensor.shape, np.uint8)
     if tensor.dtype == "float16":
         # Every finite pattern is as likely as any other: subnormal numbers and zeros too.
         bits = rng.integers(0, 1 << 16, tensor.shape, np.uint16)
@@ -50,6 +58,9 @@ def random_tensor(tensor: Tensor, rng: np.random.Generator) -> np.ndarray:
 def test_an_embedding_is_the_dequantized_row(op: EmbeddingOp, target_name: str) -> None:
     rng = np.random.default_rng(0)
     inputs = {t.name: random_tensor(t, rng) for t in op.inputs}
+    if op.format in FLOATS:
+        inputs["table"] = rng.standard_normal((VOCAB, op.dim)).astype(FLOATS[op.format])
+        inputs["table"] = inputs["table"].view(op.inputs[1].dtype)
     got = run(embedding.build(op), inputs, Target.load(target_name), cuts=(2,))["y"]
     np.testing.assert_array_equal(got, embedding.reference(op, inputs))
 
@@ -68,6 +79,8 @@ def test_an_embedding_is_the_dequantized_row(op: EmbeddingOp, target_name: str) 
         LinearShape(3, 37, 77, "int4", "block", 32, has_zero_points=True),
         LinearShape(3, 37, 96, "int4", group_size=16, scale_dtype="float16"),
         LinearShape(3, 37, 45, "int2", "block", 16, has_zero_points=True),
+        LinearShape(3, 37, 45, "int4", group_size=6, has_zero_points=True),
+        LinearShape(3, 37, 61, "int8", group_size=10),
     ],
     ids=lambda shape: shape.kernel_name("", {}),
 )

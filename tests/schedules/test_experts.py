@@ -77,6 +77,7 @@ LAYERS = {
     "int4": LinearShape(1, 37, 72, "int4", "block", 32, has_zero_points=True),
     "int4 on floats": LinearShape(1, 37, 72, "int4", "f32", 32),
     "int8": LinearShape(1, 37, 41, "int8", "row_u8"),
+    "in blocks": LinearShape(1, 40, 41, "int4", group_channels=8, has_zero_points=True),
 }
 
 
@@ -88,6 +89,8 @@ LAYERS = {
         ("int4", 7, False),
         ("int4 on floats", 1, True),
         ("int8", 7, True),
+        ("in blocks", 1, False),
+        ("in blocks", 7, True),
     ],
 )
 def test_each_pair_is_multiplied_by_its_expert_with_the_bits_of_that_layer_alone(

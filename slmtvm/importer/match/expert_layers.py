@@ -129,7 +129,8 @@ def _own_layer(cover: Cover, node: Node, overrides: dict[str, Override]) -> Expe
     where = cover.frame.graph.where(node)
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2]:
         bias = cover.vector(node.inputs[2], n, node.attrs.get("beta", 1.0), where)
-    weights = linear_weights(constant, where, cover.note, by_channels=False)
+    # A gate may put the halves of the outputs in another order.
+    weights = linear_weights(constant, where, cover.note, dividing=n if n % 2 else n // 2)
     layer = _stack_of_one(weights, bias, n, k, "f32")
     overrides[node.outputs[0]] = _product_of(layer)
     return layer
@@ -163,7 +164,7 @@ def _stack_of_one(
     assert weight is not None
     whole = Weights(
         weights.format, weight, lead(weights.scales), lead(weights.zero_points),
-        weights.group_size,
+        weights.group_size, weights.group_channels,
     )  # fmt: skip
     return ExpertWeights(whole, lead(bias), n, k, activation)
 

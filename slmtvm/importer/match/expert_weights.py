@@ -69,6 +69,7 @@ def expanded(weights: Weights, k: int, expert: int) -> Array:
         None if scales is None else scales.array[expert],
         None if zeros is None else zeros.array[expert],
         format=weights.format, group_size=weights.group_size, columns=k,
+        group_channels=weights.group_channels,
     )  # fmt: skip
 
 
@@ -287,13 +288,16 @@ def _zero_points(
 
 
 def _of_outputs(layer: ExpertWeights, order: Array) -> ExpertWeights:
-    """``layer`` with its outputs in another order."""
+    """``layer`` with its outputs in another order, which keeps blocks that share scales whole."""
 
-    def turn(param: Param | None) -> Param | None:
+    def turn(param: Param | None, order: Array = order) -> Param | None:
         return None if param is None else Param(param.name, param.array[:, order])
 
     old = layer.weights
-    weight, scales, zero_points = turn(old.weight), turn(old.scales), turn(old.zero_points)
+    blocks = order[:: old.group_channels or 1] // (old.group_channels or 1)
+    weight, scales, zero_points = (
+        turn(old.weight), turn(old.scales, blocks), turn(old.zero_points, blocks),
+    )  # fmt: skip
     assert weight is not None
     weights = replace(old, weight=weight, scales=scales, zero_points=zero_points)
     return replace(layer, weights=weights, bias=turn(layer.bias))
@@ -333,7 +337,11 @@ def _zero_points_of_all(parts: Sequence[Weights]) -> list[Param | None]:
 
 def _joined(layers: Sequence[ExpertWeights], axis: int) -> ExpertWeights:
     first = layers[0]
-    kinds = {(la.weights.format, la.weights.group_size, la.activation, la.k) for la in layers}
+    kinds = {
+        (w.format, w.group_size, w.group_channels, la.activation, la.k)
+        for la in layers
+        for w in [la.weights]
+    }
     if len(kinds) != 1 or (axis == 0 and len({la.n for la in layers}) != 1):
         raise UnsupportedOpError(f"experts in different formats: {sorted(kinds)}")
 
@@ -351,7 +359,7 @@ def _joined(layers: Sequence[ExpertWeights], axis: int) -> ExpertWeights:
     assert weight is not None
     weights = Weights(
         first.weights.format, weight, join([p.scales for p in parts]),
-        join(_zero_points_of_all(parts)), first.weights.group_size,
+        join(_zero_points_of_all(parts)), first.weights.group_size, first.weights.group_channels,
     )  # fmt: skip
     n = sum(la.n for la in layers) if axis == 1 else first.n
     return ExpertWeights(weights, join([la.bias for la in layers]), n, first.k, first.activation)

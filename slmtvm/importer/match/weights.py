@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -19,21 +20,16 @@ from slmtvm.importer.graph import (
     unpack_nibbles,
 )
 from slmtvm.importer.steps import Param, Weights
-from slmtvm.schedules.linear.packed_rows import pack_rows, unpack_rows
-from slmtvm.schedules.linear.shape import (
-    FLOAT_GROUP_SIZES,
-    GROUP_SIZES,
-    INTEGERS,
-    MIN_GROUP_CHANNELS,
-)
+from slmtvm.ir.reference.weights import dequantize as expanded_weights
+from slmtvm.schedules.linear.packed_rows import pack_rows
+from slmtvm.schedules.linear.shape import GROUP_SIZES, MIN_GROUP_CHANNELS, stored_group
 
 Note = Callable[[str], None]
 
 _HALF_BYTE_OFFSET = 0x88  # adds 8 to both nibbles of a byte, modulo 16
-SCALE_BYTES = 4
+SCALE_BYTES = FLOAT_BYTES = 4
 
-_BYTES = (np.int8, np.uint8)
-_OF_LAYERS = (*_BYTES, np.int16, np.uint16)
+_INTEGERS = (np.int8, np.uint8, np.int16, np.uint16)
 _FLOATS = {
     np.dtype(np.float32): "f32",
     np.dtype(np.float16): "f16",
@@ -47,49 +43,48 @@ _FLOAT8 = {
 }
 
 
-def linear_weights(
-    constant: Constant, where: str, note: Note, *, by_channels: bool = True
-) -> Weights:
+def linear_weights(constant: Constant, where: str, note: Note, *, dividing: int = 0) -> Weights:
     """The weight of ``x @ constant`` with constant (k, n), output features first.
 
-    Blocks of output features may share scales ``by_channels``. What no canonical format holds is
-    expanded to float32, which ``note`` is told. Raises UnsupportedOpError for element types that
-    are no numbers.
+    Where blocks of output features share scales, and ``dividing`` is not 0, their size divides it.
+    What no canonical format holds is expanded to float32, which ``note`` is told. Raises
+    UnsupportedOpError for element types that are no numbers.
     """
-    turned = transposed(constant)
-    dtype = turned.stored.dtype
-    quantization = turned.quantization
-    if dtype in _FLOAT8:
-        scales = np.ones(1, np.float32)
-        found = None if quantization is None else _scales(quantization, turned.shape)
-        if quantization is not None and (found is None or found[2] or _offset(quantization)):
-            return _expanded(turned, where, note)
-        scales = scales if found is None else found[0]
-        _check_finite(turned, where)
-        weight = Param(turned.name, turned.stored.view(np.uint8))
-        return Weights(_FLOAT8[dtype], weight, Param(f"{turned.name}.scales", scales))
-    if by_channels and quantization is not None and dtype in _BYTES:
-        blocks = _channel_blocks(quantization, turned.shape)
-        if blocks is not None:
-            scales, zeros, size = blocks
-            return replace(_quantized(turned, scales, zeros, where), group_channels=size)
-    weights = _matrix(turned, where, note, _OF_LAYERS)
-    return kernel_groups(weights, turned.shape[1], note)
+    turned = _scaled(transposed(constant))
+    blocks = _blocks_of_rows(turned)
+    fitting = None if blocks is None else blocks.divided(turned.shape[0], dividing)
+    if fitting is not None:
+        return _in_blocks(turned, fitting, where)
+    return kernel_groups(_matrix(turned, where, note), turned.shape[1], note)
 
 
 def table_weights(constant: Constant, where: str, note: Note) -> Weights:
     """The table (rows, dim) of an embedding; as for ``linear_weights``."""
-    if constant.stored.dtype in _FLOAT8 and constant.quantization is None:
-        _check_finite(constant, where)
-        note(f"table {constant.name!r} is widened from {constant.stored.dtype} to float16, exactly")
-        return Weights("f16", Param(constant.name, constant.stored.astype(np.float16)))
-    return _matrix(constant, where, note, _BYTES)
+    table = _scaled(constant)
+    blocks = _blocks_of_rows(table)
+    if blocks is None:
+        return _matrix(table, where, note)
+    # As a layer that shares the table has them, where it can.
+    return _in_blocks(table, blocks.divided(table.shape[0], 0) or blocks, where)
 
 
-def _matrix(
-    constant: Constant, where: str, note: Note, integers: tuple[type[np.integer[Any]], ...]
-) -> Weights:
-    """A matrix of which each row has its own scales, or none; ``integers`` may have some."""
+def _scaled(constant: Constant) -> Constant:
+    """``constant``; with a scale of 1 where it is a float8 without, as its format has one."""
+    if constant.stored.dtype not in _FLOAT8 or constant.quantization is not None:
+        return constant
+    return replace(constant, quantization=Quantization(np.ones((), np.float32), None, 0, 0))
+
+
+def _has_format(constant: Constant) -> bool:
+    """Whether a canonical format holds these numbers, which have scales."""
+    if constant.stored.dtype in _FLOAT8:
+        zeros = None if constant.quantization is None else constant.quantization.zero_points
+        return zeros is None or not zeros.astype(np.float32).any()
+    return constant.packed is not None or constant.stored.dtype in _INTEGERS
+
+
+def _matrix(constant: Constant, where: str, note: Note) -> Weights:
+    """A matrix of which each row has its own scales, or none."""
     dtype, name = constant.stored.dtype, constant.name
     if constant.quantization is None:
         if dtype not in _FLOATS:
@@ -99,7 +94,7 @@ def _matrix(
             return Weights("bf16", Param(name, constant.stored.view(np.uint16)))
         return Weights(_FLOATS[dtype], Param(name, constant.stored))
     found = _scales(constant.quantization, constant.shape)
-    if found is None or dtype not in integers:
+    if found is None or not _has_format(constant):
         return _expanded(constant, where, note)
     scales, zeros, group = found
     return replace(_quantized(constant, scales, zeros, where), group_size=group)
@@ -110,6 +105,10 @@ def _quantized(constant: Constant, scales: Array, zeros: Array | None, where: st
     if constant.packed is not None:
         return packed_weights(constant, scales, zeros, 0)
     name, dtype = constant.name, constant.stored.dtype
+    if dtype in _FLOAT8:
+        _check_finite(constant, where)
+        weight = Param(name, constant.stored.view(np.uint8))
+        return Weights(_FLOAT8[dtype], weight, Param(f"{name}.scales", scales))
     return Weights(
         f"int{8 * dtype.itemsize}",
         Param(name, to_signed(constant.stored, where)),
@@ -146,14 +145,19 @@ def _expanded(constant: Constant, where: str, note: Note) -> Weights:
     stored = constant.stored if constant.packed is None else unpack_nibbles(constant)
     quantization = constant.quantization
     values = stored if quantization is None else dequantize(stored, quantization)
-    bits = 4 if constant.packed is not None else 8 * dtype.itemsize
     what = "int4" if constant.packed is not None else str(dtype)
     layout = "" if quantization is None else f" with {_layout(quantization)}"
-    note(
-        f"weight {constant.name!r} ({what}{layout}) is expanded to float32, {32 / bits:g} times "
-        "its size: no kernel reads it as it is"
-    )
+    what = f"weight {constant.name!r} ({what}{layout})"
+    note(_expansion_note(what, constant.stored, values.size))
     return Weights("f32", Param(constant.name, values.astype(np.float32)))
+
+
+def _expansion_note(what: str, stored: Array, count: int) -> str:
+    size = count * FLOAT_BYTES
+    return (
+        f"{what} is expanded to float32, {size / stored.nbytes:.3g} times its size "
+        f"({size - stored.nbytes:,} bytes more): no kernel reads it as it is"
+    )
 
 
 def _layout(quantization: Quantization) -> str:
@@ -168,18 +172,15 @@ def _check_finite(constant: Constant, where: str) -> None:
         raise InvalidModelError(f"weight {constant.name!r} holds NaN or infinities", where=where)
 
 
-def _offset(quantization: Quantization) -> bool:
-    zeros = quantization.zero_points
-    return zeros is not None and bool(zeros.astype(np.float32).any())
-
-
 def kernel_groups(weights: Weights, columns: int, note: Note) -> Weights:
     """``weights`` of a linear layer in groups that kernels have: scales repeated, bits kept.
 
-    int2 and int4 weights without groups get some; groups of another size are divided.
+    int2 and int4 weights without groups get some. Groups of another size are divided where that
+    gives some that activations in int8 can have as well, and else are as they are. Those that with
+    their scales take no less than float32 are expanded.
     """
     group, scales = weights.group_size, weights.scales
-    if scales is None or weights.format not in INTEGERS or group in GROUP_SIZES:
+    if scales is None or weights.group_channels or group in GROUP_SIZES:
         return weights
     if not group and weights.bits >= 8:
         return weights
@@ -189,13 +190,13 @@ def kernel_groups(weights: Weights, columns: int, note: Note) -> Weights:
         sizes = GROUP_SIZES[::-1]
         size = min(sizes, key=lambda s: -(-columns // s) * (s * weights.bits // 8 + SCALE_BYTES))
     else:
-        size = max((s for s in FLOAT_GROUP_SIZES if group % s == 0), default=0)
-    if not size:
-        note(
-            f"weight {weights.weight.name!r} has blocks of {group}, which no kernel reads: it is "
-            "expanded to float32"
-        )
+        size = max((s for s in GROUP_SIZES if group % s == 0), default=group)
+    if stored_group(size, weights.bits) * weights.bits // 8 + SCALE_BYTES >= size * FLOAT_BYTES:
+        what = f"weight {weights.weight.name!r} ({weights.format} in blocks of {group})"
+        note(_expansion_note(what, weights.weight.array, rows * columns))
         return _unpacked(weights, columns)
+    if size == group:
+        return weights
     groups = -(-columns // size)
 
     def spread(param: Param | None) -> Param | None:
@@ -213,20 +214,14 @@ def kernel_groups(weights: Weights, columns: int, note: Note) -> Weights:
 
 def _unpacked(weights: Weights, columns: int) -> Weights:
     """Grouped weights as float32."""
-    assert weights.scales is not None
-    stored, scales = weights.weight.array, weights.scales.array
-    values = unpack_rows(stored, columns, weights.bits)
-    zeros = np.full(scales.shape, weights.default_zero) if weights.zero_points is None else (
-        weights.zero_points.array
+    zeros = weights.zero_points
+    values = expanded_weights(
+        weights.weight.array,
+        None if weights.scales is None else weights.scales.array,
+        None if zeros is None else zeros.array,
+        format=weights.format, group_size=weights.group_size, columns=columns,
     )  # fmt: skip
-
-    def spread(per: Array) -> Array:
-        return np.repeat(per.astype(np.float32), weights.group_size, axis=1)[:, :columns]
-
-    return Weights(
-        "f32",
-        Param(weights.weight.name, (values.astype(np.float32) - spread(zeros)) * spread(scales)),
-    )
+    return Weights("f32", Param(weights.weight.name, values))
 
 
 def to_signed(stored: Array, where: str) -> Array:
@@ -292,26 +287,48 @@ def _scales(
     return scales.reshape(rows), None if zeros is None else zeros.reshape(rows), 0
 
 
-def _channel_blocks(
-    quantization: Quantization, shape: tuple[int, ...]
-) -> tuple[Array, Array | None, int] | None:
-    """Scales (float32) and zero points (blocks, columns) of blocks of rows, and the size of a block
-    that kernels have; None where blocks are others, or none of rows."""
-    rows, columns = shape
-    scales, zeros = quantization.scales.astype(np.float32, copy=False), quantization.zero_points
+@dataclass(frozen=True)
+class _Blocks:
+    """Scales (float32) and zero points, or one for all, of so many rows: (blocks, columns)."""
+
+    scales: Array
+    zeros: Array | None
+    size: int
+
+    def divided(self, rows: int, dividing: int) -> _Blocks | None:
+        """These in blocks of a size that linear layers have, see ``linear_weights``."""
+        block = self.size
+        if block >= rows:  # any size from there on
+            block = max(MIN_GROUP_CHANNELS, 1 << (rows - 1).bit_length())
+        size = math.gcd(block & -block, dividing)  # the largest power of two in it
+        if size < MIN_GROUP_CHANNELS:
+            return None
+
+        def spread(per: Array) -> Array:
+            fine = np.repeat(per, block // size, axis=0)
+            return np.ascontiguousarray(fine[: -(-rows // size)])
+
+        zeros = self.zeros
+        wide = None if zeros is None else zeros if zeros.size == 1 else spread(zeros)
+        return _Blocks(spread(self.scales), wide, size)
+
+
+def _blocks_of_rows(constant: Constant) -> _Blocks | None:
+    """The blocks of rows that share scales in a matrix that a canonical format holds; None where
+    there are none."""
+    quantization, (rows, columns) = constant.quantization, constant.shape
+    if quantization is None or quantization.scales.size == 1 or not _has_format(constant):
+        return None
     along_rows = quantization.axis % 2 == 1
-    if scales.size == 1 or along_rows == bool(quantization.block_size):
+    if along_rows == bool(quantization.block_size):
         return None
-    block = quantization.block_size or rows  # without blocks: a scale for each column
-    if block >= rows:  # any size from there on
-        block = max(MIN_GROUP_CHANNELS, 1 << (rows - 1).bit_length())
-    size = block & -block  # the largest power of two in it
-    if size < MIN_GROUP_CHANNELS:
-        return None
+    scales, zeros = quantization.scales.astype(np.float32, copy=False), quantization.zero_points
+    if zeros is not None and zeros.size > 1:
+        zeros = zeros.reshape(-1, columns)
+    # Without blocks there is a scale for each column.
+    return _Blocks(scales.reshape(-1, columns), zeros, quantization.block_size or rows)
 
-    def spread(per: Array) -> Array:
-        fine = np.repeat(per.reshape(-1, columns), block // size, axis=0)
-        return np.ascontiguousarray(fine[: -(-rows // size)])
 
-    wide = None if zeros is None else zeros if zeros.size == 1 else spread(zeros)
-    return spread(scales), wide, size
+def _in_blocks(constant: Constant, blocks: _Blocks, where: str) -> Weights:
+    weights = _quantized(constant, blocks.scales, blocks.zeros, where)
+    return replace(weights, group_channels=blocks.size)

@@ -11,10 +11,12 @@ from slmtvm.ir.reference.weights import dequantize
 
 def embedding(tokens: Array, attrs: Attrs, _kind: str, table: Array, **quantized: Array) -> Array:
     dim, format, group_size = int(attrs["dim"]), str(attrs["format"]), int(attrs["group_size"])
-    rows = {k: v[tokens] if len(v) > 1 else v for k, v in quantized.items()}
+    block = int(attrs["group_channels"])
+    places = tokens // (block or 1)
+    rows = {k: v if v.shape == (1,) else v[places] for k, v in quantized.items()}
     return dequantize(
         table[tokens], rows.get("scales"), rows.get("zero_points"),
-        format=format, group_size=group_size, columns=dim,
+        format=format, group_size=group_size, columns=dim, group_channels=min(block, 1),
     )  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from slmtvm.schedules import embedding, linear, packed_embedding
 if TYPE_CHECKING:
     from slmtvm.passes.lower_kernels import KernelEmitter
 
+_SAME = ("format", "group_size", "group_channels")  # of a table and of a layer that shares it
+
 
 @handles("slm.embedding")
 def _embedding(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
@@ -29,6 +31,7 @@ def _embedding(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         scale_shape=arrays["scales"].shape if "scales" in arrays else (),
         zero_points="zero_points" in arrays,
         group_size=int(attrs["group_size"]),
+        group_channels=int(attrs["group_channels"]),
     )
     shared = _layer_of_table(op, arrays, emitter)
     if shared is not None:
@@ -49,8 +52,8 @@ def _layer_of_table(
     as many rows, and its weights. The table is then stored once, as that layer reads it."""
     for call in emitter.linears:
         attrs, named = call.attrs, ops.operands(call)
-        kind = (int(attrs["n"]), int(attrs["k"]), str(attrs["format"]), int(attrs["group_size"]))
-        if kind != (op.vocab, op.dim, op.format, op.group_size):
+        same = all(attrs[key] == getattr(op, key) for key in _SAME)
+        if not same or (int(attrs["n"]), int(attrs["k"])) != (op.vocab, op.dim):
             continue
         weights = weights_of(named, emitter)
         shape = linear_shape(attrs, op.m, named, weights)
