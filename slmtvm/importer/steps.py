@@ -66,13 +66,19 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class ExpertWeights:
-    """One linear layer of every expert: weights with a first axis of experts."""
+    """One linear layer of every expert: weights with a first axis of experts.
+
+    ``stand_in`` (experts, n, a few) says what recognisers take for the weights on probes: the
+    graph's products and the layer agree on it, and weights that are large are not read for that.
+    None where the graph's are computed with the weights themselves.
+    """
 
     weights: Weights
     bias: Param | None  # (experts, n)
     n: int
     k: int
     activation: str = "f32"
+    stand_in: Array | None = None
 
     @property
     def layer(self) -> ExpertLayer:

@@ -12,12 +12,13 @@ from slmtvm.importer.cover import Cover
 from slmtvm.importer.graph import Array, Node, transposed
 from slmtvm.importer.match.expert_weights import (
     Mixture,
-    expanded,
+    apply_layer,
     rounded_weights,
     side_by_side,
     stacked,
     stacked_weights,
     swapped_halves,
+    with_stand_in,
 )
 from slmtvm.importer.match.integers import Int8Product
 from slmtvm.importer.match.nbits import block_layer
@@ -166,17 +167,15 @@ def _stack_of_one(
         weights.format, weight, lead(weights.scales), lead(weights.zero_points),
         weights.group_size, weights.group_channels,
     )  # fmt: skip
-    return ExpertWeights(whole, lead(bias), n, k, activation)
+    return with_stand_in(ExpertWeights(whole, lead(bias), n, k, activation))
 
 
 def _product_of(layer: ExpertWeights) -> Override:
     """Computes the product of the only expert of ``layer`` on probes."""
-    matrix = expanded(layer.weights, layer.k, 0).astype(np.float64).T
-    shift = 0.0 if layer.bias is None else layer.bias.array[0].astype(np.float64)
 
     def multiply(inputs: Sequence[Array | None]) -> Array:
         assert inputs[0] is not None
-        return np.asarray(inputs[0] @ matrix + shift)
+        return apply_layer(layer, 0, inputs[0])
 
     return multiply
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,7 @@ _ACTIVATIONS = {  # of the operators, as onnxruntime computes them
 _GROUPS = (256, 128, 64, 32, 16)
 _BYTE_LEVELS = 256
 _INT8_ACTIVATIONS = 4  # the accuracy_level that asks for them
+_RANK = 8  # of stand-ins
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,29 @@ class Mixture:
 
     def apply(self, name: str, expert: int, x: Array) -> Array:
         """The layer "up" or "down" of an expert on rows of x."""
-        return _apply(self.up if name == "up" else self.down, expert, x)
+        return apply_layer(self.up if name == "up" else self.down, expert, x)
 
 
-def _apply(layer: ExpertWeights, expert: int, x: Array) -> Array:
-    y = x @ expanded(layer.weights, layer.k, expert).astype(x.dtype).T
+def apply_layer(layer: ExpertWeights, expert: int, x: Array) -> Array:
+    """What the layer of ``expert`` makes of probes x (m, k), with its stand-in if it has one."""
+    if layer.stand_in is None:
+        y = x @ expanded(layer.weights, layer.k, expert).astype(x.dtype).T
+    else:
+        y = x @ _directions(layer.k) @ layer.stand_in[expert].T
     return np.asarray(y if layer.bias is None else y + layer.bias.array[expert])
+
+
+def _directions(k: int) -> Array:
+    """The same few directions for all stand-ins of k inputs, (k, few)."""
+    return np.random.default_rng(k).normal(size=(k, _RANK)) / np.sqrt(k * _RANK)
+
+
+def with_stand_in(layer: ExpertWeights) -> ExpertWeights:
+    """``layer`` with a stand-in that no layer of another name has."""
+    weight = layer.weights.weight
+    seed = np.frombuffer(hashlib.sha256(weight.name.encode()).digest(), np.uint32)
+    shape = (len(weight.array), layer.n, _RANK)
+    return replace(layer, stand_in=np.random.default_rng(seed).normal(size=shape))
 
 
 def expanded(weights: Weights, k: int, expert: int) -> Array:
@@ -300,7 +319,8 @@ def _of_outputs(layer: ExpertWeights, order: Array) -> ExpertWeights:
     )  # fmt: skip
     assert weight is not None
     weights = replace(old, weight=weight, scales=scales, zero_points=zero_points)
-    return replace(layer, weights=weights, bias=turn(layer.bias))
+    stand_in = None if layer.stand_in is None else layer.stand_in[:, order]
+    return replace(layer, weights=weights, bias=turn(layer.bias), stand_in=stand_in)
 
 
 def swapped_halves(layer: ExpertWeights) -> ExpertWeights:
@@ -362,4 +382,8 @@ def _joined(layers: Sequence[ExpertWeights], axis: int) -> ExpertWeights:
         join(_zero_points_of_all(parts)), first.weights.group_size, first.weights.group_channels,
     )  # fmt: skip
     n = sum(la.n for la in layers) if axis == 1 else first.n
-    return ExpertWeights(weights, join([la.bias for la in layers]), n, first.k, first.activation)
+    stand_ins = [la.stand_in for la in layers if la.stand_in is not None]
+    return ExpertWeights(
+        weights, join([la.bias for la in layers]), n, first.k, first.activation,
+        np.concatenate(stand_ins, axis=axis) if len(stand_ins) == len(layers) else None,
+    )  # fmt: skip

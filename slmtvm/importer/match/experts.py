@@ -41,6 +41,7 @@ _MIXTURES = ("MoE", "QMoE")
 _TOLERANCE = 2e-6  # relative; probes are in float64, constants are roundings to float32
 _Measured = tuple[Routing, Param | None]
 """A routing and its bias."""
+_NOISE = 1e-13  # errors up to here are all the same: they come from the order of float64 sums
 _LEAD = 4.0  # of the logits of experts that a probe wants to be chosen
 _LARGEST_EPS = 1e-3
 _MORE_PROBES = 4  # where numbers must tell places apart
@@ -180,6 +181,7 @@ def _measure(
     least = _TOLERANCE
     for routing, bias in _hypotheses(cover, block, experts, top_k):
         scale, error = _fit(probes, routing, None if bias is None else bias.array, _TOLERANCE)
+        error = max(error, _NOISE)
         if error >= _TOLERANCE / 4:
             continue
         # A later one must be better by far: what fits as well is the same function.
