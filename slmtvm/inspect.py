@@ -13,6 +13,7 @@ from slmtvm.importer import import_with_mask
 from slmtvm.importer.load import count_operators
 from slmtvm.importer.redact import redact
 from slmtvm.ir.model import CanonicalModel, LayerReport
+from slmtvm.ir.params import Params
 from slmtvm.target import Target, known_targets
 
 _READ_ONCE = ("embedding", "position table")  # a token reads one row
@@ -133,7 +134,7 @@ def _describe(model: CanonicalModel, operators: dict[str, int]) -> Inspection:
         hidden_size=model.hidden_size,
         vocab_size=model.vocab_size,
         context=model.context,
-        weight_bytes=sum(array.nbytes for array in model.params.values()),
+        weight_bytes=Params(model.params).nbytes,
         kv_bytes_per_token=per_token,
         weights=model.layers,
         estimates=_estimates(model, per_token) if model.kind != "encoder" else (),

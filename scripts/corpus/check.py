@@ -20,6 +20,7 @@ from slmtvm.compiler import compile_imported
 from slmtvm.errors import SlmError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
+from slmtvm.ir.params import Params
 from slmtvm.ir.reference import evaluate
 from slmtvm.runtime import Session, load
 from slmtvm.target import Target
@@ -78,7 +79,7 @@ def check(path: Path, bundles: Path, last: str = STAGES[-1]) -> Outcome:
 def _run(path: Path, bundles: Path, outcome: Outcome, last: str) -> None:
     model = import_onnx(path, context=CONTEXT)
     outcome.stage, outcome.family, outcome.notes = "import", model.family, model.notes
-    outcome.weight_bytes = sum(array.nbytes for array in model.params.values())
+    outcome.weight_bytes = Params(model.params).nbytes
     if last == "import":
         return
     rule = rule_of(path)

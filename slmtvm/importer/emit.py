@@ -39,6 +39,7 @@ from slmtvm.importer.steps import (
     Weights,
 )
 from slmtvm.ir import experts, ops
+from slmtvm.ir.params import Params
 
 _COMMUTATIVE = {"add": 1, "multiply": -1}  # the residual comes first, and so does the activation
 
@@ -101,7 +102,7 @@ class Emitter:
         self._layers = 0
         self._cross_layers: dict[str, int] = {}
         self._convolutions = 0
-        self.params: dict[str, Array] = {}
+        self.params = Params()
 
     def function(self, name: str, steps: Mapping[str, Step], output: str) -> relax.Function:
         """``name(tokens, *params)``, which returns the rows of ``output``."""
@@ -301,16 +302,19 @@ class Emitter:
 
         So is one array that was made twice from the same weight, which its name tells.
         """
-        array = param.array
-        key = (array.__array_interface__["data"][0], array.shape, array.strides, str(array.dtype))
+        value = param.value
+        key = tuple(
+            (piece.__array_interface__["data"][0], piece.shape, piece.strides, str(piece.dtype))
+            for piece in param.pieces
+        )
         if key not in self._vars:
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+            if value.dtype.kind == "f" and not all(np.isfinite(p).all() for p in param.pieces):
                 raise InvalidModelError(
                     "holds NaN or infinite values", where=f"{self._where}: weight {param.name!r}"
                 )
             name = self._name(param)
             if name not in self._named:
-                self._named[name] = relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
+                self._named[name] = relax.Var(name, relax.TensorType(value.shape, str(value.dtype)))
             self._vars[key] = self._named[name]
         return self._vars[key]
 
@@ -321,7 +325,7 @@ class Emitter:
             if name in self.params and _equal(self.params[name], param.array):
                 return name
             name, count = f"{param.name}.{count}", count + 1
-        self.params[name] = param.array
+        self.params[name] = param.value
         return name
 
 

@@ -137,4 +137,4 @@ def _report(weights: Weights, kind: str, shape: tuple[int, ...], size: int) -> L
 
 def _bytes(weights: Weights) -> int:
     parts = (weights.weight, weights.scales, weights.zero_points)
-    return sum(p.array.nbytes for p in parts if p is not None)
+    return sum(p.value.nbytes for p in parts if p is not None)

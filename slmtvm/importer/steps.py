@@ -7,16 +7,27 @@ from dataclasses import dataclass, field, fields
 
 from slmtvm.importer.graph import Array
 from slmtvm.ir.experts import ExpertLayer, Gate, Routing
+from slmtvm.ir.params import Stack, Value
 from slmtvm.schedules.linear.shape import bits_of
 from slmtvm.schedules.rows import Pair
 
 
 @dataclass(frozen=True, eq=False)
 class Param:
-    """A weight or table: what it is called and its value, a view of the file where possible."""
+    """A weight or table: what it is called and its value, views of the file where possible."""
 
     name: str
-    array: Array
+    value: Value
+
+    @property
+    def array(self) -> Array:
+        """The value; a stack's is put together each time."""
+        return self.value.assembled() if isinstance(self.value, Stack) else self.value
+
+    @property
+    def pieces(self) -> list[Array]:
+        """The arrays that the value is of."""
+        return self.value.pieces if isinstance(self.value, Stack) else [self.value]
 
 
 @dataclass(frozen=True, eq=False)

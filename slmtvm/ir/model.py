@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class CanonicalModel:
     """
 
     module: tvm.IRModule
-    params: dict[str, np.ndarray]
+    params: Mapping[str, np.ndarray]
     kind: str  # "decoder", "encoder" or "encoder-decoder"
     family: str  # what the graph looks like: "llama", "bert", ...
     context: int  # tokens; tables indexed by position have this many rows

@@ -15,6 +15,7 @@ import tvm
 from tvm import relax
 
 from slmtvm.ir.model import CanonicalModel
+from slmtvm.ir.params import Params
 
 
 class Rewriter:
@@ -25,7 +26,7 @@ class Rewriter:
         name: str,
         builder: relax.BlockBuilder,
         function: relax.Function,
-        arrays: dict[str, np.ndarray],
+        arrays: Params,
     ) -> None:
         self.name = name
         """The function's name in its module."""
@@ -119,7 +120,7 @@ def rebuild(expr: relax.Expr, environment: dict[relax.Var, relax.Expr]) -> relax
 
 def rewrite(model: CanonicalModel, rule: Rule) -> CanonicalModel:
     """``model`` with every function of its module rebuilt by ``rule``, dead bindings dropped."""
-    arrays = dict(model.params)
+    arrays = Params(model.params)
     functions = {
         name: _rewrite_function(name, model.module[name], rule, arrays)
         for name in function_names(model.module)
@@ -129,7 +130,7 @@ def rewrite(model: CanonicalModel, rule: Rule) -> CanonicalModel:
 
 
 def _rewrite_function(
-    name: str, function: relax.Function, rule: Rule, arrays: dict[str, np.ndarray]
+    name: str, function: relax.Function, rule: Rule, arrays: Params
 ) -> relax.Function:
     old = bindings(function)
     readers: dict[relax.Var, list[relax.Expr]] = {function.body.body: [function.body.body]}
@@ -171,7 +172,7 @@ def _drop_unused_params(model: CanonicalModel) -> CanonicalModel:
         params = [p for i, p in enumerate(function.params) if i == 0 or p in used]
         live.update(p.name for p in params)
         functions[name] = with_params(function, params)
-    params_left = {name: array for name, array in model.params.items() if name in live}
+    params_left = Params(model.params).only(live)
     return replace(model, module=tvm.IRModule(functions), params=params_left)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from tvm import relax
 
@@ -18,7 +20,7 @@ from slmtvm.ir.reference import evaluate
 from tests.importer.graph_builder import GraphBuilder, run_onnxruntime, save
 from tests.importer.graphs import Tiny, build
 
-EXPERTS, TOP_K, FFN = 5, 2, 37
+EXPERTS, TOP_K, FFN, LARGE_FFN = 5, 2, 37, 8192
 TOKENS = np.random.default_rng(3).integers(0, Tiny().vocab, 19)
 MICROSOFT = "com.microsoft"
 
@@ -168,6 +170,33 @@ def test_every_form_of_a_mixture_is_one_op_with_its_routing(name: str, tmp_path:
         assert got.scale == pytest.approx(routing.scale, rel=1e-6)
         assert Routing(**{**vars(got), "scale": routing.scale}) == routing
     check(model, path)
+
+
+def interleaved_operator(b: GraphBuilder, x: str, hidden: int) -> str:
+    up, down = b.weight(EXPERTS, 2 * LARGE_FFN, hidden), b.weight(EXPERTS, hidden, LARGE_FFN)
+    return b.op(
+        "MoE", x, router(b, x, hidden), up, "", down, "", domain=MICROSOFT, k=TOP_K,
+        activation_type="swiglu", swiglu_fusion=1,
+    )  # fmt: skip
+
+
+def large_loop(b: GraphBuilder, x: str, hidden: int) -> str:
+    return loop_over_experts(b, x, hidden, ffn=LARGE_FFN)
+
+
+@pytest.mark.parametrize("block", [large_loop, interleaved_operator])
+def test_weights_of_experts_are_imported_without_a_copy(
+    block: Callable[[GraphBuilder, str, int], str], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(build(Tiny(block=block, hidden=96)), path, save_as_external_data=True)
+    import_onnx(path, context=24)  # for what is made once
+    tracemalloc.start()
+    model = import_onnx(path, context=24)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    experts = [layer for layer in model.layers if layer.kind == "experts"]
+    assert peak < sum(layer.weight_bytes for layer in experts) / 2
 
 
 @pytest.mark.parametrize(("bits", "block"), [(4, 32), (8, 32), (4, 0), (8, 0)])

@@ -17,6 +17,7 @@ from slmtvm.importer.operators.experts import MOE_INPUTS, QMOE_INPUTS
 from slmtvm.importer.steps import ExpertWeights, Param, Weights
 from slmtvm.ir.experts import Gate, Routing
 from slmtvm.ir.ops import DEFAULT_ZERO_POINTS
+from slmtvm.ir.params import Stack
 from slmtvm.ir.reference.experts import apply_gate
 from slmtvm.ir.reference.rounding import rounded
 from slmtvm.ir.reference.weights import dequantize
@@ -43,7 +44,7 @@ class Mixture:
 
     @property
     def experts(self) -> int:
-        return len(self.up.weights.weight.array)
+        return self.up.weights.weight.value.shape[0]
 
     def results(self, x: Array) -> Array:
         """What every expert makes of the rows of x, (experts, m, n), in float64."""
@@ -76,17 +77,19 @@ def with_stand_in(layer: ExpertWeights) -> ExpertWeights:
     """``layer`` with a stand-in that no layer of another name has."""
     weight = layer.weights.weight
     seed = np.frombuffer(hashlib.sha256(weight.name.encode()).digest(), np.uint32)
-    shape = (len(weight.array), layer.n, _RANK)
+    shape = (weight.value.shape[0], layer.n, _RANK)
     return replace(layer, stand_in=np.random.default_rng(seed).normal(size=shape))
 
 
 def expanded(weights: Weights, k: int, expert: int) -> Array:
     """One expert's weight in float32 (n, k)."""
-    scales, zeros = weights.scales, weights.zero_points
+    weight, scales, zeros = (
+        None if param is None else Stack.of(param.value).of_expert(expert)
+        for param in (weights.weight, weights.scales, weights.zero_points)
+    )
+    assert weight is not None
     return dequantize(
-        weights.weight.array[expert],
-        None if scales is None else scales.array[expert],
-        None if zeros is None else zeros.array[expert],
+        weight, scales, zeros,
         format=weights.format, group_size=weights.group_size, columns=k,
         group_channels=weights.group_channels,
     )  # fmt: skip
@@ -110,7 +113,7 @@ def mixture_of(cover: Cover, node: Node) -> tuple[Mixture, Routing]:
             given[name] = constant
     _refuse_variants(node, given, where)
     layers = {
-        number: _layer(node, given, number, where)
+        number: with_stand_in(_layer(node, given, number, where))
         for number in (1, 2, 3)
         if f"fc{number}_experts_weights" in given
     }
@@ -124,8 +127,7 @@ def mixture_of(cover: Cover, node: Node) -> tuple[Mixture, Routing]:
             "swiglu", attrs.get("activation_alpha", 1.0), attrs.get("activation_beta", 0.0), limit
         )
         if fusion == 1:
-            order = np.concatenate([np.arange(0, up.n, 2), np.arange(1, up.n, 2)])
-            up = _of_outputs(up, order)
+            up = _of_outputs(up, (slice(0, up.n, 2), slice(1, up.n, 2)))
         elif 3 in layers:
             up = side_by_side([up, layers[3]])
     elif activation == "silu" and 3 in layers:
@@ -136,7 +138,7 @@ def mixture_of(cover: Cover, node: Node) -> tuple[Mixture, Routing]:
         raise UnsupportedOpError(
             f"experts with activation {activation!r} and {len(layers)} layers", where=where
         )
-    experts = len(up.weights.weight.array)
+    experts = up.weights.weight.value.shape[0]
     width = up.n // 2 if gate.activation == "swiglu" else up.n
     features = frame.features(node.inputs[0])
     if up.k != features or down.k != width or down.n != features:
@@ -306,26 +308,31 @@ def _zero_points(
     return stored.reshape(experts, n, groups)
 
 
-def _of_outputs(layer: ExpertWeights, order: Array) -> ExpertWeights:
-    """``layer`` with its outputs in another order, which keeps blocks that share scales whole."""
+def _of_outputs(layer: ExpertWeights, parts: Sequence[slice]) -> ExpertWeights:
+    """``layer`` with these parts of its outputs in order, which cut no block that shares scales."""
+    old, size = layer.weights, layer.weights.group_channels or 1
+    blocks = [slice(s.start // size, s.stop // size, s.step) for s in parts]
 
-    def turn(param: Param | None, order: Array = order) -> Param | None:
-        return None if param is None else Param(param.name, param.array[:, order])
+    def turn(param: Param | None, parts: Sequence[slice] = blocks) -> Param | None:
+        if param is None:
+            return None
+        return Param(param.name, Stack(tuple(tuple(own[s] for s in parts) for own in param.array)))
 
-    old = layer.weights
-    blocks = order[:: old.group_channels or 1] // (old.group_channels or 1)
-    weight, scales, zero_points = (
-        turn(old.weight), turn(old.scales, blocks), turn(old.zero_points, blocks),
-    )  # fmt: skip
+    weight = turn(old.weight, parts)
     assert weight is not None
-    weights = replace(old, weight=weight, scales=scales, zero_points=zero_points)
-    stand_in = None if layer.stand_in is None else layer.stand_in[:, order]
-    return replace(layer, weights=weights, bias=turn(layer.bias), stand_in=stand_in)
+    weights = replace(
+        old, weight=weight, scales=turn(old.scales), zero_points=turn(old.zero_points)
+    )
+    stand_in = layer.stand_in
+    if stand_in is not None:
+        stand_in = np.concatenate([stand_in[:, s] for s in parts], axis=1)
+    return replace(layer, weights=weights, bias=turn(layer.bias, parts), stand_in=stand_in)
 
 
 def swapped_halves(layer: ExpertWeights) -> ExpertWeights:
     """The layer with the two halves of its outputs exchanged."""
-    return _of_outputs(layer, np.roll(np.arange(layer.n), layer.n // 2))
+    half = layer.n // 2
+    return _of_outputs(layer, (slice(half, layer.n), slice(0, half)))
 
 
 def side_by_side(layers: Sequence[ExpertWeights]) -> ExpertWeights:
@@ -372,7 +379,8 @@ def _joined(layers: Sequence[ExpertWeights], axis: int) -> ExpertWeights:
         if len(found) != len(params):
             raise UnsupportedOpError(f"{found[0].name!r} has no counterpart in every expert")
         name = f"{found[0].name}..{found[-1].name}"
-        return Param(name, np.concatenate([p.array for p in found], axis=axis))
+        stacks = [Stack.of(p.value) for p in found]
+        return Param(name, Stack.side_by_side(stacks) if axis == 1 else Stack.joined(stacks))
 
     parts = [la.weights for la in layers]
     weight = join([p.weight for p in parts])

@@ -35,8 +35,8 @@ def _embedding(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     )
     shared = _layer_of_table(op, arrays, emitter)
     if shared is not None:
-        name, shape, weights = shared
-        packed = packed_linear(emitter, name, shape, weights)
+        of_layer, shape = shared
+        packed = packed_linear(emitter, of_layer, shape)
         wanted = [packed[t.name] for t in packed_embedding.operands(shape, emitter.isa)]
         operands = [emitter.weight(*part) for part in wanted]
         kernel = packed_embedding.build(shape, emitter.isa)
@@ -47,23 +47,23 @@ def _embedding(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
 
 def _layer_of_table(
     op: embedding.EmbeddingOp, arrays: dict[str, np.ndarray], emitter: KernelEmitter
-) -> tuple[str, linear.LinearShape, linear.Weights] | None:
-    """A linear layer, the head of most models, whose weight is the table: its name and shape for
-    as many rows, and its weights. The table is then stored once, as that layer reads it."""
+) -> tuple[dict[str, relax.Expr], linear.LinearShape] | None:
+    """A linear layer, the head of most models, whose weight is the table: its operands, and its
+    shape for as many rows. The table is then stored once, as that layer reads it."""
     for call in emitter.linears:
         attrs, named = call.attrs, ops.operands(call)
         same = all(attrs[key] == getattr(op, key) for key in _SAME)
         if not same or (int(attrs["n"]), int(attrs["k"])) != (op.vocab, op.dim):
             continue
         weights = weights_of(named, emitter)
-        shape = linear_shape(attrs, op.m, named, weights)
+        shape = linear_shape(attrs, op.m, named, emitter)
         pairs = (
             (arrays["table"], weights.weight),
             (arrays.get("scales"), weights.scales),
             (arrays.get("zero_points"), weights.zero_points),
         )
         if packed_embedding.readable(shape) and all(_equal(a, b) for a, b in pairs):
-            return named["weight"].name, shape, weights
+            return named, shape
     return None
 
 

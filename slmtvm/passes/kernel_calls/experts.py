@@ -41,19 +41,18 @@ def _routed_linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     attrs, named = call.attrs, ops.operands(call)
     count = int(attrs["inputs"])
     inputs, chosen = list(call.args)[:count], call.args[count]
-    weights = weights_of(named, emitter)
     m, top_k = shape_of(chosen)
     shape = experts.RoutedShape(
         m=m,
         top_k=top_k,
         experts=int(attrs["experts"]),
-        layer=linear_shape(attrs, m, named, weights),
+        layer=linear_shape(attrs, m, named, emitter),
         by_pair=bool(int(attrs["by_pair"])),
     )
     label = f"{named['weight'].name}@experts-{experts.layout(shape, emitter.isa)}"
     packed = packed_once(
         emitter, label, experts.packed_names(shape, emitter.isa),
-        lambda: experts.pack(shape, emitter.isa, weights),
+        lambda: experts.pack(shape, emitter.isa, weights_of(named, emitter)),
     )  # fmt: skip
     operands = [emitter.weight(name, array) for name, array in packed.values()]
     if "bias" in named:

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 
 def linear_shape(
-    attrs: tvm.ir.Attrs, m: int, named: Mapping[str, relax.Expr], weights: linear.Weights
+    attrs: tvm.ir.Attrs, m: int, named: Mapping[str, relax.Expr], emitter: KernelEmitter
 ) -> linear.LinearShape:
     """The shape of a linear layer of m rows with these attributes and operands."""
     group_size = int(attrs["group_size"])
-    scales, offsets = weights.scales, weights.zero_points
+    scales, offsets = (
+        emitter.array(named[name]) if name in named else None for name in ("scales", "zero_points")
+    )
     return linear.LinearShape(
         m=m,
         n=int(attrs["n"]),
@@ -53,9 +55,8 @@ def weights_of(named: Mapping[str, relax.Expr], emitter: KernelEmitter) -> linea
 def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     attrs, named = call.attrs, ops.operands(call)
     inputs = list(call.args)[: int(attrs["inputs"])]
-    weights = weights_of(named, emitter)
-    shape = linear_shape(attrs, shape_of(inputs[0])[0], named, weights)
-    packed = packed_linear(emitter, named["weight"].name, shape, weights)
+    shape = linear_shape(attrs, shape_of(inputs[0])[0], named, emitter)
+    packed = packed_linear(emitter, named, shape)
     operands = [emitter.weight(name, array) for name, array in packed.values()]
     if "bias" in named:
         operands.append(emitter.weight(named["bias"].name, emitter.array(named["bias"])))
@@ -65,14 +66,15 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
 
 
 def packed_linear(
-    emitter: KernelEmitter, name: str, shape: linear.LinearShape, weights: linear.Weights
+    emitter: KernelEmitter, named: Mapping[str, relax.Expr], shape: linear.LinearShape
 ) -> dict[str, tuple[str, np.ndarray]]:
-    """The parts of the weight called ``name`` as its kernel reads them: what each is called, and
-    its value."""
+    """The parts of a layer's weight as its kernel reads them: what each is called, and its
+    value."""
     parts = [tensor.name for tensor in linear.packed_weights(shape, emitter.isa)]
-    label = f"{name}@{linear.layout(shape, emitter.isa)}"
+    label = f"{named['weight'].name}@{linear.layout(shape, emitter.isa)}"
     return packed_once(
-        emitter, label, parts, lambda: linear.pack(shape, emitter.isa, weights)
+        emitter, label, parts,
+        lambda: linear.pack(shape, emitter.isa, weights_of(named, emitter)),
     )  # fmt: skip
 
 
