@@ -204,7 +204,7 @@ def test_weights_of_experts_are_imported_without_a_copy(
 def test_quantized_experts_keep_their_values(
     bits: int, block: int, zero_points: bool, tmp_path: Path
 ) -> None:
-    """Against the same experts dequantized: onnxruntime rounds activations of 8-bit experts."""
+    """Of 8 bits against the same experts dequantized: onnxruntime rounds their activations."""
     hidden, ffn = 32, 64
     rng = np.random.default_rng(0)
 
@@ -219,7 +219,8 @@ def test_quantized_experts_keep_their_values(
         w = (q - spread[0]) * spread[1]
         if bits == 4:
             q = q[..., ::2] | (q[..., 1::2] << 4)
-            along = zeros if groups > 1 else zeros[:, :, 0]
+            along = zeros if block else zeros[:, :, 0]
+            along = np.pad(along, [(0, 0)] * (along.ndim - 1) + [(0, along.shape[-1] % 2)])
             zeros = along[..., ::2] | (along[..., 1::2] << 4)
         elif not block:
             zeros = zeros[:, :, 0]
@@ -251,7 +252,8 @@ def test_quantized_experts_keep_their_values(
     model = import_onnx(path, context=24)
     (call,) = calls(model, "slm.moe")
     assert call.attrs["up_format"] == f"int{bits}"
-    want = run_onnxruntime(plain, TOKENS)
+    # Of 4 bits onnxruntime's operator computes on floats.
+    want = run_onnxruntime(path if bits == 4 else plain, TOKENS)
     # The reference rounds activations where the file asks for it.
     tolerance = 2e-2 if call.attrs["up_activation"] == "block" else 2e-6
     assert np.abs(evaluate(model, TOKENS) - want).max() <= tolerance * np.ptp(want)

@@ -21,6 +21,7 @@ from slmtvm.ir.params import Stack
 from slmtvm.ir.reference.experts import apply_gate
 from slmtvm.ir.reference.rounding import rounded
 from slmtvm.ir.reference.weights import dequantize
+from slmtvm.schedules.linear.packed_rows import unpack_rows
 
 _ACTIVATIONS = {  # of the operators, as onnxruntime computes them
     "relu": Gate("relu"),
@@ -263,7 +264,11 @@ def _quantized(
             f"{groups} blocks of {block}",
             where=where,
         )
-    offsets = None if zeros is None else _zero_points(zeros, experts, n, groups, bits, where)
+    offsets = (
+        None
+        if zeros is None
+        else _zero_points(zeros, (experts, n), groups, bits, bool(block), where)
+    )
     per_group = scales.values().reshape(experts, n, groups)
     group_size = block
     if bits == 4 and not block:
@@ -294,15 +299,16 @@ def _quantized(
 
 
 def _zero_points(
-    zeros: Constant, experts: int, n: int, groups: int, bits: int, where: str
+    zeros: Constant, rows: tuple[int, int], groups: int, bits: int, in_blocks: bool, where: str
 ) -> Array:
-    """uint8 (experts, n, groups); the file packs 4-bit ones along the last axis."""
-    stored = zeros.stored.reshape(experts, -1)
+    """uint8 (experts, n, groups); the file packs 4-bit ones of each row in bytes of their own, or
+    where it has no blocks, those of all rows of an expert together."""
+    experts, n = rows
+    stored, count = zeros.stored.reshape(experts, -1), n * groups
+    if in_blocks:
+        stored, count = zeros.stored.reshape(experts * n, -1), groups
     if bits == 4:
-        if groups > 1:
-            stored = zeros.stored.reshape(experts * n, -1)
-        stored = np.stack([stored & 15, stored >> 4], axis=-1).reshape(len(stored), -1)
-        stored = stored[:, : groups if groups > 1 else n]
+        stored = unpack_rows(stored, count, bits)
     if stored.size != experts * n * groups:
         raise InvalidModelError(f"zero points of shape {list(zeros.shape)}", where=where)
     return stored.reshape(experts, n, groups)
