@@ -53,7 +53,7 @@ def test_a_table_of_four_bits_stays_packed(symmetric, tmp_path):
     assert tuple(call.args[1].ty.shape) == (53, 20)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("with_zero_points", [True, False])
 def test_a_table_of_bytes_stays_packed(bits, with_zero_points, tmp_path):
     """GatherBlockQuantized with uint8 data, as onnxruntime-genai writes it."""
@@ -241,3 +241,26 @@ def test_a_table_of_nibbles_may_have_rows_of_odd_width(tmp_path):
     lookup.CopyFrom(node)
     imported = check(save(model, tmp_path))
     assert tuple(calls_of(imported, "slm.embedding")[0].args[1].ty.shape) == (53, 21)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("with_zero_points", [True, False])
+def test_rows_of_a_table_of_nibbles_may_share_scales(with_zero_points, signed, tmp_path):
+    model = build(TINY)
+    model.opset_import[0].version = 21
+    rng = np.random.default_rng(0)
+    tensors = [nibbles(rng, (53, 40), signed), nibbles(rng, (4, 40), signed)]
+    for tensor, name in zip(tensors, ("table.q", "table.zeros"), strict=True):
+        tensor.name = name
+        model.graph.initializer.append(tensor)
+    scales = rng.random((4, 40)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(scales, "table.scales"))
+    lookup = next(n for n in model.graph.node if n.op_type == "Gather")
+    inputs = ["table.q", "input_ids", "table.scales"] + ["table.zeros"] * with_zero_points
+    node = helper.make_node(
+        "GatherBlockQuantized", inputs, [lookup.output[0]], domain="com.microsoft",
+        gather_axis=0, quantize_axis=0, block_size=16,
+    )  # fmt: skip
+    lookup.CopyFrom(node)
+    (call,) = calls_of(check(save(model, tmp_path)), "slm.embedding")
+    assert (str(call.attrs["format"]), int(call.attrs["group_channels"])) == ("int4", 16)

@@ -9,13 +9,11 @@ import numpy as np
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.graph import Array, Constant, Node, Quantization
-from slmtvm.importer.match.weights import (
-    packed_weights,
-    signed_zero_points,
-    table_weights,
-    to_signed,
-)
+from slmtvm.importer.match.weights import signed_zero_points, table_weights, to_signed
 from slmtvm.importer.steps import Embedding, Param, Weights
+from slmtvm.schedules.linear.packed_rows import unpack_rows
+
+_BITS = (2, 4, 8)  # of values in bytes
 
 
 def match_embedding(cover: Cover, node: Node) -> Embedding:
@@ -73,38 +71,43 @@ def _block_quantized(cover: Cover, node: Node, table: Constant, where: str) -> W
     frame, attrs = cover.frame, node.attrs
     given = [frame.small.constants.get(i) if i else None for i in node.inputs]
     scales, zeros = given[2], given[3] if len(given) > 3 else None
-    block, bits = attrs.get("block_size", 128), attrs.get("bits", 4)
-    if scales is None or attrs.get("quantize_axis", 1) not in (1, -1):
-        raise UnsupportedOpError("scales must be constants along the row", where=where)
-    vocab = table.shape[0]
-    dim = frame.features(node.outputs[0])
-    shape = (vocab, -(-dim // block)) if block > 0 else (0, 0)
+    block, bits, axis = (
+        attrs.get("block_size", 128), attrs.get("bits", 4), attrs.get("quantize_axis", 1) % 2,
+    )  # fmt: skip
+    if scales is None:
+        raise UnsupportedOpError("scales must be constants", where=where)
+    size = [table.shape[0], frame.features(node.outputs[0])]
+    size[axis] = -(-size[axis] // block) if block > 0 else 0
+    shape = (size[0], size[1])
     if scales.shape != shape:
         raise InvalidModelError(
             f"scales of shape {list(scales.shape)} where {list(shape)} is needed", where=where
         )
     offsets = _offsets(zeros, shape, bits, where)
-    by_group = scales.values(table=True).astype(np.float32, copy=False)
+    by_block = scales.values(table=True)
     if table.packed is not None:
-        return packed_weights(table, by_group, offsets, block)
-    if table.stored.dtype != np.uint8 or bits not in (4, 8):
+        quantization = Quantization(by_block, offsets, axis, block)
+        return table_weights(replace(table, quantization=quantization), where, cover.note)
+    if table.stored.dtype != np.uint8 or bits not in _BITS or axis != 1:
         raise UnsupportedOpError(
-            f"a quantized table of {table.dtype} with {bits} bits is not supported", where=where
+            f"a quantized table of {table.dtype} with {bits} bits in blocks along axis {axis} is "
+            "not supported",
+            where=where,
         )
     if offsets is None:
         offsets = np.array(1 << (bits - 1), np.uint8)  # the default for uint8 data
-    per_group = Param(scales.name, by_group)
     if bits == 8:
         stored = to_signed(table.stored, where)
         shifted = signed_zero_points(offsets, np.dtype(np.uint8), shape)
     else:
         stored = table.stored
-        shifted = None if (offsets == 8).all() else np.broadcast_to(offsets, shape)
+        default = (offsets == 1 << (bits - 1)).all()
+        shifted = None if default else np.broadcast_to(offsets, shape)
     name = table.name if zeros is None else zeros.name
     return Weights(
         f"int{bits}",
         Param(table.name, stored),
-        per_group,
+        Param(scales.name, by_block.astype(np.float32, copy=False)),
         None if shifted is None else Param(name, shifted),
         block,
     )
@@ -113,14 +116,9 @@ def _block_quantized(cover: Cover, node: Node, table: Constant, where: str) -> W
 def _offsets(zeros: Constant | None, shape: tuple[int, int], bits: int, where: str) -> Array | None:
     if zeros is None:
         return None
-    if zeros.packed is not None:
-        values = zeros.values()
-    elif bits == 4:
-        stored = zeros.stored.reshape(shape[0], -1)
-        values = np.stack([stored & 15, stored >> 4], axis=-1).reshape(shape[0], -1)
-        values = values[:, : shape[1]]
-    else:
-        values = zeros.stored
+    values = zeros.values(table=True)
+    if zeros.packed is None and bits < 8:
+        values = unpack_rows(values.reshape(shape[0], -1), shape[1], bits)
     if values.shape != shape:
         raise InvalidModelError(
             f"zero points of shape {list(values.shape)} where {list(shape)} is needed",

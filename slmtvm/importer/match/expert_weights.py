@@ -29,6 +29,7 @@ _ACTIVATIONS = {  # of the operators, as onnxruntime computes them
     "silu": Gate("silu"),
     "identity": Gate("identity"),
 }
+_BITS = (2, 4, 8)
 _GROUPS = (256, 128, 64, 32, 16)
 _BYTE_LEVELS = 256
 _INT8_ACTIVATIONS = 4  # the accuracy_level that asks for them
@@ -250,10 +251,10 @@ def _quantized(
     weight, scales = given[f"fc{number}_experts_weights"], given.get(f"fc{number}_scales")
     zeros = given.get(f"fc{number}_zero_points")
     experts, n, row_bytes = weight.shape
-    k = row_bytes * 8 // bits if bits in (4, 8) else 0
+    k = row_bytes * 8 // bits if bits in _BITS else 0
     if not k or weight.stored.dtype != np.uint8 or scales is None:
         raise UnsupportedOpError(
-            f"experts of {bits} bits in {weight.dtype}; 4 and 8 bits in uint8 with scales are "
+            f"experts of {bits} bits in {weight.dtype}; 2, 4 and 8 bits in uint8 with scales are "
             "supported",
             where=where,
         )
@@ -271,7 +272,7 @@ def _quantized(
     )
     per_group = scales.values().reshape(experts, n, groups)
     group_size = block
-    if bits == 4 and not block:
+    if bits < 8 and not block:
         # One scale for a channel is the same scale for each of its groups.
         group_size = next((g for g in _GROUPS if k % g == 0), _GROUPS[-1])
         times = -(-k // group_size)
@@ -286,7 +287,8 @@ def _quantized(
         middle = np.full((), 128, np.uint8) if offsets is None else offsets
         shifted = signed_zero_points(middle, np.dtype(np.uint8), per_group.shape)
     else:
-        shifted = None if offsets is None or (offsets == 8).all() else offsets
+        known = offsets is None or bool((offsets == 1 << (bits - 1)).all())
+        shifted = None if known else offsets
     asked = attrs.get("accuracy_level", 0) == _INT8_ACTIVATIONS or bits == 8
     weights = Weights(
         f"int{bits}",
@@ -301,14 +303,13 @@ def _quantized(
 def _zero_points(
     zeros: Constant, rows: tuple[int, int], groups: int, bits: int, in_blocks: bool, where: str
 ) -> Array:
-    """uint8 (experts, n, groups); the file packs 4-bit ones of each row in bytes of their own, or
-    where it has no blocks, those of all rows of an expert together."""
+    """uint8 (experts, n, groups). The file packs those of each row in bytes of their own, or where
+    it has no blocks, those of all rows of an expert together."""
     experts, n = rows
     stored, count = zeros.stored.reshape(experts, -1), n * groups
     if in_blocks:
         stored, count = zeros.stored.reshape(experts * n, -1), groups
-    if bits == 4:
-        stored = unpack_rows(stored, count, bits)
+    stored = unpack_rows(stored, count, bits)
     if stored.size != experts * n * groups:
         raise InvalidModelError(f"zero points of shape {list(zeros.shape)}", where=where)
     return stored.reshape(experts, n, groups)

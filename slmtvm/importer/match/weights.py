@@ -103,7 +103,7 @@ def _matrix(constant: Constant, where: str, note: Note) -> Weights:
 def _quantized(constant: Constant, scales: Array, zeros: Array | None, where: str) -> Weights:
     """A matrix of 4, 8 or 16 bits with its scales and zero points, whatever these belong to."""
     if constant.packed is not None:
-        return packed_weights(constant, scales, zeros, 0)
+        return _packed(constant, scales, zeros)
     name, dtype = constant.name, constant.stored.dtype
     if dtype in _FLOAT8:
         _check_finite(constant, where)
@@ -117,7 +117,7 @@ def _quantized(constant: Constant, scales: Array, zeros: Array | None, where: st
     )
 
 
-def packed_weights(constant: Constant, scales: Array, zeros: Array | None, group: int) -> Weights:
+def _packed(constant: Constant, scales: Array, zeros: Array | None) -> Weights:
     """A matrix of 4-bit values; signed ones are stored plus 8, which is int4's default offset."""
     assert constant.packed is not None
     rows, columns = constant.packed
@@ -132,7 +132,6 @@ def packed_weights(constant: Constant, scales: Array, zeros: Array | None, group
         Param(name, stored ^ np.uint8(_HALF_BYTE_OFFSET) if constant.signed else stored),
         Param(f"{name}.scales", scales),
         _param(int4_zero_points(zeros, constant.signed, scales.shape), f"{name}.zero_points"),
-        group,
     )
 
 
