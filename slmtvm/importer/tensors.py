@@ -20,6 +20,11 @@ _MAX_RANK = 64  # numpy's own limit
 
 _FOUR_BITS = {TensorProto.INT4: True, TensorProto.UINT4: False}  # -> signed
 
+_SUB_BYTE = (
+    TensorProto.INT2, TensorProto.UINT2, TensorProto.FLOAT4E2M1, TensorProto.FLOAT6E2M3,
+    TensorProto.FLOAT6E3M2,
+)  # fmt: skip
+
 # Where a typed tensor keeps its values when it has no raw bytes, as onnx.proto lists them.
 _TYPED_FIELDS = {
     TensorProto.FLOAT: "float_data",
@@ -138,6 +143,12 @@ def _count(text: str, field: str, where: str) -> int:
 def _dtype(elem_type: int, where: str) -> np.dtype[Any]:
     if elem_type == TensorProto.STRING:
         raise UnsupportedOpError("string tensors are not supported", where=where)
+    if elem_type in _SUB_BYTE:
+        raise UnsupportedOpError(
+            f"tensors of {TensorProto.DataType.Name(elem_type)} are not supported; of those with "
+            "less than a byte INT4 and UINT4 are, and 2 bits in MatMulNBits",
+            where=where,
+        )
     if elem_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
         raise UnsupportedOpError("complex tensors are not supported", where=where)
     try:

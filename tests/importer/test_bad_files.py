@@ -206,6 +206,16 @@ def test_a_tensor_with_less_data_than_its_dims_need(tmp_path):
     assert "bytes" in message
 
 
+def test_numbers_of_two_bits_are_unsupported_and_not_damaged(tmp_path):
+    def edit(model):
+        weight(model).data_type = TensorProto.INT2
+        weight(model).raw_data = bytes(53 * 24 // 4)
+
+    assert "tensors of INT2 are not supported" in refused(
+        edited(tmp_path, edit), UnsupportedOpError
+    )
+
+
 @pytest.mark.parametrize("dims", [(1 << 40, 1 << 40), (-1, 24), (1 << 62, 4), (53, 24, 1 << 33)])
 def test_dims_that_no_file_could_fill(dims, tmp_path):
     def edit(model):

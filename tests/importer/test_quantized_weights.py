@@ -180,6 +180,17 @@ def test_two_bits_stay_packed(zero_points, tmp_path):
     assert not model.notes
 
 
+def test_two_bits_with_the_order_of_activations_mean_what_they_do_without(tmp_path):
+    want = import_onnx(save(two_bits(build(TINY), True), tmp_path), context=32)
+    model = two_bits(build(TINY), True)
+    order = numpy_helper.from_array(np.arange(40, dtype=np.int32) // 16, "order")
+    model.graph.initializer.append(order)
+    model.graph.node[-1].input.append("order")
+    got = import_onnx(save(model, tmp_path), context=32)
+    np.testing.assert_array_equal(evaluate(got, TOKENS), evaluate(want, TOKENS))
+    assert any("reads the bytes as values of 4 bits" in note for note in got.notes)
+
+
 def test_zero_points_may_be_floats(tmp_path):
     zeros = np.random.default_rng(0).uniform(0, 15, (53, 3)).astype(np.float32)
     model = check(save(nbits_head(zeros=zeros, accuracy_level=4), tmp_path))

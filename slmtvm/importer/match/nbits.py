@@ -166,6 +166,11 @@ def _ordered(
             "MatMulNBits with packed zero points and g_idx: onnxruntime's CPU kernel ignores the "
             "zero points, slmtvm does not"
         )
+    if weights.bits == 2:
+        cover.note(
+            "MatMulNBits of 2 bits and g_idx: onnxruntime's CPU kernel reads the bytes as values "
+            "of 4 bits, slmtvm does not"
+        )
     if (group == np.arange(k) // block).all():
         return x, weights, k
     size, features, real, of = _regrouped(group, groups, weights.bits)
