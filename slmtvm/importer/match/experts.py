@@ -26,9 +26,10 @@ from slmtvm.importer.match.expert_block import (
     result_rows,
 )
 from slmtvm.importer.match.expert_layers import find_experts
+from slmtvm.importer.match.expert_operators import mixture_of
 from slmtvm.importer.match.expert_places import Choice
 from slmtvm.importer.match.expert_roundings import Roundings, find_roundings, refusal
-from slmtvm.importer.match.expert_weights import Mixture, mixture_of
+from slmtvm.importer.match.expert_weights import Mixture
 from slmtvm.importer.match.rounding import Rounding
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import ROUNDING, Override, constants_of
