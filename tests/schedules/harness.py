@@ -75,7 +75,7 @@ def run(
     """Every buffer of the kernel after a run over its whole grid.
 
     Buffers that ``inputs`` lacks start as 0xA5 bytes. ``cuts`` divides the grid into several calls
-    as threads would. Where the target runs under several emulators (vector lengths), all agree.
+    as threads would; those outside of it are left out. Where the target runs under several emulators (vector lengths), all agree.
     """
     blobs = []
     for tensor in kernel.tensors:
@@ -109,7 +109,7 @@ def run(
             ["-O1", "-static", "-o", str(path / "run"), str(path / "driver.c"),
              str(path / "kernel.o"), "-lm"],
         )  # fmt: skip
-        bounds = [str(b) for b in (0, *cuts, kernel.grid)]
+        bounds = [str(b) for b in (0, *(c for c in cuts if c < kernel.grid), kernel.grid)]
         for prefix in emulators(target):
             command = [*prefix, str(path / "run"), str(path / "in"), str(path / "out")]
             subprocess.run([*command, str(position), str(valid), *bounds], check=True, timeout=300)
