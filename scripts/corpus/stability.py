@@ -36,14 +36,18 @@ def _others(
     yield wanted_rows(path, sequences, source, stepwise=True)
     random = np.random.default_rng(0)
     for _ in range(_DRAWS):
-        model = onnx.load(path)
-        for tensor in model.graph.initializer:
-            if tensor.data_type == onnx.TensorProto.FLOAT:
-                array = numpy_helper.to_array(tensor)
-                ends = np.where(random.random(array.shape) < 0.5, np.inf, -np.inf)
-                moved = np.nextafter(array, ends.astype(np.float32))
-                tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
         with tempfile.TemporaryDirectory() as folder:
-            changed = Path(folder) / path.name
-            onnx.save(model, changed)
-            yield wanted_rows(changed, sequences, source, stepwise=False)
+            for file in path.parent.glob("*.onnx"):  # a decoder's encoder among them
+                onnx.save(_with_other_bits(onnx.load(file), random), Path(folder) / file.name)
+            yield wanted_rows(Path(folder) / path.name, sequences, source, stepwise=False)
+
+
+def _with_other_bits(model: onnx.ModelProto, random: np.random.Generator) -> onnx.ModelProto:
+    """``model`` with each float32 number of its weights moved to a neighbour."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            array = numpy_helper.to_array(tensor)
+            ends = np.where(random.random(array.shape) < 0.5, np.inf, -np.inf)
+            moved = np.nextafter(array, ends.astype(np.float32))
+            tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
+    return model
