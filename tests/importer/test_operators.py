@@ -53,6 +53,23 @@ class Case:
         return f"{self.op}-{self.opset}-{list(self.attrs.values())}"
 
 
+def nbits(bits: int, *given: str) -> tuple[np.ndarray | None, ...]:
+    """Inputs of a MatMulNBits from 40 features to 3 in blocks of 16; given: the optional ones."""
+    rng = np.random.default_rng(bits)
+    x, scales = rng.normal(size=(2, 5, 40)), rng.random(9) + 0.5
+    weight = rng.integers(0, 256, (3, 3, 2 * bits), dtype=np.uint8)
+    zeros = {
+        "packed": rng.integers(0, 256, 3 * -(-3 * bits // 8), dtype=np.uint8),
+        "float": (rng.random(9) * 8).astype(np.float32),
+    }
+    return (
+        x.astype(np.float32), weight, scales.astype(np.float32),
+        next((zeros[kind] for kind in given if kind in zeros), None),
+        rng.permutation(np.arange(40) // 16).astype(np.int32) if "index" in given else None,
+        rng.normal(size=3).astype(np.float32) if "bias" in given else None,
+    )  # fmt: skip
+
+
 FLOAT_UNARY = [
     "Abs", "Ceil", "Cos", "Dropout", "Elu", "Erf", "Exp", "Floor", "HardSigmoid", "HardSwish",
     "Identity", "LeakyRelu", "Mish", "Neg", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin",
@@ -173,6 +190,12 @@ CASES = [
     Case("Gemm", (Y, Y[:, :2]), {"transA": 1}),
     Case("MatMulInteger", ((INTEGERS[0] + 9).astype(np.uint8), INTEGERS[1].T.astype(np.int8),
                            scalar(3, np.uint8), scalar(-2, np.int8))),
+    *(Case("MatMulNBits", nbits(bits, *given), {
+        "K": 40, "N": 3, "bits": bits, "block_size": 16,
+      }, domain="com.microsoft")
+      for bits, given in ((4, ()), (4, ("packed",)), (4, ("float", "bias")),
+                                 (8, ("packed", "bias")), (2, ("packed",)),
+                                 (4, ("index",)))),
     Case("DequantizeLinear", (INTEGERS[0].astype(np.int8), np.float32([0.5, 2, 3]),
                               np.int8([1, 0, -1])), {"axis": 0}),
     Case("DequantizeLinear", ((INTEGERS + 9).astype(np.uint8), scalar(0.5, np.float32),
@@ -192,8 +215,8 @@ CASES = [
     Case("DynamicQuantizeLinear", (POSITIVE,), outputs=3),
     Case("DynamicQuantizeLinear", (np.zeros((2, 2), np.float32),), outputs=3),
 ]  # fmt: skip
-# Packed weights never go through evaluate, nor do whole layers: importing models covers them.
-PACKED = {("com.microsoft", "MatMulNBits"), ("com.microsoft", "GatherBlockQuantized")}
+# Packed tables never go through evaluate, nor do whole layers: importing models covers them.
+PACKED = {("com.microsoft", "GatherBlockQuantized")}
 
 
 def feeds(case: Case) -> dict[str, np.ndarray]:

@@ -10,6 +10,10 @@ import numpy as np
 
 from slmtvm.importer.graph import Array
 from slmtvm.importer.operators.registry import INT, Attrs, Kind, Shape, register
+from slmtvm.ir.reference.rounding import quantize_blocks
+from slmtvm.schedules.linear.packed_rows import unpack_rows
+
+_INT8_ACTIVATIONS = 4  # the accuracy_level that asks for them
 
 
 def _matmul_shape(a: Shape, b: Shape) -> Shape:
@@ -100,5 +104,29 @@ def _nbits_shapes(attrs: Attrs, shapes: Sequence[Any], _constants: Sequence[Any]
         "accuracy_level": (INT, False),
     },
 )
-def matmul_nbits(_attrs: Attrs, *_inputs: Array) -> Any:
-    raise ValueError("a quantized matrix product of two constants is not supported")
+def matmul_nbits(
+    attrs: Attrs,
+    x: Array,
+    weight: Array,
+    scales: Array,
+    zero_points: Array | None = None,
+    group_index: Array | None = None,
+    bias: Array | None = None,
+) -> Any:
+    """Products of packed weights go through here where ``x`` stands for something: a source's
+    hidden states in a decoder's graph, for one."""
+    n, k, block, bits = attrs["N"], attrs["K"], attrs["block_size"], attrs.get("bits", 4)
+    groups = -(-k // block)
+    levels = unpack_rows(weight.reshape(n, -1), groups * block, bits)[:, :k].astype(np.float32)
+    zeros = np.full((n, groups), 1 << (bits - 1), np.float32)
+    if zero_points is not None and zero_points.dtype == np.uint8:
+        zeros = unpack_rows(zero_points.reshape(n, -1), groups, bits).astype(np.float32)
+    elif zero_points is not None:
+        zeros = zero_points.reshape(n, groups).astype(np.float32)
+    group = np.arange(k) // block if group_index is None else group_index[:k]
+    w = (levels - zeros[:, group]) * scales.reshape(n, groups).astype(np.float32)[:, group]
+    rows = x.reshape(-1, k).astype(np.float32)
+    if attrs.get("accuracy_level", 0) == _INT8_ACTIVATIONS:
+        rows = quantize_blocks(rows, block)
+    y = rows @ w.T if bias is None else rows @ w.T + bias
+    return y.reshape(*x.shape[:-1], n).astype(x.dtype)
