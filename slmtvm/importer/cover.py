@@ -183,9 +183,11 @@ class Cover:
         constant = frame.small.constants[name]
         small = np.broadcast_to(constant.values(), frame.small.shapes[value])
         by_token = frame.to_rows(value, small, frame.small.length)
-        if (by_token == by_token[:1, :1]).all():
+        # What depends on the length may be the same for the first positions only.
+        fixed = frame.full.constants[name] is constant
+        if fixed and (by_token == by_token[:1, :1]).all():
             return float(by_token[0, 0])
-        if (by_token == by_token[:1]).all():
+        if fixed and (by_token == by_token[:1]).all():
             vector = by_token[0]
             own = constant.stored.reshape(-1)
             if constant.plain and own.size == vector.size and (own == vector).all():
@@ -195,6 +197,10 @@ class Cover:
             frame.full.constants[name].values(table=True), frame.full.shapes[value]
         )
         table = frame.to_rows(value, full, frame.full.length)
+        if (table == table[:1, :1]).all():
+            return float(table[0, 0])
+        if (table == table[:1]).all():
+            return Param(constant.name, table[0].astype(np.float32, copy=False))
         if not np.allclose(table[: len(by_token)], by_token, rtol=_SAME_TABLE, atol=_SAME_TABLE):
             raise UnsupportedOpError(
                 f"operand {name!r} changes with the sequence length, not only with the position",

@@ -44,6 +44,7 @@ class Tiny:
     learned_positions: int = 0  # rows of a learned table, 0 for none
     padding: int = -1  # a token that positions do not count; none where negative
     rope_base: float = 10000.0
+    rope_grid: float = 0.0  # cosines and sines are rounded to multiples of it
     mask: str = "trilu"
     bias: bool = False
     scale_on: str = "scores"  # or "queries", "both": sqrt(scale) on queries and keys
@@ -101,7 +102,12 @@ def _rope_tables(b: GraphBuilder, tiny: Tiny, places: str) -> tuple[str, str]:
     frequencies = b.constant(tiny.rope_base ** (-np.arange(half) / half))
     position = b.op("Unsqueeze", b.op("Cast", places, to=TensorProto.FLOAT), b.ints(1))
     angles = b.op("Mul", position, frequencies)
-    return b.op("Cos", angles), b.op("Sin", angles)
+    tables = b.op("Cos", angles), b.op("Sin", angles)
+    if not tiny.rope_grid:
+        return tables
+    grid = b.constant(tiny.rope_grid)
+    cos, sin = (b.op("Mul", b.op("Round", b.op("Div", table, grid)), grid) for table in tables)
+    return cos, sin
 
 
 def _linear(b: GraphBuilder, tiny: Tiny, x: str, k: int, n: int) -> str:

@@ -110,6 +110,13 @@ def test_a_rope_is_found_however_slowly_it_turns(base, tmp_path):
     assert op_names(model).count("slm.rope") == 2
 
 
+@pytest.mark.parametrize("rope", ["rotate_half", "interleaved"])
+def test_features_that_turn_at_far_positions_only_are_rotated(rope, tmp_path):
+    # Sines are multiples of 1 / 32: those of slow features are zero at the first positions.
+    tiny = Tiny(rope=rope, head_dim=24, rope_base=1000.0, rope_grid=2.0**-5)
+    assert check(tiny, tmp_path).params["rope.cos"].shape == (64, 12)
+
+
 def test_rotary_tables_that_change_with_the_length_are_refused(tmp_path):
     model = build(Tiny(rope="rotate_half"))
     (places,) = (n for n in model.graph.node if n.op_type == "Range")

@@ -71,29 +71,21 @@ def _measure(
 ) -> Rotation | None:
     frame = cover.frame
     try:
-        short = _responses(cover, frame.small, x, value, nodes, head_dim)
+        short = _answers(cover, frame.small, x, value, nodes, head_dim)
     except InvalidModelError:
         return None  # not a computation on numbers
-    partner = _partners(short)
-    if partner is None:
+    if short is None or (short.partner == np.arange(head_dim)).all():
         return None
-    rotated = np.flatnonzero(partner != np.arange(head_dim))
-    r = rotated.size
-    half = np.arange(r).reshape(2, -1)[::-1].reshape(-1)
-    if (rotated != np.arange(r)).any():
+    # Some features turn so slowly that it shows at far positions only.
+    long = _answers(cover, frame.full, x, value, nodes, head_dim)
+    halves = None if long is None else _halves(long.partner)
+    if long is None or halves is None:
         return None
-    if (partner[:r] == half).all():
-        first, second = np.arange(r // 2), np.arange(r // 2, r)
-    elif (partner[:r] == np.arange(r) ^ 1).all():
-        first, second = np.arange(0, r, 2), np.arange(1, r, 2)
-    else:
-        return None
-    long = _responses(cover, frame.full, x, value, nodes, head_dim, partner)
-    small = _responses(cover, frame.small, x, value, nodes, head_dim, partner)
-    own, other = long
+    first, second = halves
+    own, other, r = long.own, long.other, 2 * first.size
     length = frame.small.length
-    if np.abs(own[:length] - small[0]).max() > _TOLERANCE or (
-        np.abs(other[:length] - small[1]).max() > _TOLERANCE
+    if np.abs(own[:length] - short.own).max() > _TOLERANCE or (
+        np.abs(other[:length] - short.other).max() > _TOLERANCE
     ):
         raise UnsupportedOpError(
             "its rotary tables change with the length of the sequence, not only with the position "
@@ -116,27 +108,30 @@ def _measure(
     return rotation if _agrees(cover, x, value, nodes, head_dim, rotation) else None
 
 
-def _responses(
-    cover: Cover,
-    frozen: Frozen,
-    x: str,
-    value: str,
-    nodes: Sequence[Node],
-    head_dim: int,
-    partner: Array | None = None,
-) -> Array:
-    """What each feature of a head answers to unit vectors, at every position.
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """What each feature of a head answers to unit vectors, at every position (length, head_dim).
 
-    Without ``partner`` (length, out, in); with it (2, length, out), the answers to a feature's own
-    unit vector and to its partner's. Several unit vectors go through at once, one for each head.
+    ``own``: to its own; ``other``: to that of its ``partner`` (head_dim,), the only other feature
+    that it reads, itself where there is none.
     """
-    frame = cover.frame
+
+    partner: Array
+    own: Array
+    other: Array
+
+
+def _answers(
+    cover: Cover, frozen: Frozen, x: str, value: str, nodes: Sequence[Node], head_dim: int
+) -> _Answers | None:
+    """The answers of ``value`` to ``x``; None where features do not read each other in pairs.
+
+    Several unit vectors go through at once, one for each head.
+    """
+    frame, length = cover.frame, frozen.length
     heads = frame.features(x) // head_dim
-    length = frozen.length
-    if partner is None:
-        result = np.zeros((length, head_dim, head_dim))
-    else:
-        result = np.zeros((2, length, head_dim))
+    partner = np.arange(head_dim)
+    own, other = np.zeros((length, head_dim)), np.zeros((length, head_dim))
     for start in range(0, head_dim, heads):
         unit = np.zeros((length, heads, head_dim))
         dims = np.arange(start, min(start + heads, head_dim))
@@ -145,23 +140,28 @@ def _responses(
         array = evaluate(frozen, nodes, {x: given}, value)
         answer = frame.to_rows(value, array, length).reshape(length, heads, head_dim)
         for head, dim in enumerate(dims):
-            if partner is None:
-                result[:, :, dim] = answer[:, head]
-            else:
-                result[0, :, dim] = answer[:, head, dim]
-                result[1, :, partner[dim]] = answer[:, head, partner[dim]]
-    return result
+            own[:, dim] = answer[:, head, dim]
+            read = np.flatnonzero((np.abs(answer[:, head]) > _NOTHING).any(axis=0))
+            for reader in read[read != dim]:
+                if partner[reader] != reader:
+                    return None
+                partner[reader], other[:, reader] = dim, answer[:, head, reader]
+    paired = (partner[partner] == np.arange(head_dim)).all()
+    return _Answers(partner, own, other) if paired else None
 
 
-def _partners(response: Array) -> Array | None:
-    """The other feature that each one reads; itself where there is none; None if there are more."""
-    reads: Array = np.asarray((np.abs(response) > _NOTHING).any(axis=0))
-    np.fill_diagonal(reads, False)
-    if (reads.sum(axis=1) > 1).any() or not reads.any():
+def _halves(partner: Array) -> tuple[Array, Array] | None:
+    """The features a and b of all pairs (a, b): halves of the first features, or one beside the
+    other; None where they are neither."""
+    rotated = np.flatnonzero(partner != np.arange(partner.size))
+    r = rotated.size
+    if r == 0 or (rotated != np.arange(r)).any():
         return None
-    own = np.arange(len(reads))
-    partner = np.where(reads.any(axis=1), reads.argmax(axis=1), own)
-    return partner if (partner[partner] == own).all() and (partner != own).sum() % 2 == 0 else None
+    if (partner[:r] == np.arange(r).reshape(2, -1)[::-1].reshape(-1)).all():
+        return np.arange(r // 2), np.arange(r // 2, r)
+    if (partner[:r] == np.arange(r) ^ 1).all():
+        return np.arange(0, r, 2), np.arange(1, r, 2)
+    return None
 
 
 def _factor(cos: Array, sin: Array, passed: Array) -> float | None:
