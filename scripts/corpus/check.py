@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +89,19 @@ def _run(path: Path, bundles: Path, outcome: Outcome, last: str) -> None:
     sequences = token_sequences(model.vocab_size, rule.lengths)
     wanted = wanted_rows(path, sequences, source_of(model.kind), stepwise=rule.stepwise)
     ours = [evaluate(model, tokens, source_of(model.kind)) for tokens in sequences]
+    own = partial(own_difference, path, sequences, source_of(model.kind))
     agreement = compare(rule, ours, wanted)
-    outcome.evaluated = _judge(agreement)
+    outcome.evaluated = _judge(agreement, own)
     outcome.stage = "evaluate"
     if rule.most is not None and agreement.difference > rule.most:
-        outcome.own = own_difference(path, sequences, source_of(model.kind))
+        outcome.own = own()
     if last == "evaluate":
         return
     # As the file says it, nothing rounded that it does not round.
     bundle = _compiled(model, bundles, kv="f32", activations="file")
     with load(bundle) as session:
         ours = [session_rows(session, model.kind, tokens) for tokens in sequences]
-        outcome.compiled = _judge(compare(rule, ours, wanted))
+        outcome.compiled = _judge(compare(rule, ours, wanted), own)
         outcome.stage = "compile"
         if last == "compile":
             return
@@ -146,9 +149,10 @@ def session_rows(session: Session, kind: str, tokens: np.ndarray) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def _judge(agreement: Agreement) -> dict[str, float | None]:
+def _judge(agreement: Agreement, own: Callable[[], float]) -> dict[str, float | None]:
+    """The numbers of an agreement that holds. ``own``: onnxruntime's difference from itself."""
     if not agreement.holds:
-        raise SlmError(f"differs from onnxruntime: {agreement}")
+        raise SlmError(f"differs from onnxruntime: {agreement}; it from itself: {own():.2g}")
     numbers = asdict(agreement)
     del numbers["rule"]
     return numbers

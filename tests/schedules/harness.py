@@ -75,7 +75,8 @@ def run(
     """Every buffer of the kernel after a run over its whole grid.
 
     Buffers that ``inputs`` lacks start as 0xA5 bytes. ``cuts`` divides the grid into several calls
-    as threads would; those outside of it are left out. Where the target runs under several emulators (vector lengths), all agree.
+    as threads would; those outside of it are left out. Where the target runs under several
+    emulators (vector lengths), all agree.
     """
     blobs = []
     for tensor in kernel.tensors:

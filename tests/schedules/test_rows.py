@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import cycle, product
 from typing import Any
 
 import numpy as np
@@ -157,7 +157,9 @@ def test_a_row_kernel_computes_its_reference(op: RowOp, target: Target) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("d", [1, 16, 31, 96])
 def test_every_row_kernel_at_every_size(d: int, target: Target) -> None:
-    for prologue, epilogue in product(PROLOGUES, EPILOGUES):
+    # All pairs at one size; at the others each prologue and each epilogue is met.
+    pairs = product(PROLOGUES, EPILOGUES) if d == 31 else zip(PROLOGUES, cycle(EPILOGUES))
+    for prologue, epilogue in pairs:
         op = row_op(
             prologue,
             epilogue,
