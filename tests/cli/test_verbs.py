@@ -71,6 +71,8 @@ def test_ctrl_c_ends_a_run_cleanly(bundle: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "slmtvm.cli", *arguments],
         cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True,
+        # A shell's background jobs ignore the signal, and so do their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     os.close(writing)
     while int.from_bytes(fcntl.ioctl(reading, termios.FIONREAD, bytes(4)), sys.byteorder) < size:
