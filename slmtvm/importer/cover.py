@@ -224,7 +224,11 @@ class Cover:
 def _match(cover: Cover, value: str) -> Step:
     """What ``value`` is; raises UnsupportedOpError where nothing recognises it."""
     from slmtvm.importer.match.attention import match_attention
-    from slmtvm.importer.match.convolution import match_convolution, match_trimmed_convolution
+    from slmtvm.importer.match.convolution import (
+        match_convolution,
+        match_int8_convolution,
+        match_trimmed_convolution,
+    )
     from slmtvm.importer.match.cross import match_cross_attention
     from slmtvm.importer.match.embedding import match_dequantized_rows, match_embedding
     from slmtvm.importer.match.experts import (
@@ -263,6 +267,7 @@ def _match(cover: Cover, value: str) -> Step:
     if kind is Kind.ELEMENTWISE:
         return (
             (match_int8_linear(cover, value) if node.op_type == "Mul" else None)
+            or (match_int8_convolution(cover, value, value) if node.op_type == "Mul" else None)
             or match_combined(cover, node, value)
             or match_rounding(cover, value)
             or match_dequantized_rows(cover, value)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from tvm import relax
 
 import slmtvm
@@ -301,6 +302,28 @@ def test_a_causal_convolution_is_one_op(
     model = import_onnx(path, context=24)
     assert [int(c.attrs["layer"]) for c in calls(model, "slm.causal_conv")] == [0, 1]
     check(model, path)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_dynamically_quantized_convolution_rounds_each_row(
+    per_channel: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "quantized.onnx"
+    source = save(build(Tiny(block=conv_trimmed)), tmp_path)
+    quantize_dynamic(
+        source, path, per_channel=per_channel, weight_type=QuantType.QInt8,
+        op_types_to_quantize=["Conv"],
+    )  # fmt: skip
+    assert "ConvInteger" in {node.op_type for node in onnx.load(path).graph.node}
+    model = import_onnx(path, context=24)
+    assert len(calls(model, "slm.causal_conv")) == 1
+    assert any("a product with the identity" in note for note in model.notes)
+    for token in range(8):  # of a single row, the tensor's range is the row's
+        want = run_onnxruntime(path, np.array([token]))
+        got = evaluate(model, np.array([token]))
+        assert np.abs(got - want).max() <= 2e-4 * np.ptp(want)
+    want, got = run_onnxruntime(path, TOKENS), evaluate(model, TOKENS)
+    assert np.corrcoef(want.reshape(-1), got.reshape(-1))[0, 1] > 0.999
 
 
 def test_a_convolution_that_reads_later_positions_is_refused(tmp_path: Path) -> None:

@@ -129,6 +129,8 @@ CASES = [
     Case("TopK", (X, i64(3)), {"axis": -1}, outputs=2),
     Case("TopK", (X, i64(2)), {"axis": 1, "largest": 0}, outputs=2),
     Case("Conv", (X, RNG.normal(size=(3, 1, 2)).astype(np.float32)), {"group": 3, "pads": [1, 0]}),
+    Case("ConvInteger", ((INTEGERS + 9).astype(np.uint8), INTEGERS[0, :, None, :2].astype(np.int8),
+                         scalar(5, np.uint8), scalar(-3, np.int8)), {"group": 3, "pads": [1, 0]}),
     Case("Conv", (X, RNG.normal(size=(6, 3, 2)).astype(np.float32), np.ones(6, np.float32))),
     Case(
         "CausalConvWithState",

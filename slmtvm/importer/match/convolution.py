@@ -7,10 +7,20 @@ import numpy as np
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.frame import Frame
-from slmtvm.importer.graph import Node
+from slmtvm.importer.graph import Array, Node
+from slmtvm.importer.match.integers import int8_convolution
 from slmtvm.importer.match.rounding import rounding_of
 from slmtvm.importer.operators.convolution import padding
-from slmtvm.importer.steps import Convolution, Elementwise, Param, QuantizeDequantize, Rows, Step
+from slmtvm.importer.steps import (
+    Convolution,
+    Elementwise,
+    Linear,
+    Param,
+    QuantizeDequantize,
+    Rows,
+    Step,
+    Weights,
+)
 
 
 def match_trimmed_convolution(cover: Cover, node: Node, value: str) -> Step | None:
@@ -29,12 +39,15 @@ def match_trimmed_convolution(cover: Cover, node: Node, value: str) -> Step | No
         if rounding_of(cover, made) != rounding:
             return None
         made = _maker(frame, quantizer.inputs[0])
-    if made is None or made.op_type != "Conv":
+    if made is None or made.op_type not in ("Conv", "Mul"):
         return None
-    if frame.small.shapes[value] != frame.small.shapes[made.inputs[0]]:
+    if made.op_type == "Mul":
+        convolved = match_int8_convolution(cover, made.outputs[0], value)
+    elif frame.small.shapes[value] == frame.small.shapes[made.inputs[0]]:
+        convolved = match_convolution(cover, made, value)
+    else:
         return None
-    convolved = match_convolution(cover, made, value)
-    if rounding is None:
+    if rounding is None or convolved is None:
         return convolved
     inner = Rows(f"{value}#unrounded")
     cover.add(inner, convolved)
@@ -49,6 +62,42 @@ def _maker(frame: Frame, value: str) -> Node | None:
     return node
 
 
+def match_int8_convolution(cover: Cover, made: str, value: str) -> Step | None:
+    """``made``, a convolution of integers times both scales, of which ``value`` is as long as the
+    sequence.
+
+    As of a product of integers, each row is quantized on its own.
+    """
+    found = int8_convolution(cover, made)
+    if found is None or cover.frame.small.shapes[value] != cover.frame.small.shapes[found.x]:
+        return None
+    weight = _causal_weight(cover, found.node, found.x, found.weight.array)
+    x = _rounded_rows(cover, found.x)
+    return Convolution(x, Param(found.weight.name, weight), None)
+
+
+def _rounded_rows(cover: Cover, value: str) -> Rows:
+    """The rows of ``value`` as DynamicQuantizeLinear rounds them: what an int8 layer whose weight
+    is the identity makes of them."""
+    width = cover.frame.features(value)
+    cover.note(
+        "activations of dynamically quantized convolutions are rounded by a product with the "
+        f"identity: {width * width} multiply-adds a token for each"
+    )
+    key = ("identity", width)
+    if key not in cover.cache:
+        cover.cache[key] = Weights(
+            "int8",
+            Param(f"identity{width}", np.eye(width, dtype=np.int8)),
+            Param(f"identity{width}.scale", np.ones(1, np.float32)),
+        )
+    weights = cover.cache[key]
+    assert isinstance(weights, Weights)
+    rows = Rows(f"{value}#rounded")
+    cover.add(rows, Linear(cover.need(value), weights, None, width, width, "row_u8"))
+    return rows
+
+
 def match_convolution(cover: Cover, node: Node, value: str) -> Step:
     """A convolution of which a row reads its own token and those before it alone.
 
@@ -61,7 +110,31 @@ def match_convolution(cover: Cover, node: Node, value: str) -> Step:
     x, constant = node.inputs[0], frame.small.constants.get(node.inputs[1])
     if constant is None or value in node.outputs[1:]:
         raise UnsupportedOpError("its weight must be a constant", where=where)
-    weight = constant.values()
+    if node.op_type == "ConvInteger":
+        raise UnsupportedOpError("a convolution of integers without their scales", where=where)
+    by_tap = _causal_weight(cover, node, x, constant.values())
+    channels = by_tap.shape[1]
+    past = node.inputs[3] if len(node.inputs) > 3 and node.op_type != "Conv" else ""
+    if past and (past not in frame.small.constants or frame.small.constants[past].values().any()):
+        raise UnsupportedOpError("its past must be empty", where=where)
+    bias = None
+    if len(node.inputs) > 2 and node.inputs[2]:
+        bias = cover.vector(node.inputs[2], channels, 1.0, where)
+    convolved = Convolution(cover.need(x), Param(constant.name, by_tap), bias)
+    if node.attrs.get("activation", "none") in ("silu", "swish"):
+        inner = Rows(f"{value}#convolved")
+        cover.add(inner, convolved)
+        return Elementwise("nn.silu", (inner,))
+    return convolved
+
+
+def _causal_weight(cover: Cover, node: Node, x: str, weight: Array) -> Array:
+    """The weight (channels, 1, taps) of a convolution of ``x`` as float32 (taps, channels).
+
+    Raises UnsupportedOpError where a row would read more than its own channel up to its token.
+    """
+    frame = cover.frame
+    where = frame.graph.where(node)
     channels, per_group, taps = weight.shape
     if per_group != 1 or channels != frame.features(x):
         raise UnsupportedOpError(
@@ -70,22 +143,10 @@ def match_convolution(cover: Cover, node: Node, value: str) -> Step:
         )
     if frame.small.shapes[x][2] != frame.small.length:
         raise UnsupportedOpError("it runs over something other than the sequence", where=where)
-    if node.op_type == "Conv" and padding(node.attrs)[0] < taps - 1:
+    if node.op_type != "CausalConvWithState" and padding(node.attrs)[0] < taps - 1:
         raise UnsupportedOpError(
             f"a convolution of {taps} positions that begins with {padding(node.attrs)[0]} of "
             "padding reads later positions, or begins late",
             where=where,
         )
-    past = node.inputs[3] if len(node.inputs) > 3 and node.op_type != "Conv" else ""
-    if past and (past not in frame.small.constants or frame.small.constants[past].values().any()):
-        raise UnsupportedOpError("its past must be empty", where=where)
-    bias = None
-    if len(node.inputs) > 2 and node.inputs[2]:
-        bias = cover.vector(node.inputs[2], channels, 1.0, where)
-    by_tap = np.ascontiguousarray(weight[:, 0].T.astype(np.float32, copy=False))
-    convolved = Convolution(cover.need(x), Param(constant.name, by_tap), bias)
-    if node.attrs.get("activation", "none") in ("silu", "swish"):
-        inner = Rows(f"{value}#convolved")
-        cover.add(inner, convolved)
-        return Elementwise("nn.silu", (inner,))
-    return convolved
+    return np.ascontiguousarray(weight[:, 0].T.astype(np.float32, copy=False))

@@ -1,4 +1,5 @@
-"""Products of integers that were quantized as they came: MatMulInteger of DynamicQuantizeLinear."""
+"""Products and convolutions of integers that were quantized as they came: MatMulInteger and
+ConvInteger of DynamicQuantizeLinear."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def int8_product(cover: Cover, value: str, makers: Mapping[str, Node]) -> Int8Pr
     frame = cover.frame
     constants = frame.small.constants
     factors = _factors(value, makers)
-    product = _integer_product(factors, makers, constants)
+    product = _integer_product(factors, makers, constants, "MatMulInteger")
     if product is None:
         return None
     where = frame.graph.where(product)
@@ -67,6 +68,38 @@ def int8_product(cover: Cover, value: str, makers: Mapping[str, Node]) -> Int8Pr
     return Int8Product(product, makers[product.inputs[0]].inputs[0], weights, n, k)
 
 
+@dataclass(frozen=True)
+class Int8Convolution:
+    """A ConvInteger ``node`` with its scales, of floats ``x``; weight float32 as it restores it."""
+
+    node: Node
+    x: str
+    weight: Param
+
+
+def int8_convolution(cover: Cover, value: str) -> Int8Convolution | None:
+    """ConvInteger of a DynamicQuantizeLinear result, multiplied by both scales."""
+    makers, constants = cover.frame.producers, cover.frame.small.constants
+    factors = _factors(value, makers)
+    node = _integer_product(factors, makers, constants, "ConvInteger")
+    if node is None:
+        return None
+    constant = constants.get(node.inputs[1])
+    zero = constants.get(node.inputs[3]) if len(node.inputs) > 3 else None
+    if constant is None:
+        raise UnsupportedOpError(
+            "its weight must be a constant", where=cover.frame.graph.where(node)
+        )
+    scales = _product_of(
+        [c for v in factors if (c := constants.get(v)) is not None], f"{constant.name}.scales"
+    )
+    offset = np.zeros(1, np.int32) if zero is None else zero.values().astype(np.int32)
+    levels = constant.values().astype(np.int32) - offset.reshape(-1, 1, 1)
+    weight = levels.astype(np.float32) * scales.array.reshape(-1, 1, 1).astype(np.float32)
+    x = makers[node.inputs[0]].inputs[0]
+    return Int8Convolution(node, x, Param(constant.name, weight))
+
+
 def as_floats(cover: Cover, nodes: Sequence[Node]) -> tuple[list[Node], dict[str, Int8Product]]:
     """``nodes``, in order, with each product of integers as one of floats, and what it is by the
     name of its result. What only integers needed is left out."""
@@ -96,10 +129,13 @@ def as_floats(cover: Cover, nodes: Sequence[Node]) -> tuple[list[Node], dict[str
 
 
 def _integer_product(
-    factors: Sequence[str], makers: Mapping[str, Node], constants: Mapping[str, Constant]
+    factors: Sequence[str],
+    makers: Mapping[str, Node],
+    constants: Mapping[str, Constant],
+    op_type: str,
 ) -> Node | None:
-    """The one MatMulInteger among ``factors`` whose other factors undo its quantization."""
-    products = [m for v in factors if (m := makers.get(v)) and m.op_type == "MatMulInteger"]
+    """The one operator of this type among ``factors`` whose other factors undo its quantization."""
+    products = [m for v in factors if (m := makers.get(v)) and m.op_type == op_type]
     if len(products) != 1:
         return None
     product = products[0]

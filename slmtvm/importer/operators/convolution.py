@@ -48,6 +48,26 @@ def conv(attrs: Attrs, x: Array, weight: Array, bias: Array | None = None) -> An
     return result if bias is None else result + bias[:, None]
 
 
+@register(
+    "ConvInteger",
+    10,
+    Kind.CONVOLVE,
+    shapes=_shapes,
+    arity=(2, 4),
+    result=lambda *_: np.dtype(np.int32),
+)
+def conv_integer(
+    attrs: Attrs,
+    x: Array,
+    weight: Array,
+    zero: Array | None = None,
+    weight_zero: Array | None = None,
+) -> Any:
+    wide = x.astype(np.int32) - (0 if zero is None else np.int32(zero))
+    offset = 0 if weight_zero is None else weight_zero.astype(np.int32).reshape(-1, 1, 1)
+    return conv(attrs, wide, weight.astype(np.int32) - offset)
+
+
 def _state_shapes(attrs: Attrs, shapes: Sequence[Any], _constants: Sequence[Any]) -> list[Shape]:
     x, weight = shapes[:2]
     plain = attrs.get("ndim", 1) == 1 and attrs.get("dilation", 1) == 1
