@@ -169,6 +169,7 @@ def test_a_bundle_of_another_format_is_refused_in_one_line(
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_masks_are_compiled_reported_and_verified(tmp_path: Path) -> None:
     model, path, numbers = corpus_path("bert-optimum"), tmp_path / "x.slm", tmp_path / "n.json"
     compiled = command("compile", model, "-o", path, "--context", "64", "--mask", "arbitrary")
@@ -196,6 +197,7 @@ def test_inspect_tells_what_was_recognised() -> None:
         assert word in result.stdout
 
 
+@pytest.mark.slow
 def test_compile_puts_several_targets_into_one_bundle(tmp_path: Path) -> None:
     path = tmp_path / "two.slm"
     targets = ("--target", "x86-64-v3", "--target", "cortex-a72", "--context", "64")
