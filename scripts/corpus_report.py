@@ -107,13 +107,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     begin = time.monotonic()
     for outcome in check_all(due, arguments.last, arguments.jobs):
         rows[outcome.file] = outcome.to_dict()
-        state = outcome.error or f"ok {outcome.rule} {outcome.compiled or outcome.evaluated}"
+        verdict = "ok" if outcome.held else "turned"
+        numbers = outcome.compiled or outcome.evaluated
+        state = outcome.error or f"{verdict} {outcome.rule} {numbers}"
         print(f"{Path(outcome.file).relative_to(arguments.folder)}: {state}"[:300], flush=True)
         if arguments.json:
             with arguments.json.open("a") as file:
                 file.write(json.dumps(outcome.to_dict()) + "\n")
     found = [rows[str(path)] for path in paths]
-    good = sum(not row["error"] for row in found)
+    good = sum(not row["error"] and row["held"] for row in found)
     print(f"{good} of {len(found)} files pass; {time.monotonic() - begin:.0f} s for {len(due)}")
     if arguments.docs:
         write_page(_PAGE, found, left_out(arguments.folder))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from corpus.check import check
+from corpus.agreement import ROUNDED, Agreement
+from corpus.check import Outcome, check, judge
 
+from slmtvm.errors import SlmError
 from tests.importer.corpus_gaps import reason
 from tests.models.corpus import corpus_path
 
@@ -41,5 +43,26 @@ def test_a_compiled_model_of_the_corpus_computes_what_onnxruntime_computes(
     file: str, tmp_path: Path
 ) -> None:
     outcome = check(corpus_path(*file.split("/")), tmp_path, "compile")
-    assert not outcome.error
+    assert not outcome.error and outcome.held
     assert outcome.stage == "compile"
+
+
+@pytest.mark.parametrize("own", [0.02, 0.01, float("nan")])
+def test_rows_apart_pass_as_turned_only_where_onnxruntimes_are_as_far_apart(own: float) -> None:
+    outcome = Outcome("model.onnx")
+    apart = Agreement(ROUNDED, difference=0.02, single=None, cosine=0.99, top1=1.0)
+    if own == 0.02:
+        judge(apart, lambda: own, outcome)
+        assert outcome.own == own and not outcome.held
+    else:
+        with pytest.raises(SlmError, match=r"0\.02 of the range.*it from itself"):
+            judge(apart, lambda: own, outcome)
+
+
+def test_a_file_that_keeps_its_rule_is_not_compared_with_onnxruntimes_own_difference() -> None:
+    def own() -> float:
+        raise AssertionError("must not be computed")
+
+    outcome = Outcome("model.onnx")
+    judge(Agreement(ROUNDED, difference=0.02, single=None, cosine=0.9999, top1=1.0), own, outcome)
+    assert outcome.held
