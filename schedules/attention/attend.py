@@ -35,7 +35,7 @@ def queries_at_once(shape: AttentionShape) -> int:
 
 
 def build_attend(shape: AttentionShape) -> Kernel:
-    """(q, [bias], [limits], the cache) -> o float32 (m, num_heads * head_dim).
+    """(q, [bias], [limits], [numbers], the cache) -> o float32 (m, num_heads * head_dim).
 
     It comes after build_append's. Its scalar is position, or valid for "bidirectional". One block
     for each kv head and ``rows_in_block`` rows.
@@ -43,7 +43,15 @@ def build_attend(shape: AttentionShape) -> Kernel:
     count = rows_in_block(shape)
     blocks = -(-shape.m // count)
     scratch = Scratch(count * shape.group, shape.capacity)
-    tensors = (shape.q, *shape.bias, *shape.limits, *shape.cache, shape.o, scratch.tensor)
+    tensors = (
+        shape.q,
+        *shape.bias,
+        *shape.limits,
+        *shape.constants,
+        *shape.cache,
+        shape.o,
+        scratch.tensor,
+    )
 
     def body(block: Expr, *arguments: Any) -> None:
         buffers = {t.name: a for t, a in zip(tensors, arguments, strict=False)}
@@ -68,14 +76,22 @@ def build_attend(shape: AttentionShape) -> Kernel:
 
 
 def build_decode(shape: AttentionShape) -> Kernel:
-    """build_append's inputs, [bias], [limits] and the cache -> o: both in one, for one token.
+    """build_append's inputs, [bias], [limits], [numbers] and the cache -> o, for one token.
 
-    Equal to build_append's and build_attend's kernels in every bit. One block for each kv head.
+    Both kernels in one, and equal to them in every bit. One block for each kv head.
     """
     assert shape.m == 1 and shape.causal, shape
     d, group = shape.head_dim, shape.group
     scratch = Scratch(group, shape.capacity, extra=group * d)
-    tensors = (*shape.inputs, *shape.bias, *shape.limits, *shape.cache, shape.o, scratch.tensor)
+    tensors = (
+        *shape.inputs,
+        *shape.bias,
+        *shape.limits,
+        *shape.constants,
+        *shape.cache,
+        shape.o,
+        scratch.tensor,
+    )
 
     def body(head: Expr, *arguments: Any) -> None:
         buffers = {t.name: a for t, a in zip(tensors, arguments, strict=False)}

@@ -45,14 +45,23 @@ def _scores_tensor(shape: AttentionShape) -> Tensor:
 
 
 def build_divided_scores(shape: AttentionShape) -> Kernel:
-    """build_append's inputs, [bias], [limits] and the cache -> scores float32, for one token.
+    """build_append's inputs, [bias], [limits], [numbers] and the cache -> scores, for one token.
 
-    The cache is appended to. One block for each part of the positions of each kv head.
+    Scores are float32. The cache is appended to. One block for each part of the positions of each
+    kv head.
     """
     assert shape.m == 1 and shape.causal, shape
     parts, memory = parts_of(shape), _memory(shape)
     own = Tensor("scratch", (shape.group * shape.head_dim,), "float32")
-    tensors = (*shape.inputs, *shape.bias, *shape.limits, *shape.cache, _scores_tensor(shape), own)
+    tensors = (
+        *shape.inputs,
+        *shape.bias,
+        *shape.limits,
+        *shape.constants,
+        *shape.cache,
+        _scores_tensor(shape),
+        own,
+    )
 
     def body(block: Expr, *arguments: Any) -> None:
         buffers = {t.name: a for t, a in zip(tensors, arguments, strict=False)}
@@ -83,14 +92,14 @@ def build_divided_scores(shape: AttentionShape) -> Kernel:
 
 
 def build_divided_values(shape: AttentionShape) -> Kernel:
-    """(scores, values of the cache) -> o, after build_divided_scores's kernel.
+    """(scores, [numbers], values of the cache) -> o, after build_divided_scores's kernel.
 
     One block for each part of the features of each kv head.
     """
     parts, memory = parts_of(shape), _memory(shape)
     own = Scratch(shape.group, shape.capacity)
     values = [t for t in shape.cache if t.name.startswith("v_")]
-    tensors = (_scores_tensor(shape), *values, shape.o, own.tensor)
+    tensors = (_scores_tensor(shape), *shape.constants, *values, shape.o, own.tensor)
     width = shape.head_dim // parts
 
     def body(block: Expr, *arguments: Any) -> None:

@@ -128,8 +128,8 @@ def _complete(
     if not _is_scaled(shape):
         return dot
     factor = shape.scale
-    for before, scale, low, high in shape.roundings:
-        dot = vec.rounded(T.bind(dot * vec.splat(before)), scale, low, high)
+    for index in range(len(shape.roundings)):
+        dot = _rounded(buffers, index, dot)
     if shape.softcap:
         dot = vec.tanh(T.bind(dot * vec.splat(shape.scale / shape.softcap)))
         factor = shape.softcap
@@ -138,9 +138,17 @@ def _complete(
     else:
         bias = vec.load(buffers["bias"], query.bias_at + place)
         total = vec.fma(dot, vec.splat(factor), bias)
-    for before, scale, low, high in shape.sum_roundings:
-        total = vec.rounded(T.bind(total * vec.splat(before)), scale, low, high)
+    for index in range(len(shape.sum_roundings)):
+        total = _rounded(buffers, len(shape.roundings) + index, total)
     return total
+
+
+def _rounded(buffers: dict[str, Buffer], index: int, x: Expr) -> Expr:
+    """The rounding ``index`` of the shape's, of all three kinds in order, with its factor."""
+    factor, scale, low, high = (
+        vec.load(buffers["numbers"], T.int32(4 * index + i), 1) for i in range(4)
+    )
+    return vec.rounded(T.bind(x * vec.splat(factor)), scale, low, high)
 
 
 def _scales(
@@ -182,20 +190,14 @@ def softmax(
     inverse = T.bind(T.float32(1.0) / vec.across(total[0], vec.add))
     if not shape.weight_roundings:
         return inverse
-    (factor, *_), *_ = shape.weight_roundings
-    factors = vec.splat(_times(inverse, factor))
+    earlier = len(shape.roundings) + len(shape.sum_roundings)
     with T.serial(span.begin, span.end) as block:
         at = T.bind(weights_at + block * LANES)
-        weight = T.bind(vec.load(memory, at) * factors)
-        for index, (factor, step, low, high) in enumerate(shape.weight_roundings):
-            exact = weight if index == 0 or factor == 1.0 else T.bind(weight * vec.splat(factor))
-            weight = vec.rounded(exact, step, low, high)
+        weight = T.bind(vec.load(memory, at) * vec.splat(inverse))
+        for index in range(len(shape.weight_roundings)):
+            weight = _rounded(buffers, earlier + index, weight)
         vec.store(memory, at, _times_value_scales(shape, buffers, head, block, weight))
     return T.float32(1.0)
-
-
-def _times(number: Expr, factor: float) -> Expr:
-    return number if factor == 1.0 else T.bind(number * T.float32(factor))
 
 
 def _times_value_scales(

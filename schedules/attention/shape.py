@@ -8,6 +8,7 @@ each key and each value of a head has a scale of its own, [num_kv_heads][capacit
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass
 
@@ -61,7 +62,7 @@ class AttentionShape:
 
     ``roundings``, ``sum_roundings`` and ``weight_roundings`` are what ``slm.attention`` does to
     scores before their scale and after a cap and a bias, and to the softmax's result, see
-    ``ir.ops.attention``.
+    ``ir.ops.attention``. Kernels depend on how many there are: they read their ``numbers``.
 
     Where there are ``mask_positions``, the score of a key is at most its limit, float32
     (mask_positions,): infinity for a visible one, ``HIDDEN_SCORE`` for a hidden one.
@@ -163,6 +164,22 @@ class AttentionShape:
         return (Tensor("limits", (self.mask_positions,), "float32"),)
 
     @property
+    def numbers(self) -> dict[str, float]:
+        """What the input ``numbers`` of kernels holds, in order."""
+        groups = (self.roundings, self.sum_roundings, self.weight_roundings)
+        names = ("factor", "scale", "low", "high")
+        return {
+            f"{name} of {i}": value
+            for i, rounding in enumerate(itertools.chain(*groups))
+            for name, value in zip(names, rounding, strict=True)
+        }
+
+    @property
+    def constants(self) -> tuple[Tensor, ...]:
+        """That input, where something is rounded."""
+        return (Tensor("numbers", (len(self.numbers),), "float32"),) if self.numbers else ()
+
+    @property
     def tables(self) -> tuple[Tensor, ...]:
         """cos and sin, where there is a rotation."""
         if not self.rotary_dim:
@@ -245,8 +262,8 @@ class AttentionShape:
         for kind, roundings in (
             ("f", self.roundings), ("t", self.sum_roundings), ("p", self.weight_roundings),
         ):  # fmt: skip
-            for factor, scale, low, high in roundings:
-                parts.append(f"{kind}{_hex(factor)}r{_hex(scale)}_{-low}_{high}")
+            if roundings:
+                parts.append(f"{kind}{len(roundings)}")
         if self.bias_columns:
             of = "bykey" if self.bias_by_key else f"at{self.bias_zero}"
             parts.append(f"bias{self.bias_columns}{of}")

@@ -8,7 +8,7 @@ from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules import vector as vec
 from slmtvm.schedules.rows.op import RowOp
-from slmtvm.schedules.rows.prologue import Buffers, Value, vectors_at_once
+from slmtvm.schedules.rows.prologue import Buffers, Value, number_of, vectors_at_once
 from slmtvm.schedules.vector import LANES, Accumulators, Buffer, Expr
 
 _SMALLEST_AMAX = 1e-30  # 127 / amax must not overflow
@@ -75,32 +75,39 @@ def _row_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
     )  # fmt: skip
 
 
-def _rescaled(op: RowOp, q: Expr) -> Expr:
-    return T.bind(T.cast(q, f"float32x{LANES}") * vec.splat(op.scale))
+def _rounding(op: RowOp, buffers: Buffers) -> tuple[Expr, Expr, Expr]:
+    """Scale, low and high of a static epilogue, float32 scalars."""
+    scale, low, high = (number_of(op, buffers, name) for name in ("scale", "low", "high"))
+    return scale, low, high
 
 
 def _rounded(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
+    rounding = _rounding(op, buffers)
+
     def emit(column: Expr, count: int, _slot: int) -> None:
-        y = vec.rounded(value(column, count), op.scale, op.low, op.high)
+        y = vec.rounded(value(column, count), *rounding)
         vec.store_part(buffers["y"], row * op.d + column, y, count)
 
     vec.sweep(op.d, emit, vectors_at_once(op))
 
 
 def _static_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
-    vec.store(buffers["xs"], row, T.float32(op.scale), 1)
-    vec.store(buffers["xz"], row, T.int32(-op.low), 1)
-    bias = op.low + (128 if op.storage == "int8" else 0)
+    scale, low, high = _rounding(op, buffers)
+    least = T.bind(T.cast(low, "int32"))
+    vec.store(buffers["xs"], row, scale, 1)
+    vec.store(buffers["xz"], row, T.bind(-least), 1)
+    bias = vec.splat(T.bind(least + (128 if op.storage == "int8" else 0)))
 
     def emit(column: Expr, count: int, _slot: int) -> None:
-        q = vec.levels(value(column, count), op.scale, op.low, op.high)
+        q = vec.levels(value(column, count), scale, low, high)
         if op.keep_f32:
-            vec.store_part(buffers["y"], row * op.d + column, _rescaled(op, q), count)
-        stored = T.cast(T.bind(q - vec.splat_int(bias)), f"{op.storage}x{LANES}")
+            y = T.bind(T.cast(q, f"float32x{LANES}") * vec.splat(scale))
+            vec.store_part(buffers["y"], row * op.d + column, y, count)
+        stored = T.cast(T.bind(q - bias), f"{op.storage}x{LANES}")
         vec.store(buffers["xq"], row * op.k_padded + column, stored)
 
     vec.sweep(op.d, emit, vectors_at_once(op))
-    padding = vec.splat_int(-bias)
+    padding = T.bind(vec.splat_int(0) - bias)
     for column in range(-(-op.d // LANES) * LANES, op.k_padded, LANES):
         stored = T.cast(padding, f"{op.storage}x{LANES}")
         vec.store(buffers["xq"], row * op.k_padded + column, stored)

@@ -51,6 +51,9 @@ class RowOp:
       static_u8: that q, less low, as row_u8 has it: xs is scale and xz is -low for every row.
       range: y, and low and high float32 (m_padded,): the least and greatest of the row and 0.
     With ``keep_f32`` a quantizing epilogue stores y, too, "static_u8" the y of "rounded".
+
+    The scales and zero points of a file's own quantization are many: the kernel does not depend on
+    them, it reads ``numbers``.
     """
 
     prologue: str
@@ -116,15 +119,11 @@ class RowOp:
         if self.prologue in NORMS:
             parts.append("e" + struct.pack(">f", self.eps).hex())
         if self.pair is not None:
-            parts += [self.other, _identifier(self.pair)]
-        if self.prologue == "rescale":
-            parts.append("u" + struct.pack(">f", self.unit).hex())
+            parts += [self.other, self.pair.function, "first" if self.pair.first else "second"]
         if self.residual:
             parts.append("res")
         if self.epilogue == "block":
             parts.append(f"g{self.group_size}")
-        if self.epilogue in STATIC:
-            parts.append(f"s{struct.pack('>f', self.scale).hex()}_{-self.low}_{self.high}")
         if self.epilogue in ("row_u8", "static_u8"):
             parts.append(f"{self.storage}_k{self.k_padded}")
         if self.epilogue in ("block", "row_u8", "static_u8") and self.keep_f32:
@@ -132,6 +131,16 @@ class RowOp:
         if self.groups > 1:
             parts.append(f"groups{self.groups}")
         return "_".join(["row", *parts, f"m{self.m}", f"d{self.d}"])
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What the kernel's input ``numbers``, float32 (len(numbers),), holds, in order."""
+        numbers = {} if self.pair is None else self.pair.numbers
+        if self.prologue == "rescale":
+            numbers["unit"] = self.unit
+        if self.epilogue in STATIC:
+            numbers |= {"scale": self.scale, "low": self.low, "high": self.high}
+        return numbers
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -151,6 +160,8 @@ class RowOp:
         if self.pair is not None:
             shapes = {"rows": (m, d), "features": (d,), "number": (m, 1)}
             tensors.append(Tensor("other", shapes[self.other], "float32"))
+        if self.numbers:
+            tensors.append(Tensor("numbers", (len(self.numbers),), "float32"))
         return tuple(tensors)
 
     @property
@@ -183,10 +194,3 @@ class RowOp:
     def scratch(self) -> tuple[Tensor, ...]:
         """The memory that each thread needs of its own."""
         return (Tensor("scratch", (self.d,), "float32"),) if self.needs_scratch else ()
-
-
-def _identifier(pair: Pair) -> str:
-    """``pair`` as part of a name in C."""
-    scales = struct.pack(">3f", pair.x_scale, pair.y_scale, pair.scale).hex()
-    zeros = "_".join(f"{zero}".replace("-", "n") for zero in (pair.x_zero, pair.y_zero, pair.zero))
-    return f"{pair.function}_{scales}_{zeros}_{int(pair.first)}"

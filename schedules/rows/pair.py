@@ -63,6 +63,17 @@ class Pair:
         )  # fmt: skip
 
     @property
+    def numbers(self) -> dict[str, float]:
+        """What a kernel reads: reciprocals of the operands' scales, and what its formula has."""
+        own = {"result_scale": self.scale, "result_zero": self.zero}
+        own |= {"x_reciprocal": 1.0 / self.x_scale, "y_reciprocal": 1.0 / self.y_scale}
+        if self.function == "multiply":
+            return {**own, "factor": float(self.factor)}
+        x_factor, y_factor = map(float, self.factors)
+        own |= {"x_factor": x_factor, "y_factor": y_factor, "offset": float(self.offset)}
+        return {**own, "x_zero": self.x_zero, "y_zero": self.y_zero}
+
+    @property
     def factors(self) -> tuple[Array, Array]:
         """Of a sum: the steps of the result in one step of x, and in one of y. Float32 scalars."""
         x, y, own = _float32(self.x_scale, self.y_scale, self.scale)

@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules import vector as vec
 from slmtvm.schedules.rows.op import GLUS, RowOp
-from slmtvm.schedules.rows.pair import FARTHEST, Pair
+from slmtvm.schedules.rows.pair import FARTHEST
 from slmtvm.schedules.rows.rescale import COUNTED
 from slmtvm.schedules.rows.statistics import inverse_rms, mean
 from slmtvm.schedules.vector import LANES, Buffer, Expr
@@ -21,6 +21,7 @@ from slmtvm.schedules.vector import LANES, Buffer, Expr
 Value = Callable[[Expr, int], Expr]
 Buffers = dict[str, Buffer]
 Function = Callable[[Expr], Expr]
+Numbers = Callable[[str], Expr]  # one of a row op's numbers, in every lane
 
 # Long enough to keep the units busy alone; several at once would spill registers on NEON.
 _LONG = (*GLUS, "swiglu", "pair", "rescale", "silu", "gelu_erf", "gelu_tanh", "sigmoid")
@@ -29,6 +30,11 @@ _LONG = (*GLUS, "swiglu", "pair", "rescale", "silu", "gelu_erf", "gelu_tanh", "s
 def vectors_at_once(op: RowOp) -> int:
     """How many vectors of a row an epilogue should take in one round of its loop."""
     return 1 if op.prologue in _LONG else 4
+
+
+def number_of(op: RowOp, buffers: Buffers, name: str) -> Expr:
+    """The one of ``op.numbers`` that has this name, a float32 scalar."""
+    return vec.load(buffers["numbers"], T.int32(list(op.numbers).index(name)), 1)
 
 
 def _elementwise(function: Function) -> Callable[[RowOp, Expr, Buffers], Value]:
@@ -76,47 +82,55 @@ def _swiglu(op: RowOp, row: Expr, buffers: Buffers) -> Value:
 
 
 def _pair(op: RowOp, row: Expr, buffers: Buffers) -> Value:
-    pair, number = op.pair, None
+    pair, single = op.pair, None
     assert pair is not None
+
+    def number(name: str) -> Expr:
+        return vec.splat(number_of(op, buffers, name))
+
     if op.other == "number":
-        number = vec.splat(vec.load(buffers["other"], row, 1))
+        single = vec.splat(vec.load(buffers["other"], row, 1))
+    of_x, of_y = number("x_reciprocal"), number("y_reciprocal")
+    scale, zero = number("result_scale"), number("result_zero")
+    ideal = _product(number) if pair.function == "multiply" else _sum(number, first=pair.first)
 
     def value(column: Expr, count: int) -> Expr:
         x = vec.load_part(buffers["x"], row * op.d + column, count)
-        other = number
+        other = single
         if other is None:
             start = column if op.other == "features" else row * op.d + column
             other = vec.load_part(buffers["other"], start, count)
-        result = _PAIRS[pair.function](pair, _steps(x, pair.x_scale), _steps(other, pair.y_scale))
-        return vec.keep_part(result, count)
+        # Both are whole numbers of steps but for their own roundings.
+        counts = (_float_of(vec.round_product_to_int(v, r)) for v, r in ((x, of_x), (other, of_y)))
+        steps = T.bind(_nearest(ideal(*counts)) - zero)
+        return vec.keep_part(T.bind(steps * scale), count)
 
     return value
 
 
-def _steps(x: Expr, scale: float) -> Expr:
-    """How many steps x is; it is a whole number of them but for its own rounding."""
-    return vec.round_product_to_int(x, vec.splat(1.0 / scale))
+def _sum(number: Numbers, *, first: bool) -> Callable[[Expr, Expr], Expr]:
+    """``Pair`` for a sum of numbers of steps; ``first``: x is added last."""
+    x_factor, y_factor, offset = number("x_factor"), number("y_factor"), number("offset")
+    x_zero, y_zero = number("x_zero"), number("y_zero")
+
+    def ideal(x: Expr, y: Expr) -> Expr:
+        a, b = (T.bind(x + x_zero), x_factor), (T.bind(y + y_zero), y_factor)
+        if not first:
+            a, b = b, a
+        return _clipped(vec.fma(*a, vec.fma(*b, offset)))
+
+    return ideal
 
 
-def _float_of(steps: Expr, zero: int) -> Expr:
-    return T.bind(T.cast(T.bind(steps + vec.splat_int(zero)), f"float32x{LANES}"))
+def _product(number: Numbers) -> Callable[[Expr, Expr], Expr]:
+    """``Pair`` for a product of numbers of steps."""
+    factor, zero = number("factor"), number("result_zero")
 
+    def ideal(x: Expr, y: Expr) -> Expr:
+        # Clipped between product and sum, which must not become one operation.
+        return T.bind(_clipped(T.bind(T.bind(x * y) * factor)) + zero)
 
-def _sum(pair: Pair, x: Expr, y: Expr) -> Expr:
-    of_x, of_y = (vec.splat(float(factor)) for factor in pair.factors)
-    a, b = (_float_of(x, pair.x_zero), of_x), (_float_of(y, pair.y_zero), of_y)
-    if not pair.first:
-        a, b = b, a
-    total = _clipped(vec.fma(*a, vec.fma(*b, vec.splat(float(pair.offset)))))
-    return _restored(total, pair.scale, pair.zero)
-
-
-def _product(pair: Pair, x: Expr, y: Expr) -> Expr:
-    product = T.bind(_float_of(x, 0) * _float_of(y, 0))
-    # Clipped between product and sum, which must not become one operation.
-    scaled = _clipped(T.bind(product * vec.splat(float(pair.factor))))
-    ideal = T.bind(scaled + vec.splat(float(pair.zero)))
-    return _restored(ideal, pair.scale, pair.zero)
+    return ideal
 
 
 def _clipped(steps: Expr) -> Expr:
@@ -124,24 +138,27 @@ def _clipped(steps: Expr) -> Expr:
     return T.bind(vec.minimum(above, vec.splat(FARTHEST)))
 
 
-def _restored(ideal: Expr, scale: float, zero: int) -> Expr:
-    """The integer nearest to ``ideal`` as what it stands for."""
-    return T.bind(_float_of(vec.round_to_int(ideal), -zero) * vec.splat(scale))
+def _float_of(integers: Expr) -> Expr:
+    return T.bind(T.cast(integers, f"float32x{LANES}"))
+
+
+def _nearest(x: Expr) -> Expr:
+    """The nearest integer, ties to even, as a float32."""
+    return _float_of(vec.round_to_int(x))
 
 
 def _rescale(op: RowOp, row: Expr, buffers: Buffers) -> Value:
+    unit = vec.splat(number_of(op, buffers, "unit"))
+
     def value(column: Expr, count: int) -> Expr:
         steps = vec.load_part(buffers["steps"], column, count)
         ratio = T.bind(vec.load_part(buffers["x"], row * op.d + column, count) / steps)
         few = vec.absolute(ratio) < vec.splat(COUNTED)
-        counted = T.bind(T.Select(few, _float_of(vec.round_to_int(ratio), 0), ratio))
-        ideal = _clipped(T.bind(counted * T.bind(steps / vec.splat(op.unit))))
-        return vec.keep_part(_restored(ideal, op.unit, 0), count)
+        counted = T.bind(T.Select(few, _nearest(ratio), ratio))
+        ideal = _clipped(T.bind(counted * T.bind(steps / unit)))
+        return vec.keep_part(T.bind(_nearest(ideal) * unit), count)
 
     return value
-
-
-_PAIRS: dict[str, Callable[[Pair, Expr, Expr], Expr]] = {"add": _sum, "multiply": _product}
 
 
 def _silu(x: Expr) -> Expr:

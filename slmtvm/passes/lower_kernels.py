@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -78,6 +78,13 @@ class KernelEmitter:
         """A weight in the layout its kernel reads; one for each name."""
         self.weights.setdefault(name, array)
         return self._param(name, array.shape, str(array.dtype))
+
+    def numbers(self, named: Mapping[str, float]) -> tuple[relax.Var, ...]:
+        """A kernel's last input, where it reads scales and the like: it does not depend on them."""
+        if not named:
+            return ()
+        array = np.array([*named.values()], np.float32)
+        return (self.weight(f"numbers.{array.tobytes().hex()}", array),)
 
     def cache(self, name: str, tensor: Tensor) -> relax.Var:
         """A buffer like ``tensor`` that lives as long as the session."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tvm import relax
 
+from slmtvm.ir import ops
 from slmtvm.passes.lower_kernels import lower_kernels
 from slmtvm.passes.pipeline import fuse
 from slmtvm.target import Target
-from tests.passes.toy import decoder
+from tests.passes.toy import Layer, decoder
 
 
 @pytest.mark.parametrize("target", ["x86-64-v3", "riscv64-rvv"])
@@ -22,3 +24,23 @@ def test_a_table_that_is_the_head_is_stored_as_the_head_reads_it(tied: bool, tar
     assert ("embedding" in lowered.weights) != tied
     assert sum(name.startswith("head.weight@") for name in lowered.weights) == 1
     assert any(name.startswith("packed_embedding") for name in lowered.kernels) == tied
+
+
+def rounded_layer(step: float) -> Layer:
+    """A layer whose scores and gate are rounded to multiples of ``step``."""
+
+    def gate(x: relax.Expr) -> relax.Expr:
+        return ops.quantize_dequantize(relax.op.nn.silu(x), scale=step, low=-128, high=127)
+
+    return Layer(roundings=f"1.0:{step}:-128:127", gate=gate)
+
+
+def test_layers_that_are_rounded_by_other_scales_share_their_kernels() -> None:
+    kernels = [
+        lower_kernels(
+            fuse(decoder("f32", variants=[rounded_layer(step) for step in steps])),
+            Target.load("x86-64-v3"),
+        ).kernels
+        for steps in ((0.5, 0.5), (0.5, 0.25))
+    ]
+    assert kernels[0].keys() == kernels[1].keys()

@@ -52,14 +52,20 @@ def tables(shape: AttentionShape) -> Arrays:
 
 
 def parameters(shape: AttentionShape) -> Arrays:
-    """Everything that a kernel of ``shape`` reads of the model: tables, gammas and bias."""
+    """Everything that a kernel of ``shape`` reads of the model: tables, gammas, bias, numbers."""
     drawn = {t.name: random_floats(*t.shape, seed=7) for t in (*shape.gammas, *shape.bias)}
     if shape.bias_columns and not shape.bias_by_key:
         # What is ahead of a causal row may be anything.
         drawn["bias"][:, shape.bias_zero + 1 if shape.causal else shape.bias_columns :] = np.nan
     if shape.limits:
         drawn["limits"] = limits(random_visible(shape.mask_positions))
-    return {**tables(shape), **drawn}
+    return {**tables(shape), **drawn, **constants(shape)}
+
+
+def constants(shape: AttentionShape) -> Arrays:
+    """The numbers of the shape's roundings, where it has any."""
+    values = np.array([*shape.numbers.values()], np.float32)
+    return {t.name: values for t in shape.constants}
 
 
 def random_visible(positions: int) -> np.ndarray:
@@ -105,7 +111,7 @@ def step(shape: AttentionShape, given: Arrays, kept: Arrays, position: int, targ
          cuts: tuple[int, ...] = ()) -> Arrays:  # fmt: skip
     """q, o and the cache after the append and the attend kernel on the projections ``given``."""
     of_model = parameters(shape)
-    shared = {t.name: of_model.pop(t.name) for t in (*shape.bias, *shape.limits)}
+    shared = {t.name: of_model.pop(t.name) for t in (*shape.bias, *shape.limits, *shape.constants)}
     inputs = {**given, **of_model, **kept}
     appended = run(attention.build_append(shape), inputs, target, position=position, cuts=cuts)
     inputs = {name: appended[name] for name in ("q", *(t.name for t in shape.cache))}

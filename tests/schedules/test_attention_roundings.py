@@ -10,7 +10,7 @@ import pytest
 from slmtvm.schedules import attention
 from slmtvm.schedules.attention import reference as ref
 from slmtvm.target import Target, known_targets
-from tests.schedules.attention_cases import attention_shape, with_bias
+from tests.schedules.attention_cases import attention_shape, constants, with_bias
 from tests.schedules.harness import run
 
 # Products are whole numbers: thirds of them are no ties, whatever the last bit.
@@ -48,7 +48,7 @@ def test_rounded_attention_computes_its_reference(
     rng = np.random.default_rng(0)
     inputs = {
         t.name: rng.integers(-3, 4, t.shape).astype(np.float32) for t in (shape.q, *shape.cache)
-    }
+    } | constants(shape)
     scalar = 9 if mask == "causal" else 5
     got = run(
         attention.build_attend(shape), inputs, Target.load(target_name),
@@ -68,7 +68,7 @@ def test_capped_scores_are_rounded_before_and_after_the_cap(target_name: str) ->
     rng = np.random.default_rng(0)
     inputs = {
         t.name: rng.integers(-3, 4, t.shape).astype(np.float32) for t in (shape.q, *shape.cache)
-    }
+    } | constants(shape)
     got = run(
         attention.build_attend(shape), inputs, Target.load(target_name), position=19, cuts=(1,)
     )
@@ -91,7 +91,7 @@ def test_scores_are_rounded_with_their_bias(
     inputs = {
         t.name: rng.integers(-3, 4, t.shape).astype(np.float32)
         for t in (shape.q, *shape.cache, *shape.bias)
-    }
+    } | constants(shape)
     scalar = 19 if mask == "causal" else 5
     got = run(
         attention.build_attend(shape), inputs, Target.load(target_name),

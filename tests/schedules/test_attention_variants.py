@@ -22,6 +22,7 @@ from tests.schedules.attention_cases import (
     bits,
     cache,
     check_step,
+    constants,
     parameters,
     projections,
     random_floats,
@@ -185,7 +186,7 @@ def test_heads_divided_among_blocks_give_the_bits_of_whole_ones(
     scored = run(kernel, inputs, HOST, position=position, cuts=(1,))
     values = {t.name: scored[t.name] for t in shape.cache if t.name.startswith("v_")}
     kernel = attention.build_divided_values(shape)
-    given = {"scores": scored["scores"], **values}
+    given = {"scores": scored["scores"], **values, **constants(shape)}
     made = {**scored, **run(kernel, given, HOST, position=position, cuts=(1,))}
     for name in ("o", *(t.name for t in shape.cache)):
         np.testing.assert_array_equal(bits(made[name]), bits(whole[name]), err_msg=name)

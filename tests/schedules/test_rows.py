@@ -61,7 +61,12 @@ def random_inputs(op: RowOp, seed: int = 0) -> dict[str, np.ndarray]:
         inputs["x"] = inputs["x"].astype(np.float32)
     if op.prologue == "swiglu":
         inputs["constants"] = np.array([1.702, 1.0, 7.0], np.float32)
-    return inputs
+    return {**inputs, **numbers(op)}
+
+
+def numbers(op: RowOp) -> dict[str, np.ndarray]:
+    """The kernel's input of that name, where it has one."""
+    return {"numbers": np.array([*op.numbers.values()], np.float32)} if op.numbers else {}
 
 
 def check(op: RowOp, target: Target, inputs: dict[str, np.ndarray]) -> None:
@@ -186,7 +191,7 @@ def test_rows_without_a_range_quantize_to_finite_numbers(epilogue: str) -> None:
     x[1] = -0.0
     x[2] = 1e-42
     x[3] = 5.0
-    got = run(rows.build(op), {"x": x}, Target.load("x86-64-v3"))
+    got = run(rows.build(op), {"x": x, **numbers(op)}, Target.load("x86-64-v3"))
     assert np.isfinite(got["xs"]).all()
     assert not got["xq"][:2].any()
     if epilogue == "block":
@@ -225,7 +230,7 @@ def test_row_u8_is_dynamic_quantize_linear() -> None:
     x[1] = np.linspace(0, 127.5, d)
     x[2, 5], x[3, 7], x[4, :3] = np.nan, np.inf, (3e38, -3e38, np.nan)
     op = row_op("copy", "row_u8", d, m=m)
-    got = run(rows.build(op), {"x": x}, Target.load("x86-64-v3"))
+    got = run(rows.build(op), {"x": x, **numbers(op)}, Target.load("x86-64-v3"))
     for i in range(m):
         q, s, z = dynamic_quantize_linear(x[i])
         np.testing.assert_array_equal(got["xs"][i], s)
@@ -262,7 +267,7 @@ def test_static_rounding_is_quantize_linear(dtype: type) -> None:
     x[1, :8] = [0.0, -0.0, np.inf, -np.inf, np.nan, 3e38, -3e38, 1e-42]
     low, high = limits.min - int(zero), limits.max - int(zero)
     op = row_op("copy", "rounded", d, low=low, high=high, scale=scale)
-    got = run(rows.build(op), {"x": x}, Target.load("x86-64-v3"))["y"]
+    got = run(rows.build(op), {"x": x, **numbers(op)}, Target.load("x86-64-v3"))["y"]
     want = quantize_linear(x, scale, zero).astype(np.int64) - int(zero)
     np.testing.assert_array_equal(got / scale, want)
 

@@ -67,7 +67,8 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         for name in ("q_gamma", "k_gamma")
         if name in named
     ]
-    inputs, shared = [*projections, *tables, *gammas], [*bias, *limits_of(shape, emitter)]
+    inputs = [*projections, *tables, *gammas]
+    shared = [*bias, *limits_of(shape, emitter), *emitter.numbers(shape.numbers)]
     if not causal:
         made = emitter.call(attention.build_append(shape), inputs)
         caches = [made[t.name] for t in shape.cache]
@@ -91,7 +92,8 @@ def _decode(
         return emitter.call(attention.build_decode(shape), [*inputs, *caches])["o"]
     scores = emitter.call(attention.build_divided_scores(shape), [*inputs, *caches])["scores"]
     values = [c for c, t in zip(caches, shape.cache, strict=True) if t.name.startswith("v_")]
-    return emitter.call(attention.build_divided_values(shape), [scores, *values])["o"]
+    read = [scores, *emitter.numbers(shape.numbers), *values]
+    return emitter.call(attention.build_divided_values(shape), read)["o"]
 
 
 def _distance_bias(

@@ -36,7 +36,7 @@ def _cross_attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     )
     shape = replace(shape, roundings=roundings, weight_roundings=weight_roundings)  # type: ignore[arg-type]
     caches = _cross_caches(call, shape, emitter)
-    inputs = [q, *limits_of(shape, emitter), *caches]
+    inputs = [q, *limits_of(shape, emitter), *emitter.numbers(shape.numbers), *caches]
     return emitter.call(attention.build_attend(shape), inputs)["o"]
 
 

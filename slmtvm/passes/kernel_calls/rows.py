@@ -49,11 +49,11 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     ]
     if whole:
         ranged = dataclasses.replace(op, epilogue="range", keep_f32=False)
-        made = emitter.call(rows.build(ranged), [x, *operands])
+        made = emitter.call(rows.build(ranged), [x, *operands, *emitter.numbers(ranged.numbers)])
         kernel = rows.build_quantize_tensor(op)
         results = made | emitter.call(kernel, [made[name] for name in ("y", "low", "high")])
     else:
-        results = emitter.call(rows.build(op), [x, *operands])
+        results = emitter.call(rows.build(op), [x, *operands, *emitter.numbers(op.numbers)])
     if floats:
         return results["y"]
     third = "xsum" if epilogue == "block" else "xz"
