@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import ziglang
+
 from slmtvm.errors import SlmError
+
+# Called itself: to start Python for it takes as long as to link a small library.
+_ZIG = Path(ziglang.__file__).parent / "zig"
 
 
 def cache_folder() -> Path:
@@ -36,7 +40,7 @@ def zig_cc(
     }
     # -fno-sanitize: zig turns the undefined-behaviour sanitizer on by default, which would put its
     # runtime into the library.
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", link_triple, "-fno-sanitize=all"]
+    command = [str(_ZIG), "cc", "-target", link_triple, "-fno-sanitize=all"]
     result = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
     if result.returncode != 0:
         raise SlmError(f"zig cc failed for {link_triple}:\n{result.stderr.strip()}")

@@ -45,6 +45,7 @@ def test_an_error_is_one_line_that_names_the_cause(arguments: tuple[str, ...]) -
     assert not (ROOT / "out.slm").exists()
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback_before_or_after_the_verb() -> None:
     for arguments in (
         ("--debug", "inspect", "missing.onnx"),

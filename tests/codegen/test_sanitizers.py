@@ -47,7 +47,9 @@ def build(plan: Plan, sanitizers: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("mask", ["none", "keys", "skip"])
 @pytest.mark.parametrize("toy", [toy_decoder, toy_encoder], ids=["decoder", "encoder"])
-@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+@pytest.mark.parametrize(
+    "sanitizers", ["address,undefined", pytest.param("thread", marks=pytest.mark.slow)]
+)
 def test_random_calls_from_three_threads_leave_the_sanitizers_silent(
     toy: Callable[..., Plan], mask: str, sanitizers: str, tmp_path: Path
 ) -> None:

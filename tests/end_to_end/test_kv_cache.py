@@ -24,7 +24,10 @@ MAX_KL = {
 SIZES = {"f16": 1 / 2, "int8": (32 + 4) / (32 * 4)}
 
 
-@pytest.mark.parametrize(("form", "kv"), MAX_KL)
+@pytest.mark.parametrize(
+    ("form", "kv"),
+    [pytest.param(*key, marks=pytest.mark.slow if key[0] == "demo" else ()) for key in MAX_KL],
+)
 def test_a_narrower_cache_takes_less_memory_and_changes_little(
     form: str, kv: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

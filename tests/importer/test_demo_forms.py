@@ -70,6 +70,7 @@ def test_quantized_forms_stay_near_onnxruntime(form):
     assert kl(want, got) < (1e-2 if form.startswith("int8") else 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [f for f in FORMS if f not in EXACT])
 def test_a_single_token_of_a_quantized_form_is_exact_but_for_rounding_flips(form):
     path = model_path(form)

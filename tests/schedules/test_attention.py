@@ -68,6 +68,7 @@ def test_head_sizes_at_positions_around_a_block(
         check_step(with_kv(shape, kv_dtype, target), position, target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("rotary_dim", [0, 32])
 def test_decoding_in_one_kernel_changes_no_bit(
@@ -96,7 +97,14 @@ def chunked(shape: AttentionShape, qkv: np.ndarray, start: int, chunk: int, accu
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize(
-    ("chunk", "accumulators"), [(1, 4), (5, 4), (5, 16), (10, 16)], ids=lambda v: str(v)
+    ("chunk", "accumulators"),
+    [
+        pytest.param(1, 4, marks=pytest.mark.slow),
+        pytest.param(5, 4, marks=pytest.mark.slow),
+        (5, 16),
+        (10, 16),
+    ],
+    ids=lambda v: str(v),
 )
 def test_chunks_of_any_size_give_the_same_bits(
     chunk: int, accumulators: int, kv_dtype: str

@@ -77,6 +77,7 @@ def test_masked_rows_have_the_same_bits_on_every_target() -> None:
         np.testing.assert_array_equal(bits(result), bits(results[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("case", CASES)
 def test_where_all_is_visible_no_bit_differs_from_kernels_without_a_mask(

@@ -106,6 +106,7 @@ def one_by_one(shape: AttentionShape, given: Arrays, position: int) -> Arrays:
     return {**kept, "o": np.concatenate(outputs)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("accumulators", [1, 4, 16])
 @pytest.mark.parametrize("variant", [EVERYTHING, ROUNDED], ids=["everything", "rounded"])
@@ -163,6 +164,7 @@ def test_a_rotation_on_its_own_is_that_of_the_append_kernel(causal: bool) -> Non
     np.testing.assert_array_equal(bits(got), bits(want))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize(
     ("shape", "position"),

@@ -84,12 +84,12 @@ LAYERS = {
 @pytest.mark.parametrize(
     ("name", "m", "by_pair"),
     [
-        ("f32", 1, False),
+        pytest.param("f32", 1, False, marks=pytest.mark.slow),
         ("f32", 7, True),
-        ("int4", 7, False),
-        ("int4 on floats", 1, True),
+        pytest.param("int4", 7, False, marks=pytest.mark.slow),
+        pytest.param("int4 on floats", 1, True, marks=pytest.mark.slow),
         ("int8", 7, True),
-        ("in blocks", 1, False),
+        pytest.param("in blocks", 1, False, marks=pytest.mark.slow),
         ("in blocks", 7, True),
     ],
 )

@@ -124,6 +124,7 @@ def test_the_reference_multiplies_dequantized_operands(shape: LinearShape) -> No
     np.testing.assert_allclose(case.reference(), expected, rtol=1e-12, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [

@@ -182,6 +182,7 @@ def test_perplexity_by_the_protocol_is_that_of_the_trained_model(form: str) -> N
     assert measured == pytest.approx(PROTOCOL_PERPLEXITY[form], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_predicts_python_as_well_as_the_trained_model(form: str) -> None:
     tokens = heldout_ids()[-6 * 256 - 1 :]
