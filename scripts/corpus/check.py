@@ -156,14 +156,11 @@ def judge(
     ``own``: onnxruntime's difference from itself. Raises where ours is greater and breaks the rule.
     """
     most = agreement.rule.most
-    if not agreement.holds or (most is not None and agreement.difference > most):
-        outcome.own = own()
-    if not agreement.holds:
-        outcome.held = False
-        if not agreement.difference <= outcome.own * _SAME:  # NaN is none
-            raise SlmError(
-                f"differs from onnxruntime: {agreement}; it from itself: {outcome.own:.2g}"
-            )
+    outcome.held = agreement.holds
+    turned = not agreement.holds or (most is not None and agreement.difference > most)
+    outcome.own = own() if turned else 0.0
+    if not agreement.holds and not agreement.difference <= outcome.own * _SAME:  # NaN is none
+        raise SlmError(f"differs from onnxruntime: {agreement}; it from itself: {outcome.own:.2g}")
     numbers = asdict(agreement)
     del numbers["rule"]
     return numbers
