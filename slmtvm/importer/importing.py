@@ -10,7 +10,7 @@ import tvm
 
 from slmtvm.errors import SlmError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.early_rounding import round_before_moving
+from slmtvm.importer.early_pointwise import compute_before_moving
 from slmtvm.importer.emit import Emitter, schedule
 from slmtvm.importer.encoder_decoder import (
     check_uses,
@@ -114,7 +114,7 @@ def _kind_of(kind: Callable[[Sequence[str]], str], padding: Padding) -> str:
 
 def _import_both(graph: Graph, context: int | None) -> tuple[CanonicalModel, _FindMask]:
     """An encoder and a decoder: the decoder's model, and the function that reads its source."""
-    halves = split(round_before_moving(graph))
+    halves = split(compute_before_moving(graph))
     roles = assign_roles(halves.encoder)
     early, padding = assume_no_padding(halves.encoder, roles.tokens.name)
     frame = freeze_twice(early, roles, None, most=_MAX_SOURCE)

@@ -18,8 +18,10 @@ from tests.importer.test_encoder_decoder import (
     SOURCE,
     TOKENS,
     Builder,
+    check_rounded,
     one_file,
     two_files,
+    with_rounded_heads,
 )
 
 POSITIONS, OFFSET = 43, 2  # rows of a table, and the first that a sequence reads
@@ -89,6 +91,14 @@ class WithDividedKeys(Builder):
 def test_keys_of_a_source_may_be_scaled(way, kind, tmp_path):
     model = check(WAYS[way](tmp_path, kind))
     assert not [note for note in model.notes if "multiply" in note], "it is a part of the scale"
+
+
+@pytest.mark.parametrize("kind", [WithConstantScale, WithDividedKeys])
+@pytest.mark.parametrize("late_batch", [False, True])
+def test_scaled_keys_of_a_source_may_be_rounded(late_batch, kind, tmp_path):
+    path = one_file(tmp_path, late_batch=late_batch, kind=kind)
+    onnx.save(with_rounded_heads(onnx.load(path)), path)
+    check_rounded(path)
 
 
 def test_values_of_a_source_that_the_decoder_scales_are_refused(tmp_path):
