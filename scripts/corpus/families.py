@@ -299,3 +299,22 @@ def flan_t5() -> hf.PretrainedConfig:
         feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=2,
         eos_token_id=1, pad_token_id=2,
     )  # fmt: skip
+
+
+@family("encoder-decoder")
+def bart() -> hf.PretrainedConfig:
+    return hf.BartConfig(
+        vocab_size=131, d_model=66, encoder_layers=1, decoder_layers=1, encoder_attention_heads=3,
+        decoder_attention_heads=3, encoder_ffn_dim=56, decoder_ffn_dim=40,
+        max_position_embeddings=63, init_std=0.12, decoder_start_token_id=2, **_TOKENS,
+    )  # fmt: skip
+
+
+@family("encoder-decoder")
+def marian() -> hf.PretrainedConfig:
+    return hf.MarianConfig(
+        vocab_size=139, d_model=80, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=88, decoder_ffn_dim=104,
+        max_position_embeddings=67, activation_function="swish", scale_embedding=True,
+        init_std=0.12, decoder_start_token_id=2, **_TOKENS,
+    )  # fmt: skip

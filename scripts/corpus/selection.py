@@ -46,6 +46,9 @@ _LEFT_OUT = (
     "bert-dynamo-masked-fused-*", "bert-optimum-fused-*",
     # onnxruntime 1.31 refuses what that release wrote of their heads.
     "mistral-builder0.5-*", "llama-builder0.5-*", "gemma2-builder0.5-*",
+    # Most of an archive are weights: these share none with the other cells of their family, and
+    # one family without relative positions is enough.
+    "bart-optimum-[!mp]*", "bart-optimum1*", "marian-*",
 )  # fmt: skip
 # Of the other cells of a route or a transform, one in so many, and one where there is no other:
 # those whose names have the least checksums, which favours no family.

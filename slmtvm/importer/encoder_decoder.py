@@ -19,11 +19,12 @@ from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.compute import operator_of
 from slmtvm.importer.expand import expand
 from slmtvm.importer.frame import Frame
+from slmtvm.importer.freeze import freeze
 from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Array, Constant, Graph, Node, Port
 from slmtvm.importer.match.cross import Source
 from slmtvm.importer.operators import Kind
-from slmtvm.importer.roles import HIDDEN_STATES, assign_roles
+from slmtvm.importer.roles import HIDDEN_STATES, Roles, assign_roles
 from slmtvm.importer.steps import Remember, Rows
 
 _PAST_OF_SOURCE = re.compile(r"past.*\.encoder\..*")
@@ -237,7 +238,15 @@ def _numbers(begin: int, end: int, frozen: Frozen) -> Array:
             f"a decoder that reads more than {_EXACT} numbers of {frozen.length} source tokens",
             where=str(frozen.graph.path),
         )
-    return np.arange(begin, end, dtype=np.float32)
+    return np.arange(begin, end, dtype=np.float64)  # exact also where they are scaled
+
+
+def freeze_with_ones(frame: Frame, roles: Roles, stand_ins: Iterable[str]) -> Frozen:
+    """``frame``'s graph, of the decoder, at the short length with ones for all ``stand_ins``."""
+    given = frame.graph.initializers
+    ones = {name: Constant.of(name, np.ones(given[name].shape)) for name in stand_ins}
+    graph = replace(frame.graph, initializers={**given, **ones})
+    return freeze(graph, roles, frame.small.length)
 
 
 def check_uses(frame: Frame, stand_ins: Iterable[str]) -> None:

@@ -41,7 +41,7 @@ def fold(frozen: Frozen, node: Node, limit: int) -> None:
         wide = compute(frozen.graph, node, widened(values))
         results = tuple(narrowed(result, values) for result in wide)
     source = given[0] if given else None
-    if source is not None and source.name in frozen.graph.initializers:
+    if source is not None and node.inputs[0] not in frozen.of_sequence:
         _note_limit(frozen, node, source, values, results[0])
     for name, value in zip(node.outputs, results, strict=False):
         if not name:

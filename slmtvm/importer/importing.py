@@ -10,12 +10,13 @@ import tvm
 
 from slmtvm.errors import SlmError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.early_rounding import round_before_moving
+from slmtvm.importer.early_pointwise import compute_before_moving
 from slmtvm.importer.emit import Emitter, schedule
 from slmtvm.importer.encoder_decoder import (
     check_uses,
     common_source,
     encoder_file,
+    freeze_with_ones,
     has_both,
     join,
     needs_encoder,
@@ -33,7 +34,7 @@ from slmtvm.importer.masked import Probe, after_mask, check_mask_input, under_ma
 from slmtvm.importer.masking import mask_kind
 from slmtvm.importer.match.cross import Source
 from slmtvm.importer.outputs import choose_output
-from slmtvm.importer.padding import assume_no_padding, padding_notes
+from slmtvm.importer.padding import Padding, assume_no_padding, padding_notes
 from slmtvm.importer.report import elementwise_notes, family_of, hidden_size, layer_reports
 from slmtvm.importer.roles import assign_roles
 from slmtvm.importer.split import split_packed
@@ -95,26 +96,34 @@ def _import(path: Path, context: int | None) -> tuple[CanonicalModel, _FindMask]
             probe = Probe(cover, output, *under_mask(frame, roles, tests))
             return mask_kind([probe], rounds_rows_together=model.kind == "encoder")
 
-        try:
-            return kind(padding.tests)  # hidden tokens are padding, as tokenizers have it
-        except UnsupportedOpError:
-            if not padding.tests:
-                raise
-            return kind(())
+        return _kind_of(kind, padding)
 
     notes = [*padding_notes(padding.tokens), *notes, *model.notes]
     return replace(model, padding=padding.tokens, notes=tuple(notes)), find_mask
 
 
+def _kind_of(kind: Callable[[Sequence[str]], str], padding: Padding) -> str:
+    """The ``kind`` of mask where hidden tokens are padding, as tokenizers have it, or else not."""
+    try:
+        return kind(padding.tests)
+    except UnsupportedOpError:
+        if not padding.tests:
+            raise
+        return kind(())
+
+
 def _import_both(graph: Graph, context: int | None) -> tuple[CanonicalModel, _FindMask]:
     """An encoder and a decoder: the decoder's model, and the function that reads its source."""
-    halves = split(round_before_moving(graph))
+    halves = split(compute_before_moving(graph))
     roles = assign_roles(halves.encoder)
-    frame = freeze_twice(halves.encoder, roles, None, most=_MAX_SOURCE)
+    early, padding = assume_no_padding(halves.encoder, roles.tokens.name)
+    frame = freeze_twice(early, roles, None, most=_MAX_SOURCE)
     late, stand_ins = with_stand_ins(halves, frame.small)
-    source = Source(Cover(frame, roles.tokens.name), stand_ins)
     late_roles = assign_roles(late)
+    late, late_padding = assume_no_padding(late, late_roles.tokens.name)
     late_frame = freeze_twice(late, late_roles, context)
+    ones = freeze_with_ones(late_frame, late_roles, stand_ins)
+    source = Source(Cover(frame, roles.tokens.name), stand_ins, ones)
     check_uses(late_frame, stand_ins)
     output, notes = choose_output(late_frame)
     cover = Cover(late_frame, late_roles.tokens.name, encoder=source)
@@ -128,16 +137,22 @@ def _import_both(graph: Graph, context: int | None) -> tuple[CanonicalModel, _Fi
 
     def find_mask() -> str:
         check_mask_input(halves.encoder, roles)
-        masked, masks = under_mask(frame, roles)
-        # The decoder's graph is frozen at two lengths of its own, both after the short source.
-        after = after_mask(late_frame, late_roles, source_constants(halves, masked[0]))
-        probes = [
-            Probe(source.cover, hidden, masked, masks),
-            Probe(cover, output, after, (masks[0], masks[0]), of_source=True),
-        ]
-        return mask_kind(probes, rounds_rows_together=True)
 
-    return replace(model, notes=(*notes, *model.notes)), find_mask
+        def kind(tests: Sequence[str]) -> str:
+            masked, masks = under_mask(frame, roles, tests)
+            # The decoder's graph is frozen at two lengths of its own, both after the short source.
+            after = after_mask(late_frame, late_roles, source_constants(halves, masked[0]))
+            probes = [
+                Probe(source.cover, hidden, masked, masks),
+                Probe(cover, output, after, (masks[0], masks[0]), of_source=True),
+            ]
+            return mask_kind(probes, rounds_rows_together=True)
+
+        return _kind_of(kind, padding)
+
+    counted = tuple(sorted({*padding.tokens, *late_padding.tokens}))
+    notes = [*padding_notes(counted), *notes, *model.notes]
+    return replace(model, padding=counted, notes=tuple(notes)), find_mask
 
 
 class _Recognised:

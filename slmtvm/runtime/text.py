@@ -32,9 +32,16 @@ def end_tokens(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(id_ for id_ in ids if id_ is not None)
 
 
-def _padding_token(tokenizer: Tokenizer) -> int:
-    ids = (tokenizer.token_to_id(mark) for mark in _PADDING_MARKS)
-    return next((id_ for id_ in ids if id_ is not None), 0)
+def _usual_start(session: Session) -> int:
+    """The token that texts of most encoder-decoders start from: padding."""
+    ids = (session.tokenizer.token_to_id(mark) for mark in _PADDING_MARKS)
+    token = next((id_ for id_ in ids if id_ is not None), 0)
+    if token in session.info.get("padding", ()):
+        raise SlmError(
+            f"this model's positions leave out padding ({token}), so that its texts do not start "
+            "from it; say which token they start from (--start)"
+        )
+    return token
 
 
 def generate_text(
@@ -53,7 +60,8 @@ def generate_text(
     An encoder-decoder reads the prompt as its source and writes another text. It starts from the
     token ``start``, by default the tokenizer's padding token, which most are trained with.
     Ends at a token that ends a text. The other parameters are those of ``Session.generate``. Raises
-    SlmError where the prompt is empty or does not fit the context, or the bundle has no tokenizer.
+    SlmError where the prompt is empty or does not fit the context, the bundle has no tokenizer, or
+    a text cannot start from padding.
     """
     tokenizer = session.tokenizer
     try:
@@ -63,8 +71,9 @@ def generate_text(
     if not ids:
         raise SlmError("the prompt is empty: a model needs at least one token to continue")
     if session.info["kind"] == "encoder-decoder":
+        first = _usual_start(session) if start is None else start
         session.encode(ids)
-        ids = [_padding_token(tokenizer) if start is None else start]
+        ids = [first]
     tokens = session.generate(
         ids,
         max_tokens,

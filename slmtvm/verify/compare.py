@@ -45,11 +45,19 @@ class _Case:
     tokens: np.ndarray
     following: np.ndarray
     mask: np.ndarray | None = None  # of the source where there is one; None: all are
+    padding: int | None = None  # what hidden tokens are instead, where that matters
+
+    @property
+    def masked(self) -> np.ndarray:
+        """The tokens int32 (n,) that go with the mask."""
+        if self.mask is None or self.padding is None:
+            return self.tokens
+        return np.where(self.mask, self.tokens, self.padding).astype(np.int32)
 
     @property
     def given(self) -> tuple[np.ndarray, ...]:
         """The arguments of a session's call."""
-        return (self.tokens,) if self.mask is None else (self.tokens, self.mask)
+        return (self.masked,) if self.mask is None else (self.masked, self.mask)
 
 
 def verify(
@@ -152,11 +160,9 @@ def _masked_cases(case: _Case, info: dict[str, Any]) -> list[_Case]:
     padded = np.arange(count) >= int(_HIDDEN * count)
     visible[-1] = padded[-1] = True
     pads = info.get("padding", ()) if kind == "skip" else ()
-    found = []
-    for mask in (padded, visible, padded & visible):
-        tokens = np.where(mask, case.tokens, pads[0]) if pads else case.tokens
-        found.append(_Case(tokens.astype(np.int32), case.following, mask))
-    return found
+    padding = pads[0] if pads else None
+    masks = (padded, visible, padded & visible)
+    return [replace(case, mask=mask, padding=padding) for mask in masks]
 
 
 def _cut(ids: np.ndarray, window: int) -> list[np.ndarray]:
@@ -180,11 +186,11 @@ def _compare_logits(
             session.encode(*case.given)
             session.reset()
             ours = session.eval_all(case.tokens)
-            theirs = reference.rows(case.tokens, case.tokens, case.mask)
+            theirs = reference.rows(case.tokens, case.masked, case.mask)
         else:
             session.reset()
             ours = session.eval_all(*case.given)
-            theirs = reference.rows(case.tokens, mask=case.mask)
+            theirs = reference.rows(case.masked, mask=case.mask)
             seen = seen if case.mask is None else case.mask
         _check_shapes(ours, theirs, reference)
         total.add_logits(ours[seen], theirs[seen], case.following[seen])
@@ -210,7 +216,7 @@ def _compare_hidden(
     total = HiddenDifference()
     for done, case in enumerate(cases):
         progress(done, len(cases))
-        ours, theirs = session.encode(*case.given), reference.rows(case.tokens, mask=case.mask)
+        ours, theirs = session.encode(*case.given), reference.rows(case.masked, mask=case.mask)
         _check_shapes(ours, theirs, reference)
         seen = slice(None) if case.mask is None else case.mask
         total.add_hidden(ours[seen], theirs[seen])

@@ -13,6 +13,7 @@ from tests.importer.corpus_gaps import reason
 from tests.models.corpus import corpus_path
 
 FILES = (
+    "bart-optimum-merged/decoder_model_merged.onnx",
     "bert-optimum-dynamic-s8/model.onnx",
     "bert-optimum-qdq-u8s8/model.onnx",
     "bloom-dynamo/model.onnx",  # biases by distance

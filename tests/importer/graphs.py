@@ -69,7 +69,7 @@ def build(tiny: Tiny) -> onnx.ModelProto:
     places = b.op("Range", b.constant(0, np.int64), number, b.constant(1, np.int64))
     if tiny.learned_positions:
         table = b.near(0, tiny.learned_positions, tiny.hidden, name="positions.weight")
-        at = _count_positions(b, ids, tiny.padding) if tiny.padding >= 0 else places
+        at = count_positions(b, ids, tiny.padding) if tiny.padding >= 0 else places
         x = b.op("Add", x, b.op("Gather", table, at))
     tables = _rope_tables(b, tiny, places) if tiny.rope else None
     for _ in range(tiny.layers):
@@ -88,7 +88,7 @@ def build(tiny: Tiny) -> onnx.ModelProto:
     )
 
 
-def _count_positions(b: GraphBuilder, ids: str, padding: int) -> str:
+def count_positions(b: GraphBuilder, ids: str, padding: int) -> str:
     """RoBERTa's position ids: padding + how many tokens up to here are not padding."""
     pad = b.op("Constant", value=numpy_helper.from_array(np.array(padding, np.int64)))
     text = b.op("Cast", b.op("Not", b.op("Equal", ids, pad)), to=TensorProto.INT32)

@@ -30,6 +30,17 @@ SOURCE, TOKENS = RNG.integers(0, VOCAB, 13), RNG.integers(0, VOCAB, 9)
 class Builder(GraphBuilder):
     """The parts of an encoder-decoder; ``batch`` is where sizes of reshapes are taken from."""
 
+    more_inputs: tuple[onnx.ValueInfoProto, ...] = ()  # of one file, next to both tokens
+
+    def embed(self, table: str, ids: str) -> str:
+        return self.op("Gather", table, ids)
+
+    def scaled(self, queries: str, keys: str) -> tuple[str, str]:
+        return queries, keys
+
+    def over_source(self, scores: str) -> str:
+        return scores
+
     def heads(self, x: str, batch: str) -> str:
         size = self.op("Shape", batch, start=0, end=1)
         shape = self.op("Concat", size, self.ints(-1, HEADS, HEAD_DIM), axis=0)
@@ -40,9 +51,12 @@ class Builder(GraphBuilder):
             self.heads(self.op("MatMul", value, self.weight(DIM, WIDTH)), batch)
             for value in (x, memory, memory)
         )
-        scores = self.op("MatMul", q, self.op("Transpose", k, perm=[0, 1, 3, 2]))
+        q, k = self.scaled(q, self.op("Transpose", k, perm=[0, 1, 3, 2]))
+        scores = self.op("MatMul", q, k)
         if mask is not None:
             scores = MASKS[mask][0](self, scores, self.op("Shape", x, start=1, end=2))
+        else:
+            scores = self.over_source(scores)
         weights = self.op("Softmax", scores, axis=-1)
         joined = self.op("Transpose", self.op("MatMul", weights, v), perm=[0, 2, 1, 3])
         flat = self.op("Reshape", joined, self.ints(0, 0, WIDTH))
@@ -57,7 +71,7 @@ class Builder(GraphBuilder):
 
 
 def encoder(b: Builder, ids: str, table: str, batch: str) -> str:
-    x = b.op("Gather", table, ids)
+    x = b.embed(table, ids)
     n = b.norm(x)
     x = b.op("Add", x, b.attention(n, n, None, batch))
     x = b.op("Add", x, b.feed_forward(b.norm(x)))
@@ -65,7 +79,7 @@ def encoder(b: Builder, ids: str, table: str, batch: str) -> str:
 
 
 def decoder(b: Builder, ids: str, table: str, hidden: str, late_batch: bool) -> str:
-    x = b.op("Gather", table, ids)
+    x = b.embed(table, ids)
     for _ in range(2):
         n = b.norm(x)
         x = b.op("Add", x, b.attention(n, n, "trilu", ids))
@@ -86,24 +100,24 @@ def finish(b: Builder, inputs, value: str, name: str, width: int) -> onnx.ModelP
     return b.model(inputs, [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)])
 
 
-def one_file(folder: Path, *, late_batch: bool) -> Path:
-    b = Builder(np.random.default_rng(0))
+def one_file(folder: Path, *, late_batch: bool, kind: type[Builder] = Builder) -> Path:
+    b = kind(np.random.default_rng(0))
     table = b.near(0, VOCAB, DIM, name="shared")
     source, target = "input_ids", "decoder_input_ids"
     # torch.onnx.export takes the batch of everything from one of the two inputs.
     hidden = encoder(b, source, table, target)
     logits = decoder(b, target, table, hidden, late_batch)
-    model = finish(b, [ids_port(source), ids_port(target)], logits, "logits", VOCAB)
-    return save(model, folder)
+    inputs = [ids_port(source), ids_port(target), *b.more_inputs]
+    return save(finish(b, inputs, logits, "logits", VOCAB), folder)
 
 
-def two_files(folder: Path) -> Path:
-    b = Builder(np.random.default_rng(0))
+def two_files(folder: Path, kind: type[Builder] = Builder) -> Path:
+    b = kind(np.random.default_rng(0))
     table = b.near(0, VOCAB, DIM, name="shared")
     hidden = encoder(b, "input_ids", table, "input_ids")
     first = finish(b, [ids_port("input_ids")], hidden, "last_hidden_state", DIM)
     save(first, folder, "encoder_model.onnx")
-    b = Builder(np.random.default_rng(0))
+    b = kind(np.random.default_rng(0))
     table = b.near(0, VOCAB, DIM, name="shared")
     states = helper.make_tensor_value_info(
         "encoder_hidden_states", TensorProto.FLOAT, ["batch", "source_length", DIM]

@@ -49,7 +49,12 @@ KINDS = {
     "roberta-optimum": "skip",  # hidden tokens are padding, which positions do not count
     "roberta-script-masked": "skip",
 }
-SOURCES = {"t5-optimum": "decoder_model.onnx", "t5-script-masked": "model.onnx"}
+SOURCES = {
+    "bart-optimum-merged": "decoder_model_merged.onnx",
+    "bart-script-masked": "model.onnx",
+    "t5-optimum": "decoder_model.onnx",
+    "t5-script-masked": "model.onnx",
+}
 REFUSED = {
     "llama-dynamo": "no input is a mask",
     "llama-builder-int4": "GroupQueryAttention.*how many tokens are visible",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from unittest.mock import create_autospec
 
 import pytest
 from tokenizers import Tokenizer
 
-from slmtvm.runtime.text import decode_stream, end_tokens
+from slmtvm.errors import SlmError
+from slmtvm.runtime import Session
+from slmtvm.runtime.text import decode_stream, end_tokens, generate_text
 from tests.models import TOKENIZER
 
 
@@ -61,3 +64,18 @@ def test_a_piece_is_given_as_soon_as_its_token_is_known(tokenizer: Tokenizer) ->
 
 def test_the_end_mark_of_the_tokenizer_ends_a_text(tokenizer: Tokenizer) -> None:
     assert end_tokens(tokenizer) == {tokenizer.token_to_id("<|endoftext|>")} == {0}
+
+
+@pytest.mark.parametrize("start", [None, 5])
+def test_a_text_does_not_start_from_padding_that_positions_leave_out(
+    tokenizer: Tokenizer, start: int | None
+) -> None:
+    session = create_autospec(Session, instance=True, tokenizer=tokenizer)
+    session.info = {"kind": "encoder-decoder", "padding": [0]}
+    session.generate.return_value = iter(())
+    if start is None:
+        with pytest.raises(SlmError, match=r"which token they start from \(--start\)"):
+            generate_text(session, "source", start=start)
+    else:
+        assert list(generate_text(session, "source", start=start)) == []
+        assert session.generate.call_args.args[0] == [5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -96,6 +97,29 @@ def test_a_bundle_that_takes_masks_is_compared_under_some(cell: str, kind: str) 
     assert 60 < report.masked.tokens < 120  # of three windows of 40, those that are visible
     assert report.agrees(max_kl=1e-9, min_cosine=0.999)
     assert "masked" in report.to_json() and "under masks" in str(report)
+
+
+def test_where_positions_leave_out_padding_it_hides_the_source_alone() -> None:
+    class Reader(ReferenceSession):
+        sources: ClassVar[list[tuple[np.ndarray, ...]]] = []
+        texts: ClassVar[list[np.ndarray]] = []
+
+        def encode(self, *given: np.ndarray) -> np.ndarray:
+            self.sources.append(given)
+            return np.zeros(0)
+
+        def eval_all(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+            self.texts.append(tokens)
+            return self._reference.rows(tokens, *self.sources[-1])
+
+    reference = Reference(corpus_path("t5-optimum", "decoder_model.onnx"))
+    session = Reader(reference, kind="encoder-decoder", mask="skip", vocab_size=60, context=40)
+    session.info |= {"source_context": 40, "padding": [7]}
+    report = compare(session, reference)
+    assert report.masked is not None and report.masked.max_abs == 0
+    assert not any((text == 7).any() for text in session.texts)
+    masked = [given for given in session.sources if len(given) == 2]
+    assert masked and all(((tokens == 7) == ~mask).all() for tokens, mask in masked)
 
 
 def test_a_bundle_that_does_not_mask_as_the_file_does_disagrees() -> None:

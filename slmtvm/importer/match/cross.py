@@ -8,7 +8,8 @@ import numpy as np
 
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover, Weighing
-from slmtvm.importer.frame import Frame, Trace
+from slmtvm.importer.frame import Frame, Trace, uniform
+from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.attention import (
     Heads,
@@ -23,6 +24,7 @@ from slmtvm.importer.regions import between, dominators, evaluate
 from slmtvm.importer.steps import CrossAttention, Rows
 
 _TOLERANCE = 1e-5
+_NUMBER_TOLERANCE = 1e-3  # of a number that was multiplied and divided in float64
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class Source:
 
     ``cover`` is of the encoder's graph. In the decoder's there are ``stand_ins`` for its values:
     constants whose elements are numbered through, the first with the number that is given here. So
-    an element can be recognised wherever the decoder's graph has moved it. ``remembered``, and the
-    values ``used`` for it, fill as cross-attentions are found.
+    an element can be recognised wherever the decoder's graph has moved it. Its graph frozen with
+    ones in their place, ``ones``, holds what elements are multiplied by on the way. ``remembered``,
+    and the values ``used`` for it, fill as cross-attentions are found.
     """
 
     cover: Cover
     stand_ins: dict[str, int]
+    ones: Frozen
     remembered: dict[str, Remembered] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
 
@@ -56,22 +60,21 @@ class Source:
 
     def trace(self, frame: Frame, value: str) -> Trace | None:
         """A constant of the decoder's graph as elements of a value of the encoder's, or None."""
-        constant = frame.small.constants.get(value)
-        if constant is None or not constant.plain or constant.stored.size == 0:
+        constant, factor = frame.small.constants.get(value), uniform(self.ones, value)
+        if constant is None or not constant.plain or constant.dtype.kind != "f" or not factor:
             return None
-        numbers = constant.stored
-        first = float(numbers.reshape(-1)[0])
-        names = [n for n, start in self.stand_ins.items() if start <= first]
-        if numbers.dtype.kind != "f" or not names:
+        numbers = constant.stored.astype(np.float64) / factor
+        elements = np.rint(numbers)
+        names = [n for n, start in self.stand_ins.items() if start <= elements.flat[0]]
+        if not names or (np.abs(elements - numbers) > _NUMBER_TOLERANCE).any():
             return None
         theirs = self.cover.frame
         name = max(names, key=lambda n: self.stand_ins[n])
-        index = numbers - self.stand_ins[name]
-        size = np.prod(theirs.small.shapes[name])
-        if (index < 0).any() or (index >= size).any() or (index != np.rint(index)).any():
+        index = elements.astype(np.int64) - self.stand_ins[name]
+        if (index < 0).any() or (index >= np.prod(theirs.small.shapes[name])).any():
             return None
-        before = theirs.trace(name)
-        return Trace(before.source, before.index.reshape(-1)[index.astype(np.int64)])
+        before = theirs.trace(name, scaled=True)
+        return Trace(before.source, before.index.reshape(-1)[index], before.factor * factor)
 
 
 def match_cross_attention(cover: Cover, source: Source, node: Node) -> CrossAttention:
@@ -99,10 +102,12 @@ def match_cross_attention(cover: Cover, source: Source, node: Node) -> CrossAtte
     raw = product.outputs[0]
     lead = frame.small.shapes[raw][:-2]
     q, q_factor = heads_of(cover, product.inputs[0], lead, transposed=False)
-    k, v = (
+    (k, k_factor), (v, v_factor) = (
         _source_heads(cover, source, value, lead, transposed=transposed)
         for value, transposed in ((product.inputs[1], True), (node.inputs[1], False))
     )
+    if v_factor != 1.0:
+        raise UnsupportedOpError("values scaled by a constant are not supported", where=where)
     num_heads, head_dim = q.features.shape
     kv_heads, k_features = distinct_heads(k, where)
     v_heads, v_features = distinct_heads(v, where)
@@ -136,20 +141,22 @@ def match_cross_attention(cover: Cover, source: Source, node: Node) -> CrossAtte
     cover.weighings.append(
         Weighing(raw, softmax.inputs[0], softmax.outputs[0], node.inputs[0], of_source=True)
     )
+    before = q_factor * k_factor
     return CrossAttention(
         rows, key, num_heads, kv_heads, head_dim,
-        scale / roundings.scaled if roundings.products else scale * q_factor,
-        as_text(roundings.products, q_factor), as_text(weight_steps),
+        scale / roundings.scaled if roundings.products else scale * before,
+        as_text(roundings.products, before), as_text(weight_steps),
     )  # fmt: skip
 
 
 def _source_heads(
     cover: Cover, source: Source, value: str, lead: tuple[int, ...], *, transposed: bool
-) -> Heads:
+) -> tuple[Heads, float]:
     trace = source.trace(cover.frame, value)
     assert trace is not None
     source.used.add(trace.source)
-    return arrange_heads(source.cover.frame, trace, lead, value, transposed=transposed)
+    heads = arrange_heads(source.cover.frame, trace, lead, value, transposed=transposed)
+    return heads, trace.factor
 
 
 def _scale(cover: Cover, raw: str, softmax: Node) -> tuple[float, Array]:
