@@ -52,7 +52,10 @@ def _quantize_block(
         index = at // LANES
         # Blocks are padded with zeros, which quantize to zero.
         if index < len(values):
-            q = vec.round_product_to_int(values[index], inverse)
+            # The product is rounded first, as onnxruntime has it: half of amax lies half-way
+            # between two levels. The minimum keeps product and sum from becoming one operation.
+            ideal = T.bind(vec.minimum(T.bind(values[index] * inverse), vec.splat(128.0)))
+            q = vec.round_to_int(ideal)
             total = q if total is None else T.bind(total + q)
         else:
             q = vec.splat_int(0)

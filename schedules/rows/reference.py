@@ -66,8 +66,7 @@ def quantize_block(y: Array, group_size: int) -> dict[str, Array]:
     tiny = amax < np.float32(1e-30)
     divisor = np.where(tiny, np.float32(1), amax)
     inverse = np.where(tiny, np.float32(0), np.float32(127) / divisor)
-    # The product of two float32 is exact in float64: it is rounded only once, as by an fma.
-    q = np.rint(blocks.astype(np.float64) * inverse[:, :, None].astype(np.float64))
+    q = np.rint(blocks * inverse[:, :, None])
     return {
         "xq": q.astype(np.int8).reshape(m, k_padded),
         "xs": np.where(tiny, np.float32(0), amax / np.float32(127)),

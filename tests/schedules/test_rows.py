@@ -295,3 +295,17 @@ def test_a_tensor_is_quantized_with_the_range_of_its_valid_rows(target: Target, 
     got = run(kernel, {"y": y, "low": low, "high": high}, target, valid=valid, cuts=(5,))
     for name, value in quantize_tensor_u8(y, valid, op.k_padded, op.storage).items():
         np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+def test_half_of_a_blocks_largest_value_is_rounded_as_the_float32_product_says(
+    target: Target,
+) -> None:
+    op = row_op("copy", "block", 32, m=64)
+    x = np.zeros((64, 32), np.float32)
+    x[:, 0] = np.random.default_rng(0).random(64) + 0.1
+    x[:, 1] = x[:, 0] / 2
+    inverse = np.float32(127) / x[:, 0]
+    exact = np.rint(x[:, 1].astype(np.float64) * inverse.astype(np.float64))
+    assert (exact != np.rint(x[:, 1] * inverse)).any()
+    got = run(rows.build(op), {"x": x}, target)
+    np.testing.assert_array_equal(got["xq"], quantize_block(x, 32)["xq"])
