@@ -107,7 +107,11 @@ def match_cross_attention(cover: Cover, source: Source, node: Node) -> CrossAtte
         for value, transposed in ((product.inputs[1], True), (node.inputs[1], False))
     )
     if v_factor != 1.0:
-        raise UnsupportedOpError("values scaled by a constant are not supported", where=where)
+        raise UnsupportedOpError(
+            f"values of the source are multiplied by {v_factor:g} in the decoder, which is not "
+            "supported; multiply the weights that make them instead",
+            where=where,
+        )
     num_heads, head_dim = q.features.shape
     kv_heads, k_features = distinct_heads(k, where)
     v_heads, v_features = distinct_heads(v, where)
