@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 
 from corpus.widening import computes_in, in_float32
+from slmtvm.verify.exact_sums import exact_session
 from slmtvm.verify.reference import Reference
 
 
@@ -54,9 +55,7 @@ class Calls:
         self._reference = Reference(path)
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = exact_session(path, options)
         self._caches = [i.name for i in self._session.get_inputs() if i.name.startswith("past")]
         self.reset()
 

@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper
 
@@ -54,7 +55,7 @@ def quantize_blocks(
     elif method == "hqq":
         _need_torch()
         config = nbits.HQQWeightOnlyQuantConfig(block_size=group, bits=bits)
-    with _quietly():
+    with _quietly(), _without_torch():
         quantizer = nbits.MatMulNBitsQuantizer(
             model,
             bits=bits,
@@ -69,6 +70,19 @@ def quantize_blocks(
     if all(entry.domain != "com.microsoft" for entry in result.opset_import):
         result.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     return result
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """onnxruntime's GPTQ imports torch, only to find that calibration data is none of torch's."""
+    from onnxruntime.quantization.neural_compressor import util
+
+    original = util.to_numpy
+    util.to_numpy = np.asarray
+    try:
+        yield
+    finally:
+        util.to_numpy = original
 
 
 def _need_torch() -> None:
@@ -87,7 +101,7 @@ def quantize_embeddings(model: ModelProto, *, group: int, symmetric: bool) -> Mo
     tables = {t.name for t in model.graph.initializer if _is_table(t)}
     gathers = [n for n in model.graph.node if n.op_type == "Gather"]
     others = [n.name for n in gathers if n.input[0] not in tables]
-    with _quietly():
+    with _quietly(), _without_torch():
         quantizer = nbits.MatMulNBitsQuantizer(
             model,
             bits=4,

@@ -12,6 +12,7 @@ import onnxruntime
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.importer.encoder_decoder import encoder_file
 from slmtvm.verify.cache import cache_sizes
+from slmtvm.verify.exact_sums import exact_session
 
 _DTYPES = {
     "tensor(int64)": np.int64,
@@ -53,9 +54,7 @@ class Reference:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what fails is raised too
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = exact_session(path, options)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise _refusal(path, error) from error
         self._cache_sizes = cache_sizes(self.path)

@@ -3,7 +3,6 @@ use in the place of slmtvm.load."""
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +14,7 @@ import pytest
 
 from slmtvm.codegen.zig import zig_cc
 from slmtvm.target import Target
+from tests.machines import is_native, lacking
 
 SYSROOTS = {"aarch64": "/usr/aarch64-linux-gnu", "riscv64": "/usr/riscv64-linux-gnu"}
 CPUS = {
@@ -74,7 +74,9 @@ def open_sessions(bundle: Path, target: Target, folder: Path) -> list[EmulatedSe
 
     folder: where the program is built.
     """
-    native = target.arch == platform.machine()
+    native = is_native(target)
+    if reason := lacking(target):
+        pytest.skip(reason)
     if not native:
         qemu = f"qemu-{target.arch}-static"
         if shutil.which(qemu) is None:

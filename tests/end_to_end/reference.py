@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import onnxruntime as ort
 
+from slmtvm.verify.exact_sums import exact_session
 from tests.models import model_path
 
 
@@ -49,9 +50,7 @@ def reference(form: str) -> Reference:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 2
-    return Reference(
-        ort.InferenceSession(str(model_path(form)), options, providers=["CPUExecutionProvider"])
-    )
+    return Reference(exact_session(model_path(form), options))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

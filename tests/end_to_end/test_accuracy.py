@@ -6,7 +6,6 @@ SLMTVM_EXHAUSTIVE=1 evaluates the whole held-out text and all prompts on every t
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from slmtvm.target import Target
 from tests.emulation.session import EmulatedSession, open_sessions
 from tests.end_to_end.bundles import CPU_TARGETS, bundle_for
 from tests.end_to_end.reference import mean_kl, perplexity, reference
+from tests.machines import is_native
 from tests.models import FORMS, heldout_ids, prompt_ids
 
 WINDOW = 256
@@ -58,7 +58,7 @@ class Effort:
 def _effort(sessions: Sessions) -> Effort:
     if "SLMTVM_EXHAUSTIVE" in os.environ:
         return Effort(len(heldout_ids()) // 256 * 256, 256, len(prompt_ids()), 64)
-    if sessions[0].target.arch == platform.machine():
+    if is_native(sessions[0].target):
         return Effort(24 * 256, 256, len(prompt_ids()), 64)
     return Effort(48, 48, 1, 12)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,10 @@ import onnxruntime as ort
 import pytest
 
 from slmtvm.compiler import compile_model
-from slmtvm.target import Target
+from slmtvm.verify.exact_sums import exact_session
 from tests.emulation.session import open_sessions
 from tests.end_to_end.bundles import CPU_TARGETS
+from tests.machines import is_native, runnable_targets
 from tests.models.encoder import ENCODER_FORMS, encoder_path
 
 # Wordpiece ids of a sentence: odd lengths, shorter than the bucket they run in.
@@ -33,7 +33,7 @@ def _tokens(length: int) -> np.ndarray:
 def _wanted(path: Path, tokens: np.ndarray) -> np.ndarray:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = exact_session(path, options)
     ids = np.asarray(tokens, np.int64)[None]
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": ids * 0}
     return session.run(["last_hidden_state"], feed)[0][0]
@@ -51,9 +51,8 @@ def test_sentences_and_their_tokens_point_where_onnxruntimes_do(form: str, tmp_p
     path = encoder_path(form)
     bundle = tmp_path / "minilm.slm"
     compile_model(path, CPU_TARGETS, output=bundle, context=CONTEXT)
-    for name in CPU_TARGETS:
-        target = Target.load(name)
-        native = target.arch == platform.machine()
+    for target in runnable_targets(CPU_TARGETS):
+        name, native = target.name, is_native(target)
         for session in open_sessions(bundle, target, tmp_path):
             for length in LENGTHS if native or "SLMTVM_EXHAUSTIVE" in os.environ else LENGTHS[:1]:
                 tokens = _tokens(length)

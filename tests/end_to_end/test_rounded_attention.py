@@ -16,6 +16,7 @@ from slmtvm.plan.build import build_plan
 from slmtvm.target import Target
 from tests.emulation.session import open_sessions
 from tests.end_to_end.bundles import CPU_TARGETS
+from tests.machines import runnable_targets
 from tests.passes import toy
 from tests.passes.toy import CONTEXT, VOCAB, Layer
 
@@ -77,9 +78,9 @@ def test_no_target_changes_a_bit(model: CanonicalModel, tmp_path: Path) -> None:
     path = tmp_path / "b.slm"
     _write(model, path, CPU_TARGETS)
     computed = {
-        f"{name} {session.cpu}": session.eval_all(TOKENS, CONTEXT)
-        for name in CPU_TARGETS
-        for session in open_sessions(path, Target.load(name), tmp_path)
+        f"{target.name} {session.cpu}": session.eval_all(TOKENS, CONTEXT)
+        for target in runnable_targets(CPU_TARGETS)
+        for session in open_sessions(path, target, tmp_path)
     }
     first = next(iter(computed.values()))
     for where, logits in computed.items():

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slmtvm.target import Target
 from tests.emulation.session import open_sessions
 from tests.end_to_end.bundles import CPU_TARGETS, bundle_for
+from tests.machines import runnable_targets
 from tests.models import heldout_ids
 
 TOKENS = 17  # a chunk of 16 and a single token
@@ -29,9 +29,9 @@ def test_every_target_computes_the_same_bits(
     bundle = bundle_for(tmp_path_factory, form, CPU_TARGETS, kv)
     tokens = heldout_ids()[:TOKENS]
     computed = {
-        f"{name} {session.cpu}": session.eval_all(tokens, TOKENS)
-        for name in CPU_TARGETS
-        for session in open_sessions(bundle, Target.load(name), tmp_path)
+        f"{target.name} {session.cpu}": session.eval_all(tokens, TOKENS)
+        for target in runnable_targets(CPU_TARGETS)
+        for session in open_sessions(bundle, target, tmp_path)
     }
     first = next(iter(computed.values()))
     for where, logits in computed.items():

@@ -11,6 +11,8 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
+from slmtvm.verify.exact_sums import exact_session
+
 OPSET = 18
 
 
@@ -71,7 +73,7 @@ def run_onnxruntime(path: Path, tokens: np.ndarray, output: str | None = None) -
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = exact_session(path, options)
     feed = {}
     for port in session.get_inputs():
         shape = [d if isinstance(d, int) else 0 for d in port.shape]

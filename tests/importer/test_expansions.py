@@ -18,6 +18,7 @@ from slmtvm.importer.expand.registry import find_expansion
 from slmtvm.importer.freeze import freeze
 from slmtvm.importer.load import load
 from slmtvm.importer.roles import assign_roles
+from slmtvm.verify.exact_sums import exact_session
 
 MICROSOFT = "com.microsoft"
 RNG = np.random.default_rng(0)
@@ -79,9 +80,7 @@ def expected(model: onnx.ModelProto) -> list[np.ndarray]:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    session = ort.InferenceSession(
-        fed.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = exact_session(fed, options)
     return session.run(None, feeds)
 
 

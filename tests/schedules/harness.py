@@ -6,7 +6,6 @@ no sysroot, only qemu.
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +18,7 @@ from slmtvm.codegen.objects import write_object
 from slmtvm.codegen.zig import zig_cc
 from slmtvm.schedules.kernel import Kernel
 from slmtvm.target import Target
+from tests.machines import is_native, lacking
 
 QEMU = {
     "aarch64": [["qemu-aarch64-static", "-cpu", "max"]],
@@ -55,7 +55,9 @@ int main(int argc, char **argv) {
 
 def emulators(target: Target) -> list[list[str]]:
     """The command prefixes under which ``target`` can run here; skips the test if there is none."""
-    if target.arch == platform.machine():
+    if is_native(target):
+        if reason := lacking(target):
+            pytest.skip(reason)
         return [[]]
     found = [command for command in QEMU[target.arch] if shutil.which(command[0])]
     if not found:
@@ -78,6 +80,7 @@ def run(
     as threads would; those outside of it are left out. Where the target runs under several
     emulators (vector lengths), all agree.
     """
+    prefixes = emulators(target)
     blobs = []
     for tensor in kernel.tensors:
         given = inputs.get(tensor.name)
@@ -111,7 +114,7 @@ def run(
              str(path / "kernel.o"), "-lm"],
         )  # fmt: skip
         bounds = [str(b) for b in (0, *(c for c in cuts if c < kernel.grid), kernel.grid)]
-        for prefix in emulators(target):
+        for prefix in prefixes:
             command = [*prefix, str(path / "run"), str(path / "in"), str(path / "out")]
             subprocess.run([*command, str(position), str(valid), *bounds], check=True, timeout=300)
             results.append((path / "out").read_bytes())

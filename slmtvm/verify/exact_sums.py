@@ -1,0 +1,155 @@
+"""onnxruntime with exact sums of integer products, whatever CPU it runs on.
+
+On x86 without VNNI its kernels add up products of unsigned and signed bytes in pairs of 16 bits,
+which saturate: most sums of a layer with weights up to +-127 come out wrong, and a file has other
+results than on every newer machine. Products of unsigned bytes are exact on all of them, so there
+signed weights are shifted by 128, and so are their zero points: the same sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper, inliner, numpy_helper
+
+_MICROSOFT = "com.microsoft"
+# Operator -> its inputs that are the second operand and that operand's zero point.
+_OPERANDS = {
+    ("", "MatMulInteger"): (1, 3),
+    ("", "QLinearMatMul"): (3, 5),
+    ("", "ConvInteger"): (1, 3),
+    ("", "QLinearConv"): (3, 5),
+    (_MICROSOFT, "MatMulIntegerToFloat"): (1, 5),
+    (_MICROSOFT, "DynamicQuantizeMatMul"): (1, 3),
+    (_MICROSOFT, "QGemm"): (3, 5),
+    (_MICROSOFT, "QAttention"): (1, 7),
+}
+_SHIFT = "slmtvm.shift"  # int32 128
+_ZERO = "slmtvm.zero"  # uint8 128: the zero point where there was none
+
+
+def exact_session(
+    model: str | Path | onnx.ModelProto, options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU whose sums of integer products are exact.
+
+    Weights that are quantized while the model runs and have no zero point stay as they are.
+    Raises what onnxruntime raises.
+    """
+    given: str | bytes
+    given = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    if sums_saturate():
+        if isinstance(model, onnx.ModelProto):
+            loaded = onnx.ModelProto.FromString(given)
+        else:
+            loaded = onnx.load(given, load_external_data=False)
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path",
+                str(Path(given).resolve().parent),
+            )
+        shifted = with_unsigned_weights(loaded)
+        given = given if shifted is None else shifted.SerializeToString()
+    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+
+@cache
+def sums_saturate() -> bool:
+    """Whether this machine's onnxruntime gets a sum of products of u8 and s8 wrong."""
+    count = 64
+    node = helper.make_node("MatMulInteger", ["a", "b"], ["y"])
+    a = np.full((4, count), 255, np.uint8)
+    b = numpy_helper.from_array(np.full((count, 16), 127, np.int8), "b")
+    graph = helper.make_graph(
+        [node], "sum",
+        [helper.make_tensor_value_info("a", onnx.TensorProto.UINT8, a.shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.INT32, (4, 16))],
+        [b],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (sums,) = session.run(None, {"a": a})
+    return bool(np.any(np.asarray(sums) != 255 * 127 * count))
+
+
+def with_unsigned_weights(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """``model``, changed in place, with products of unsigned bytes for those of signed weights.
+
+    None where it has none. What computes the weights stays; nodes behind it shift them.
+    """
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    found = False
+    for graph, signed in _graphs(model.graph, set()):
+        found |= _shift_weights(graph, signed)
+    if not found:
+        return None
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array(128, np.int32), _SHIFT),
+            numpy_helper.from_array(np.array(128, np.uint8), _ZERO),
+        ]
+    )
+    return model
+
+
+def _graphs(graph: onnx.GraphProto, outer: set[str]) -> Iterator[tuple[onnx.GraphProto, set[str]]]:
+    """The graph and those in its nodes, each with what int8 inputs and constants it sees."""
+    int8 = onnx.TensorProto.INT8
+    signed = outer | {t.name for t in graph.initializer if t.data_type == int8}
+    signed |= {given.name for given in graph.input if given.type.tensor_type.elem_type == int8}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if (
+                node.op_type == "Constant"
+                and attribute.name == "value"
+                and attribute.t.data_type == int8
+            ):
+                signed.add(node.output[0])
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g, signed)
+    yield graph, signed
+
+
+def _shift_weights(graph: onnx.GraphProto, signed: set[str]) -> bool:
+    """Give the graph's own products unsigned weights; whether there were any."""
+    nodes: list[onnx.NodeProto] = []
+    shifted: dict[str, str] = {}
+
+    def unsigned(name: str) -> str:
+        if name not in shifted:
+            wide, sum_, shifted[name] = (f"slmtvm.{part}.{name}" for part in ("wide", "sum", "u8"))
+            nodes.extend(
+                [
+                    helper.make_node("Cast", [name], [wide], to=onnx.TensorProto.INT32),
+                    helper.make_node("Add", [wide, _SHIFT], [sum_]),
+                    helper.make_node("Cast", [sum_], [shifted[name]], to=onnx.TensorProto.UINT8),
+                ]
+            )
+        return shifted[name]
+
+    for node in graph.node:
+        at, zero_at = _OPERANDS.get((_domain(node), node.op_type), (0, 0))
+        inputs = [*node.input, *[""] * (zero_at + 1 - len(node.input))]
+        if at and (inputs[at] in signed or inputs[zero_at] in signed):
+            inputs[at] = unsigned(inputs[at])
+            inputs[zero_at] = unsigned(inputs[zero_at]) if inputs[zero_at] else _ZERO
+            del node.input[:]
+            node.input.extend(inputs)
+        nodes.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    return bool(shifted)
+
+
+def _domain(node: onnx.NodeProto) -> str:
+    return "" if node.domain == "ai.onnx" else node.domain

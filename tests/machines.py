@@ -1,0 +1,29 @@
+"""What this machine can run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+from slmtvm.host import CPUINFO_NAMES, cpu_features
+from slmtvm.target import Target, known_targets
+
+
+def is_native(target: Target) -> bool:
+    """Whether the target's instruction set is this machine's, so that nothing emulates it."""
+    return target.arch == platform.machine()
+
+
+def lacking(target: Target) -> str | None:
+    """Why this machine's CPU cannot run a native target, or None: qemu-user has no AVX-512."""
+    if not is_native(target):
+        return None
+    features = cpu_features(Path("/proc/cpuinfo").read_text(errors="replace"))
+    missing = [name for name in target.requires if CPUINFO_NAMES.get(name, name) not in features]
+    return f"this CPU lacks {', '.join(missing)} for {target.name}" if missing else None
+
+
+def runnable_targets(names: Iterable[str] = ()) -> list[Target]:
+    """Those targets that this CPU is not too old for; of all that come with slmtvm by default."""
+    return [t for t in map(Target.load, names or known_targets()) if lacking(t) is None]
