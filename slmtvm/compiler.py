@@ -8,6 +8,7 @@ from pathlib import Path
 from slmtvm.bundle import Bundle
 from slmtvm.bundle.write import write_bundle
 from slmtvm.errors import SlmError
+from slmtvm.generation import generation_tokens
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.pipeline import fuse, lower
@@ -26,6 +27,7 @@ def compile_model(
     *,
     output: str | Path,
     context: int | None = None,
+    source_context: int | None = None,
     tokenizer: str | Path | None = None,
     kv: str | None = None,
     activations: str = "int8",
@@ -34,8 +36,9 @@ def compile_model(
 ) -> Bundle:
     """Compile an ONNX file for one or more targets into the bundle ``output``.
 
-    context: tokens that a session holds; the model's own maximum where None. tokenizer: a
-    tokenizer.json to put into the bundle; the one beside the model where None and there is one.
+    context: tokens that a session holds; the model's own maximum where None. source_context: the
+    most tokens of an encoder-decoder's source. tokenizer: a tokenizer.json to put into the bundle;
+    the one beside the model where None and there is one.
     kv: "f16", "f32" or "int8", how the KV cache holds keys and values; what suits each target where
     None.
     activations: what float activations that meet integer weights are computed in: "int8" (they
@@ -48,7 +51,7 @@ def compile_model(
     _check_options(kv, activations)
     resolved = [t if isinstance(t, Target) else Target.load(t) for t in targets]
     progress("import")
-    canonical = import_onnx(model, context=context, mask=mask)
+    canonical = import_onnx(model, context=context, source_context=source_context, mask=mask)
     return compile_imported(
         canonical,
         resolved,
@@ -101,6 +104,7 @@ def _tokenizer(model: str | Path, given: str | Path | None) -> Path | None:
 
 def _info(model: CanonicalModel, activations: str, kv: str | None) -> dict[str, object]:
     """What slm_info and the manifest say of the model."""
+    tokens = generation_tokens(model.source, model.vocab_size)
     rounded = model.float_activation_layers if activations == "int8" else 0
     return {
         "activations": activations,
@@ -117,4 +121,6 @@ def _info(model: CanonicalModel, activations: str, kv: str | None) -> dict[str, 
         "context": model.context,
         "output": model.output,
         "padding": list(model.padding),
+        "start": tokens.start,
+        "end": list(tokens.end),
     }

@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context", type=positive, help="tokens that a session holds (default: the model's most)"
     )
     parser.add_argument(
+        "--source-context", type=positive, metavar="TOKENS",
+        help="the most tokens of an encoder-decoder's source (default: the model's most, up to "
+        "512)",
+    )  # fmt: skip
+    parser.add_argument(
         "--kv", choices=("f16", "f32", "int8"),
         help="how the KV cache holds keys and values (default: f16 where the CPU converts it in "
         "one instruction, else f32)",
@@ -54,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
             options.target or ["host"],
             output=options.output,
             context=options.context,
+            source_context=options.source_context,
             tokenizer=options.tokenizer,
             kv=options.kv,
             activations=options.activations,

@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--start", type=int, metavar="ID",
-        help="the token that an encoder-decoder's text starts from (default: padding)",
+        help="the token that an encoder-decoder's text starts from (default: what the "
+        "model's settings say, or padding)",
     )  # fmt: skip
     parser.add_argument(
         "--max-tokens", type=positive, default=64, help="most tokens to generate (default 64)"

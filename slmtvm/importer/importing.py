@@ -41,26 +41,31 @@ from slmtvm.importer.split import split_packed
 from slmtvm.importer.steps import Attention, Embedding, Rows, Step
 from slmtvm.ir.model import MASKS, CanonicalModel, KvSpec
 
-_MAX_SOURCE = 512  # tokens of an encoder-decoder's source
+_MOST_SOURCE = 512  # tokens of an encoder-decoder's source, where none are asked for
 _FindMask = Callable[[], str]  # the kind of mask that a file has; raises where it has none
 
 
 def import_onnx(
-    path: str | Path, *, context: int | None = None, mask: str = "none"
+    path: str | Path,
+    *,
+    context: int | None = None,
+    source_context: int | None = None,
+    mask: str = "none",
 ) -> CanonicalModel:
     """The canonical model of an ONNX file, whatever exporter wrote it.
 
     ``context``: positions to compile for; by default the length of the model's own position
     tables, at most 4096, or 1024 where it has none. A decoder's file that reads the hidden states
-    of an encoder is imported with the encoder's file, which lies beside it. ``mask``: one of MASKS;
-    "arbitrary" asks for what a mask of tokens does in this file.
+    of an encoder is imported with the encoder's file, which lies beside it. ``source_context``: the
+    most tokens of an encoder-decoder's source; by default as ``context``, but at most 512.
+    ``mask``: one of MASKS; "arbitrary" asks for what a mask of tokens does in this file.
 
     Raises InvalidModelError for a file that is damaged or contradicts itself, UnsupportedOpError
     for one that holds something that cannot be compiled, each naming the file and the node.
     """
     if mask not in MASKS:
         raise SlmError(f"must be one of {', '.join(MASKS)}, not {mask!r}", where="mask")
-    model, find_mask = _import(Path(path), context)
+    model, find_mask = _import(Path(path), context, source_context)
     return replace(model, mask=find_mask()) if mask == "arbitrary" else model
 
 
@@ -73,14 +78,22 @@ def import_with_mask(path: str | Path, *, context: int | None = None) -> tuple[C
         return model, str(error)
 
 
-def _import(path: Path, context: int | None) -> tuple[CanonicalModel, _FindMask]:
+def _import(
+    path: Path, context: int | None, source_context: int | None = None
+) -> tuple[CanonicalModel, _FindMask]:
     graph = widen(load(path))
     if needs_encoder(graph):
         graph = join(widen(load(encoder_file(path))), graph)
     elif has_both(graph):
         graph = written_out(graph)
     if has_both(graph):
-        return _import_both(graph, context)
+        return _import_both(graph, context, source_context)
+    if source_context is not None:
+        raise SlmError(
+            f"a source of {source_context} tokens is asked for, and this model reads no source: "
+            "leave it out",
+            where=str(path),
+        )
     roles = assign_roles(graph)
     graph, padding = assume_no_padding(graph, roles.tokens.name)
     frame = freeze_twice(graph, roles, context)
@@ -112,12 +125,14 @@ def _kind_of(kind: Callable[[Sequence[str]], str], padding: Padding) -> str:
         return kind(())
 
 
-def _import_both(graph: Graph, context: int | None) -> tuple[CanonicalModel, _FindMask]:
+def _import_both(
+    graph: Graph, context: int | None, source_context: int | None
+) -> tuple[CanonicalModel, _FindMask]:
     """An encoder and a decoder: the decoder's model, and the function that reads its source."""
     halves = split(compute_before_moving(graph))
     roles = assign_roles(halves.encoder)
     early, padding = assume_no_padding(halves.encoder, roles.tokens.name)
-    frame = freeze_twice(early, roles, None, most=_MAX_SOURCE)
+    frame = freeze_twice(early, roles, source_context, most=_MOST_SOURCE)
     late, stand_ins = with_stand_ins(halves, frame.small)
     late_roles = assign_roles(late)
     late, late_padding = assume_no_padding(late, late_roles.tokens.name)

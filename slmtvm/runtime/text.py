@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from slmtvm.runtime.session import Session
 
-# What tokenizers call the token that ends a text. An ONNX file does not say which one it is.
+# What tokenizers call the token that ends a text: for models without settings that say it.
 _END_MARKS = (
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -26,14 +26,18 @@ _END_MARKS = (
 _PADDING_MARKS = ("<pad>", "[PAD]", "<|pad|>")
 
 
-def end_tokens(tokenizer: Tokenizer) -> frozenset[int]:
-    """The ids after which a text is over."""
-    ids = (tokenizer.token_to_id(mark) for mark in _END_MARKS)
+def end_tokens(session: Session) -> frozenset[int]:
+    """The ids after which a text is over: the model's settings say it, else the tokenizer."""
+    if said := session.info.get("end"):
+        return frozenset(said)
+    ids = (session.tokenizer.token_to_id(mark) for mark in _END_MARKS)
     return frozenset(id_ for id_ in ids if id_ is not None)
 
 
 def _usual_start(session: Session) -> int:
-    """The token that texts of most encoder-decoders start from: padding."""
+    """The token that the model's settings say, else that of most encoder-decoders: padding."""
+    if (said := session.info.get("start")) is not None:
+        return int(said)
     ids = (session.tokenizer.token_to_id(mark) for mark in _PADDING_MARKS)
     token = next((id_ for id_ in ids if id_ is not None), 0)
     if token in session.info.get("padding", ()):
@@ -58,7 +62,8 @@ def generate_text(
     """Continue ``prompt``: pieces of text, each as soon as its characters are whole.
 
     An encoder-decoder reads the prompt as its source and writes another text. It starts from the
-    token ``start``, by default the tokenizer's padding token, which most are trained with.
+    token ``start``, by default the one in the model's settings (``decoder_start_token_id``) or the
+    tokenizer's padding token, which most are trained with.
     Ends at a token that ends a text. The other parameters are those of ``Session.generate``. Raises
     SlmError where the prompt is empty or does not fit the context, the bundle has no tokenizer, or
     a text cannot start from padding.
@@ -81,7 +86,7 @@ def generate_text(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
-        stop=end_tokens(tokenizer),
+        stop=end_tokens(session),
     )
     return decode_stream(tokenizer, ids, tokens)
 

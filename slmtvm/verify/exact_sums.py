@@ -18,16 +18,17 @@ import onnxruntime
 from onnx import helper, inliner, numpy_helper
 
 _MICROSOFT = "com.microsoft"
-# Operator -> its inputs that are the second operand and that operand's zero point.
+# Operator -> its inputs that are the zero point of the first operand, the second operand, and the
+# zero point of that; where the first operand has none as an input, it is unsigned.
 _OPERANDS = {
-    ("", "MatMulInteger"): (1, 3),
-    ("", "QLinearMatMul"): (3, 5),
-    ("", "ConvInteger"): (1, 3),
-    ("", "QLinearConv"): (3, 5),
-    (_MICROSOFT, "MatMulIntegerToFloat"): (1, 5),
-    (_MICROSOFT, "DynamicQuantizeMatMul"): (1, 3),
-    (_MICROSOFT, "QGemm"): (3, 5),
-    (_MICROSOFT, "QAttention"): (1, 7),
+    ("", "MatMulInteger"): (2, 1, 3),
+    ("", "QLinearMatMul"): (2, 3, 5),
+    ("", "ConvInteger"): (2, 1, 3),
+    ("", "QLinearConv"): (2, 3, 5),
+    (_MICROSOFT, "MatMulIntegerToFloat"): (4, 1, 5),
+    (_MICROSOFT, "DynamicQuantizeMatMul"): (None, 1, 3),
+    (_MICROSOFT, "QGemm"): (2, 3, 5),
+    (_MICROSOFT, "QAttention"): (6, 1, 7),
 }
 _SHIFT = "slmtvm.shift"  # int32 128
 _ZERO = "slmtvm.zero"  # uint8 128: the zero point where there was none
@@ -120,7 +121,10 @@ def _graphs(graph: onnx.GraphProto, outer: set[str]) -> Iterator[tuple[onnx.Grap
 
 
 def _shift_weights(graph: onnx.GraphProto, signed: set[str]) -> bool:
-    """Give the graph's own products unsigned weights; whether there were any."""
+    """Give products of unsigned rows unsigned weights; whether there were any.
+
+    Sums of products of signed bytes are exact, and few operators take signed by unsigned ones.
+    """
     nodes: list[onnx.NodeProto] = []
     shifted: dict[str, str] = {}
 
@@ -137,13 +141,17 @@ def _shift_weights(graph: onnx.GraphProto, signed: set[str]) -> bool:
         return shifted[name]
 
     for node in graph.node:
-        at, zero_at = _OPERANDS.get((_domain(node), node.op_type), (0, 0))
-        inputs = [*node.input, *[""] * (zero_at + 1 - len(node.input))]
-        if at and (inputs[at] in signed or inputs[zero_at] in signed):
-            inputs[at] = unsigned(inputs[at])
-            inputs[zero_at] = unsigned(inputs[zero_at]) if inputs[zero_at] else _ZERO
-            del node.input[:]
-            node.input.extend(inputs)
+        if operands := _OPERANDS.get((_domain(node), node.op_type)):
+            rows_zero, at, zero = operands
+            inputs = [*node.input, *[""] * (zero + 1 - len(node.input))]
+            rows_are_signed = inputs[0] in signed or (
+                rows_zero is not None and inputs[rows_zero] in signed
+            )
+            if not rows_are_signed and (inputs[at] in signed or inputs[zero] in signed):
+                inputs[at] = unsigned(inputs[at])
+                inputs[zero] = unsigned(inputs[zero]) if inputs[zero] else _ZERO
+                del node.input[:]
+                node.input.extend(inputs)
         nodes.append(node)
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]

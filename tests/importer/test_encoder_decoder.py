@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
 import slmtvm
-from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.ops import parse_roundings
 from slmtvm.ir.reference import encode_source, evaluate
@@ -272,10 +272,24 @@ def test_roundings_of_a_cross_attention_are_kept(compiled, tmp_path):
     assert errors.max() <= 2e-2  # a last bit of a float can turn a rounding
 
 
+def test_a_source_may_be_as_long_as_is_asked_for(tmp_path):
+    path = two_files(tmp_path)
+    model = import_onnx(path, source_context=700)
+    assert model.source_context == 700
+    source = RNG.integers(0, VOCAB, 650)
+    want = Reference(path).rows(TOKENS, source)
+    assert np.abs(evaluate(model, TOKENS, source) - want).max() < 1e-5 * np.ptp(want)
+    with pytest.raises(SlmError, match=r"encoder_model\.onnx: a source of 9 .* reads no source"):
+        import_onnx(tmp_path / "encoder_model.onnx", source_context=9)
+
+
 @pytest.mark.slow
 def test_it_compiles_and_verifies(tmp_path):
     path = two_files(tmp_path)
+    (tmp_path / "config.json").write_text('{"decoder_start_token_id": 2, "eos_token_id": 3}')
     slmtvm.compile(path, ["host"], output=tmp_path / "t.slm", context=64, kv="f32")
+    with slmtvm.load(tmp_path / "t.slm") as session:
+        assert (session.info["start"], session.info["end"]) == (2, [3])
     report = slmtvm.verify(tmp_path / "t.slm", path, tokens=RNG.integers(0, VOCAB, 100), window=33)
     assert report.kl_mean < 1e-6
     assert report.top1 == 1

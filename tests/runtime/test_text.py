@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 from unittest.mock import create_autospec
 
 import pytest
@@ -62,17 +63,36 @@ def test_a_piece_is_given_as_soon_as_its_token_is_known(tokenizer: Tokenizer) ->
     assert len(taken) == 1
 
 
+def a_session(tokenizer: Tokenizer, **info: object) -> Any:
+    session = create_autospec(Session, instance=True, tokenizer=tokenizer)
+    session.info = info
+    session.generate.return_value = iter(())
+    return session
+
+
 def test_the_end_mark_of_the_tokenizer_ends_a_text(tokenizer: Tokenizer) -> None:
-    assert end_tokens(tokenizer) == {tokenizer.token_to_id("<|endoftext|>")} == {0}
+    session = a_session(tokenizer, end=[])
+    assert end_tokens(session) == {tokenizer.token_to_id("<|endoftext|>")} == {0}
+
+
+def test_what_the_settings_say_ends_a_text_instead(tokenizer: Tokenizer) -> None:
+    assert end_tokens(a_session(tokenizer, end=[3, 9])) == {3, 9}
+
+
+@pytest.mark.parametrize(("start", "first"), [(None, 2), (5, 5)])
+def test_a_text_starts_where_the_settings_say_unless_it_is_told(
+    tokenizer: Tokenizer, start: int | None, first: int
+) -> None:
+    session = a_session(tokenizer, kind="encoder-decoder", padding=[0], start=2)
+    assert list(generate_text(session, "source", start=start)) == []
+    assert session.generate.call_args.args[0] == [first]
 
 
 @pytest.mark.parametrize("start", [None, 5])
 def test_a_text_does_not_start_from_padding_that_positions_leave_out(
     tokenizer: Tokenizer, start: int | None
 ) -> None:
-    session = create_autospec(Session, instance=True, tokenizer=tokenizer)
-    session.info = {"kind": "encoder-decoder", "padding": [0]}
-    session.generate.return_value = iter(())
+    session = a_session(tokenizer, kind="encoder-decoder", padding=[0])
     if start is None:
         with pytest.raises(SlmError, match=r"which token they start from \(--start\)"):
             generate_text(session, "source", start=start)

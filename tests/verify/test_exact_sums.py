@@ -117,6 +117,14 @@ def test_a_file_keeps_its_weights_in_the_file_beside_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(got, wide @ (WEIGHTS.astype(np.int64) + 7))
 
 
+def test_signed_rows_keep_signed_weights() -> None:
+    proto, _ = model("MatMulInteger")
+    for tensor in proto.graph.initializer:
+        if tensor.name == "az":
+            tensor.CopyFrom(numpy_helper.from_array(np.int8(5), "az"))
+    assert with_unsigned_weights(proto) is None
+
+
 def test_a_branch_shifts_weights_that_it_has_from_outside() -> None:
     proto, rows = model("MatMulInteger")
     graph = proto.graph
