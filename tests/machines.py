@@ -6,7 +6,9 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
-from slmtvm.host import CPUINFO_NAMES, cpu_features
+import pytest
+
+from slmtvm.host import CPUINFO_NAMES, cpu_features, host_target
 from slmtvm.target import Target, known_targets
 
 
@@ -27,3 +29,10 @@ def lacking(target: Target) -> str | None:
 def runnable_targets(names: Iterable[str] = ()) -> list[Target]:
     """Those targets that this CPU is not too old for; of all that come with slmtvm by default."""
     return [t for t in map(Target.load, names or known_targets()) if lacking(t) is None]
+
+
+# One target of each architecture in the fast tests, all of them in the slow ones.
+_FAST = {host_target().name, "cortex-a78", "riscv64-rvv"}
+EVERY_TARGET = [
+    pytest.param(name, marks=[] if name in _FAST else pytest.mark.slow) for name in known_targets()
+]

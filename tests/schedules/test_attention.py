@@ -16,6 +16,7 @@ from slmtvm.schedules.attention import reference as ref
 from slmtvm.schedules.attention.shape import KV_DTYPES
 from slmtvm.schedules.vector import LANES
 from slmtvm.target import Target, known_targets
+from tests.machines import EVERY_TARGET
 from tests.schedules.attention_cases import (
     ABSOLUTE,
     CAPACITY,
@@ -32,7 +33,7 @@ from tests.schedules.attention_cases import (
 from tests.schedules.harness import run
 
 
-@pytest.fixture(params=known_targets())
+@pytest.fixture(params=EVERY_TARGET)
 def target(request: pytest.FixtureRequest) -> Target:
     return Target.load(request.param)
 

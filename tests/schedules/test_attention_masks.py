@@ -13,8 +13,8 @@ from slmtvm.schedules.attention import AttentionShape
 from slmtvm.schedules.attention import reference as ref
 from slmtvm.schedules.attention.shape import KV_DTYPES
 from slmtvm.schedules.vector import LANES
-from slmtvm.target import Target, known_targets
-from tests.machines import runnable_targets
+from slmtvm.target import Target
+from tests.machines import EVERY_TARGET, runnable_targets
 from tests.schedules.attention_cases import (
     ABSOLUTE,
     CAPACITY,
@@ -48,7 +48,7 @@ CASES = {
 }
 
 
-@pytest.fixture(params=known_targets())
+@pytest.fixture(params=EVERY_TARGET)
 def target(request: pytest.FixtureRequest) -> Target:
     return Target.load(request.param)
 

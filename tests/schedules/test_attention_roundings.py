@@ -9,7 +9,8 @@ import pytest
 
 from slmtvm.schedules import attention
 from slmtvm.schedules.attention import reference as ref
-from slmtvm.target import Target, known_targets
+from slmtvm.target import Target
+from tests.machines import EVERY_TARGET
 from tests.schedules.attention_cases import attention_shape, constants, with_bias
 from tests.schedules.harness import run
 
@@ -23,7 +24,7 @@ SUMS = (1.0, 0.7, -9, 13)
 COARSER_SUMS = (1.0, 1.9, -4, 6)
 
 
-@pytest.mark.parametrize("target_name", known_targets())
+@pytest.mark.parametrize("target_name", EVERY_TARGET)
 @pytest.mark.parametrize(
     ("roundings", "weights"),
     [
@@ -60,7 +61,7 @@ def test_rounded_attention_computes_its_reference(
     assert np.abs(ref.attend(plain, inputs, scalar) - want).max() > 1e-3
 
 
-@pytest.mark.parametrize("target_name", known_targets())
+@pytest.mark.parametrize("target_name", EVERY_TARGET)
 def test_capped_scores_are_rounded_before_and_after_the_cap(target_name: str) -> None:
     shape = attention_shape(
         5, 4, 2, 24, 0, roundings=(SCORES,), softcap=2.0, sum_roundings=((1.0, 0.3, -5, 6),)
@@ -78,7 +79,7 @@ def test_capped_scores_are_rounded_before_and_after_the_cap(target_name: str) ->
         assert np.abs(ref.attend(plain, inputs, 19) - want).max() > 1e-3
 
 
-@pytest.mark.parametrize("target_name", known_targets())
+@pytest.mark.parametrize("target_name", EVERY_TARGET)
 @pytest.mark.parametrize("sums", [(SUMS,), (SUMS, COARSER_SUMS)], ids=["once", "twice"])
 @pytest.mark.parametrize("by_key", [True, False], ids=["key", "distance"])
 @pytest.mark.parametrize("mask", ["causal", "bidirectional"])

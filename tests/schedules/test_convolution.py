@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from slmtvm.schedules.convolution import ConvShape, build
-from slmtvm.target import Target, known_targets
+from slmtvm.target import Target
+from tests.machines import EVERY_TARGET
 from tests.schedules.harness import run
 
 CHANNELS, CAPACITY = 37, 32
 
 
-@pytest.fixture(params=known_targets())
+@pytest.fixture(params=EVERY_TARGET)
 def target(request: pytest.FixtureRequest) -> Target:
     return Target.load(request.param)
 

@@ -11,11 +11,12 @@ from slmtvm.schedules.elementwise import (
     build_multiply,
     build_position_rows,
 )
-from slmtvm.target import Target, known_targets
+from slmtvm.target import Target
+from tests.machines import EVERY_TARGET
 from tests.schedules.harness import run
 
 
-@pytest.fixture(params=known_targets())
+@pytest.fixture(params=EVERY_TARGET)
 def target(request: pytest.FixtureRequest) -> Target:
     return Target.load(request.param)
 

@@ -9,7 +9,8 @@ from slmtvm.schedules import embedding, isa, linear, packed_embedding
 from slmtvm.schedules.embedding import EmbeddingOp
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear import LinearShape
-from slmtvm.target import Target, known_targets
+from slmtvm.target import Target
+from tests.machines import EVERY_TARGET
 from tests.schedules.harness import run
 from tests.schedules.linear_cases import FLOATS, random_case
 
@@ -53,7 +54,7 @@ def random_tensor(tensor: Tensor, rng: np.random.Generator) -> np.ndarray:
     return rng.integers(limits.min, limits.max + 1, tensor.shape).astype(tensor.dtype)
 
 
-@pytest.mark.parametrize("target_name", known_targets())
+@pytest.mark.parametrize("target_name", EVERY_TARGET)
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_an_embedding_is_the_dequantized_row(op: EmbeddingOp, target_name: str) -> None:
     rng = np.random.default_rng(0)
@@ -65,7 +66,7 @@ def test_an_embedding_is_the_dequantized_row(op: EmbeddingOp, target_name: str) 
     np.testing.assert_array_equal(got, embedding.reference(op, inputs))
 
 
-@pytest.mark.parametrize("target_name", known_targets())
+@pytest.mark.parametrize("target_name", EVERY_TARGET)
 @pytest.mark.parametrize(
     "shape",
     [

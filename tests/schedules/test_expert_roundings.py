@@ -18,13 +18,14 @@ from slmtvm.ir.reference.experts import (
 from slmtvm.schedules import experts, isa
 from slmtvm.schedules.experts import RoutedRowOp, RouteOp
 from slmtvm.schedules.experts.points import OF_GATE, OF_SUM, Levels
-from slmtvm.target import Target, known_targets
+from slmtvm.target import Target
+from tests.machines import EVERY_TARGET
 from tests.schedules.harness import run
 
 M, TOP_K, COUNT = 5, 2, 3
 
 
-@pytest.fixture(params=known_targets())
+@pytest.fixture(params=EVERY_TARGET)
 def target(request: pytest.FixtureRequest) -> Target:
     return Target.load(request.param)
 

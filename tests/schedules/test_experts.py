@@ -12,12 +12,13 @@ from slmtvm.ir.reference.experts import choose_experts
 from slmtvm.schedules import experts, isa, linear
 from slmtvm.schedules.experts import Grouping, RoutedShape, RouteOp
 from slmtvm.schedules.linear import LinearShape
-from slmtvm.target import Target, known_targets
+from slmtvm.target import Target
+from tests.machines import EVERY_TARGET
 from tests.schedules.harness import run
 from tests.schedules.linear_cases import random_case
 
 
-@pytest.fixture(params=known_targets())
+@pytest.fixture(params=EVERY_TARGET)
 def target(request: pytest.FixtureRequest) -> Target:
     return Target.load(request.param)
 

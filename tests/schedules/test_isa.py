@@ -14,7 +14,8 @@ from slmtvm.schedules import isa as isas
 from slmtvm.schedules import linear
 from slmtvm.schedules.kernel import Tensor, define
 from slmtvm.schedules.linear import LinearShape
-from slmtvm.target import Target, known_targets
+from slmtvm.target import Target
+from tests.machines import EVERY_TARGET
 from tests.schedules.harness import run
 
 INT4 = LinearShape(1, 64, 256, "int4", "block", 32, scale_dtype="float16")
@@ -24,7 +25,7 @@ F32 = LinearShape(1, 64, 256, "f32")
 RVV_LOAD = r"vset(i)?vli\b(?s:.*?)\bvle(8|16|32)\.v"
 
 
-@pytest.fixture(params=known_targets())
+@pytest.fixture(params=EVERY_TARGET)
 def target(request: pytest.FixtureRequest) -> Target:
     return Target.load(request.param)
 

@@ -13,7 +13,8 @@ from slmtvm.schedules import linear
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.linear import LinearShape
 from slmtvm.schedules.linear.shape import FLOAT8
-from slmtvm.target import Target, known_targets
+from slmtvm.target import Target
+from tests.machines import EVERY_TARGET
 from tests.schedules.linear_cases import FLOATS, Case, random_case
 
 # Rounding: one float32 operation for each k or group, each wrong by 2**-24 of the terms' magnitude.
@@ -79,7 +80,7 @@ QUANTIZED = [
 ]
 
 
-@pytest.fixture(params=known_targets())
+@pytest.fixture(params=EVERY_TARGET)
 def target(request: pytest.FixtureRequest) -> Target:
     return Target.load(request.param)
 

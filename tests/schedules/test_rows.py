@@ -22,7 +22,8 @@ from slmtvm.schedules.rows.reference import (
     row_ranges,
     static_levels,
 )
-from slmtvm.target import Target, known_targets
+from slmtvm.target import Target
+from tests.machines import EVERY_TARGET
 from tests.schedules.harness import run
 
 # A few float32 roundings of the row's largest intermediate value.
@@ -121,7 +122,7 @@ def check_static(op: RowOp, inputs: dict[str, np.ndarray], got: dict[str, np.nda
         assert (got["xs"] == scale).all() and (got["xz"] == -op.low).all()
 
 
-@pytest.fixture(params=known_targets())
+@pytest.fixture(params=EVERY_TARGET)
 def target(request: pytest.FixtureRequest) -> Target:
     return Target.load(request.param)
 
