@@ -45,7 +45,7 @@ def build(plan: Plan, sanitizers: str, folder: Path) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("mask", ["none", "keys", "skip"])
+@pytest.mark.parametrize("mask", ["none", pytest.param("keys", marks=pytest.mark.slow), "skip"])
 @pytest.mark.parametrize("toy", [toy_decoder, toy_encoder], ids=["decoder", "encoder"])
 @pytest.mark.parametrize(
     "sanitizers", ["address,undefined", pytest.param("thread", marks=pytest.mark.slow)]

@@ -17,19 +17,34 @@ from slmtvm.errors import SlmError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.reference import evaluate
 from tests.importer.corpus_gaps import GAPS, reason
-from tests.models.corpus import ARCHIVES, cells, corpus_path, families
+from tests.models.corpus import ARCHIVES, cells, corpus_path, families, family_of
 
 FILES = [f"{cell}/{name}" for cell, names in cells().items() for name in names if is_model(name)]
 MOST_BYTES = 12_000_000
 
 
+def _with_something_new() -> set[str]:
+    """The first file of each family, route and quantization, as they are named."""
+    chosen, seen = set(), set()
+    for file in FILES:
+        cell = file.split("/")[0]
+        family = family_of(cell)
+        parts = {family, *cell.removeprefix(f"{family}-").split("-")}
+        if parts - seen:
+            chosen.add(file)
+        seen |= parts
+    return chosen
+
+
+FAST = _with_something_new()
+
+
 def _param(file: str) -> object:
-    missing = reason(file)
-    marks = (
-        [pytest.mark.xfail(strict=True, reason=missing, raises=(SlmError, AssertionError))]
-        if missing
-        else []
-    )
+    marks = [] if file in FAST else [pytest.mark.slow]
+    if missing := reason(file):
+        marks.append(
+            pytest.mark.xfail(strict=True, reason=missing, raises=(SlmError, AssertionError))
+        )
     return pytest.param(file, id=file.removesuffix("/model.onnx"), marks=marks)
 
 

@@ -38,7 +38,7 @@ def test_thousands_of_mutated_bundles_are_refused_or_work(decoder: Path, tmp_pat
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("mask", ["none", "keys", "skip"])
+@pytest.mark.parametrize("mask", ["none", pytest.param("keys", marks=pytest.mark.slow), "skip"])
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_random_calls_of_the_c_interface_answer_as_documented(
     kind: str, mask: str, threads: int, tmp_path: Path, toy_bundle: ToyBundle
