@@ -101,7 +101,7 @@ def quantize_embeddings(model: ModelProto, *, group: int, symmetric: bool) -> Mo
     tables = {t.name for t in model.graph.initializer if _is_table(t)}
     gathers = [n for n in model.graph.node if n.op_type == "Gather"]
     others = [n.name for n in gathers if n.input[0] not in tables]
-    with _quietly(), _without_torch():
+    with _quietly():
         quantizer = nbits.MatMulNBitsQuantizer(
             model,
             bits=4,
