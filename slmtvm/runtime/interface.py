@@ -21,14 +21,14 @@ from pathlib import Path
 from slmtvm.errors import BundleError, DeviceError, SlmError
 
 ABI_VERSION = 1
-SKIP_CHECKSUM, PROFILE = 1, 2  # flags of slm_open
-ERR_FILE, ERR_WEIGHTS = -5, -6
+SKIP_CHECKSUM, PROFILE, ALL_THREADS = 1, 2, 4  # flags of slm_open
+ERR_ARGUMENT, ERR_FILE, ERR_WEIGHTS = -1, -5, -6
 
 
 class Options(ctypes.Structure):
     """slm_options."""
 
-    _fields_ = (("size", c_uint32), ("threads", c_int32), ("flags", c_uint32))
+    _fields_ = (("size", c_uint32), ("threads", c_int32), ("flags", c_uint32), ("cores", c_char_p))
 
 
 class Sampling(ctypes.Structure):
@@ -59,6 +59,7 @@ _PROTOTYPES = {
     "slm_context_size": (c_int32, ()),
     "slm_last_error": (c_char_p, ()),
     "slm_open": (c_int32, (c_char_p, POINTER(Options), POINTER(c_void_p))),
+    "slm_model_info": (c_char_p, (c_void_p,)),
     "slm_close": (c_int32, (c_void_p,)),
     "slm_session_bytes": (c_int64, (c_void_p,)),
     "slm_session_new": (c_int32, (c_void_p, POINTER(c_void_p))),
@@ -109,6 +110,11 @@ class Library:
     def info(self) -> str:
         """slm_info(): JSON text."""
         text: bytes = self._loaded().slm_info()
+        return text.decode()
+
+    def model_info(self, model: c_void_p) -> str:
+        """slm_model_info(): JSON text."""
+        text: bytes = self._loaded().slm_model_info(model)
         return text.decode()
 
     def close(self) -> None:

@@ -14,7 +14,14 @@ from slmtvm.bundle.manifest import TargetEntry
 from slmtvm.bundle.read import Bundle
 from slmtvm.errors import BundleError, DeviceError, SlmError
 from slmtvm.host import CPUINFO_NAMES, cpu_features
-from slmtvm.runtime.interface import PROFILE, SKIP_CHECKSUM, KernelTime, Library, Options
+from slmtvm.runtime.interface import (
+    ALL_THREADS,
+    PROFILE,
+    SKIP_CHECKSUM,
+    KernelTime,
+    Library,
+    Options,
+)
 
 _MAX_THREADS = 256  # SLM_MAX_THREADS of pool.h
 
@@ -27,16 +34,22 @@ class Model:
         path: str | Path,
         *,
         threads: int = 1,
+        cores: str | None = None,
         target: str | None = None,
         check: bool = True,
         profile: bool = False,
+        all_threads: bool = False,
     ) -> None:
         """Open the bundle ``path`` for ``target``, by default the best one for this machine.
 
-        ``threads`` 0 means one for each core. ``check`` reads all weights once and compares their
-        checksum. ``profile`` measures each kernel, for ``take_profile``. A library whose SHA-256 is
-        not the manifest's is never loaded. Raises BundleError where the bundle is missing, damaged
-        or has nothing for this machine, DeviceError where it cannot run here.
+        ``threads``: the most that compute; no more are started than there are cores for (affinity,
+        the control group's quota), and 0 means as many as that, of cores that differ in speed the
+        fast ones. ``cores`` ("4-7,9") binds them, and the calling thread, to these. ``how`` then
+        says what was chosen and why. ``all_threads`` starts and uses as many as asked for, whatever
+        that costs: for tests. ``check`` reads all weights once and compares their checksum.
+        ``profile`` measures each kernel, for ``take_profile``. A library whose SHA-256 is not the
+        manifest's is never loaded. Raises BundleError where the bundle is missing, damaged or has
+        nothing for this machine, DeviceError where it cannot run here.
         """
         if not 0 <= threads <= _MAX_THREADS:
             raise DeviceError(f"threads is {threads}, must be 0 to {_MAX_THREADS}")
@@ -48,7 +61,9 @@ class Model:
         self.info: dict[str, Any] = json.loads(self.library.info())
         self.handle = ctypes.c_void_p()
         flags = (0 if check else SKIP_CHECKSUM) | (PROFILE if profile else 0)
-        options = Options(ctypes.sizeof(Options), threads, flags)
+        flags |= ALL_THREADS if all_threads else 0
+        listed = None if cores is None else os.fsencode(cores)
+        options = Options(ctypes.sizeof(Options), threads, flags, listed)
         try:
             self.library.call(
                 "slm_open",
@@ -59,6 +74,7 @@ class Model:
         except SlmError:
             self.library.close()
             raise
+        self.how: dict[str, Any] = json.loads(self.library.model_info(self.handle))
 
     def take_profile(self) -> dict[str, KernelTime]:
         """Calls and nanoseconds since the last time, by the name of the kernel.

@@ -27,10 +27,19 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def load(
-    path: str | Path, *, threads: int = 1, target: str | None = None, check: bool = True
+    path: str | Path,
+    *,
+    threads: int = 1,
+    cores: str | None = None,
+    target: str | None = None,
+    check: bool = True,
+    all_threads: bool = False,
 ) -> Session:
     """Open the bundle ``path`` and start a session; see ``Model`` for the arguments and errors."""
-    return Session(Model(path, threads=threads, target=target, check=check), owns_model=True)
+    model = Model(
+        path, threads=threads, cores=cores, target=target, check=check, all_threads=all_threads
+    )
+    return Session(model, owns_model=True)
 
 
 class Session:
@@ -81,6 +90,11 @@ class Session:
     def info(self) -> dict[str, Any]:
         """What the library holds: target, kind, context, vocab_size, output_size, memory, ..."""
         return self.model.info
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How it computes: threads, of how many asked for, on which cores, and why as many."""
+        return self.model.how
 
     @property
     def bundle(self) -> Bundle:

@@ -60,6 +60,6 @@ def test_their_chunks_and_threads_change_no_bit(compiled: Compiled) -> None:
     with slmtvm.load(compiled.bundle) as session:
         at_once = session.eval_all(TOKENS)
     for threads in (1, 3):
-        with slmtvm.load(compiled.bundle, threads=threads) as session:
+        with slmtvm.load(compiled.bundle, threads=threads, all_threads=True) as session:
             singly = np.stack([session.eval(TOKENS[i : i + 1]) for i in range(CONTEXT)])
         np.testing.assert_array_equal(at_once, singly)

@@ -38,7 +38,7 @@ def bundle(model, tmp_path_factory):
 @pytest.mark.parametrize("length", [1, 15, 16, 17, SOURCE_CONTEXT])
 def test_hidden_states_and_logits_are_those_of_the_reference(model, bundle, length, threads):
     source = RNG.integers(0, VOCAB, length)
-    with slmtvm.load(bundle, threads=threads) as session:
+    with slmtvm.load(bundle, threads=threads, all_threads=True) as session:
         hidden = session.encode(source)
         logits = session.eval_all(TOKENS)
     want_hidden, want = encode_source(model, source), evaluate(model, TOKENS, source)
@@ -90,7 +90,7 @@ def test_hidden_tokens_of_a_source_are_those_of_the_reference(model, kind, tmp_p
     source = RNG.integers(0, VOCAB, 31)
     mask = RNG.random(31) < 0.5
     mask[0] = False
-    with slmtvm.load(tmp_path / "toy.slm", threads=2) as session:
+    with slmtvm.load(tmp_path / "toy.slm", threads=2, all_threads=True) as session:
         session.encode(source)
         hidden = session.encode(source, mask)
         logits = session.eval_all(TOKENS)

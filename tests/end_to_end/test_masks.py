@@ -83,7 +83,7 @@ def test_a_masked_prompt_gives_the_same_bits_in_chunks_singly_and_on_threads(
         rest = session.eval_all(tokens[70:], mask[70:])
     np.testing.assert_array_equal(np.concatenate(singly), want)
     np.testing.assert_array_equal(np.concatenate([half, rest]), want)
-    with slmtvm.load(decoder, threads=3) as session:
+    with slmtvm.load(decoder, threads=3, all_threads=True) as session:
         np.testing.assert_array_equal(session.eval_all(tokens, mask), want)
 
 
@@ -141,7 +141,7 @@ def _encode(session: Session, tokens: np.ndarray, mask: np.ndarray) -> np.ndarra
 def test_an_encoder_sees_visible_tokens_alone(cell: str, kind: str, tmp_path: Path) -> None:
     count, reference = 45, Reference(corpus_path(cell))
     bundle = _compile(cell, tmp_path, "arbitrary", context=ENCODER_CONTEXT)
-    with slmtvm.load(bundle, threads=2) as session:
+    with slmtvm.load(bundle, threads=2, all_threads=True) as session:
         assert session.info["mask"] == kind
         for mask in _masks(count).values():
             tokens = _tokens(count)
@@ -168,7 +168,9 @@ def test_an_encoder_decoder_attends_to_visible_tokens_of_its_source(tmp_path: Pa
     cell, name, count = "t5-optimum", "decoder_model.onnx", 37
     source, text = _tokens(count), _tokens(20)
     reference = Reference(corpus_path(cell, name))
-    with slmtvm.load(_compile(cell, tmp_path, "arbitrary", name), threads=2) as session:
+    with slmtvm.load(
+        _compile(cell, tmp_path, "arbitrary", name), threads=2, all_threads=True
+    ) as session:
         assert session.info["mask"] == "keys"
         for mask in _masks(count).values():
             session.encode(source, mask)

@@ -65,7 +65,7 @@ def test_no_chunk_or_thread_or_step_back_changes_a_bit(bundle: Path) -> None:
         session.seek(30)
         np.testing.assert_array_equal(session.eval_all(TOKENS[30:]), at_once[30:])
     for threads in (1, 2, 3):
-        with slmtvm.load(bundle, threads=threads) as session:
+        with slmtvm.load(bundle, threads=threads, all_threads=True) as session:
             singly = np.stack([session.eval(TOKENS[i : i + 1]) for i in range(CONTEXT)])
             session.reset()
             chunks = [session.eval_all(part) for part in np.split(TOKENS, [5, 37, 70])]

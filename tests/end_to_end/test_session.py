@@ -51,6 +51,6 @@ def test_results_do_not_depend_on_the_number_of_threads(bundle: Path, threads: i
     with slmtvm.load(bundle, threads=1) as session:
         wanted = session.eval_all(tokens)
         follow = session.eval(tokens[:1])
-    with slmtvm.load(bundle, threads=threads) as session:
+    with slmtvm.load(bundle, threads=threads, all_threads=True) as session:
         np.testing.assert_array_equal(session.eval_all(tokens), wanted)
         np.testing.assert_array_equal(session.eval(tokens[:1]), follow)

@@ -110,7 +110,7 @@ def test_roundings_of_experts_do_not_depend_on_how_a_bundle_is_called(
         session.reset()
         singly = np.stack([session.eval(TOKENS[i : i + 1]) for i in range(60)])
         np.testing.assert_array_equal(singly, got[:60])
-    with slmtvm.load(tmp_path / "toy.slm", threads=3) as session:
+    with slmtvm.load(tmp_path / "toy.slm", threads=3, all_threads=True) as session:
         np.testing.assert_array_equal(session.eval_all(TOKENS), got)
 
 
@@ -130,7 +130,7 @@ def test_a_bundle_computes_what_the_ops_mean_however_it_is_called(
         np.testing.assert_array_equal(singly, got[:150])
         session.seek(70)
         np.testing.assert_array_equal(session.eval_all(TOKENS[70:]), got[70:])
-    with slmtvm.load(tmp_path / "toy.slm", threads=3) as session:
+    with slmtvm.load(tmp_path / "toy.slm", threads=3, all_threads=True) as session:
         np.testing.assert_array_equal(session.eval_all(TOKENS), got)
 
 

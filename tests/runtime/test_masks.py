@@ -43,7 +43,7 @@ def masked_decoder(kind: str, toy_bundle: ToyBundle) -> Path:
 def test_hidden_tokens_are_not_seen_and_have_rows_of_zeros(
     masked_decoder: Path, kind: str, mask: np.ndarray, threads: int
 ) -> None:
-    with load(masked_decoder, threads=threads) as session:
+    with load(masked_decoder, threads=threads, all_threads=True) as session:
         assert session.info["mask"] == kind
         rows = session.eval_all(TOKENS, mask)
         assert session.position == (CONTEXT if kind == "keys" else mask.sum())
@@ -153,7 +153,7 @@ def test_an_encoder_does_not_see_hidden_tokens(
     kind: str, mask: np.ndarray, toy_bundle: ToyBundle
 ) -> None:
     tokens = TOKENS[:ENCODED]
-    with load(toy_bundle("encoder", kind), threads=2) as session:
+    with load(toy_bundle("encoder", kind), threads=2, all_threads=True) as session:
         session.encode(tokens)
         rows = session.encode(tokens, mask)
         with pytest.raises(DeviceError, match="hides every token"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +43,8 @@ def test_a_prompt_of_any_length_gives_the_logits_of_its_last_token(
 def test_logits_of_all_tokens_are_the_same_for_every_number_of_threads(
     decoder: Path, threads: int
 ) -> None:
-    with load(decoder, threads=threads) as session:
+    with load(decoder, threads=threads, all_threads=True) as session:
+        assert session.how["threads"] == threads
         np.testing.assert_array_equal(session.eval_all(TOKENS), LOGITS)
 
 
@@ -213,9 +216,39 @@ def test_a_model_with_sessions_does_not_close(decoder: Path) -> None:
         Session(model)
 
 
-def test_all_cores_are_used_where_no_number_is_given(decoder: Path) -> None:
+def test_no_more_threads_than_cores_are_used_and_how_says_why(decoder: Path) -> None:
+    usable = len(os.sched_getaffinity(0))
     with load(decoder, threads=0) as session:
         np.testing.assert_array_equal(session.eval(TOKENS[:20]), LOGITS[19])
+        assert session.how["asked"] == 0 and 1 <= session.how["threads"] <= usable
+        assert session.how["why"]
+    with load(decoder, threads=256) as session:
+        np.testing.assert_array_equal(session.eval(TOKENS[:20]), LOGITS[19])
+        assert session.how["asked"] == 256 and 1 <= session.how["threads"] <= usable
+
+
+def _eval_on_one_core(decoder: Path, core: int, answers: multiprocessing.SimpleQueue[Any]) -> None:
+    with load(decoder, threads=0, cores=str(core)) as session:
+        session.eval([1])
+        answers.put((session.how["threads"], session.how["cores"], os.sched_getaffinity(0)))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_cores_that_are_named_are_computed_on(decoder: Path) -> None:
+    core = max(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    child = context.Process(target=_eval_on_one_core, args=(decoder, core, answers))
+    child.start()
+    child.join(timeout=60)
+    assert child.exitcode == 0
+    assert answers.get() == (1, str(core), {core})
+
+
+@pytest.mark.parametrize("cores", ["", "one", "5-2", "900"])
+def test_cores_that_are_none_are_refused(decoder: Path, cores: str) -> None:
+    with pytest.raises(DeviceError, match="cores is"):
+        load(decoder, cores=cores)
 
 
 @pytest.mark.parametrize("threads", [-1, 257])
@@ -248,7 +281,7 @@ def test_a_forked_child_gets_an_error_not_a_hang(decoder: Path) -> None:
 def test_the_predicted_memory_is_what_a_session_takes(decoder: Path, encoder: Path) -> None:
     for path in (decoder, encoder):
         for threads in (1, 2, 5):
-            with load(path, threads=threads) as session:
+            with load(path, threads=threads, all_threads=True) as session:
                 memory = session.info["memory"]
                 scratch = memory["scratch_per_thread"] * threads
                 wanted = memory["state"] + memory["arena"] + memory["io"] + scratch

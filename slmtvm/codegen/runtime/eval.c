@@ -143,6 +143,7 @@ static void eval_tokens(slm_session *session, sequence s, int32_t count, float *
     rows = body->rows < left ? body->rows : left;
     if (!slm_plan.source_count) limit_keys(session, &s, position, rows);
     put_tokens(session, &s, rows, body->rows);
+    slm_pool_begin(session->model->pool, (int)(body - slm_plan.bodies));
     slm_execute(session, body, position, valid_positions(session, rows));
     if (all) {
       run_heads(session, position, 0, rows, logits);
@@ -150,6 +151,7 @@ static void eval_tokens(slm_session *session, sequence s, int32_t count, float *
     } else if (rows == left) {
       run_heads(session, position, rows - 1, 1, logits);
     }
+    slm_pool_end(session->model->pool);
     memcpy(session->history + position, step, (size_t)rows * sizeof *step);
     session->position = position + rows;
   }
@@ -167,7 +169,11 @@ static void encode_tokens(slm_session *session, sequence s, int32_t count, float
   while (function->rows < count) --function;
   limit_keys(session, &s, 0, count);
   put_tokens(session, &s, count, function->rows);
+  slm_pool_begin(session->model->pool, slm_plan.encoder
+                                           ? (int)(function - slm_plan.bodies)
+                                           : slm_plan.body_count + (int)(function - slm_plan.sources));
   slm_execute(session, function, 0, count);
+  slm_pool_end(session->model->pool);
   if (output)
     memcpy(output, session->base[SLM_SPACE_OUTPUT],
            (size_t)count * (size_t)encoded_width() * sizeof(float));

@@ -11,13 +11,11 @@ typedef struct {
   int32_t position, valid;
 } part;
 
-static void run_part(void *context, int thread, int threads) {
+static void run_part(void *context, int thread, int index, int parts) {
   const part *p = context;
   const slm_step *step = p->step;
-  /* Static shares: block i belongs to the same thread in every run, so its weights stay in that
-   * core's cache. */
-  int32_t begin = (int32_t)((int64_t)step->grid * thread / threads);
-  int32_t end = (int32_t)((int64_t)step->grid * (thread + 1) / threads);
+  int32_t begin = (int32_t)((int64_t)step->grid * index / parts);
+  int32_t end = (int32_t)((int64_t)step->grid * (index + 1) / parts);
   if (begin == end) return;
   void *args[SLM_MAX_ARGS];
   const uint64_t *refs = slm_plan.refs + step->first_ref;
@@ -30,16 +28,26 @@ static void run_part(void *context, int thread, int threads) {
   slm_plan.kernels[step->kernel](args, p->position, p->valid, begin, end);
 }
 
-static void run_part_measured(void *context, int thread, int threads) {
+static void run_part_measured(void *context, int thread, int index, int parts) {
   const part *p = context;
   if (thread != 0) {
-    run_part(context, thread, threads);
+    run_part(context, thread, index, parts);
     return;
   }
   int64_t begin = slm_now_nanoseconds();
-  run_part(context, thread, threads);
+  run_part(context, thread, index, parts);
   slm_kernel_time *time = &p->session->model->profile[p->step->kernel];
   time->own_nanoseconds += (uint64_t)(slm_now_nanoseconds() - begin);
+}
+
+static void execute(part *p, uint32_t steps) {
+  slm_pool *pool = p->session->model->pool;
+  for (uint32_t i = 0; i < steps; ++i, ++p->step) {
+    if (p->step->parallel)
+      slm_pool_run(pool, run_part, p);
+    else
+      run_part(p, 0, 0, 1);
+  }
 }
 
 static void execute_measured(part *p, uint32_t steps) {
@@ -48,7 +56,7 @@ static void execute_measured(part *p, uint32_t steps) {
     if (p->step->parallel)
       slm_pool_run(p->session->model->pool, run_part_measured, p);
     else
-      run_part_measured(p, 0, 1);
+      run_part_measured(p, 0, 0, 1);
     slm_kernel_time *time = &p->session->model->profile[p->step->kernel];
     time->nanoseconds += (uint64_t)(slm_now_nanoseconds() - begin);
     ++time->calls;
@@ -58,16 +66,10 @@ static void execute_measured(part *p, uint32_t steps) {
 void slm_execute(slm_session *session, const slm_function *function, int32_t position,
                  int32_t valid) {
   part p = {session, slm_plan.steps + function->first_step, position, valid};
-  if (session->model->profile) {
+  if (session->model->profile)
     execute_measured(&p, function->steps);
-    return;
-  }
-  for (uint32_t i = 0; i < function->steps; ++i, ++p.step) {
-    if (p.step->parallel)
-      slm_pool_run(session->model->pool, run_part, &p);
-    else
-      run_part(&p, 0, 1);
-  }
+  else
+    execute(&p, function->steps);
 }
 
 const slm_function *slm_choose(const slm_function *functions, int32_t count, int32_t left,

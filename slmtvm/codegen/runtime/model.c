@@ -1,7 +1,10 @@
 /* Opening and closing a bundle. */
 #include "model.h"
 
+#include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cpu.h"
 #include "error.h"
@@ -23,24 +26,47 @@ int32_t slm_check_model(const slm_model *model) {
   return SLM_OK;
 }
 
-static int32_t check_options(const slm_options *options) {
-  if (options->size < sizeof *options)
+/* Copies what the caller's slm_options has, an older one too; the rest is zero. */
+static int32_t take_options(const slm_options *given, slm_options *options) {
+  const size_t oldest = offsetof(slm_options, flags) + sizeof given->flags;
+  *options = (slm_options){.size = sizeof *options, .threads = 1};
+  if (!given) return SLM_OK;
+  if (given->size < oldest)
     return slm_fail(SLM_ERR_ARGUMENT, "slm_options.size is %u, must be sizeof(slm_options), %zu",
-                    options->size, sizeof *options);
+                    given->size, sizeof *given);
+  memcpy(options, given, given->size < sizeof *options ? oldest : sizeof *options);
   if (options->threads < 0 || options->threads > SLM_MAX_THREADS)
     return slm_fail(SLM_ERR_ARGUMENT, "threads is %d, must be 0 (one for each core) to %d",
                     options->threads, SLM_MAX_THREADS);
-  if (options->flags & ~(uint32_t)(SLM_SKIP_CHECKSUM | SLM_PROFILE))
+  if (options->flags & ~(uint32_t)(SLM_SKIP_CHECKSUM | SLM_PROFILE | SLM_ALL_THREADS))
     return slm_fail(SLM_ERR_ARGUMENT, "unknown flags %#x", options->flags);
   return SLM_OK;
 }
 
-int32_t slm_open(const char *bundle, const slm_options *options, slm_model **result) {
-  const slm_options defaults = {sizeof defaults, 1, 0};
-  if (!options) options = &defaults;
+/* Starts the workers, and says of the model how many and why. */
+static int32_t start_pool(slm_model *model, const slm_options *options) {
+  slm_cores cores;
+  int32_t code = slm_cores_choose(options->threads, options->cores,
+                                  (options->flags & SLM_ALL_THREADS) != 0, "", &cores);
+  if (code == SLM_OK)
+    code = slm_pool_new(&cores, slm_plan.body_count + slm_plan.source_count, &model->pool);
+  if (code != SLM_OK) return code;
+  slm_cores_bind(&cores);
+  snprintf(model->info, sizeof model->info,
+           "{\"threads\": %d, \"asked\": %d, \"cores\": \"%s\", \"why\": \"%s\"}",
+           slm_pool_threads(model->pool), options->threads, cores.list, cores.why);
+  return SLM_OK;
+}
+
+const char *slm_model_info(const slm_model *model) {
+  return slm_check_model(model) == SLM_OK ? model->info : NULL;
+}
+
+int32_t slm_open(const char *bundle, const slm_options *given, slm_model **result) {
   if (!bundle || !result) return slm_fail(SLM_ERR_ARGUMENT, "slm_open: an argument is NULL");
   *result = NULL;
-  int32_t code = check_options(options);
+  slm_options options;
+  int32_t code = take_options(given, &options);
   if (code != SLM_OK) return code;
   const char *missing = slm_cpu_missing(slm_plan.requires);
   if (missing)
@@ -51,11 +77,11 @@ int32_t slm_open(const char *bundle, const slm_options *options, slm_model **res
 
   slm_model *model = calloc(1, sizeof *model);
   if (!model) return slm_fail(SLM_ERR_MEMORY, "no memory for the model");
-  code = slm_profile_new(options->flags, &model->profile);
+  code = slm_profile_new(options.flags, &model->profile);
   if (code == SLM_OK)
-    code = slm_weights_map(bundle, !(options->flags & SLM_SKIP_CHECKSUM), &model->weights);
+    code = slm_weights_map(bundle, !(options.flags & SLM_SKIP_CHECKSUM), &model->weights);
   if (code == SLM_OK) {
-    code = slm_pool_new(options->threads, &model->pool);
+    code = start_pool(model, &options);
     if (code != SLM_OK) slm_weights_unmap(model->weights);
   }
   if (code != SLM_OK) {

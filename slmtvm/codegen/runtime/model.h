@@ -14,6 +14,7 @@ struct slm_model {
   const void *weights;
   slm_pool *pool;
   slm_kernel_time *profile; /* by kernel; NULL unless opened with SLM_PROFILE */
+  char info[512];           /* JSON, of slm_model_info */
 };
 
 enum { SLM_MODEL_MARK = 0x4d4d4c53 };

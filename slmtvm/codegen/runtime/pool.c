@@ -1,16 +1,24 @@
 /* A few threads that compute one step at a time together with their caller.
  *
+ * A step is cut into parts, as many for each thread; every thread claims its own parts first, so that
+ * block i of a grid meets the same cache in every run, and then what others have not begun. So a
+ * thread that the kernel is not running holds nobody up, and the caller waits only for parts that
+ * were begun. Where even those waits eat what the threads gain, fewer take part (pace.c).
+ *
  * A step of a small model takes microseconds, so a waiting thread first spins, for a bounded time,
- * and only then sleeps in the kernel. With more threads than cores it does not spin at all: the
- * thread it waits for needs the core. Only pthread_create and pthread_join come from libpthread
+ * and only then sleeps in the kernel. Only pthread_create and pthread_join come from libpthread
  * (weak: see error.c); sleeping is a futex.
+ *
+ * Memory: a part is claimed by decrementing its owner's `left`, which acquires what the caller
+ * wrote before; who computed parts adds them to `finished`, which releases what they wrote. The
+ * caller writes the next step only when all parts are finished, when nobody holds a claim. A thread
+ * that comes late finds nothing left, or parts of a newer step, which are as good.
  */
 #define _GNU_SOURCE
 #include "pool.h"
 
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdalign.h>
 #include <stdatomic.h>
@@ -21,33 +29,61 @@
 
 #include "clock.h"
 #include "error.h"
+#include "pace.h"
 #include "slm.h"
 
 #pragma weak pthread_create
 #pragma weak pthread_join
 
-enum { CACHE_LINE = 64, SPIN_NANOSECONDS = 100000, PAUSES_PER_CLOCK_READ = 64 };
+/* Tests define it as a call that takes time at some parts. */
+#ifndef SLM_POOL_DELAY
+#define SLM_POOL_DELAY(thread, part)
+#endif
 
+enum {
+  CACHE_LINE = 128, /* two of 64: cores fetch them in pairs, or have lines of 128 */
+  SPIN_NANOSECONDS = 50000,
+  PAUSES_PER_CLOCK_READ = 64,
+  /* A wait that is longer is no difference between threads that all run. */
+  STALL_NANOSECONDS = 50000,
+  /* Of cores that differ in speed, a fast one takes over what a slow one has not begun. */
+  PARTS_OF_MIXED_CORES = 4
+};
+
+/* A thread's place: what it spins on and claims from, in a cache line of its own. */
 typedef struct {
+  alignas(CACHE_LINE) _Atomic uint32_t epoch; /* changes with each step that the thread may join */
+  _Atomic int32_t left;                       /* of its own parts, those that nobody claimed */
+  _Atomic uint64_t sleeping;                  /* 1 + the epoch that the thread sleeps in, or 0 */
+  int32_t each, parts; /* of the step: parts of a thread, of all */
+  slm_task task;
+  void *context;
+  /* Not changed while the thread runs. */
   slm_pool *pool;
   int index;
   pthread_t thread;
-} worker;
+} seat;
 
 struct slm_pool {
-  int threads;
+  int threads, each;
   int64_t spin_nanoseconds;
   pid_t process; /* that has the workers: a child made by fork() has none */
+  slm_cores cores;
   _Atomic uint32_t lock; /* 0 free, 1 taken, 2 taken and waited for */
-  /* Written by the caller for each task, read by the workers: one cache line, one transfer. */
-  alignas(CACHE_LINE) _Atomic uint32_t epoch; /* counts tasks; workers wait for it to change */
-  _Atomic uint32_t sleeping_workers;
-  slm_task task; /* NULL ends the workers */
-  void *context;
-  /* Written by the workers, read by the caller. Only ever counts up: nobody has to reset it. */
-  alignas(CACHE_LINE) _Atomic uint32_t finished; /* tasks that workers have finished, all together */
+  uint32_t epoch;
+  slm_pace *paces; /* by kind of work */
+  slm_pace *pace;  /* of the present one; NULL where all threads always take part */
+  slm_preemptions preemptions;
+  _Atomic uint32_t ending;
+  /* Seats whose threads may hold unclaimed parts; workers that read an older number only look at
+   * fewer or at empty seats. */
+  _Atomic int32_t seated;
+  alignas(CACHE_LINE) _Atomic uint32_t sleepers; /* workers that sleep, or are about to */
+  /* Written by the workers, read by the caller. */
+  alignas(CACHE_LINE) _Atomic uint32_t finished; /* parts of this step */
   _Atomic uint32_t sleeping_caller;
-  alignas(CACHE_LINE) worker workers[SLM_MAX_THREADS];
+  uint32_t wanted; /* parts of this step in all */
+  seat seats[];
 };
 
 static void futex_wait(_Atomic uint32_t *word, uint32_t expected) {
@@ -68,72 +104,144 @@ static void pause_briefly(void) {
 #endif
 }
 
-/* Spins until *word differs from `value`, for at most `nanoseconds`; whether it does. */
-static int spin_while(_Atomic uint32_t *word, uint32_t value, int64_t nanoseconds) {
+/* Spins while *word is `value`, until *deadline, which is `nanoseconds` from the first reading of the
+ * clock where it is 0; whether *word differs. */
+static int spin_while(_Atomic uint32_t *word, uint32_t value, int64_t nanoseconds,
+                      int64_t *deadline) {
   if (nanoseconds > 0) {
-    int64_t end = 0;
     do {
       for (int i = 0; i < PAUSES_PER_CLOCK_READ; ++i) {
         if (atomic_load_explicit(word, memory_order_acquire) != value) return 1;
         pause_briefly();
       }
-      if (end == 0) end = slm_now_nanoseconds() + nanoseconds;
-    } while (slm_now_nanoseconds() < end);
+      if (*deadline == 0) *deadline = slm_now_nanoseconds() + nanoseconds;
+    } while (slm_now_nanoseconds() < *deadline);
   }
   return atomic_load_explicit(word, memory_order_acquire) != value;
 }
 
-/* What `finished` becomes when every worker has done the task of `epoch`; both may wrap around. */
-static uint32_t all_finished(const slm_pool *pool, uint32_t epoch) {
-  return epoch * ((uint32_t)pool->threads - 1);
+/* Claims and computes parts until none is left, the thread's own first; how many it were. */
+static uint32_t compute(slm_pool *pool, int thread) {
+  uint32_t done = 0;
+  int seated = atomic_load_explicit(&pool->seated, memory_order_relaxed);
+  for (int i = 0; i < seated; ++i) {
+    int owner = (thread + i) % seated;
+    seat *s = &pool->seats[owner];
+    while (atomic_load_explicit(&s->left, memory_order_relaxed) > 0) {
+      int32_t left = atomic_fetch_sub_explicit(&s->left, 1, memory_order_acquire);
+      if (left <= 0) break;
+      int part = (owner + 1) * s->each - left;
+      SLM_POOL_DELAY(thread, part);
+      s->task(s->context, thread, part, s->parts);
+      ++done;
+    }
+  }
+  return done;
+}
+
+/* Sleeps until the seat's epoch is no longer `seen`. The caller advances the epoch before it looks
+ * for sleepers, a worker says that it sleeps before it looks at the epoch, both in one total order:
+ * one of the two sees the other. */
+static void sleep_while(seat *self, uint32_t seen) {
+  slm_pool *pool = self->pool;
+  atomic_fetch_add(&pool->sleepers, 1);
+  for (;;) {
+    atomic_store(&self->sleeping, (uint64_t)seen + 1);
+    if (atomic_load(&self->epoch) != seen) break;
+    futex_wait(&self->epoch, seen);
+  }
+  atomic_store(&self->sleeping, 0);
+  atomic_fetch_sub(&pool->sleepers, 1);
 }
 
 static void *work(void *argument) {
-  worker *self = argument;
+  seat *self = argument;
   slm_pool *pool = self->pool;
+  slm_cores_bind(&pool->cores);
   uint32_t seen = 0;
   for (;;) {
-    if (!spin_while(&pool->epoch, seen, pool->spin_nanoseconds)) {
-      /* The caller advances epoch before it reads sleeping_workers; both sides in one total order
-       * (seq_cst), so either it sees this sleeper or the futex sees the new epoch. */
-      atomic_fetch_add(&pool->sleeping_workers, 1);
-      while (atomic_load(&pool->epoch) == seen) futex_wait(&pool->epoch, seen);
-      atomic_fetch_sub(&pool->sleeping_workers, 1);
-    }
-    ++seen; /* one task at a time: the epoch is exactly one further */
-    slm_task task = pool->task;
-    if (!task) return NULL;
-    task(pool->context, self->index, pool->threads);
-    uint32_t finished = atomic_fetch_add(&pool->finished, 1) + 1;
-    if (finished == all_finished(pool, seen) && atomic_load(&pool->sleeping_caller))
+    int64_t deadline = 0;
+    if (!spin_while(&self->epoch, seen, pool->spin_nanoseconds, &deadline)) sleep_while(self, seen);
+    seen = atomic_load_explicit(&self->epoch, memory_order_acquire);
+    if (atomic_load_explicit(&pool->ending, memory_order_relaxed)) return NULL;
+    uint32_t done = compute(pool, self->index);
+    if (done == 0) continue;
+    /* What is wanted does not change before these parts are counted. */
+    uint32_t wanted = pool->wanted;
+    if (atomic_fetch_add(&pool->finished, done) + done == wanted &&
+        atomic_load(&pool->sleeping_caller))
       futex_wake(&pool->finished, 1);
   }
 }
 
-/* Lets the workers run `task`; returns the epoch of it. */
-static uint32_t start(slm_pool *pool, slm_task task, void *context) {
-  pool->task = task;
-  pool->context = context;
-  uint32_t epoch = atomic_fetch_add(&pool->epoch, 1) + 1;
-  if (atomic_load(&pool->sleeping_workers)) futex_wake(&pool->epoch, SLM_MAX_THREADS);
-  return epoch;
+/* Tells the first `seated` threads that there is something new; wakes those that sleep. */
+static void call(slm_pool *pool, int seated) {
+  ++pool->epoch;
+  for (int i = 1; i < seated; ++i)
+    atomic_store_explicit(&pool->seats[i].epoch, pool->epoch, memory_order_release);
+  atomic_thread_fence(memory_order_seq_cst); /* see sleep_while */
+  if (!atomic_load_explicit(&pool->sleepers, memory_order_relaxed)) return;
+  for (int i = 1; i < seated; ++i) {
+    seat *s = &pool->seats[i];
+    /* Woken once, however many steps pass until the kernel runs it; but not out of a sleep after this
+     * very step, from which the next one has to wake it. */
+    uint64_t sleeping = atomic_load(&s->sleeping);
+    if (sleeping && sleeping != (uint64_t)pool->epoch + 1 &&
+        atomic_compare_exchange_strong(&s->sleeping, &sleeping, 0))
+      futex_wake(&s->epoch, 1);
+  }
+}
+
+/* Waits until all parts are finished; `finished` of them are. */
+static void wait(slm_pool *pool, uint32_t finished) {
+  int64_t deadline = 0;
+  while (finished != pool->wanted) {
+    if (!spin_while(&pool->finished, finished, pool->spin_nanoseconds, &deadline)) {
+      atomic_store(&pool->sleeping_caller, 1);
+      while (atomic_load(&pool->finished) == finished) futex_wait(&pool->finished, finished);
+      atomic_store(&pool->sleeping_caller, 0);
+    }
+    finished = atomic_load_explicit(&pool->finished, memory_order_acquire);
+  }
+  if (deadline == 0 || !pool->pace) return;
+  int64_t now = slm_now_nanoseconds(), waited = now - (deadline - pool->spin_nanoseconds);
+  if (waited > STALL_NANOSECONDS) slm_pace_stalled(pool->pace, waited, now);
 }
 
 void slm_pool_run(slm_pool *pool, slm_task task, void *context) {
-  if (pool->threads == 1) {
-    task(context, 0, 1);
+  int threads = pool->pace ? pool->pace->threads : pool->threads;
+  if (threads == 1) {
+    task(context, 0, 0, 1);
     return;
   }
-  uint32_t target = all_finished(pool, start(pool, task, context));
-  task(context, 0, pool->threads);
-  uint32_t finished;
-  while ((finished = atomic_load_explicit(&pool->finished, memory_order_acquire)) != target) {
-    if (spin_while(&pool->finished, finished, pool->spin_nanoseconds)) continue;
-    atomic_store(&pool->sleeping_caller, 1);
-    while ((finished = atomic_load(&pool->finished)) != target)
-      futex_wait(&pool->finished, finished);
-    atomic_store(&pool->sleeping_caller, 0);
+  int32_t each = pool->each, parts = threads * each;
+  pool->wanted = (uint32_t)parts;
+  atomic_store_explicit(&pool->finished, 0, memory_order_relaxed);
+  atomic_store_explicit(&pool->seated, threads, memory_order_relaxed);
+  for (int i = 0; i < threads; ++i) {
+    seat *s = &pool->seats[i];
+    s->task = task;
+    s->context = context;
+    s->each = each;
+    s->parts = parts;
+    /* The caller's first part is its own at once. */
+    atomic_store_explicit(&s->left, i == 0 ? each - 1 : each, memory_order_release);
   }
+  call(pool, threads);
+  SLM_POOL_DELAY(0, 0);
+  task(context, 0, 0, parts);
+  uint32_t done = 1 + compute(pool, 0);
+  wait(pool, atomic_fetch_add(&pool->finished, done) + done);
+}
+
+void slm_pool_begin(slm_pool *pool, int kind) {
+  if (pool->threads == 1 || pool->cores.all) return;
+  pool->pace = &pool->paces[kind];
+  slm_pace_begin(pool->pace, &pool->preemptions, slm_now_nanoseconds());
+}
+
+void slm_pool_end(slm_pool *pool) {
+  if (pool->pace) slm_pace_end(pool->pace, slm_now_nanoseconds());
 }
 
 int32_t slm_pool_acquire(slm_pool *pool) {
@@ -160,28 +268,29 @@ void slm_pool_release(slm_pool *pool) {
 
 int slm_pool_threads(const slm_pool *pool) { return pool->threads; }
 
-static int usable_cores(void) {
-  cpu_set_t set;
-  long count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
-                                                           : sysconf(_SC_NPROCESSORS_ONLN);
-  return count < 1 ? 1 : (int)count;
-}
-
 static void stop_workers(slm_pool *pool) {
-  start(pool, NULL, NULL);
-  for (int i = 1; i < pool->threads; ++i) pthread_join(pool->workers[i].thread, NULL);
+  atomic_store(&pool->ending, 1);
+  call(pool, pool->threads);
+  for (int i = 1; i < pool->threads; ++i) pthread_join(pool->seats[i].thread, NULL);
 }
 
-int32_t slm_pool_new(int32_t threads, slm_pool **result) {
-  int cores = usable_cores();
-  if (threads == 0) threads = cores < SLM_MAX_THREADS ? cores : SLM_MAX_THREADS;
-  if (!pthread_create || !pthread_join) threads = 1;
-  slm_pool *pool = aligned_alloc(CACHE_LINE, sizeof *pool);
-  if (!pool) return slm_fail(SLM_ERR_MEMORY, "no memory for the thread pool");
-  memset(pool, 0, sizeof *pool);
+int32_t slm_pool_new(const slm_cores *cores, int kinds, slm_pool **result) {
+  int threads = pthread_create && pthread_join ? cores->threads : 1;
+  size_t size = sizeof(slm_pool) + (size_t)threads * sizeof(seat);
+  slm_pool *pool = aligned_alloc(CACHE_LINE, size);
+  slm_pace *paces = calloc((size_t)kinds, sizeof *paces);
+  if (!pool || !paces) {
+    free(pool);
+    free(paces);
+    return slm_fail(SLM_ERR_MEMORY, "no memory for the thread pool");
+  }
+  memset(pool, 0, size);
+  pool->paces = paces;
   pool->threads = 1;
+  pool->each = cores->mixed ? PARTS_OF_MIXED_CORES : 1;
+  pool->cores = *cores;
   pool->process = getpid();
-  pool->spin_nanoseconds = threads <= cores ? SPIN_NANOSECONDS : 0;
+  pool->spin_nanoseconds = threads <= cores->count ? SPIN_NANOSECONDS : 0;
 
   /* Signals are the application's: its own threads take them, never a worker. */
   sigset_t all, before;
@@ -189,10 +298,10 @@ int32_t slm_pool_new(int32_t threads, slm_pool **result) {
   sigprocmask(SIG_BLOCK, &all, &before);
   int32_t code = SLM_OK;
   for (int i = 1; i < threads && code == SLM_OK; ++i) {
-    worker *w = &pool->workers[i];
-    w->pool = pool;
-    w->index = i;
-    int error = pthread_create(&w->thread, NULL, work, w);
+    seat *s = &pool->seats[i];
+    s->pool = pool;
+    s->index = i;
+    int error = pthread_create(&s->thread, NULL, work, s);
     if (error)
       code = slm_fail(SLM_ERR_MEMORY, "cannot start thread %d of %d: %s", i, threads,
                       strerror(error));
@@ -200,6 +309,7 @@ int32_t slm_pool_new(int32_t threads, slm_pool **result) {
       pool->threads = i + 1;
   }
   sigprocmask(SIG_SETMASK, &before, NULL);
+  for (int i = 0; i < kinds; ++i) slm_pace_init(&paces[i], pool->threads);
   if (code != SLM_OK)
     slm_pool_free(pool);
   else
@@ -209,5 +319,6 @@ int32_t slm_pool_new(int32_t threads, slm_pool **result) {
 
 void slm_pool_free(slm_pool *pool) {
   if (pool->threads > 1 && pool->process == getpid()) stop_workers(pool);
+  free(pool->paces);
   free(pool);
 }

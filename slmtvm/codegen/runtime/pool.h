@@ -4,26 +4,34 @@
 
 #include <stdint.h>
 
+#include "cores.h"
+
 typedef struct slm_pool slm_pool;
 
-/* What each thread runs: thread 0 is the caller. */
-typedef void (*slm_task)(void *context, int thread, int threads);
+/* Computes part `part` of `parts`, as thread `thread`: the caller is 0. */
+typedef void (*slm_task)(void *context, int thread, int part, int parts);
 
 enum { SLM_MAX_THREADS = 256 };
 
-/* Starts `threads` - 1 workers; 0 threads means one for each core this process may use. Where
+/* Starts workers for the threads that `cores` chose, less the caller, for work of `kinds` kinds. Where
  * threads cannot be had at all (no libpthread loaded), the caller computes alone. */
-int32_t slm_pool_new(int32_t threads, slm_pool **pool);
+int32_t slm_pool_new(const slm_cores *cores, int kinds, slm_pool **pool);
 void slm_pool_free(slm_pool *pool);
 
-/* Threads that compute, the caller included. */
+/* Threads that may compute, the caller included. */
 int slm_pool_threads(const slm_pool *pool);
 
 /* One caller at a time runs tasks; others wait here. Fails in a child process made by fork(). */
 int32_t slm_pool_acquire(slm_pool *pool);
 void slm_pool_release(slm_pool *pool);
 
-/* Runs `task` once on each thread; returns when all are done. The pool must be acquired. */
+/* Around all tasks of a piece of work of a kind, 0 to `kinds` - 1: how many threads take part is decided
+ * from the time that pieces of that kind take. */
+void slm_pool_begin(slm_pool *pool, int kind);
+void slm_pool_end(slm_pool *pool);
+
+/* Runs all parts of `task`; returns when they are done. The pool must be acquired. How many parts
+ * there are, and which thread computes which, is the pool's to choose. */
 void slm_pool_run(slm_pool *pool, slm_task task, void *context);
 
 #endif

@@ -51,13 +51,24 @@ enum {
    * the file. Header and size are still checked. */
   SLM_SKIP_CHECKSUM = 1,
   /* Measure each kernel, for slm_profile: two readings of the clock for each call of one. */
-  SLM_PROFILE = 2
+  SLM_PROFILE = 2,
+  /* Use all threads that are asked for all the time, even where there are fewer cores for them or some
+   * do not pay: slower, for tests. */
+  SLM_ALL_THREADS = 4
 };
 
 typedef struct slm_options {
-  uint32_t size;   /* sizeof(slm_options) */
-  int32_t threads; /* threads that compute, the caller included; 0 means one for each core */
-  uint32_t flags;  /* SLM_SKIP_CHECKSUM, SLM_PROFILE, both or 0 */
+  uint32_t size; /* sizeof(slm_options) */
+  /* Most threads that compute, the caller included. More than the cores that the process may use,
+   * by its affinity and its control group's quota, are not started. 0: as many as these allow, of
+   * cores that differ in speed the fast ones. Where other processes keep a thread from running, fewer
+   * take part for a while. */
+  int32_t threads;
+  uint32_t flags; /* SLM_SKIP_CHECKSUM, SLM_PROFILE, SLM_ALL_THREADS or 0 */
+  /* Cores to compute on, "4-7,9"; NULL: the system chooses. The workers are bound to them, and so is
+   * the thread that calls slm_open, which should be the one that computes. Not there in a caller
+   * whose `size` is older. */
+  const char *cores;
 } slm_options;
 
 /* How to choose the next token. Zero turns each part off; all zero is greedy. */
@@ -90,6 +101,10 @@ SLM_API const char *slm_last_error(void);
  * mapped, not copied. `options` may be NULL: one thread, weights checked. A child process made by
  * fork() must open the bundle anew: it has no copy of the worker threads. */
 SLM_API int32_t slm_open(const char *bundle, const slm_options *options, slm_model **model);
+
+/* How the model computes, as a JSON object: "threads", as "asked" for or fewer, the "cores" that they
+ * may run on, and "why" there are as many. Valid until slm_close; NULL where it is no open model. */
+SLM_API const char *slm_model_info(const slm_model *model);
 
 /* Ends the worker threads and unmaps the weights. SLM_ERR_BUSY while sessions are left. NULL is
  * allowed. */
