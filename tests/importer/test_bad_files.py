@@ -57,10 +57,6 @@ def test_a_missing_file(tmp_path):
     assert "no such file" in refused(tmp_path / "nothing.onnx", InvalidModelError)
 
 
-def test_a_folder(tmp_path):
-    assert "no such file" in refused(tmp_path, InvalidModelError)
-
-
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
 def test_a_truncated_file(part, tmp_path):
     path = save(build(Tiny()), tmp_path)
