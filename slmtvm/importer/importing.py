@@ -26,6 +26,7 @@ from slmtvm.importer.encoder_decoder import (
     with_stand_ins,
     written_out,
 )
+from slmtvm.importer.faults import named
 from slmtvm.importer.graph import Graph
 from slmtvm.importer.halves import widen
 from slmtvm.importer.lengths import freeze_twice
@@ -61,21 +62,24 @@ def import_onnx(
     ``mask``: one of MASKS; "arbitrary" asks for what a mask of tokens does in this file.
 
     Raises InvalidModelError for a file that is damaged or contradicts itself, UnsupportedOpError
-    for one that holds something that cannot be compiled, each naming the file and the node.
+    for one that holds something that cannot be compiled, and InternalError where the importer
+    itself is at fault, each naming the file and the node.
     """
     if mask not in MASKS:
         raise SlmError(f"must be one of {', '.join(MASKS)}, not {mask!r}", where="mask")
-    model, find_mask = _import(Path(path), context, source_context)
-    return replace(model, mask=find_mask()) if mask == "arbitrary" else model
+    with named(Path(path)):
+        model, find_mask = _import(Path(path), context, source_context)
+        return replace(model, mask=find_mask()) if mask == "arbitrary" else model
 
 
 def import_with_mask(path: str | Path, *, context: int | None = None) -> tuple[CanonicalModel, str]:
     """``import_onnx`` with the mask that the file has, or "none"; and why it has none, or ""."""
-    model, find_mask = _import(Path(path), context)
-    try:
-        return replace(model, mask=find_mask()), ""
-    except UnsupportedOpError as error:
-        return model, str(error)
+    with named(Path(path)):
+        model, find_mask = _import(Path(path), context)
+        try:
+            return replace(model, mask=find_mask()), ""
+        except UnsupportedOpError as error:
+            return model, str(error)
 
 
 def _import(

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from slmtvm.errors import InvalidModelError
+from slmtvm.importer.faults import named
 from slmtvm.importer.formats import describe
 from slmtvm.importer.functions import Body, Call, inline_functions
 from slmtvm.importer.graph import Constant, Graph, Node, Port, Subgraph, sort_nodes
@@ -39,7 +40,8 @@ def count_operators(path: str | Path) -> dict[str, int]:
     Raises InvalidModelError where it is no ONNX file.
     """
     path = Path(path)
-    nodes = _nested(_parse(path).graph)
+    with named(path):
+        nodes = _nested(_parse(path).graph)
     names = [f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in nodes]
     return dict(Counter(names).most_common())
 

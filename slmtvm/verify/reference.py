@@ -163,7 +163,7 @@ class Reference:
                 f"{', '.join(values)} and {_PAST_PREFIX}*",
                 where=str(self.path),
             )
-        value = values[name].astype(dtype)
+        value: np.ndarray = values[name].astype(dtype)
         return value[None] if given.shape else value  # a scalar has no batch
 
 
