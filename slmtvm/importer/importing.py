@@ -38,6 +38,7 @@ from slmtvm.importer.outputs import choose_output
 from slmtvm.importer.padding import Padding, assume_no_padding, padding_notes
 from slmtvm.importer.report import elementwise_notes, family_of, hidden_size, layer_reports
 from slmtvm.importer.roles import assign_roles
+from slmtvm.importer.softmax import join_softmax
 from slmtvm.importer.split import split_packed
 from slmtvm.importer.steps import Attention, Embedding, Rows, Step
 from slmtvm.ir.model import MASKS, CanonicalModel, KvSpec
@@ -85,9 +86,9 @@ def import_with_mask(path: str | Path, *, context: int | None = None) -> tuple[C
 def _import(
     path: Path, context: int | None, source_context: int | None = None
 ) -> tuple[CanonicalModel, _FindMask]:
-    graph = widen(load(path))
+    graph = _load(path)
     if needs_encoder(graph):
-        graph = join(widen(load(encoder_file(path))), graph)
+        graph = join(_load(encoder_file(path)), graph)
     elif has_both(graph):
         graph = written_out(graph)
     if has_both(graph):
@@ -117,6 +118,10 @@ def _import(
 
     notes = [*padding_notes(padding.tokens), *notes, *model.notes]
     return replace(model, padding=padding.tokens, notes=tuple(notes)), find_mask
+
+
+def _load(path: Path) -> Graph:
+    return join_softmax(widen(load(path)))
 
 
 def _kind_of(kind: Callable[[Sequence[str]], str], padding: Padding) -> str:
