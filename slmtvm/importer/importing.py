@@ -28,6 +28,7 @@ from slmtvm.importer.encoder_decoder import (
 )
 from slmtvm.importer.faults import named
 from slmtvm.importer.graph import Graph
+from slmtvm.importer.half_clamps import drop_half_clamps
 from slmtvm.importer.halves import widen
 from slmtvm.importer.lengths import freeze_twice
 from slmtvm.importer.load import load
@@ -121,7 +122,7 @@ def _import(
 
 
 def _load(path: Path) -> Graph:
-    return join_softmax(widen(load(path)))
+    return join_softmax(widen(drop_half_clamps(load(path))))
 
 
 def _kind_of(kind: Callable[[Sequence[str]], str], padding: Padding) -> str:
