@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from slmtvm.errors import (
         BundleError,
         DeviceError,
+        InternalError,
         InvalidModelError,
         SlmError,
         TargetError,
@@ -35,6 +36,7 @@ _PUBLIC = {
     "Bundle": ("slmtvm.bundle", "Bundle"),
     "BundleError": ("slmtvm.errors", "BundleError"),
     "DeviceError": ("slmtvm.errors", "DeviceError"),
+    "InternalError": ("slmtvm.errors", "InternalError"),
     "InvalidModelError": ("slmtvm.errors", "InvalidModelError"),
     "Session": ("slmtvm.runtime", "Session"),
     "SlmError": ("slmtvm.errors", "SlmError"),
@@ -52,6 +54,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "DeviceError",
+    "InternalError",
     "InvalidModelError",
     "Session",
     "SlmError",

@@ -24,6 +24,10 @@ class UnsupportedOpError(SlmError):
     """The ONNX file is valid but holds something that cannot be compiled."""
 
 
+class InternalError(UnsupportedOpError):
+    """A fault of slmtvm's own met an ONNX file; the exception that shows it is its cause."""
+
+
 class TargetError(SlmError):
     """A target is unknown, badly described, or cannot run what is asked of it."""
 

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from slmtvm.errors import SlmError, UnsupportedOpError
+from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.importer import import_with_mask
+from slmtvm.importer.faults import words
 from slmtvm.importer.load import count_operators
 from slmtvm.importer.redact import redact
 from slmtvm.ir.model import CanonicalModel, LayerReport
@@ -162,7 +163,14 @@ def write_report(path: str | Path, output: str | Path) -> None:
     InvalidModelError where ``path`` is no ONNX file, SlmError where ``output`` cannot be written.
     """
     count_operators(path)  # says what is wrong with the file
-    data = redact(Path(path)).SerializeToString()
+    try:
+        data = redact(Path(path)).SerializeToString()
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever onnx raises for what a damaged file says
+        raise InvalidModelError(
+            f"cannot be written out: {words(error)}", where=str(path)
+        ) from error
     try:
         Path(output).write_bytes(data)
     except OSError as error:

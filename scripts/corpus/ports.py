@@ -64,6 +64,44 @@ def _half_logits(source: Path, target: Path) -> None:
     onnx.save(model, target)
 
 
+@transform("kept-logits", "llama-optimum-past", "gpt2-optimum-past", "smollm-dynamo-past")
+def _kept_logits(source: Path, target: Path) -> None:
+    """Logits of the last ``num_logits_to_keep`` tokens, 0 being all: as exports for browsers."""
+    model = onnx.load(source)
+    graph = model.graph
+    made = {name: node for node in graph.node for name in node.output}
+    head = made["logits"]
+    while head.op_type != "MatMul":
+        head = made[head.input[0]]
+    count = onnx.helper.make_tensor_value_info("num_logits_to_keep", onnx.TensorProto.INT64, [])
+    graph.input.append(count)
+    numbers = {"kept.one": [1], "kept.end": [2**63 - 1]}
+    for name, values in numbers.items():
+        graph.initializer.append(onnx.helper.make_tensor(name, 7, [1], values))
+    place = list(graph.node).index(head)
+    for node in (
+        onnx.helper.make_node("Slice", [head.input[0], "kept.begin", "kept.end", "kept.one"],
+                              ["kept"], name="keep"),
+        onnx.helper.make_node("Reshape", ["kept.negative", "kept.one"], ["kept.begin"]),
+        onnx.helper.make_node("Neg", [count.name], ["kept.negative"]),
+    ):  # fmt: skip
+        graph.node.insert(place, node)
+    head.input[0] = "kept"
+    (logits,) = [port for port in graph.output if port.name == "logits"]
+    logits.type.tensor_type.shape.dim[1].dim_param = "kept"
+    onnx.save(model, target)
+
+
+@transform("newest-opset", "llama-dynamo-opset23", "bert-dynamo-opset22", "gpt2-dynamo-opset22")
+def _newest_opset(source: Path, target: Path) -> None:
+    """Operator set 25, whose definitions of what these files use are those of 22 and 23."""
+    model = onnx.load(source)
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = 25
+    onnx.save(model, target)
+
+
 def _batches(model: onnx.ModelProto) -> Iterator[onnx.TensorShapeProto.Dimension]:
     """The dimensions of the ports that are the batch."""
     for port in (*model.graph.input, *model.graph.output):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.importer.compute import operator_of
+from slmtvm.importer.faults import located
 from slmtvm.importer.frame import Frame
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.operators import Kind
@@ -72,7 +74,7 @@ class Cover:
             rows = todo.pop()
             if rows not in self.steps:
                 # Probes may overflow or divide by zero; what is not finite matches nothing.
-                with np.errstate(all="ignore"):
+                with np.errstate(all="ignore"), located(partial(self.frame.where, rows)):
                     self.steps[rows] = _match(self, rows)
             fresh = [i for i in self.steps[rows].inputs if i not in seen]
             seen.update(fresh)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.compute import compute, nothing, operator_of
+from slmtvm.importer.faults import located
 from slmtvm.importer.fold import fold
 from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Constant, Graph, Node
@@ -33,7 +35,9 @@ def freeze(graph: Graph, roles: Roles, length: int) -> Frozen:
     waiting.update(port.name for port in graph.outputs)
     waiting.update(decision.condition for decision in graph.decisions)
     for node in graph.nodes:
-        if advance(frozen, node):
+        with located(partial(graph.where, node)):
+            done = advance(frozen, node)
+        if done:
             for name in set(node.inputs) - {""}:
                 waiting[name] -= 1
                 if waiting[name] == 0:

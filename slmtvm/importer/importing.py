@@ -26,7 +26,9 @@ from slmtvm.importer.encoder_decoder import (
     with_stand_ins,
     written_out,
 )
+from slmtvm.importer.faults import named
 from slmtvm.importer.graph import Graph
+from slmtvm.importer.half_clamps import drop_half_clamps
 from slmtvm.importer.halves import widen
 from slmtvm.importer.lengths import freeze_twice
 from slmtvm.importer.load import load
@@ -37,6 +39,7 @@ from slmtvm.importer.outputs import choose_output
 from slmtvm.importer.padding import Padding, assume_no_padding, padding_notes
 from slmtvm.importer.report import elementwise_notes, family_of, hidden_size, layer_reports
 from slmtvm.importer.roles import assign_roles
+from slmtvm.importer.softmax import join_softmax
 from slmtvm.importer.split import split_packed
 from slmtvm.importer.steps import Attention, Embedding, Rows, Step
 from slmtvm.ir.model import MASKS, CanonicalModel, KvSpec
@@ -61,29 +64,32 @@ def import_onnx(
     ``mask``: one of MASKS; "arbitrary" asks for what a mask of tokens does in this file.
 
     Raises InvalidModelError for a file that is damaged or contradicts itself, UnsupportedOpError
-    for one that holds something that cannot be compiled, each naming the file and the node.
+    for one that holds something that cannot be compiled, and InternalError where the importer
+    itself is at fault, each naming the file and the node.
     """
     if mask not in MASKS:
         raise SlmError(f"must be one of {', '.join(MASKS)}, not {mask!r}", where="mask")
-    model, find_mask = _import(Path(path), context, source_context)
-    return replace(model, mask=find_mask()) if mask == "arbitrary" else model
+    with named(Path(path)):
+        model, find_mask = _import(Path(path), context, source_context)
+        return replace(model, mask=find_mask()) if mask == "arbitrary" else model
 
 
 def import_with_mask(path: str | Path, *, context: int | None = None) -> tuple[CanonicalModel, str]:
     """``import_onnx`` with the mask that the file has, or "none"; and why it has none, or ""."""
-    model, find_mask = _import(Path(path), context)
-    try:
-        return replace(model, mask=find_mask()), ""
-    except UnsupportedOpError as error:
-        return model, str(error)
+    with named(Path(path)):
+        model, find_mask = _import(Path(path), context)
+        try:
+            return replace(model, mask=find_mask()), ""
+        except UnsupportedOpError as error:
+            return model, str(error)
 
 
 def _import(
     path: Path, context: int | None, source_context: int | None = None
 ) -> tuple[CanonicalModel, _FindMask]:
-    graph = widen(load(path))
+    graph = _load(path)
     if needs_encoder(graph):
-        graph = join(widen(load(encoder_file(path))), graph)
+        graph = join(_load(encoder_file(path)), graph)
     elif has_both(graph):
         graph = written_out(graph)
     if has_both(graph):
@@ -113,6 +119,10 @@ def _import(
 
     notes = [*padding_notes(padding.tokens), *notes, *model.notes]
     return replace(model, padding=padding.tokens, notes=tuple(notes)), find_mask
+
+
+def _load(path: Path) -> Graph:
+    return join_softmax(widen(drop_half_clamps(load(path))))
 
 
 def _kind_of(kind: Callable[[Sequence[str]], str], padding: Padding) -> str:

@@ -12,6 +12,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from slmtvm.errors import InvalidModelError
+from slmtvm.importer.faults import named
+from slmtvm.importer.formats import describe
 from slmtvm.importer.functions import Body, Call, inline_functions
 from slmtvm.importer.graph import Constant, Graph, Node, Port, Subgraph, sort_nodes
 from slmtvm.importer.redact import fill, is_redacted
@@ -38,28 +40,14 @@ def count_operators(path: str | Path) -> dict[str, int]:
     Raises InvalidModelError where it is no ONNX file.
     """
     path = Path(path)
-    nodes = _nested(_parse(path).graph)
+    with named(path):
+        nodes = _nested(_parse(path).graph)
     names = [f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in nodes]
     return dict(Counter(names).most_common())
 
 
 def _parse(path: Path) -> ModelProto:
-    if not path.is_file():
-        raise InvalidModelError("no such file", where=str(path))
-    if path.stat().st_size > _MAX_FILE_BYTES:
-        raise InvalidModelError(
-            "the file is over 2 GB; save the model with external data", where=str(path)
-        )
-    try:
-        model = ModelProto.FromString(path.read_bytes())
-    except (DecodeError, OSError, RuntimeError) as error:
-        raise InvalidModelError(
-            f"not an ONNX file, or a damaged one: {error}", where=str(path)
-        ) from error
-    if not model.HasField("graph") or not model.opset_import:
-        raise InvalidModelError(
-            "not an ONNX model: it has no graph or imports no operator set", where=str(path)
-        )
+    model = _read(path)
     if model.ir_version < _MIN_IR_VERSION:
         raise InvalidModelError(
             f"ONNX IR version {model.ir_version}; {_MIN_IR_VERSION} or later is needed",
@@ -71,6 +59,34 @@ def _parse(path: Path) -> ModelProto:
         if not isinstance(text, str):
             raise InvalidModelError(f"the name {text!r} is not UTF-8", where=str(path))
     return model
+
+
+def _read(path: Path) -> ModelProto:
+    """The model in ``path``; raises InvalidModelError saying what it is where it is none."""
+    try:
+        if path.is_dir():
+            raise _not_onnx(path, "a folder")
+        if not path.is_file():
+            fault = "is a device or a pipe, not a file" if path.exists() else "no such file"
+            raise InvalidModelError(fault, where=str(path))
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise _not_onnx(path, "a file of over 2 GB; save the model with external data")
+        try:
+            model = ModelProto.FromString(path.read_bytes())
+        except (DecodeError, RuntimeError) as error:
+            fault = f"not an ONNX file, or a damaged one: {error}"
+            raise _not_onnx(path, fault) from error
+        if not model.HasField("graph") or not model.opset_import:
+            fault = "not an ONNX model: it has no graph or imports no operator set"
+            raise _not_onnx(path, fault)
+    except OSError as error:
+        raise InvalidModelError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    return model
+
+
+def _not_onnx(path: Path, fault: str) -> InvalidModelError:
+    """The error for what is no ONNX file: its format where that is known, else ``fault``."""
+    return InvalidModelError(f"this is {describe(path) or fault}", where=str(path))
 
 
 def _texts(model: ModelProto) -> Iterator[object]:

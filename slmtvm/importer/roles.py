@@ -21,6 +21,7 @@ _PAST_LENGTH = re.compile(r"past_(key_values_|seq_|sequence_)?length")
 HIDDEN_STATES = "encoder_hidden_states"  # of a decoder's file, as optimum names it
 MASK = "mask"  # the role of an input that says which tokens are visible
 _USE_CACHE = "use_cache_branch"  # optimum's merged decoders
+_KEPT = re.compile(r"(num_)?logits_to_keep")  # of how many last tokens; 0 is all of them
 
 _STACKED_RANK = 5  # of a past that holds (keys and values, batch, heads, length, head_dim)
 _MAX_PAST_ELEMENTS = 1 << 28  # of one layer
@@ -61,7 +62,7 @@ def assign_roles(graph: Graph) -> Roles:
         rank = None if port.dims is None else len(port.dims)
         if _PAST.fullmatch(name) and rank is not None and rank >= 3:
             fixed[port.name] = ("past", port)
-        elif (name == _USE_CACHE or (integer and _PAST_LENGTH.fullmatch(name))) and rank in (0, 1):
+        elif rank in (0, 1) and (name == _USE_CACHE or (integer and _is_count(name))):
             fixed[port.name] = ("no", port)
         elif integer and _TOKENS.fullmatch(name) and rank == 2:
             tokens.append(port)
@@ -95,6 +96,11 @@ def assign_roles(graph: Graph) -> Roles:
     for port in (p for role, p in fixed.values() if role == "past"):
         _check_size(port, where)
     return Roles(tokens[0], fixed)
+
+
+def _is_count(name: str) -> bool:
+    """Whether an input counts something that is 0 here."""
+    return bool(_PAST_LENGTH.fullmatch(name) or _KEPT.fullmatch(name))
 
 
 def _hint(port: Port) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.defaults import is_default
 from slmtvm.importer.expand.registry import Expansion, find_expansion
 from slmtvm.importer.functions import Call
 from slmtvm.importer.operators import MAX_OPSET, MIN_OPSET, Operator, find
@@ -19,8 +20,9 @@ _NODES_SHOWN = 4  # of each unknown operator
 def check_supported(calls: Iterable[Call], path: Path) -> None:
     """Check every node's operator and number of inputs, subgraphs included.
 
-    Raises UnsupportedOpError with all unknown operators of the file, and InvalidModelError for a
-    node that its operator's schema does not allow.
+    Raises UnsupportedOpError where operator sets are newer or older than what is known, or with all
+    unknown operators of the file, and InvalidModelError for a node that its operator's schema does
+    not allow.
     """
     unknown: dict[str, list[str]] = {}
     for call in _nested(calls):
@@ -32,21 +34,18 @@ def check_supported(calls: Iterable[Call], path: Path) -> None:
                 f"uses operator set {domain or 'ai.onnx'!r}, which the model does not import",
                 where=f"{path}: {node.op_type} node {node.name!r}",
             )
-        operator: Operator | Expansion | None = None
-        if _known(domain, version):
-            operator = find(domain, node.op_type, version) or find_expansion(
-                domain, node.op_type, version
-            )
+        _check_version(domain, version, path)
+        operator = _find(domain, node.op_type, version)
         if operator is None:
-            title = f"{domain or 'ai.onnx'}.{node.op_type} (version {version})"
+            title = _title(domain, node.op_type, version)
             unknown.setdefault(title, []).append(node.name or (list(node.output) or [""])[0])
         else:
             _check_schema(call, operator, version, path)
     if unknown:
         lines = [f"  {title}: {_some(names)}" for title, names in sorted(unknown.items())]
         raise UnsupportedOpError(
-            f"operators that are not supported (ai.onnx {MIN_OPSET} to {MAX_OPSET} and "
-            "com.microsoft 1 are known):\n" + "\n".join(lines),
+            f"operators that are not supported (ai.onnx {MIN_OPSET} to {_newest()} and "
+            f"com.microsoft {_MICROSOFT_VERSION} are known):\n" + "\n".join(lines),
             where=str(path),
         )
 
@@ -58,10 +57,48 @@ def _nested(calls: Iterable[Call]) -> Iterator[Call]:
             yield from _nested(body.calls)
 
 
-def _known(domain: str, version: int) -> bool:
-    if domain == "":
-        return MIN_OPSET <= version <= MAX_OPSET
-    return domain == "com.microsoft" and version == _MICROSOFT_VERSION
+def _newest() -> int:
+    """The newest operator set of ai.onnx that is read, where its definitions are known ones."""
+    return max(MAX_OPSET, int(onnx.defs.onnx_opset_version()))
+
+
+def _check_version(domain: str, version: int, path: Path) -> None:
+    known = {"": (MIN_OPSET, _newest()), "com.microsoft": (_MICROSOFT_VERSION,) * 2}
+    oldest, newest = known.get(domain, (version, version))
+    if version > newest:
+        raise UnsupportedOpError(
+            f"operator set {version} of {domain or 'ai.onnx'} is newer than what is known, which "
+            f"is {newest}; export the model with that one",
+            where=str(path),
+        )
+    if version < oldest:
+        raise UnsupportedOpError(
+            f"operator set {version} of {domain or 'ai.onnx'} is older than what is supported, "
+            f"{oldest} to {newest}; export the model with one of these, or convert it with "
+            "onnx.version_converter",
+            where=str(path),
+        )
+
+
+def _find(domain: str, op_type: str, version: int) -> Operator | Expansion | None:
+    """The table's entry; None where there is none that is known to mean what the file does."""
+    if domain == "" and _since(op_type, version) > MAX_OPSET:
+        return None
+    return find(domain, op_type, version) or find_expansion(domain, op_type, version)
+
+
+def _since(op_type: str, version: int) -> int:
+    """From which version on ai.onnx has the definition that holds at ``version``."""
+    if not onnx.defs.has(op_type, version, ""):
+        return 0
+    return int(onnx.defs.get_schema(op_type, version, "").since_version)
+
+
+def _title(domain: str, op_type: str, version: int) -> str:
+    name = f"{domain or 'ai.onnx'}.{op_type}"
+    if domain == "" and _since(op_type, version) > MAX_OPSET and find(domain, op_type, MAX_OPSET):
+        return f"{name} (as version {_since(op_type, version)} changed it)"
+    return f"{name} (version {version})"
 
 
 def _some(names: list[str]) -> str:
@@ -88,6 +125,8 @@ def _check_schema(call: Call, operator: Operator | Expansion, version: int, path
         raise InvalidModelError("a required input is absent", where=where)
     for attribute in node.attribute:
         expected = kinds.get(attribute.name)
+        if expected is None and is_default(operator.domain, node.op_type, version, attribute):
+            continue
         if expected is None or expected[0] != attribute.type:
             raise InvalidModelError(
                 f"attribute {attribute.name!r} is not one of the operator, or of another type",

@@ -163,7 +163,8 @@ class Reference:
                 f"{', '.join(values)} and {_PAST_PREFIX}*",
                 where=str(self.path),
             )
-        return values[name].astype(dtype)[None]
+        value: np.ndarray = values[name].astype(dtype)
+        return value[None] if given.shape else value  # a scalar has no batch
 
 
 def _values(ids: np.ndarray, mask: np.ndarray | None) -> _Values:
@@ -174,6 +175,8 @@ def _values(ids: np.ndarray, mask: np.ndarray | None) -> _Values:
         "position_ids": np.maximum(np.cumsum(visible) - 1, 0),
         "token_type_ids": np.zeros_like(ids),
         "use_cache_branch": np.zeros((), np.bool_),  # of optimum's merged decoders, (1,)
+        "num_logits_to_keep": np.zeros((), np.int64),  # of the last tokens; 0 is all, () or (1,)
+        "logits_to_keep": np.zeros((), np.int64),
     }
 
 

@@ -291,6 +291,17 @@ ONNX_ATTENTIONS = [
     Case("Attention", (Q4, K4, V4, None, None, None, ints(3, 7, dtype=np.int64)), domain="",
          opset=24, title="onnx valid keys"),
     Case("Attention", (Q4, K4, floats(2, 3, 7, 6)), title="onnx narrow values", **ONNX),
+    Case("Attention", (Q4, K4, V4), {"is_causal": 1}, title="onnx causal, more keys", **ONNX),
+    Case("Attention", (Q4, K4, V4, None, None, None, ints(5, 7, dtype=np.int64)),
+         {"is_causal": 1}, domain="", opset=24, title="onnx valid keys and causal"),
+    Case("Attention", (Q4, Q4, Q4), {"is_causal": 1, "left_window_size": 2}, domain="", opset=25,
+         title="onnx window"),
+    Case("Attention", (Q4, K4, V4), {"left_window_size": 1, "right_window_size": 2}, domain="",
+         opset=25, title="onnx window to both sides"),
+    Case("Attention", (Q4, Q4[:, :3], V4[:, :, :5], None, PAST_KEY, PAST_VALUE),
+         {"left_window_size": 3, "right_window_size": 0}, 3, domain="", opset=25,
+         title="onnx window over a past"),
+    Case("Attention", (Q4, Q4, Q4), {"is_causal": 1}, domain="", opset=28, title="onnx newest"),
 ]  # fmt: skip
 
 ANGLES = floats(11, 4)

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.reference import evaluate
+from slmtvm.verify import Reference
 from tests.importer.graph_builder import run_onnxruntime, save
 from tests.importer.graphs import Tiny, build
 
@@ -121,3 +122,33 @@ def test_scaled_and_capped_logits_follow_the_head(factor, tmp_path):
     path = save(model, tmp_path)
     assert agrees(path, "logits")
     assert "elementwise ops" in "".join(import_onnx(path, context=32).notes)
+
+
+@pytest.mark.parametrize("dims", [[], [1]])
+@pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.INT32])
+@pytest.mark.parametrize("name", ["num_logits_to_keep", "logits_to_keep"])
+def test_all_logits_are_compiled_where_an_input_says_how_many_are_kept(name, kind, dims, tmp_path):
+    """As browsers' exports have it: 0 keeps all, ``hidden[:, -0:]``."""
+    model = build(TINY)
+    head = model.graph.node[-1]
+    for node in (
+        helper.make_node("Cast", [name], ["count"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["count", "flat"], ["last"]),
+        helper.make_node("Neg", ["last"], ["begin"]),
+        helper.make_node("Slice", [head.input[0], "begin", "end", "axis"], ["kept"]),
+    ):
+        model.graph.node.append(node)
+    head.input[0] = "kept"
+    numbers = {"flat": [1], "end": [2**63 - 1], "axis": [1]}
+    for label, values in numbers.items():
+        constant = onnx.numpy_helper.from_array(np.array(values, np.int64), label)
+        model.graph.initializer.append(constant)
+    model.graph.input.append(helper.make_tensor_value_info(name, kind, dims))
+    model.graph.output[0].CopyFrom(
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", "kept", TINY.vocab])
+    )
+    path = save(model, tmp_path)
+    want = Reference(path).rows(TOKENS)
+    got = evaluate(import_onnx(path, context=32), TOKENS)
+    assert want.shape == (len(TOKENS), TINY.vocab)
+    assert np.abs(got - want).max() <= 2e-4 * np.ptp(want)

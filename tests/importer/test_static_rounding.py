@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -320,3 +320,24 @@ def test_scales_that_no_kernel_takes_are_refused_by_node(scale, message, tmp_pat
     model.graph.node[-1].input[0] = "d"
     with pytest.raises(UnsupportedOpError, match=message):
         import_onnx(save(model, tmp_path), context=32)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2])
+def test_activations_in_float8_are_refused_by_name(kind, tmp_path):
+    model = build(DECODER)
+    for entry in model.opset_import:
+        if not entry.domain:
+            entry.version = 19
+    head = model.graph.node[-1]
+    for name, data, values in (("scale", TensorProto.FLOAT, [0.01]), ("zero", kind, [0.0])):
+        model.graph.initializer.append(helper.make_tensor(name, data, [], values))
+    x = head.input[0]
+    model.graph.node.extend([
+        helper.make_node("QuantizeLinear", [x, "scale", "zero"], ["levels"], name="round"),
+        helper.make_node("DequantizeLinear", ["levels", "scale", "zero"], ["rounded"]),
+    ])  # fmt: skip
+    head.input[0] = "rounded"
+    with pytest.raises(UnsupportedOpError) as caught:
+        import_onnx(save(model, tmp_path), context=32)
+    name = {TensorProto.FLOAT8E4M3FN: "float8_e4m3fn", TensorProto.FLOAT8E5M2: "float8_e5m2"}[kind]
+    assert f"QuantizeLinear node 'round': activations are rounded to {name}" in str(caught.value)

@@ -7,6 +7,7 @@ is written out by which function is in the registry; shapes are known here, for 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.expand import (  # noqa: F401  (imported to fill the registry)
@@ -22,6 +23,7 @@ from slmtvm.importer.expand import (  # noqa: F401  (imported to fill the regist
 from slmtvm.importer.expand.branch import choose_branch
 from slmtvm.importer.expand.registry import find_expansion, registered_expansions
 from slmtvm.importer.expand.site import Site
+from slmtvm.importer.faults import located
 from slmtvm.importer.freeze import advance, start
 from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Constant, Decision, Graph, Node
@@ -63,7 +65,8 @@ class _Expander:
 
     def run(self) -> Graph:
         for node in self._graph.nodes:
-            self._place(node)
+            with located(partial(self._graph.where, node)):
+                self._place(node)
         return replace(
             self._graph,
             nodes=tuple(self._nodes),

@@ -106,6 +106,12 @@ def rounding_of(cover: Cover, node: Node) -> Rounding:
     dtype = frame.small.dtypes.get(integers) if zero is None else zero.dtype
     if dtype is None:
         raise UnsupportedOpError("a zero point is needed to know the integer type", where=where)
+    if dtype.kind not in "iu":
+        raise UnsupportedOpError(
+            f"activations are rounded to {dtype}, where only integers are supported; leave them in "
+            "float when quantizing, or round them to 8-bit integers",
+            where=where,
+        )
     limits = np.iinfo(dtype)
     return Rounding(float(scales[0]), limits.min - int(zeros[0]), limits.max - int(zeros[0]))
 

@@ -82,6 +82,13 @@ _TESTS: dict[str, tuple[int, Callable[..., Any]]] = {
 for _name, (_since, _function) in _TESTS.items():
     register(_name, _since, Kind.ELEMENTWISE, result=_bool)(lambda attrs, *x, f=_function: f(*x))
 
+
+@register("IsInf", 10, Kind.ELEMENTWISE, result=_bool)
+def is_infinite(attrs: Attrs, x: Array) -> Any:
+    positive = np.isposinf(x) & bool(attrs.get("detect_positive", 1))
+    return positive | (np.isneginf(x) & bool(attrs.get("detect_negative", 1)))
+
+
 _BINARY: dict[str, Callable[[Array, Array], Any]] = {
     "Add": np.add,
     "Mul": np.multiply,
