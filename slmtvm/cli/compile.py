@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
     from slmtvm.compiler import compile_model
 
+    notes: list[str] = []
     with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as bar:
         bundle = compile_model(
             options.model,
@@ -65,8 +66,11 @@ def run(options: argparse.Namespace) -> int:
             activations=options.activations,
             mask=options.mask,
             progress=bar.set_description_str,
+            note=notes.append,
         )
     print(_summary(bundle))
+    for note in notes:
+        print(f"  note: {note}")
     return 0
 
 

@@ -42,7 +42,7 @@ def fold(frozen: Frozen, node: Node, limit: int) -> None:
         results = tuple(narrowed(result, values) for result in wide)
     source = given[0] if given else None
     if source is not None and node.inputs[0] not in frozen.of_sequence:
-        _note_limit(frozen, node, source, values, results[0])
+        _note_end(frozen, node, source, values, results[0])
     for name, value in zip(node.outputs, results, strict=False):
         if not name:
             continue
@@ -52,20 +52,21 @@ def fold(frozen: Frozen, node: Node, limit: int) -> None:
         frozen.constants[name] = Constant.of(title, value)
 
 
-def _note_limit(
+def _note_end(
     frozen: Frozen, node: Node, table: Constant, values: Sequence[Array | None], result: Array
 ) -> None:
-    """Remember how long a sequence may be before ``node`` reads past the end of its table."""
+    """Remember at which length ``node`` would read the last row of its table, if that is one of
+    positions: each length says so, and whether a longer one fails is tried."""
     length = frozen.length
     if node.op_type == "Gather" and length in result.shape:
         indices = values[1]
         if indices is not None and indices.size >= length:
             rows = table.shape[node.attrs.get("axis", 0)]
-            frozen.limits[node.outputs[0]] = rows - (int(indices.max()) - (length - 1))
+            frozen.ends[node.outputs[0]] = rows - (int(indices.max()) - (length - 1))
     elif node.op_type == "Slice" and len(result.shape) == len(table.shape):
         cut = [t for t, r in zip(table.shape, result.shape, strict=True) if r == length != t]
         if cut:
-            frozen.limits[node.outputs[0]] = min(cut)
+            frozen.ends[node.outputs[0]] = min(cut)
 
 
 def _keep_packed(node: Node, given: Sequence[Constant | None]) -> Constant | None:

@@ -197,11 +197,15 @@ class Port:
 
 @dataclass(frozen=True)
 class Decision:
-    """That the value ``condition`` is ``outcome``, on which a part of the graph was left out."""
+    """That the value ``condition`` is ``outcome``, on which a part of the graph was left out.
+
+    For sequences of ``since`` tokens and more; for shorter ones the file takes the other part.
+    """
 
     condition: str
     outcome: bool
     where: str
+    since: int = 1
 
 
 @dataclass(frozen=True)

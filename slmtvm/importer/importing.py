@@ -10,6 +10,7 @@ import tvm
 
 from slmtvm.errors import SlmError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
+from slmtvm.importer.decisions import decision_notes, exact_from
 from slmtvm.importer.early_pointwise import compute_before_moving
 from slmtvm.importer.emit import Emitter, schedule
 from slmtvm.importer.encoder_decoder import (
@@ -111,7 +112,8 @@ def _import(
 
         return _kind_of(kind, padding)
 
-    notes = [*padding_notes(padding.tokens), *notes, *model.notes]
+    chosen = decision_notes(frame.graph, roles, frame.full.length)
+    notes = [*chosen, *padding_notes(padding.tokens), *notes, *model.notes]
     return replace(model, padding=padding.tokens, notes=tuple(notes)), find_mask
 
 
@@ -210,6 +212,7 @@ def _canonical(found: _Recognised, output: str, emitter: Emitter) -> CanonicalMo
         kind=kind,
         family=family_of(found.steps),
         context=frame.full.length,
+        exact_from=exact_from(frame.graph),
         vocab_size=vocab,
         hidden_size=width if kind == "encoder" else hidden_size(found.steps),
         num_heads=found.attentions[0].num_heads,
