@@ -29,6 +29,7 @@ from slmtvm.importer.encoder_decoder import (
 )
 from slmtvm.importer.graph import Graph
 from slmtvm.importer.halves import widen
+from slmtvm.importer.integer_products import products_of_floats
 from slmtvm.importer.lengths import freeze_twice
 from slmtvm.importer.load import load
 from slmtvm.importer.masked import Probe, after_mask, check_mask_input, under_mask
@@ -131,7 +132,7 @@ def _import_both(
     graph: Graph, context: int | None, source_context: int | None
 ) -> tuple[CanonicalModel, _FindMask]:
     """An encoder and a decoder: the decoder's model, and the function that reads its source."""
-    halves = split(compute_before_moving(graph))
+    halves = split(compute_before_moving(products_of_floats(graph)))
     roles = assign_roles(halves.encoder)
     early, padding = assume_no_padding(halves.encoder, roles.tokens.name)
     frame = freeze_twice(early, roles, source_context, most=_MOST_SOURCE)
@@ -183,6 +184,13 @@ class _Recognised:
         self.attentions = [s for s in self.steps if isinstance(s, Attention)]
         embeddings = [s for s in self.steps if isinstance(s, Embedding)]
         masks = {a.mask for a in self.attentions}
+        if len(embeddings) > 1:
+            tables = ", ".join(sorted({repr(e.table.weight.name) for e in embeddings}))
+            raise UnsupportedOpError(
+                f"rows of several tables are looked up by the tokens ({tables}) and meet in a way "
+                "that is not recognised; one table is supported, or integers with their scales",
+                where=str(cover.frame.graph.path),
+            )
         if len(embeddings) != 1 or not self.attentions or len(masks) != 1:
             raise UnsupportedOpError(
                 f"{len(embeddings)} token embeddings and {len(self.attentions)} attentions with "

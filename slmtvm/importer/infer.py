@@ -31,6 +31,8 @@ def infer(frozen: Frozen, node: Node, limit: int) -> None:
         reach = _reach(frozen, node, operator)
         if reach is not None and reach < frozen.length:
             raise ValueError(f"tables of {reach} positions for {frozen.length} tokens")
+    except UnsupportedOpError as error:
+        raise UnsupportedOpError(str(error), where=frozen.graph.where(node)) from error
     except COMPUTE_ERRORS as error:
         listing = [None if s is None else list(s) for s in shapes]
         raise InvalidModelError(

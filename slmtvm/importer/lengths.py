@@ -10,6 +10,7 @@ from slmtvm.importer.frame import Frame
 from slmtvm.importer.freeze import freeze
 from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Graph
+from slmtvm.importer.integer_products import products_of_floats
 from slmtvm.importer.merge import merge_duplicates
 from slmtvm.importer.roles import Roles
 
@@ -34,7 +35,8 @@ def freeze_twice(
             where=str(graph.path),
         )
     short, longer = _two_lengths(graph, context)
-    graph = merge_duplicates(written_for(graph, roles, short, context or short))
+    graph = products_of_floats(written_for(graph, roles, short, context or short))
+    graph = merge_duplicates(graph)
     tries = _Tries(graph, roles)
     small = freeze(graph, roles, short)
     ends = _ends(small, freeze(graph, roles, longer))

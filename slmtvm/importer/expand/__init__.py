@@ -12,6 +12,7 @@ from dataclasses import replace
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.expand import (  # noqa: F401  (imported to fill the registry)
     attention,
+    einsum,
     embedding,
     onnx_attention,
     pointwise,
