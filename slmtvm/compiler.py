@@ -32,6 +32,7 @@ def compile_model(
     kv: str | None = None,
     activations: str = "int8",
     mask: str = "none",
+    encoder: str | Path | None = None,
     progress: Progress = lambda _: None,
     note: Progress = lambda _: None,
 ) -> Bundle:
@@ -45,7 +46,8 @@ def compile_model(
     activations: what float activations that meet integer weights are computed in: "int8" (they
     are rounded), "file" (rounded only where the file says so) or "f32" (never rounded).
     mask: "arbitrary" to run sequences of which any tokens are hidden, as the file's attention_mask
-    has it; "none" takes no masks but those of an encoder's valid length.
+    has it; "none" takes no masks but those of an encoder's valid length. encoder: the ONNX file of
+    the encoder whose hidden states the model reads; encoder_model.onnx beside it where None.
     progress: called with the name of each step as it begins. note: called with each of the model's
     notes: what was left out, chosen or widened, and its cost. Raises SlmError; nothing is left at
     ``output`` then, and what was there before stays.
@@ -53,7 +55,9 @@ def compile_model(
     _check_options(kv, activations)
     resolved = [t if isinstance(t, Target) else Target.load(t) for t in targets]
     progress("import")
-    canonical = import_onnx(model, context=context, source_context=source_context, mask=mask)
+    canonical = import_onnx(
+        model, context=context, source_context=source_context, mask=mask, encoder=encoder
+    )
     return compile_imported(
         canonical,
         resolved,

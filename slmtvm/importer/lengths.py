@@ -34,11 +34,19 @@ def freeze_twice(
             f"a context of {context} positions; at least {_MIN_CONTEXT} are needed",
             where=str(graph.path),
         )
-    short, longer = _two_lengths(graph, context)
-    graph = products_of_floats(written_for(graph, roles, short, context or short))
-    graph = merge_duplicates(graph)
+    if roles.length is not None:
+        _check_length(graph, roles.length, context)
+        most = min(most, roles.length)
+    short, longer = _two_lengths(graph, context or most)
+    try:
+        graph = products_of_floats(written_for(graph, roles, short, context or short))
+        graph = merge_duplicates(graph)
+        small = freeze(graph, roles, short)
+    except SlmError as error:
+        if roles.length is None:
+            raise
+        raise _baked(graph, roles.length, error) from error
     tries = _Tries(graph, roles)
-    small = freeze(graph, roles, short)
     ends = _ends(small, freeze(graph, roles, longer))
     if context is None:
         return Frame(small, tries.longest(longer, ends, most))
@@ -74,7 +82,8 @@ class _Tries:
         found = self._at_an_end([end for end in ends if least <= end < most])
         if found is not None:
             return found
-        wanted = most if any(end >= most for end in ends) else min(_DEFAULT_CONTEXT, most)
+        ended = any(end >= most for end in ends) or most == self._roles.length
+        wanted = most if ended else min(_DEFAULT_CONTEXT, most)
         return self.freeze(wanted) or self.longest_below(wanted, least, ())
 
     def longest_below(self, beyond: int, least: int, ends: Sequence[int]) -> Frozen:
@@ -105,14 +114,32 @@ class _Tries:
         return None
 
 
+def _check_length(graph: Graph, length: int, context: int | None) -> None:
+    """Raise where no ``context`` can be had of inputs that have a fixed ``length``."""
+    if length < max(context or 0, _MIN_CONTEXT):
+        wanted = f"{_MIN_CONTEXT} or more" if context is None else str(context)
+        raise UnsupportedOpError(
+            f"the inputs have a fixed length of {length}, and {wanted} tokens are asked for; "
+            "export the model with a dynamic length",
+            where=str(graph.path),
+        )
+
+
+def _baked(graph: Graph, length: int, reason: SlmError) -> UnsupportedOpError:
+    return UnsupportedOpError(
+        f"the inputs have a fixed length of {length}, which the graph's own constants hold too: "
+        f"export the model with a dynamic length. Of fewer tokens, {reason}",
+        where=str(graph.path),
+    )
+
+
 def _ends(small: Frozen, longer: Frozen) -> list[int]:
     """The lengths of what is read as tables of positions are, at two lengths."""
     return sorted({n for node, n in small.ends.items() if longer.ends.get(node) == n})
 
 
-def _two_lengths(graph: Graph, context: int | None) -> tuple[int, int]:
-    """Two short lengths up to the context; if possible ones that no constant has as a dimension."""
-    most = context or max(_PROBE_LENGTHS)
+def _two_lengths(graph: Graph, most: int) -> tuple[int, int]:
+    """Two short lengths up to ``most``; if possible ones that no constant has as a dimension."""
     lengths = [n for n in _PROBE_LENGTHS if n <= most]
     lengths += [n for n in _SHORT_PROBE_LENGTHS[::-1] if n <= most]
     dims = {d for c in graph.initializers.values() for d in c.shape}

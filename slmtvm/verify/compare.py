@@ -64,6 +64,7 @@ def verify(
     bundle: str | Path,
     onnx_file: str | Path,
     *,
+    encoder: str | Path | None = None,
     text: str | None = None,
     tokens: Sequence[int] | np.ndarray | None = None,
     windows: int | None = None,
@@ -75,6 +76,7 @@ def verify(
 
     Parameters
     ----------
+    encoder: the ONNX file of the encoder that ``onnx_file`` reads; the one beside it where None.
     text, tokens: what to evaluate, at most one of them; text goes through the bundle's tokenizer.
         Without either, random tokens are compared and no perplexity is reported.
         A bundle that takes masks is compared under some random ones as well, on visible tokens.
@@ -90,7 +92,7 @@ def verify(
 
     if text is not None and tokens is not None:
         raise ValueError("give text or tokens, not both")
-    reference = Reference(onnx_file, threads=threads)
+    reference = Reference(onnx_file, threads=threads, encoder=encoder)
     with load(bundle, threads=threads) as session:
         if text is not None:
             tokens = encode_text(session.tokenizer, text)
@@ -114,6 +116,8 @@ def compare(
     reference.choose_output(info.get("output") or None)
     # For shorter sequences the file may compute something else than was compiled.
     least = int(info.get("exact_from", 1))
+    if info["kind"] == "encoder" and not reference.takes_mask:
+        least = max(least, reference.fixed_length)  # padding would be seen
     window = min(max(window, least), int(info["context"]))
     count = max(_RANDOM_TOKENS, window + 1)
     ids = _random_tokens(info, count) if tokens is None else np.asarray(tokens)
