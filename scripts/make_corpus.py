@@ -56,10 +56,11 @@ def make_transformed(only: str, out: Path) -> None:
     """All transforms of the cells that there are, in the tables' order, until nothing is new."""
     import warnings
 
-    from corpus import formats, optimizations, ports, quantizations
+    from corpus import formats, layers, optimizations, ports, quantizations
     from corpus.transforms import TRANSFORMS
 
-    assert formats and optimizations and ports and quantizations, "importing them fills the table"
+    registered = (formats, layers, optimizations, ports, quantizations)
+    assert all(registered), "importing them fills the table"
     warnings.simplefilter("ignore")
     new = True
     while new:

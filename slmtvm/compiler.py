@@ -32,7 +32,9 @@ def compile_model(
     kv: str | None = None,
     activations: str = "int8",
     mask: str = "none",
+    encoder: str | Path | None = None,
     progress: Progress = lambda _: None,
+    note: Progress = lambda _: None,
 ) -> Bundle:
     """Compile an ONNX file for one or more targets into the bundle ``output``.
 
@@ -44,14 +46,18 @@ def compile_model(
     activations: what float activations that meet integer weights are computed in: "int8" (they
     are rounded), "file" (rounded only where the file says so) or "f32" (never rounded).
     mask: "arbitrary" to run sequences of which any tokens are hidden, as the file's attention_mask
-    has it; "none" takes no masks but those of an encoder's valid length.
-    progress: called with the name of each step as it begins. Raises SlmError; nothing is left at
+    has it; "none" takes no masks but those of an encoder's valid length. encoder: the ONNX file of
+    the encoder whose hidden states the model reads; encoder_model.onnx beside it where None.
+    progress: called with the name of each step as it begins. note: called with each of the model's
+    notes: what was left out, chosen or widened, and its cost. Raises SlmError; nothing is left at
     ``output`` then, and what was there before stays.
     """
     _check_options(kv, activations)
     resolved = [t if isinstance(t, Target) else Target.load(t) for t in targets]
     progress("import")
-    canonical = import_onnx(model, context=context, source_context=source_context, mask=mask)
+    canonical = import_onnx(
+        model, context=context, source_context=source_context, mask=mask, encoder=encoder
+    )
     return compile_imported(
         canonical,
         resolved,
@@ -60,6 +66,7 @@ def compile_model(
         kv=kv,
         activations=activations,
         progress=progress,
+        note=note,
     )
 
 
@@ -72,9 +79,12 @@ def compile_imported(
     kv: str | None = None,
     activations: str = "int8",
     progress: Progress = lambda _: None,
+    note: Progress = lambda _: None,
 ) -> Bundle:
     """``compile_model`` from what ``import_onnx`` gave."""
     _check_options(kv, activations)
+    for text in model.notes:
+        note(text)
     fused = fuse(model, progress, activations)
     info = _info(model, activations, kv)
     plans: list[tuple[Target, Plan]] = []
@@ -119,6 +129,7 @@ def _info(model: CanonicalModel, activations: str, kv: str | None) -> dict[str, 
         "hidden_size": model.hidden_size,
         "vocab_size": model.vocab_size,
         "context": model.context,
+        "exact_from": model.exact_from,
         "output": model.output,
         "padding": list(model.padding),
         "start": tokens.start,

@@ -107,14 +107,17 @@ class Inspection:
         return "\n".join(lines)
 
 
-def inspect(path: str | Path, *, context: int | None = None) -> Inspection:
-    """What the importer recognises in the ONNX file ``path``; ``context`` as for ``import_onnx``.
+def inspect(
+    path: str | Path, *, context: int | None = None, encoder: str | Path | None = None
+) -> Inspection:
+    """What the importer recognises in the ONNX file ``path``; ``context`` and ``encoder`` as for
+    ``import_onnx``.
 
     Raises InvalidModelError where the file is damaged; what is only unsupported is reported.
     """
     operators = count_operators(path)
     try:
-        model, no_mask = import_with_mask(path, context=context)
+        model, no_mask = import_with_mask(path, context=context, encoder=encoder)
     except UnsupportedOpError as error:
         return Inspection(str(path), operators, unsupported=str(error))
     return replace(_describe(model, operators), no_mask=no_mask)

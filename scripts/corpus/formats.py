@@ -107,6 +107,28 @@ for _name, _kind in (("fp16-weights", TensorProto.FLOAT16), ("bf16-weights", Ten
     add(_name, partial(_stored_as, _kind), "llama-optimum-past", "bert-dynamo")
 
 
+def _cast_and_scaled(source: Path, target: Path) -> None:
+    """Matrices in int8 with a scale for each output, restored by Cast and Mul."""
+    model = onnx.load(source)
+    for tensor, name in _matrices(model):
+        value = numpy_helper.to_array(tensor)
+        scale = (np.abs(value).max(axis=0, keepdims=True) / 127).astype(np.float32)
+        levels = np.rint(value / scale).astype(np.int8)
+        parts = [
+            numpy_helper.from_array(levels, name),
+            numpy_helper.from_array(scale, f"{name}.scale"),
+        ]
+        nodes = [
+            helper.make_node("Cast", [name], [f"{name}.float"], to=1),
+            helper.make_node("Mul", [f"{name}.float", f"{name}.scale"], [tensor.name]),
+        ]
+        _replace(model, tensor, parts, nodes)
+    onnx.save(model, target)
+
+
+add("int8-by-cast", _cast_and_scaled, "llama-optimum-past", "bert-dynamo")
+
+
 def _blocked(axis: int, symmetric: bool, source: Path, target: Path) -> None:
     """Blocked int4 DequantizeLinear of opset 21, blocks along either axis of the matrix (K, N)."""
     model = onnx.load(source)

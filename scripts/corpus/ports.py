@@ -9,6 +9,8 @@ import onnx
 
 from corpus.transforms import EVERY_FAMILY, transform
 
+_FIXED = 64  # tokens
+
 
 @transform("int32", "llama-script-masked", "bert-dynamo-masked", *EVERY_FAMILY)
 def _int32_inputs(source: Path, target: Path) -> None:
@@ -99,6 +101,28 @@ def _newest_opset(source: Path, target: Path) -> None:
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = 25
+    onnx.save(model, target)
+
+
+@transform("ids-masked", "gpt2-script-masked", "bert-optimum", "opt-optimum")
+def _ids_masked(source: Path, target: Path) -> None:
+    """Token ids times the mask before they are looked up."""
+    model = onnx.load(source)
+    for node in model.graph.node:
+        if node.op_type == "Gather" and node.input[1] == "input_ids":
+            node.input[1] = "input_ids.masked"
+    masked = onnx.helper.make_node("Mul", ["input_ids", "attention_mask"], ["input_ids.masked"])
+    model.graph.node.insert(0, masked)
+    onnx.save(model, target)
+
+
+@transform("fixed-length", "bert-optimum", "minilm-dynamo-masked")
+def _fixed_length(source: Path, target: Path) -> None:
+    """Inputs of one sequence of a fixed length, as exports for accelerators have them."""
+    model = onnx.load(source)
+    for port in model.graph.input:
+        for dim, size in zip(port.type.tensor_type.shape.dim, (1, _FIXED), strict=True):
+            dim.dim_value = size
     onnx.save(model, target)
 
 

@@ -79,6 +79,12 @@ add("dynamic-s8", partial(_dynamic, weight_type=QuantType.QInt8,
     extra_options={"EnableSubgraph": True}), *MERGED)  # fmt: skip
 
 
+# Both sides of attention's products too, as optimum's quantizers do.
+add("dynamic-s8-attention", partial(_dynamic, weight_type=QuantType.QInt8,
+    extra_options={"MatMulConstBOnly": False}), "llama-optimum-past", "gpt2-script-masked",
+    "bert-optimum", "minilm-dynamo-masked")  # fmt: skip
+
+
 class _Calibration(CalibrationDataReader):
     """Random tokens of a few lengths, the second half of them where the file takes a past."""
 

@@ -29,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "512)",
     )  # fmt: skip
     parser.add_argument(
+        "--encoder", type=Path, metavar="FILE",
+        help="the ONNX file of the encoder that a decoder's file reads (default: "
+        "encoder_model.onnx beside it)",
+    )  # fmt: skip
+    parser.add_argument(
         "--kv", choices=("f16", "f32", "int8"),
         help="how the KV cache holds keys and values (default: f16 where the CPU converts it in "
         "one instruction, else f32)",
@@ -53,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
     from slmtvm.compiler import compile_model
 
+    notes: list[str] = []
     with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as bar:
         bundle = compile_model(
             options.model,
@@ -64,9 +70,13 @@ def run(options: argparse.Namespace) -> int:
             kv=options.kv,
             activations=options.activations,
             mask=options.mask,
+            encoder=options.encoder,
             progress=bar.set_description_str,
+            note=notes.append,
         )
     print(_summary(bundle))
+    for note in notes:
+        print(f"  note: {note}")
     return 0
 
 

@@ -18,6 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="the bundle, x.slm")
     parser.add_argument("model", type=Path, help="the ONNX file")
     parser.add_argument(
+        "--encoder", type=Path, metavar="FILE",
+        help="the ONNX file of the encoder that a decoder's file reads (default: "
+        "encoder_model.onnx beside it)",
+    )  # fmt: skip
+    parser.add_argument(
         "--text", type=Path, metavar="FILE", help="compare on this text, with perplexity"
     )
     parser.add_argument("--windows", type=positive, help="only so many windows of the text")
@@ -51,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
         report = verify(
             options.bundle,
             options.model,
+            encoder=options.encoder,
             text=text,
             windows=options.windows,
             window=options.window,

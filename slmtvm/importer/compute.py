@@ -36,6 +36,8 @@ def compute(graph: Graph, node: Node, inputs: Sequence[Array | None]) -> tuple[A
     try:
         with np.errstate(all="ignore"):
             result = operator_of(node).evaluate(attrs, *inputs)
+    except UnsupportedOpError as error:
+        raise UnsupportedOpError(str(error), where=graph.where(node)) from error
     except COMPUTE_ERRORS as error:
         shapes = [None if i is None else list(i.shape) for i in inputs]
         raise InvalidModelError(

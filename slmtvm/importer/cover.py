@@ -232,7 +232,11 @@ def _match(cover: Cover, value: str) -> Step:
         match_trimmed_convolution,
     )
     from slmtvm.importer.match.cross import match_cross_attention
-    from slmtvm.importer.match.embedding import match_dequantized_rows, match_embedding
+    from slmtvm.importer.match.embedding import (
+        match_dequantized_rows,
+        match_embedding,
+        match_restored_rows,
+    )
     from slmtvm.importer.match.experts import (
         match_combined,
         match_experts,
@@ -273,6 +277,7 @@ def _match(cover: Cover, value: str) -> Step:
             or match_combined(cover, node, value)
             or match_rounding(cover, value)
             or match_dequantized_rows(cover, value)
+            or match_restored_rows(cover, value)
             or match_integer_pair(cover, node, value)
             or with_bias(cover, value)
             or match_activation(cover, value)

@@ -29,7 +29,7 @@ from slmtvm.importer.steps import Remember, Rows
 
 _PAST_OF_SOURCE = re.compile(r"past.*\.encoder\..*")
 _DECODER_PREFIX = "decoder_"
-_TOKENS = ("input_ids", f"{_DECODER_PREFIX}input_ids")
+TOKENS_OF_BOTH = ("input_ids", f"{_DECODER_PREFIX}input_ids")
 _ENCODER = "encoder/"  # prefix of the names of an encoder's file
 _LENGTH = 7  # tokens at which the decoder's branches are chosen: any will do
 _EXACT = 1 << 24  # float32 holds all whole numbers up to here
@@ -60,8 +60,11 @@ def needs_encoder(graph: Graph) -> bool:
     return False
 
 
-def encoder_file(path: Path) -> Path:
-    """The file beside the decoder ``path`` that holds its encoder; raises where there is none."""
+def encoder_file(path: Path, given: Path | None = None) -> Path:
+    """The file that holds the encoder of the decoder ``path``: the one that is given, or the one
+    beside it; raises where there is none."""
+    if given is not None:
+        return given
     for name in dict.fromkeys(
         (f"encoder{path.name.partition('decoder')[2]}", "encoder_model.onnx")
     ):
@@ -69,14 +72,15 @@ def encoder_file(path: Path) -> Path:
         if candidate.is_file():
             return candidate
     raise InvalidModelError(
-        f"this decoder reads {HIDDEN_STATES}, and there is no encoder_model.onnx beside it",
+        f"this decoder reads {HIDDEN_STATES}, and there is no encoder_model.onnx beside it; name "
+        "its encoder's file with --encoder",
         where=str(path),
     )
 
 
 def has_both(graph: Graph) -> bool:
     """Whether ``graph`` holds an encoder and a decoder."""
-    return {port.name for port in graph.inputs} >= set(_TOKENS)
+    return {port.name for port in graph.inputs} >= set(TOKENS_OF_BOTH)
 
 
 def join(encoder: Graph, decoder: Graph) -> Graph:
@@ -106,7 +110,7 @@ def join(encoder: Graph, decoder: Graph) -> Graph:
 
 def written_out(graph: Graph) -> Graph:
     """``graph``, of one file with an encoder and a decoder, without composite operators."""
-    source, _ = _TOKENS
+    source, _ = TOKENS_OF_BOTH
     decoders = replace(graph, inputs=tuple(p for p in graph.inputs if p.name != source))
     return expand(graph, assign_roles(decoders), _LENGTH, source=source)
 

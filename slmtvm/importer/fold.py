@@ -9,12 +9,29 @@ from dataclasses import replace
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
-from slmtvm.importer.compute import COMPUTE_ERRORS, compute, compute_quietly, operator_of
+from slmtvm.importer.compute import (
+    COMPUTE_ERRORS,
+    compute,
+    compute_quietly,
+    nothing,
+    operator_of,
+)
 from slmtvm.importer.frozen import Frozen
-from slmtvm.importer.graph import Array, Constant, Graph, Node, Quantization, transposed
+from slmtvm.importer.graph import (
+    Array,
+    Constant,
+    Graph,
+    Node,
+    Quantization,
+    reshaped,
+    transposed,
+)
 from slmtvm.importer.halves import narrowed, widened
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.operators.elementwise import cast_dtype
+from slmtvm.importer.restored import cast_levels, computed, narrow_bytes
+
+_RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 
 def fold(frozen: Frozen, node: Node, limit: int) -> None:
@@ -22,7 +39,7 @@ def fold(frozen: Frozen, node: Node, limit: int) -> None:
     given = [frozen.constants[i] if i else None for i in node.inputs]
     try:
         # What follows from the sequence, such as a bias by distance, is no weight.
-        no_weight = node.op_type == "DequantizeLinear" and node.inputs[0] in frozen.of_sequence
+        no_weight = _restores(node, given) and node.inputs[0] in frozen.of_sequence
         lazy = None if no_weight else _keep_packed(node, given)
         if lazy is not None:
             frozen.constants[node.outputs[0]] = lazy
@@ -42,30 +59,38 @@ def fold(frozen: Frozen, node: Node, limit: int) -> None:
         results = tuple(narrowed(result, values) for result in wide)
     source = given[0] if given else None
     if source is not None and node.inputs[0] not in frozen.of_sequence:
-        _note_limit(frozen, node, source, values, results[0])
+        _note_end(frozen, node, source, values, results[0])
     for name, value in zip(node.outputs, results, strict=False):
         if not name:
             continue
         # A view of a weight is still that weight, and keeps its name.
         view = source is not None and np.may_share_memory(value, source.stored)
         title = source.name if view and source is not None else name
-        frozen.constants[name] = Constant.of(title, value)
+        narrow = narrow_bytes(given, value)
+        frozen.constants[name] = replace(Constant.of(title, value), narrow=narrow)
 
 
-def _note_limit(
+def _note_end(
     frozen: Frozen, node: Node, table: Constant, values: Sequence[Array | None], result: Array
 ) -> None:
-    """Remember how long a sequence may be before ``node`` reads past the end of its table."""
+    """Remember at which length ``node`` would read the last row of its table, if that is one of
+    positions: each length says so, and whether a longer one fails is tried."""
     length = frozen.length
     if node.op_type == "Gather" and length in result.shape:
         indices = values[1]
         if indices is not None and indices.size >= length:
             rows = table.shape[node.attrs.get("axis", 0)]
-            frozen.limits[node.outputs[0]] = rows - (int(indices.max()) - (length - 1))
+            frozen.ends[node.outputs[0]] = rows - (int(indices.max()) - (length - 1))
     elif node.op_type == "Slice" and len(result.shape) == len(table.shape):
         cut = [t for t, r in zip(table.shape, result.shape, strict=True) if r == length != t]
         if cut:
-            frozen.limits[node.outputs[0]] = min(cut)
+            frozen.ends[node.outputs[0]] = min(cut)
+
+
+def _restores(node: Node, given: Sequence[Constant | None]) -> bool:
+    """Whether ``node`` makes floats of integers."""
+    integers = bool(given) and given[0] is not None and given[0].dtype.kind in "iub"
+    return node.op_type == "DequantizeLinear" or (node.op_type == "Cast" and integers)
 
 
 def _keep_packed(node: Node, given: Sequence[Constant | None]) -> Constant | None:
@@ -90,7 +115,9 @@ def _keep_packed(node: Node, given: Sequence[Constant | None]) -> Constant | Non
         floats = first.dtype.kind not in "iub" and dtype.kind not in "iub"
         if floats and dtype.itemsize >= first.dtype.itemsize:
             return replace(first, dtype=dtype)
-        return None
+        return cast_levels(first, dtype)
+    if node.op_type in ("Mul", "Sub"):
+        return computed(node.op_type, given)
     if first.plain:
         return None
     if node.op_type == "Identity":
@@ -101,6 +128,10 @@ def _keep_packed(node: Node, given: Sequence[Constant | None]) -> Constant | Non
         return None if moved is None else replace(first, stored=moved)
     if node.op_type == "Transpose" and len(first.shape) == 2:
         return first if node.attrs.get("perm", (1, 0)) != (1, 0) else transposed(first)
+    if node.op_type in _RESHAPES:
+        rest = [None if c is None else c.values() for c in given[1:]]
+        moved = compute_quietly(node, [nothing(first.shape), *rest])
+        return None if moved is None else reshaped(first, moved.shape)
     return None
 
 

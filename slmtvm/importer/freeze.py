@@ -23,14 +23,16 @@ from slmtvm.importer.roles import Roles
 _MATRICES = 80  # length x length matrices (masks of every head) that one constant may need
 
 
-def freeze(graph: Graph, roles: Roles, length: int) -> Frozen:
+def freeze(graph: Graph, roles: Roles, length: int, *, most: int | None = None) -> Frozen:
     """Specialise ``graph`` to one sequence of ``length`` tokens at position 0, without a past.
 
-    Constants that nothing dynamic reads are dropped. Raises InvalidModelError where shapes
+    Constants that nothing dynamic reads are dropped. ``most``: elements that a constant may have;
+    what is in proportion where None. Raises InvalidModelError where shapes
     contradict each other or a constant grows out of all proportion, and UnsupportedOpError where a
     part of the graph that was left out is needed at this length.
     """
     frozen = start(graph, roles, length)
+    frozen.max_elements = frozen.max_elements if most is None else most
     waiting = Counter(name for node in graph.nodes for name in set(node.inputs))
     waiting.update(port.name for port in graph.outputs)
     waiting.update(decision.condition for decision in graph.decisions)
@@ -96,7 +98,8 @@ def truth(frozen: Frozen, name: str) -> bool | None:
 
 def _check_decisions(frozen: Frozen) -> None:
     for decision in frozen.graph.decisions:
-        if truth(frozen, decision.condition) != decision.outcome:
+        chosen = frozen.length >= decision.since
+        if chosen and truth(frozen, decision.condition) != decision.outcome:
             raise UnsupportedOpError(
                 f"its condition {decision.condition!r} changes with the sequence length or its "
                 f"mask: it is not {decision.outcome} for {frozen.length} tokens; compile for a "

@@ -30,7 +30,7 @@ class Frozen:
     shapes: dict[str, Shape] = field(default_factory=dict)
     dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
-    limits: dict[str, int] = field(default_factory=dict)  # node -> longest length its table allows
+    ends: dict[str, int] = field(default_factory=dict)  # node -> length at which its table may end
     max_elements: int = 0  # of one constant
 
     def is_lookup(self, node: Node) -> bool:

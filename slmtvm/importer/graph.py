@@ -65,7 +65,8 @@ class Constant:
     ``stored`` is a view of the file's bytes wherever possible. ``dtype`` is what the graph sees:
     where it is wider than ``stored`` the file has a widening Cast or a DequantizeLinear, which is
     never computed for a weight. ``packed`` is the logical shape of 4-bit values, whose ``stored``
-    is the flat bytes, low nibble first.
+    is the flat bytes, low nibble first. ``by_cast``: its integers are restored by operators other
+    than DequantizeLinear. ``narrow``: bytes that the file has for it, where it was widened.
     """
 
     name: str
@@ -74,6 +75,8 @@ class Constant:
     quantization: Quantization | None = None
     packed: tuple[int, ...] | None = None
     signed: bool = False  # of packed values
+    by_cast: bool = False
+    narrow: int = 0
 
     @staticmethod
     def of(name: str, array: Array) -> Constant:
@@ -95,7 +98,8 @@ class Constant:
         """
         if self.plain:
             return self.stored
-        if not table and int(np.prod(self.shape, dtype=np.int64)) > EXPAND_LIMIT:
+        large = int(np.prod(self.shape, dtype=np.int64)) > EXPAND_LIMIT
+        if large and not table and not self.by_cast:
             raise UnsupportedOpError(
                 f"{self.name}: this operator would need the weight expanded to {self.dtype}; "
                 "only matrix products and row lookups read packed weights"
@@ -131,6 +135,42 @@ def transposed(constant: Constant) -> Constant:
         return replace(turned, stored=constant.stored.T)
     values = unpack_nibbles(replace(constant, signed=False))
     return replace(turned, stored=pack_nibbles(values.T), packed=constant.packed[::-1])
+
+
+def reshaped(constant: Constant, shape: tuple[int, ...]) -> Constant | None:
+    """``constant`` with other dimensions of 1; None where more than these would change."""
+    old = constant.shape
+    kept = [axis for axis, size in enumerate(old) if size != 1]
+    places = [axis for axis, size in enumerate(shape) if size != 1]
+    if [old[axis] for axis in kept] != [shape[axis] for axis in places]:
+        return None
+    quantization = constant.quantization
+    if quantization is not None:
+        axis = quantization.axis % max(len(old), 1)
+        if quantization.block_size and (axis not in kept or quantization.scales.ndim != len(old)):
+            return None
+        place = places[kept.index(axis)] if axis in kept else 0
+        sizes = list(shape)
+
+        blocks = quantization.block_size
+
+        def fit(per: Array) -> Array:
+            if not blocks:
+                return per
+            sizes[place] = per.shape[axis]
+            return per.reshape(sizes)
+
+        zeros = quantization.zero_points
+        quantization = Quantization(
+            fit(quantization.scales),
+            None if zeros is None else fit(zeros),
+            place,
+            blocks,
+        )
+    changed = replace(constant, quantization=quantization)
+    if constant.packed is not None:
+        return replace(changed, packed=shape)
+    return replace(changed, stored=constant.stored.reshape(shape))
 
 
 def dequantize(stored: Array, quantization: Quantization) -> Array:
@@ -197,11 +237,15 @@ class Port:
 
 @dataclass(frozen=True)
 class Decision:
-    """That the value ``condition`` is ``outcome``, on which a part of the graph was left out."""
+    """That the value ``condition`` is ``outcome``, on which a part of the graph was left out.
+
+    For sequences of ``since`` tokens and more; for shorter ones the file takes the other part.
+    """
 
     condition: str
     outcome: bool
     where: str
+    since: int = 1
 
 
 @dataclass(frozen=True)

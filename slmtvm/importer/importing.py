@@ -10,9 +10,11 @@ import tvm
 
 from slmtvm.errors import SlmError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
+from slmtvm.importer.decisions import decision_notes, exact_from
 from slmtvm.importer.early_pointwise import compute_before_moving
 from slmtvm.importer.emit import Emitter, schedule
 from slmtvm.importer.encoder_decoder import (
+    TOKENS_OF_BOTH,
     check_uses,
     common_source,
     encoder_file,
@@ -30,13 +32,19 @@ from slmtvm.importer.faults import named
 from slmtvm.importer.graph import Graph
 from slmtvm.importer.half_clamps import drop_half_clamps
 from slmtvm.importer.halves import widen
+from slmtvm.importer.integer_products import products_of_floats
 from slmtvm.importer.lengths import freeze_twice
 from slmtvm.importer.load import load
 from slmtvm.importer.masked import Probe, after_mask, check_mask_input, under_mask
 from slmtvm.importer.masking import mask_kind
 from slmtvm.importer.match.cross import Source
 from slmtvm.importer.outputs import choose_output
-from slmtvm.importer.padding import Padding, assume_no_padding, padding_notes
+from slmtvm.importer.padding import (
+    Padding,
+    assume_no_padding,
+    check_tokens_used,
+    padding_notes,
+)
 from slmtvm.importer.report import elementwise_notes, family_of, hidden_size, layer_reports
 from slmtvm.importer.roles import assign_roles
 from slmtvm.importer.softmax import join_softmax
@@ -54,13 +62,15 @@ def import_onnx(
     context: int | None = None,
     source_context: int | None = None,
     mask: str = "none",
+    encoder: str | Path | None = None,
 ) -> CanonicalModel:
     """The canonical model of an ONNX file, whatever exporter wrote it.
 
     ``context``: positions to compile for; by default the length of the model's own position
     tables, at most 4096, or 1024 where it has none. A decoder's file that reads the hidden states
-    of an encoder is imported with the encoder's file, which lies beside it. ``source_context``: the
-    most tokens of an encoder-decoder's source; by default as ``context``, but at most 512.
+    of an encoder is imported with the encoder's file: ``encoder``, or the one that lies beside it.
+    ``source_context``: the most tokens of an encoder-decoder's source; by default as ``context``,
+    but at most 512.
     ``mask``: one of MASKS; "arbitrary" asks for what a mask of tokens does in this file.
 
     Raises InvalidModelError for a file that is damaged or contradicts itself, UnsupportedOpError
@@ -69,15 +79,19 @@ def import_onnx(
     """
     if mask not in MASKS:
         raise SlmError(f"must be one of {', '.join(MASKS)}, not {mask!r}", where="mask")
+    given = None if encoder is None else Path(encoder)
     with named(Path(path)):
-        model, find_mask = _import(Path(path), context, source_context)
+        model, find_mask = _import(Path(path), context, source_context, given)
         return replace(model, mask=find_mask()) if mask == "arbitrary" else model
 
 
-def import_with_mask(path: str | Path, *, context: int | None = None) -> tuple[CanonicalModel, str]:
+def import_with_mask(
+    path: str | Path, *, context: int | None = None, encoder: str | Path | None = None
+) -> tuple[CanonicalModel, str]:
     """``import_onnx`` with the mask that the file has, or "none"; and why it has none, or ""."""
+    given = None if encoder is None else Path(encoder)
     with named(Path(path)):
-        model, find_mask = _import(Path(path), context)
+        model, find_mask = _import(Path(path), context, encoder=given)
         try:
             return replace(model, mask=find_mask()), ""
         except UnsupportedOpError as error:
@@ -85,11 +99,19 @@ def import_with_mask(path: str | Path, *, context: int | None = None) -> tuple[C
 
 
 def _import(
-    path: Path, context: int | None, source_context: int | None = None
+    path: Path,
+    context: int | None,
+    source_context: int | None = None,
+    encoder: Path | None = None,
 ) -> tuple[CanonicalModel, _FindMask]:
     graph = _load(path)
     if needs_encoder(graph):
-        graph = join(_load(encoder_file(path)), graph)
+        graph = join(_load(encoder_file(path, encoder)), graph)
+    elif encoder is not None:
+        raise SlmError(
+            f"an encoder is given ({encoder}), and this model reads none: leave it out",
+            where=str(path),
+        )
     elif has_both(graph):
         graph = written_out(graph)
     if has_both(graph):
@@ -101,6 +123,7 @@ def _import(
             where=str(path),
         )
     roles = assign_roles(graph)
+    check_tokens_used(graph, roles.tokens.name)
     graph, padding = assume_no_padding(graph, roles.tokens.name)
     frame = freeze_twice(graph, roles, context)
     output, notes = choose_output(frame)
@@ -117,7 +140,8 @@ def _import(
 
         return _kind_of(kind, padding)
 
-    notes = [*padding_notes(padding.tokens), *notes, *model.notes]
+    chosen = decision_notes(frame.graph, roles, frame.full.length)
+    notes = [*chosen, *padding_notes(padding.tokens), *notes, *model.notes]
     return replace(model, padding=padding.tokens, notes=tuple(notes)), find_mask
 
 
@@ -139,7 +163,9 @@ def _import_both(
     graph: Graph, context: int | None, source_context: int | None
 ) -> tuple[CanonicalModel, _FindMask]:
     """An encoder and a decoder: the decoder's model, and the function that reads its source."""
-    halves = split(compute_before_moving(graph))
+    for tokens in TOKENS_OF_BOTH:
+        check_tokens_used(graph, tokens)
+    halves = split(compute_before_moving(products_of_floats(graph)))
     roles = assign_roles(halves.encoder)
     early, padding = assume_no_padding(halves.encoder, roles.tokens.name)
     frame = freeze_twice(early, roles, source_context, most=_MOST_SOURCE)
@@ -191,6 +217,13 @@ class _Recognised:
         self.attentions = [s for s in self.steps if isinstance(s, Attention)]
         embeddings = [s for s in self.steps if isinstance(s, Embedding)]
         masks = {a.mask for a in self.attentions}
+        if len(embeddings) > 1:
+            tables = ", ".join(sorted({repr(e.table.weight.name) for e in embeddings}))
+            raise UnsupportedOpError(
+                f"rows of several tables are looked up by the tokens ({tables}) and meet in a way "
+                "that is not recognised; one table is supported, or integers with their scales",
+                where=str(cover.frame.graph.path),
+            )
         if len(embeddings) != 1 or not self.attentions or len(masks) != 1:
             raise UnsupportedOpError(
                 f"{len(embeddings)} token embeddings and {len(self.attentions)} attentions with "
@@ -220,6 +253,7 @@ def _canonical(found: _Recognised, output: str, emitter: Emitter) -> CanonicalMo
         kind=kind,
         family=family_of(found.steps),
         context=frame.full.length,
+        exact_from=exact_from(frame.graph),
         vocab_size=vocab,
         hidden_size=width if kind == "encoder" else hidden_size(found.steps),
         num_heads=found.attentions[0].num_heads,

@@ -29,14 +29,18 @@ def infer(frozen: Frozen, node: Node, limit: int) -> None:
     try:
         results = _shapes(frozen, node, operator, shapes)
         reach = _reach(frozen, node, operator)
+        if reach is not None and reach < frozen.length:
+            raise ValueError(f"tables of {reach} positions for {frozen.length} tokens")
+    except UnsupportedOpError as error:
+        raise UnsupportedOpError(str(error), where=frozen.graph.where(node)) from error
     except COMPUTE_ERRORS as error:
         listing = [None if s is None else list(s) for s in shapes]
         raise InvalidModelError(
-            f"input shapes {listing} contradict each other: {error}",
+            f"cannot be computed on shapes {listing}: {error}",
             where=frozen.graph.where(node),
         ) from error
     if reach is not None:
-        frozen.limits[node.outputs[0]] = reach
+        frozen.ends[node.outputs[0]] = reach
     if results is None:
         reason = f"{node.label}: its result depends on token values in a way that is not supported"
         frozen.broken.update(dict.fromkeys(filter(None, node.outputs), reason))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from slmtvm.errors import UnsupportedOpError
-from slmtvm.importer.expand import expand
+from collections.abc import Sequence
+
+from slmtvm.errors import SlmError, UnsupportedOpError
+from slmtvm.importer.decisions import written_for
 from slmtvm.importer.frame import Frame
 from slmtvm.importer.freeze import freeze
 from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Graph
+from slmtvm.importer.integer_products import products_of_floats
 from slmtvm.importer.merge import merge_duplicates
 from slmtvm.importer.roles import Roles
 
@@ -31,28 +34,112 @@ def freeze_twice(
             f"a context of {context} positions; at least {_MIN_CONTEXT} are needed",
             where=str(graph.path),
         )
-    short, longer = _two_lengths(graph, context)
-    graph = merge_duplicates(expand(graph, roles, short))
-    small = freeze(graph, roles, short)
-    limit = _limit(small, freeze(graph, roles, longer))
-    length = min(limit or _DEFAULT_CONTEXT, most) if context is None else context
-    if limit is not None and length > limit:
+    if roles.length is not None:
+        _check_length(graph, roles.length, context)
+        most = min(most, roles.length)
+    short, longer = _two_lengths(graph, context or most)
+    try:
+        graph = products_of_floats(written_for(graph, roles, short, context or short))
+        graph = merge_duplicates(graph)
+        small = freeze(graph, roles, short)
+    except SlmError as error:
+        if roles.length is None:
+            raise
+        raise _baked(graph, roles.length, error) from error
+    tries = _Tries(graph, roles)
+    ends = _ends(small, freeze(graph, roles, longer))
+    if context is None:
+        return Frame(small, tries.longest(longer, ends, most))
+    full = tries.freeze(context)
+    if full is None:
+        reason, longest = tries.failure, tries.longest_below(context, short, ends)
         raise UnsupportedOpError(
-            f"a context of {context} positions; the model's own tables have {limit}",
+            f"a context of {context} positions; the model's own tables have {longest.length}. "
+            f"Beyond that: {reason}",
+            where=str(graph.path),
+        ) from reason
+    return Frame(small, full)
+
+
+class _Tries:
+    """A graph frozen at some lengths, of which it has no more than its tables allow."""
+
+    def __init__(self, graph: Graph, roles: Roles) -> None:
+        self._graph, self._roles = graph, roles
+        self.failure: SlmError | None = None  # the latest one
+
+    def freeze(self, length: int) -> Frozen | None:
+        """The graph for ``length`` tokens, or None where it cannot be that long."""
+        try:
+            return freeze(self._graph, self._roles, length)
+        except SlmError as error:
+            self.failure = error
+            return None
+
+    def longest(self, least: int, ends: Sequence[int], most: int) -> Frozen:
+        """The graph at the length of its tables, or where it has none at the default one, and at
+        most at ``most``; it can be frozen for ``least`` tokens."""
+        found = self._at_an_end([end for end in ends if least <= end < most])
+        if found is not None:
+            return found
+        ended = any(end >= most for end in ends) or most == self._roles.length
+        wanted = most if ended else min(_DEFAULT_CONTEXT, most)
+        return self.freeze(wanted) or self.longest_below(wanted, least, ())
+
+    def longest_below(self, beyond: int, least: int, ends: Sequence[int]) -> Frozen:
+        """The graph at its longest, where it can be frozen for ``least`` tokens and not for
+        ``beyond``."""
+        at_an_end = self._at_an_end([end for end in ends if least <= end < beyond])
+        if at_an_end is not None:
+            return at_an_end
+        found = freeze(self._graph, self._roles, least)
+        while beyond - found.length > 1:
+            middle = (found.length + beyond) // 2
+            tried = self.freeze(middle)
+            if tried is None:
+                beyond = middle
+            else:
+                found = tried
+        return found
+
+    def _at_an_end(self, ends: Sequence[int]) -> Frozen | None:
+        """The graph at the first of these lengths behind which it cannot be frozen.
+
+        What looks like a table of positions is one only there: a bias by distance, too, may read
+        its rows in order for a while.
+        """
+        for end in sorted(ends):
+            if self.freeze(end + 1) is None:
+                return self.freeze(end)
+        return None
+
+
+def _check_length(graph: Graph, length: int, context: int | None) -> None:
+    """Raise where no ``context`` can be had of inputs that have a fixed ``length``."""
+    if length < max(context or 0, _MIN_CONTEXT):
+        wanted = f"{_MIN_CONTEXT} or more" if context is None else str(context)
+        raise UnsupportedOpError(
+            f"the inputs have a fixed length of {length}, and {wanted} tokens are asked for; "
+            "export the model with a dynamic length",
             where=str(graph.path),
         )
-    return Frame(small, freeze(graph, roles, length))
 
 
-def _limit(small: Frozen, longer: Frozen) -> int | None:
-    """How many positions the graph's tables have; None where there are none."""
-    limits = [n for node, n in small.limits.items() if longer.limits.get(node) == n]
-    return min(limits, default=None)
+def _baked(graph: Graph, length: int, reason: SlmError) -> UnsupportedOpError:
+    return UnsupportedOpError(
+        f"the inputs have a fixed length of {length}, which the graph's own constants hold too: "
+        f"export the model with a dynamic length. Of fewer tokens, {reason}",
+        where=str(graph.path),
+    )
 
 
-def _two_lengths(graph: Graph, context: int | None) -> tuple[int, int]:
-    """Two short lengths up to the context; if possible ones that no constant has as a dimension."""
-    most = context or max(_PROBE_LENGTHS)
+def _ends(small: Frozen, longer: Frozen) -> list[int]:
+    """The lengths of what is read as tables of positions are, at two lengths."""
+    return sorted({n for node, n in small.ends.items() if longer.ends.get(node) == n})
+
+
+def _two_lengths(graph: Graph, most: int) -> tuple[int, int]:
+    """Two short lengths up to ``most``; if possible ones that no constant has as a dimension."""
     lengths = [n for n in _PROBE_LENGTHS if n <= most]
     lengths += [n for n in _SHORT_PROBE_LENGTHS[::-1] if n <= most]
     dims = {d for c in graph.initializers.values() for d in c.shape}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.compute import compute
 from slmtvm.importer.graph import Constant, Graph, Node
 from slmtvm.importer.operators import Kind, find
@@ -45,6 +46,16 @@ def padding_notes(padding: tuple[int, ...]) -> Iterator[str]:
         yield (
             f"positions count tokens other than {token} (padding); what is compiled runs sequences "
             f"without padding, where token {token} counts like any other"
+        )
+
+
+def check_tokens_used(graph: Graph, tokens: str) -> None:
+    """Raise where no output depends on the values of the input ``tokens``."""
+    if not _dependent(graph, tokens).intersection(port.name for port in graph.outputs):
+        raise UnsupportedOpError(
+            f"no output depends on the values of the input {tokens!r}, as where two inputs were "
+            "exported as one; export the model with other example values for each input",
+            where=str(graph.path),
         )
 
 

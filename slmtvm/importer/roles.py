@@ -36,6 +36,7 @@ class Roles:
     # "states" (zeros in the place of an encoder's hidden states)
     fixed: dict[str, tuple[str, Port]]
     visible: Array | None = None  # bool (length,), where not all tokens are
+    length: int | None = None  # of sequences, where the inputs have a fixed one
 
     def under(self, visible: Array) -> Roles:
         """The same for sequences of which some tokens are hidden; positions count visible ones."""
@@ -50,7 +51,7 @@ class Roles:
 def assign_roles(graph: Graph) -> Roles:
     """The role of every graph input, by its name, type and rank.
 
-    Raises UnsupportedOpError naming inputs whose role is unknown, or an input of fixed length, and
+    Raises UnsupportedOpError naming inputs whose role is unknown, or of a fixed batch, and
     InvalidModelError for a cache of impossible size.
     """
     tokens: list[Port] = []
@@ -91,11 +92,16 @@ def assign_roles(graph: Graph) -> Roles:
             where=where,
         )
     per_token = (p for role, p in fixed.values() if role not in ("past", "no", "states"))
-    for port in (tokens[0], *per_token):
-        _check_dynamic(port, where)
+    lengths = {_fixed_length(port, where) for port in (tokens[0], *per_token)} - {None}
+    if len(lengths) > 1:
+        raise UnsupportedOpError(
+            f"inputs have fixed lengths of {sorted(filter(None, lengths))}; export the model with "
+            "a dynamic one",
+            where=where,
+        )
     for port in (p for role, p in fixed.values() if role == "past"):
         _check_size(port, where)
-    return Roles(tokens[0], fixed)
+    return Roles(tokens[0], fixed, length=next(iter(lengths), None))
 
 
 def _is_count(name: str) -> bool:
@@ -122,7 +128,8 @@ def _dtype(port: Port) -> np.dtype[np.generic]:
         return np.dtype(np.float32)  # an unknown type is no token type; the role check reports it
 
 
-def _check_dynamic(port: Port, where: str) -> None:
+def _fixed_length(port: Port, where: str) -> int | None:
+    """The length of an input of tokens where it is fixed; the batch must not be, or must be 1."""
     assert port.dims is not None
     *batch, length = port.dims
     if batch and isinstance(batch[0], int) and batch[0] != 1:
@@ -130,11 +137,7 @@ def _check_dynamic(port: Port, where: str) -> None:
             f"input {port.name!r} has a fixed batch of {batch[0]}; export it with a dynamic one",
             where=where,
         )
-    if isinstance(length, int):
-        raise UnsupportedOpError(
-            f"input {port.name!r} has a fixed length of {length}; export it with a dynamic one",
-            where=where,
-        )
+    return length if isinstance(length, int) else None
 
 
 def _check_size(port: Port, where: str) -> None:

@@ -10,7 +10,7 @@ from slmtvm.importer.compute import compute, operator_of
 from slmtvm.importer.frozen import Frozen, Shape
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.operators import Kind
-from slmtvm.importer.operators.convolution import padding
+from slmtvm.importer.operators.convolution import is_pointwise, padding
 
 # Of elements that depend on no token, and on several.
 NO_TOKEN, MIXED = -1, -2
@@ -76,7 +76,7 @@ def _propagate(frozen: Frozen, node: Node, maps: dict[str, Array]) -> list[Array
         return _layer(given[: operator_of(node).data], shapes)
     if kind is Kind.REDUCE:
         return [_reduce(frozen, node, given[0], shapes[0])] * len(shapes)
-    return [_contract(given, shapes[0])]
+    return [_contract(node, given, shapes[0])]
 
 
 def _combine(maps: Sequence[Array], shape: Shape) -> Array:
@@ -114,6 +114,9 @@ def _convolve(
     if node.op_type == "CausalConvWithState":
         return [tokens, *(np.full(shape, NO_TOKEN, np.int32) for shape in shapes[1:])]
     lines = _along(tokens, (1,))
+    weight = frozen.shape(node.inputs[1])
+    if weight is not None and is_pointwise(node.attrs, weight):
+        return [np.broadcast_to(lines, shapes[0])]
     padded = np.pad(lines, ((0, 0), (0, 0), padding(node.attrs)), constant_values=NO_TOKEN)
     taps = padded.shape[2] - shapes[0][2]
     return [np.broadcast_to(padded[:, :, taps:], shapes[0])]
@@ -142,9 +145,15 @@ def _layer(given: Sequence[Array | None], shapes: Sequence[Shape]) -> list[Array
     ]
 
 
-def _contract(given: Sequence[Array | None], shape: Shape) -> Array:
-    """A product's row belongs to the token of the left row; attention checks the rest."""
+def _contract(node: Node, given: Sequence[Array | None], shape: Shape) -> Array:
+    """A product's row belongs to the token of the left row; attention checks the rest.
+
+    Where the left side is a constant, columns belong to the tokens of the right ones.
+    """
     left, right = given[0], given[1] if len(given) > 1 else None
+    if node.op_type == "Gemm":
+        left = left.T if left is not None and node.attrs.get("transA", 0) else left
+        right = right.T if right is not None and node.attrs.get("transB", 0) else right
     if left is None:
         assert right is not None
         columns = _along(right, (max(right.ndim - 2, 0),))

@@ -64,6 +64,7 @@ class CanonicalModel:
     kv: tuple[KvSpec, ...]  # one per attention layer, in order of its ``layer`` attribute
     source: Path
     source_context: int = 0  # tokens of an encoder-decoder's source
+    exact_from: int = 1  # tokens: for a shorter sequence the file computes something else
     output: str = ""  # the file's output that ``main`` computes
     mask: str = "none"  # what hidden tokens do: "none" (there are none), "keys" or "skip"
     padding: tuple[int, ...] = ()  # tokens that the file leaves out when it counts positions

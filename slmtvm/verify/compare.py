@@ -64,6 +64,7 @@ def verify(
     bundle: str | Path,
     onnx_file: str | Path,
     *,
+    encoder: str | Path | None = None,
     text: str | None = None,
     tokens: Sequence[int] | np.ndarray | None = None,
     windows: int | None = None,
@@ -75,6 +76,7 @@ def verify(
 
     Parameters
     ----------
+    encoder: the ONNX file of the encoder that ``onnx_file`` reads; the one beside it where None.
     text, tokens: what to evaluate, at most one of them; text goes through the bundle's tokenizer.
         Without either, random tokens are compared and no perplexity is reported.
         A bundle that takes masks is compared under some random ones as well, on visible tokens.
@@ -90,7 +92,7 @@ def verify(
 
     if text is not None and tokens is not None:
         raise ValueError("give text or tokens, not both")
-    reference = Reference(onnx_file, threads=threads)
+    reference = Reference(onnx_file, threads=threads, encoder=encoder)
     with load(bundle, threads=threads) as session:
         if text is not None:
             tokens = encode_text(session.tokenizer, text)
@@ -112,17 +114,23 @@ def compare(
     info = session.info
     is_text = tokens is not None
     reference.choose_output(info.get("output") or None)
-    ids = _random_tokens(info) if tokens is None else np.asarray(tokens)
-    window = min(window, int(info["context"]))
+    # For shorter sequences the file may compute something else than was compiled.
+    least = int(info.get("exact_from", 1))
+    if info["kind"] == "encoder" and not reference.takes_mask:
+        least = max(least, reference.fixed_length)  # padding would be seen
+    window = min(max(window, least), int(info["context"]))
+    count = max(_RANDOM_TOKENS, window + 1)
+    ids = _random_tokens(info, count) if tokens is None else np.asarray(tokens)
     rounded = int(info.get("rounded_layers", 0))
     if info["kind"] == "encoder":
-        cases = [_Case(part, part) for part in _cut(ids, window)[:windows]]
+        parts = [part for part in _cut(ids, window) if len(part) >= least][:windows]
+        _check_count(len(ids), least)
+        cases = [_Case(part, part) for part in parts]
         report = _compare_hidden(session, reference, cases, progress)
         masked = _masked_cases(cases[0], info)
         under = _compare_hidden(session, reference, masked) if masked else None
         return replace(report, rounded_layers=rounded, masked=under)
-    if len(ids) < 2:
-        raise SlmError(f"verification needs at least 2 tokens, the text has {len(ids)}")
+    _check_count(len(ids), least + 1)
     if info["kind"] == "encoder-decoder":  # each window is its own source
         window = min(window, int(info["source_context"]))
     window = min(window, len(ids) - 1)
@@ -135,6 +143,11 @@ def compare(
     return replace(report, rounded_layers=rounded, masked=under)
 
 
+def _check_count(count: int, needed: int) -> None:
+    if count < needed:
+        raise SlmError(f"verification needs at least {needed} tokens, the text has {count}")
+
+
 def encode_text(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """Token ids int32 (n,) of the whole text, whatever padding the tokenizer is set to."""
     tokenizer.no_padding()
@@ -142,10 +155,10 @@ def encode_text(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return np.array(tokenizer.encode(text).ids, np.int32)
 
 
-def _random_tokens(info: dict[str, Any]) -> np.ndarray:
+def _random_tokens(info: dict[str, Any], count: int) -> np.ndarray:
     """Random tokens, none of them padding: files count positions without it, bundles do not."""
     usual = np.setdiff1d(np.arange(info["vocab_size"]), info.get("padding", ()))
-    return usual[np.random.default_rng(_SEED).integers(0, len(usual), _RANDOM_TOKENS)]
+    return usual[np.random.default_rng(_SEED).integers(0, len(usual), count)]
 
 
 def _masked_cases(case: _Case, info: dict[str, Any]) -> list[_Case]:

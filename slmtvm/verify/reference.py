@@ -24,6 +24,7 @@ _DTYPES = {
 _PAST_PREFIX = "past"  # past_key_values.0.key, past_0, ...
 _CACHE_RANK = 4  # (batch, heads, length, head_dim)
 _SOURCE_STATES = "encoder_hidden_states"
+_IDS, _MASK = "input_ids", "attention_mask"
 _LOGITS, _HIDDEN = "logits", "last_hidden_state"
 
 _Tokens = Sequence[int] | np.ndarray
@@ -39,8 +40,16 @@ class Reference:
     onnxruntime lacks an operator of it, or an input is none of those that language models have.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 1, optimize: bool = False) -> None:
-        """``optimize``: let onnxruntime rewrite the graph: for its speed, not its numbers."""
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int = 1,
+        optimize: bool = False,
+        encoder: str | Path | None = None,
+    ) -> None:
+        """``optimize``: let onnxruntime rewrite the graph: for its speed, not its numbers.
+        ``encoder``: the encoder's file; the one beside ``path`` where None."""
         self.path = Path(path)
         if not self.path.is_file():
             raise InvalidModelError("no such file", where=str(path))
@@ -62,7 +71,8 @@ class Reference:
         self.choose_output()
         self._encoder: Reference | None = None
         if any(given.name == _SOURCE_STATES for given in self._session.get_inputs()):
-            self._encoder = Reference(encoder_file(self.path), threads=threads)
+            given = None if encoder is None else Path(encoder)
+            self._encoder = Reference(encoder_file(self.path, given), threads=threads)
 
     def rows(
         self,
@@ -76,6 +86,9 @@ class Reference:
         encoder-decoder reads first. ``mask``: 1 for visible tokens and 0 for hidden ones, those of
         the source where there is one; positions then count visible tokens, where they are an input.
         """
+        count = len(tokens)
+        if count < self.fixed_length:
+            tokens, mask = self._padded(tokens, mask)
         rows = np.asarray(self.run(tokens, [self._output], source, mask)[0], np.float32)
         if rows.ndim != 3 or rows.shape[:2] != (1, len(tokens)):
             raise UnsupportedOpError(
@@ -83,8 +96,26 @@ class Reference:
                 "to compare, it must be (batch, sequence, features)",
                 where=str(self.path),
             )
-        first: np.ndarray = rows[0]
+        first: np.ndarray = rows[0, :count]
         return first
+
+    @property
+    def fixed_length(self) -> int:
+        """How many tokens the file takes, neither more nor fewer; 0 where it takes any number."""
+        shapes = [given.shape for given in self._session.get_inputs() if given.name == _IDS]
+        length = shapes[0][-1] if shapes and shapes[0] else None
+        return length if isinstance(length, int) else 0
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether tokens of a sequence can be hidden from the others."""
+        return any(given.name == _MASK for given in self._session.get_inputs())
+
+    def _padded(self, tokens: _Tokens, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """As many tokens as the file takes, those that were added hidden behind the others."""
+        more = self.fixed_length - len(tokens)
+        seen = np.ones(len(tokens), np.int64) if mask is None else np.asarray(mask, np.int64)
+        return np.pad(np.asarray(tokens, np.int64), (0, more)), np.pad(seen, (0, more))
 
     def run(
         self,

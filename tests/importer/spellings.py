@@ -323,6 +323,25 @@ def bias_by_bucket(b: GraphBuilder, scores: str, length: str) -> str:
     return b.op("Add", scores, bias)
 
 
+BUCKETS = 32  # as T5 has by default
+
+
+def bias_by_causal_bucket(b: GraphBuilder, scores: str, length: str) -> str:
+    """T5's decoder: half of the buckets hold one distance each, the others are logarithmic."""
+    _, away = _distances(b, length)
+    half, zero, one = (b.constant(n, np.int64) for n in (BUCKETS // 2, 0, 1))
+    distance = b.op("Max", away, zero)
+    ratio = b.op("Cast", b.op("Max", distance, one), to=TensorProto.FLOAT)
+    ratio = b.op("Div", ratio, b.constant(BUCKETS // 2))
+    steps = b.op("Mul", b.op("Log", ratio), b.constant(BUCKETS // 2 / math.log(8)))
+    far = b.op("Add", b.op("Cast", steps, to=TensorProto.INT64), half)
+    far = b.op("Min", far, b.constant(BUCKETS - 1, np.int64))
+    bucket = b.op("Where", b.op("Less", distance, half), distance, far)
+    picked = b.op("Gather", b.near(0, BUCKETS, 3), bucket)
+    bias = b.op("Unsqueeze", b.op("Transpose", picked, perm=[2, 0, 1]), b.ints(0))
+    return mask_trilu(b, b.op("Add", scores, bias), length)
+
+
 def bias_both_ways(b: GraphBuilder, scores: str, length: str) -> str:
     """Positions nearer than five, before and after, as ModernBERT's local layers."""
     _, distance = _distances(b, length)
@@ -343,6 +362,7 @@ BIASES = {
     "in_steps": (bias_in_steps, "causal"),
     "by_distance": (bias_by_distance, "causal"),
     "by_bucket": (bias_by_bucket, "bidirectional"),
+    "by_causal_bucket": (bias_by_causal_bucket, "causal"),
     "both_ways": (bias_both_ways, "bidirectional"),
 }
 OTHER_MASKS = {

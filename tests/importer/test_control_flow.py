@@ -136,12 +136,50 @@ def guarded(model: onnx.ModelProto, condition: str) -> None:
     model.graph.node.append(helper.make_node("If", [condition], ["logits"], name="if", **branches))
 
 
-def test_a_condition_on_the_length_must_hold_for_the_whole_context(tmp_path):
+def test_a_condition_on_the_length_is_what_it_is_for_the_whole_context(tmp_path):
     model = build(Tiny())
     guarded(model, length_is_over(model, CONTEXT))
-    checked(model, tmp_path)
-    with pytest.raises(UnsupportedOpError, match=r"If node 'if'.*compile for a shorter context"):
-        import_onnx(tmp_path / "model.onnx", context=CONTEXT + 1)
+    short = checked(model, tmp_path)
+    assert (short.context, short.exact_from) == (CONTEXT, 1)
+    (note,) = (note for note in short.notes if "If node 'if'" in note)
+    assert f"up to {CONTEXT} tokens; a --context of {CONTEXT + 1} or more" in note
+    long = import_onnx(tmp_path / "model.onnx", context=CONTEXT + 9)
+    assert (long.context, long.exact_from) == (CONTEXT + 9, CONTEXT + 1)
+    (note,) = (note for note in long.notes if "If node 'if'" in note)
+    assert f"sequences of {CONTEXT + 1} tokens and more; for shorter ones" in note
+    tokens = np.random.default_rng(1).integers(0, long.vocab_size, CONTEXT + 9)
+    got, other = evaluate(long, tokens), evaluate(short, tokens[:CONTEXT])
+    want = run_onnxruntime(tmp_path / "model.onnx", tokens)
+    assert np.abs(got - want).max() <= TOLERANCE * np.ptp(want)
+    assert np.abs(got[:CONTEXT] + other).max() <= TOLERANCE * np.ptp(want)  # the other branch
+
+
+def test_without_a_context_the_branch_of_short_sequences_bounds_it(tmp_path):
+    model = build(Tiny())
+    guarded(model, length_is_over(model, CONTEXT))
+    assert import_onnx(save(model, tmp_path)).context == CONTEXT
+
+
+def test_branches_of_the_branch_that_a_long_context_takes_are_chosen_too(tmp_path):
+    model = build(Tiny())
+    guarded(model, length_is_over(model, 20))
+    then = next(a.g for a in model.graph.node[-1].attribute if a.name == "then_branch")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([30]), "higher"))
+    model.graph.node.insert(1, helper.make_node("Greater", ["the_length", "higher"], ["is_longer"]))
+    inner = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node(op, ["plain_logits"], ["y"])], name, [], [output_info("y")]
+        )
+        for name, op in (("then", "Identity"), ("else", "Neg"))
+    }
+    then.node[0].CopyFrom(helper.make_node("If", ["is_longer"], ["x"], name="in", **inner))
+    path = save(model, tmp_path)
+    for length, since in ((20, 1), (30, 21), (40, 31)):
+        imported = import_onnx(path, context=length)
+        assert imported.exact_from == since
+        tokens = np.arange(length)
+        want = run_onnxruntime(path, tokens)
+        assert np.abs(evaluate(imported, tokens) - want).max() <= TOLERANCE * np.ptp(want)
 
 
 def test_a_condition_on_the_tokens_is_refused_by_name(tmp_path):

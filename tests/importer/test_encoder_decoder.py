@@ -150,6 +150,29 @@ def test_the_source_s_hidden_states_are_the_encoder_file_s(tmp_path):
     assert np.abs(encode_source(model, SOURCE) - want).max() < 1e-5 * np.ptp(want)
 
 
+def test_an_encoder_may_have_any_name(tmp_path):
+    path = two_files(tmp_path)
+    want = Reference(path).rows(TOKENS, SOURCE)
+    other = tmp_path / "elsewhere.onnx"
+    (tmp_path / "encoder_model.onnx").rename(other)
+    with pytest.raises(InvalidModelError, match="name its encoder's file with --encoder"):
+        import_onnx(path)
+    model = import_onnx(path, encoder=other)
+    assert np.abs(evaluate(model, TOKENS, SOURCE) - want).max() < 1e-5 * np.ptp(want)
+    assert np.array_equal(Reference(path, encoder=other).rows(TOKENS, SOURCE), want)
+    with pytest.raises(SlmError, match="this model reads none"):
+        import_onnx(other, encoder=path)
+
+
+def test_a_source_that_reaches_nothing_is_named(tmp_path):
+    path = one_file(tmp_path, late_batch=False)
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.input[:] = ["decoder_input_ids" if i == "input_ids" else i for i in node.input]
+    with pytest.raises(UnsupportedOpError, match=r"no output depends on .* 'input_ids'"):
+        import_onnx(save(model, tmp_path, "same.onnx"))
+
+
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     """``model`` with all scores that no mask was added to, and their softmax, rounded."""
     makers = {o: n for n in model.graph.node for o in n.output}

@@ -125,6 +125,35 @@ PRODUCTS = [
          {"activation": "LeakyRelu", "activation_alpha": 0.2}, title="leaky"),
 ]  # fmt: skip
 
+EINSUMS = [
+    Case("Einsum", tuple(floats(*shape) for shape in shapes), {"equation": equation}, domain="",
+         title=equation)
+    for equation, *shapes in (
+        ("bsd,de->bse", (2, 5, 12), (12, 7)),
+        ("bsd,ed->bse", (2, 5, 12), (7, 12)),
+        ("de,bsd->bse", (12, 7), (2, 5, 12)),
+        ("bsd,dhk->bshk", (2, 5, 12), (12, 3, 4)),
+        ("bsd,dhk->bhsk", (2, 5, 12), (12, 3, 4)),
+        ("bshk,hkd->bsd", (2, 5, 3, 4), (3, 4, 7)),
+        ("bhqd,bhkd->bhqk", (2, 3, 5, 4), (2, 3, 6, 4)),
+        ("bqhd,bkhd->bhqk", (2, 5, 3, 4), (2, 6, 3, 4)),
+        ("bhqk,bkhd->bqhd", (2, 3, 5, 6), (2, 6, 3, 4)),
+        ("...qd,...kd->...qk", (2, 3, 5, 4), (2, 3, 6, 4)),
+        ("... d, d e -> ... e", (2, 5, 12), (12, 7)),
+        ("i,j->ij", (5,), (4,)),
+        ("bi,bi->bi", (2, 5), (2, 5)),
+        ("bij,bj->bi", (2, 5, 4), (2, 4)),
+        ("bi,bi->b", (2, 5), (2, 5)),
+        ("i,i->", (5,), (5,)),
+        ("bsd->bds", (2, 5, 12)),
+        ("bsd->b", (2, 5, 12)),
+        ("bsd,de,ef->bsf", (2, 5, 12), (12, 7), (7, 4)),
+        ("bsd,df->bs", (2, 5, 12), (12, 4)),
+        ("ij,jk", (3, 4), (4, 5)),
+        ("ba", (3, 4)),
+    )
+]  # fmt: skip
+
 IDS = RNG.integers(0, 23, (2, 5)).astype(np.int32)
 TABLES = (floats(23, 12), floats(9, 12), floats(2, 12), ROW, floats(12))
 KEPT = ints([1, 1, 1, 1, 0], [1, 1, 1, 1, 1])
@@ -319,8 +348,8 @@ ROTARIES = [
 ]  # fmt: skip
 
 CASES = [
-    *POINTWISE, *PRODUCTS, *EMBEDDINGS, *QUANTIZED_EMBEDDINGS, *ATTENTIONS, *MULTI_HEAD, *QUANTIZED,
-    *INTEGERS, *ONNX_ATTENTIONS, *ROTARIES,
+    *POINTWISE, *PRODUCTS, *EINSUMS, *EMBEDDINGS, *QUANTIZED_EMBEDDINGS, *ATTENTIONS, *MULTI_HEAD,
+    *QUANTIZED, *INTEGERS, *ONNX_ATTENTIONS, *ROTARIES,
 ]  # fmt: skip
 
 
@@ -406,8 +435,16 @@ REFUSED = [
         "a softmax over all axes from 1 on",
     ),
     (Case("Attention", (Q4, Q4, Q4), {}, 4, **ONNX), "output 'y3' is not supported"),
+    (Case("Einsum", (floats(4, 4),), {"equation": "ii->i"}, domain=""), "the diagonal 'ii'"),
+    (
+        Case("Einsum", (floats(2, 5), floats(1, 5)), {"equation": "bi,bi->bi"}, domain=""),
+        "an axis of 'bi,bi->bi' that is 2 and 1 long",
+    ),
 ]
 CONTRADICTORY = [
+    (Case("Einsum", (floats(4, 4),), {"equation": "ij,jk->ik"}, domain=""), "2 terms for 1 inputs"),
+    (Case("Einsum", (floats(4, 4),), {"equation": "ijk->i"}, domain=""), "does not fit [4, 4]"),
+    (Case("Einsum", (floats(4, 4),), {"equation": "ij->k"}, domain=""), "labels that no term has"),
     (Case("Attention", (X, *WEIGHTS), {"num_heads": 5}), "is not 5 heads"),
     (Case("Attention", (X, *WEIGHTS), {**HEADS, "qkv_hidden_sizes": [12, 12, 6]}), "36 features"),
     (Case("Attention", (X, *WEIGHTS), {**HEADS, "scale": float("inf")}), "'scale' is inf"),

@@ -145,6 +145,24 @@ def test_a_text_is_cut_into_whole_windows(count: int, compared: int) -> None:
     assert report.tokens == compared
 
 
+def test_a_bundle_of_longer_sequences_is_compared_on_such_alone() -> None:
+    class Counting(Reference):
+        lengths: ClassVar[list[int]] = []
+
+        def rows(self, tokens, source=None, mask=None):
+            self.lengths.append(len(tokens))
+            return super().rows(tokens, source, mask)
+
+    reference = Counting(model_path("demo"), threads=2)
+    session = ReferenceSession(_reference(), context=400)
+    session.info["exact_from"] = 300
+    assert compare(session, reference).tokens == 300  # random ones, more than usual
+    assert compare(session, reference, heldout_ids()[:700]).tokens == 600
+    assert reference.lengths == [300, 300, 300]
+    with pytest.raises(SlmError, match="at least 301 tokens"):
+        compare(session, reference, heldout_ids()[:300])
+
+
 def test_too_short_a_text_is_an_error() -> None:
     with pytest.raises(SlmError, match="at least 2 tokens"):
         compare(ReferenceSession(_reference()), _reference(), [5])

@@ -14,6 +14,7 @@ from slmtvm.verify import Reference
 from tests.importer.graph_builder import run_onnxruntime, save
 from tests.importer.test_builder_graphs import Built, write
 from tests.models import heldout_ids, model_path
+from tests.models.corpus import corpus_path
 
 
 def test_a_graph_with_past_inputs_gives_what_the_graph_without_them_gives() -> None:
@@ -59,6 +60,19 @@ def test_a_missing_or_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
     for path in (damaged, tmp_path / "missing.onnx"):
         with pytest.raises(InvalidModelError, match=path.name):
             Reference(path)
+
+
+def test_a_file_of_a_fixed_length_is_fed_hidden_tokens_behind_the_others(tmp_path: Path) -> None:
+    model = onnx.load(corpus_path("bert-optimum"))
+    tokens = np.arange(3, 12)
+    want = Reference(corpus_path("bert-optimum")).rows(tokens)
+    for port in model.graph.input:
+        for place, size in enumerate((1, 16)):
+            port.type.tensor_type.shape.dim[place].dim_value = size
+    reference = Reference(save(model, tmp_path))
+    assert (reference.fixed_length, reference.takes_mask) == (16, True)
+    assert np.abs(reference.rows(tokens) - want).max() <= 1e-5 * np.ptp(want)
+    assert Reference(corpus_path("bert-optimum")).fixed_length == 0
 
 
 def test_a_token_out_of_range_is_an_error_of_ours() -> None:

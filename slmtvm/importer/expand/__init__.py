@@ -6,12 +6,14 @@ is written out by which function is in the registry; shapes are known here, for 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.expand import (  # noqa: F401  (imported to fill the registry)
     attention,
+    einsum,
     embedding,
     onnx_attention,
     pointwise,
@@ -32,11 +34,19 @@ from slmtvm.importer.roles import Roles
 __all__ = ["expand", "registered_expansions"]
 
 
-def expand(graph: Graph, roles: Roles, length: int, *, source: str = "") -> Graph:
+def expand(
+    graph: Graph,
+    roles: Roles,
+    length: int,
+    *,
+    source: str = "",
+    chosen: Mapping[str, bool] | None = None,
+) -> Graph:
     """``graph`` without composite operators, and without an If whose condition is known.
 
     The condition is taken for one sequence of ``length`` tokens without a past; ``decisions`` of
     the result say what it was. ``source``: an input that holds as many tokens of another sequence.
+    ``chosen``: conditions that are taken to be otherwise.
     Raises UnsupportedOpError for variants that cannot be written out.
     """
     if not any(n.op_type == "If" or _composite(n) for n in graph.nodes):
@@ -45,7 +55,7 @@ def expand(graph: Graph, roles: Roles, length: int, *, source: str = "") -> Grap
     if source:
         frozen.shapes[source] = frozen.shapes[roles.tokens.name]
         frozen.dtypes[source] = frozen.dtypes[roles.tokens.name]
-    return _Expander(frozen, roles.tokens.name).run()
+    return _Expander(frozen, roles.tokens.name, chosen or {}).run()
 
 
 def _composite(node: Node) -> bool:
@@ -53,8 +63,9 @@ def _composite(node: Node) -> bool:
 
 
 class _Expander:
-    def __init__(self, frozen: Frozen, tokens: str) -> None:
+    def __init__(self, frozen: Frozen, tokens: str, chosen: Mapping[str, bool]) -> None:
         self._frozen = frozen
+        self._chosen = chosen
         self._tokens = tokens
         self._graph = frozen.graph
         self._nodes: list[Node] = []
@@ -102,7 +113,7 @@ class _Expander:
             self._same(results[index], output)
 
     def _branch(self, node: Node) -> None:
-        chosen = choose_branch(self._frozen, node, self._names)
+        chosen = choose_branch(self._frozen, node, self._names, self._chosen)
         if chosen is None:
             self._add(node)
             return

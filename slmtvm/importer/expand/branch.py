@@ -21,15 +21,19 @@ class Branch:
     decision: Decision
 
 
-def choose_branch(frozen: Frozen, node: Node, taken: set[str]) -> Branch | None:
+def choose_branch(
+    frozen: Frozen, node: Node, taken: set[str], chosen: Mapping[str, bool]
+) -> Branch | None:
     """The branch of the If ``node`` that its condition chooses, or None where that is not known.
 
+    ``chosen`` says of some known conditions what they are taken to be.
     Values of the branch whose names are ``taken`` get others; all its names are then taken.
     """
     where = frozen.graph.where(node)
     outcome = truth(frozen, node.inputs[0])
     if outcome is None:
         return None
+    outcome = chosen.get(node.inputs[0], outcome)
     body: Subgraph = node.attrs["then_branch" if outcome else "else_branch"]
     if len(body.outputs) != len(node.outputs):
         raise InvalidModelError(

@@ -11,6 +11,8 @@ from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Cover, Weighing
 from slmtvm.importer.frame import Frame, Trace
 from slmtvm.importer.graph import Array, Node
+from slmtvm.importer.integer_products import ROUNDS_SIDES
+from slmtvm.importer.match.dynamic_rounding import rounded_rows
 from slmtvm.importer.match.rope import match_rope, unscaled_name
 from slmtvm.importer.match.rounding import as_text, share_of, weight_roundings
 from slmtvm.importer.match.scores import match_scores
@@ -18,6 +20,7 @@ from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import dominators
 from slmtvm.importer.steps import Attention, Param, Reordered, Rope, Rows
 
+_ROUNDED = "queries, keys and values that are quantized dynamically"
 _CHANGED_WEIGHTS = "the softmax is changed before it weights the values"
 
 
@@ -65,6 +68,15 @@ def match_attention(cover: Cover, node: Node) -> Attention:
             f"values of {v_heads} x {v_features.shape[1]} features are not supported",
             where=where,
         )
+    if product.attrs.get(ROUNDS_SIDES):
+        q_rows, k_rows = (
+            rounded_rows(cover, rows, heads * head_dim, _ROUNDED)
+            for rows, heads in ((q_rows, num_heads), (k_rows, kv_heads))
+        )
+    v_rows = cover.columns(v.source, v_features.reshape(-1))
+    if node.attrs.get(ROUNDS_SIDES):
+        v_rows = rounded_rows(cover, v_rows, v_features.size, _ROUNDED)
+        cover.note("probabilities of attentions, which the file rounds dynamically, stay float32")
     before = q_factor * k_factor * q_scale * k_scale
     roundings = scores.roundings
     weight_steps, product_of_weights = weight_roundings(cover, probabilities, node.inputs[0], where)
@@ -76,7 +88,7 @@ def match_attention(cover: Cover, node: Node) -> Attention:
     return Attention(
         q_rows,
         k_rows,
-        cover.columns(v.source, v_features.reshape(-1)),
+        v_rows,
         num_heads,
         kv_heads,
         head_dim,

@@ -8,18 +8,18 @@ from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.frame import Frame
 from slmtvm.importer.graph import Array, Node
+from slmtvm.importer.match.dynamic_rounding import rounded_rows
 from slmtvm.importer.match.integers import int8_convolution
+from slmtvm.importer.match.linear import match_linear
 from slmtvm.importer.match.rounding import rounding_of
 from slmtvm.importer.operators.convolution import padding
 from slmtvm.importer.steps import (
     Convolution,
     Elementwise,
-    Linear,
     Param,
     QuantizeDequantize,
     Rows,
     Step,
-    Weights,
 )
 
 
@@ -72,30 +72,10 @@ def match_int8_convolution(cover: Cover, made: str, value: str) -> Step | None:
     if found is None or cover.frame.small.shapes[value] != cover.frame.small.shapes[found.x]:
         return None
     weight = _causal_weight(cover, found.node, found.x, found.weight.array)
-    x = _rounded_rows(cover, found.x)
+    width = cover.frame.features(found.x)
+    what = "activations of dynamically quantized convolutions"
+    x = rounded_rows(cover, cover.need(found.x), width, what)
     return Convolution(x, Param(found.weight.name, weight), None)
-
-
-def _rounded_rows(cover: Cover, value: str) -> Rows:
-    """The rows of ``value`` as DynamicQuantizeLinear rounds them: what an int8 layer whose weight
-    is the identity makes of them."""
-    width = cover.frame.features(value)
-    cover.note(
-        "activations of dynamically quantized convolutions are rounded by a product with the "
-        f"identity: {width * width} multiply-adds a token for each"
-    )
-    key = ("identity", width)
-    if key not in cover.cache:
-        cover.cache[key] = Weights(
-            "int8",
-            Param(f"identity{width}", np.eye(width, dtype=np.int8)),
-            Param(f"identity{width}.scale", np.ones(1, np.float32)),
-        )
-    weights = cover.cache[key]
-    assert isinstance(weights, Weights)
-    rows = Rows(f"{value}#rounded")
-    cover.add(rows, Linear(cover.need(value), weights, None, width, width, "row_u8"))
-    return rows
 
 
 def match_convolution(cover: Cover, node: Node, value: str) -> Step:
@@ -110,6 +90,9 @@ def match_convolution(cover: Cover, node: Node, value: str) -> Step:
     x, constant = node.inputs[0], frame.small.constants.get(node.inputs[1])
     if constant is None or value in node.outputs[1:]:
         raise UnsupportedOpError("its weight must be a constant", where=where)
+    linear = match_linear(cover, node)
+    if linear is not None:
+        return linear
     if node.op_type == "ConvInteger":
         raise UnsupportedOpError("a convolution of integers without their scales", where=where)
     by_tap = _causal_weight(cover, node, x, constant.values())

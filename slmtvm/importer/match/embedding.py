@@ -7,9 +7,14 @@ from dataclasses import replace
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
+from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.graph import Array, Constant, Node, Quantization
+from slmtvm.importer.frame import Trace, uniform
+from slmtvm.importer.frozen import Frozen
+from slmtvm.importer.graph import Array, Constant, Node, Quantization, unpack_nibbles
 from slmtvm.importer.match.weights import signed_zero_points, table_weights, to_signed
+from slmtvm.importer.operators import Kind
+from slmtvm.importer.regions import between, evaluate
 from slmtvm.importer.steps import Embedding, Param, Weights
 from slmtvm.schedules.linear.packed_rows import unpack_rows
 
@@ -60,11 +65,162 @@ def match_dequantized_rows(cover: Cover, value: str) -> Embedding | None:
     return Embedding(table_weights(quantized, where, cover.note), *table.shape)
 
 
+def match_restored_rows(cover: Cover, value: str) -> Embedding | None:
+    """Integers looked up in a table, less a zero point and times a scale, both of which are
+    constants or looked up by the same tokens."""
+    node = cover.frame.producers[value]
+    if node.op_type != "Mul":
+        return None
+    for levels, factor in (node.inputs, node.inputs[::-1]):
+        found = _levels(cover, levels)
+        if found is None:
+            continue
+        lookup, zeros = found
+        table = cover.frame.small.constants[lookup.inputs[0]]
+        scales = _by_row(cover, factor, table)
+        if scales is None or len(table.shape) != 2:
+            continue
+        where = cover.frame.graph.where(node)
+        _check_tokens(cover, lookup, where)
+        restored = _restored(scales, zeros, table)
+        return Embedding(table_weights(restored, where, cover.note), *table.shape)
+    return None
+
+
+_PerRow = tuple[Array, int]  # () or a vector, and the axis of the table that it belongs to
+
+
+def _levels(cover: Cover, value: str) -> tuple[Node, _PerRow | None] | None:
+    """The lookup of integers that ``value`` is, as floats, and what was subtracted from them."""
+    if value not in cover.frame.small.shapes:
+        return None
+    node = _maker(cover, value)
+    if node is None:
+        return None
+    if node.op_type == "Sub":
+        found = _levels(cover, node.inputs[0])
+        if found is None or found[1] is not None:
+            return None
+        lookup, _ = found
+        zeros = _by_row(cover, node.inputs[1], cover.frame.small.constants[lookup.inputs[0]])
+        return None if zeros is None else (lookup, zeros)
+    if node.op_type != "Gather" or not cover.frame.small.is_lookup(node):
+        return None
+    table = cover.frame.small.constants[node.inputs[0]]
+    narrow = table.packed is not None or table.stored.dtype in (np.int8, np.uint8)
+    return (node, None) if narrow and table.quantization is None else None
+
+
+def _by_row(cover: Cover, name: str, table: Constant) -> _PerRow | None:
+    """What all of ``table``'s rows have, each of its columns, or each of its rows (looked up)."""
+    constant = cover.frame.small.constants.get(name)
+    if constant is not None:
+        values = constant.values().reshape(-1)
+        if values.size == 1:
+            return values.reshape(()), 0
+        return (values, 1) if constant.shape[-1:] == table.shape[1:] == values.shape else None
+    node = _maker(cover, name)
+    if node is None or not cover.frame.small.is_lookup(node) or node.op_type != "Gather":
+        return None
+    _check_tokens(cover, node, cover.frame.graph.where(node))
+    values = cover.frame.small.constants[node.inputs[0]].values(table=True)
+    return (values.reshape(-1), 0) if values.size == table.shape[0] else None
+
+
+def _restored(scales: _PerRow, zeros: _PerRow | None, table: Constant) -> Constant:
+    """``table`` with its scales and zero points; in float where no quantization has them so."""
+    quantization = _restoring(scales, zeros, table)
+    if quantization is not None:
+        return replace(table, dtype=np.dtype(np.float32), quantization=quantization)
+    stored = table.stored if table.packed is None else unpack_nibbles(table)
+
+    def wide(per: _PerRow) -> Array:
+        values, axis = per
+        return values.astype(np.float32).reshape([-1, 1] if axis == 0 else [1, -1])
+
+    assert zeros is not None
+    values = (stored.astype(np.float32) - wide(zeros)) * wide(scales)
+    return replace(Constant.of(table.name, values), narrow=table.stored.nbytes)
+
+
+def _restoring(scales: _PerRow, zeros: _PerRow | None, table: Constant) -> Quantization | None:
+    """Scales and zero points as a quantization has them; None where it has no such ones."""
+    factor, axis = scales
+    if zeros is None:
+        return Quantization(factor.astype(np.float32), None, axis, 0)
+    offset, along = zeros
+    if factor.size > 1 and offset.size > 1 and axis != along:
+        return None
+    signed = table.signed if table.packed is not None else table.stored.dtype == np.int8
+    levels = offset.astype(np.int8 if signed else np.uint8)
+    if (levels != offset).any():
+        return None
+    size = np.broadcast_shapes(factor.shape, offset.shape)
+    return Quantization(
+        np.broadcast_to(factor.astype(np.float32), size),
+        np.broadcast_to(levels, size),
+        axis if factor.size > 1 else along,
+        0,
+    )
+
+
 def _check_tokens(cover: Cover, node: Node, where: str) -> None:
-    trace = cover.frame.trace(node.inputs[1])
-    tokens = cover.tokens
-    if trace.source != tokens or (trace.index.reshape(-1) != np.arange(trace.index.size)).any():
+    vocab = cover.frame.small.constants[node.inputs[0]].shape[0]
+    if not _are_tokens(cover, node.inputs[1], vocab):
         raise UnsupportedOpError("looks up rows by something other than the token ids", where=where)
+
+
+def _are_tokens(cover: Cover, value: str, vocab: int) -> bool:
+    """Whether ``value`` holds the token ids in order: as they are, or after what changes none of
+    them, such as a product with the mask, or a limit to the table."""
+    key = ("tokens", value, vocab)
+    if key not in cover.cache:
+        cover.cache[key] = _in_order(cover, value) or _unchanged(cover, value, vocab)
+    return bool(cover.cache[key])
+
+
+def _in_order(cover: Cover, value: str) -> bool:
+    trace = cover.frame.trace(value)
+    return trace.source == cover.tokens and _keeps_order(trace)
+
+
+def _keeps_order(trace: Trace) -> bool:
+    return bool((trace.index.reshape(-1) == np.arange(trace.index.size)).all())
+
+
+def _maker(cover: Cover, value: str) -> Node | None:
+    """What computes the elements of ``value``, which is of them in their order."""
+    trace = cover.frame.trace(value)
+    return cover.frame.producers.get(trace.source) if _keeps_order(trace) else None
+
+
+def _unchanged(cover: Cover, value: str, vocab: int) -> bool:
+    """Whether every id below ``vocab`` is itself in ``value``, at any place."""
+    full = cover.frame.full
+    nodes = between(cover.frame, cover.tokens, value)
+    shape = full.shapes[cover.tokens]
+    for node in nodes:
+        operator = operator_of(node)
+        data = None if operator.kind is Kind.ELEMENTWISE else operator.data
+        operands = [name for name in node.inputs[:data] if name in full.constants]
+        same_everywhere = all(full.constants[n].stored.size and _one(full, n) for n in operands)
+        in_place = operator.kind is Kind.ELEMENTWISE or (
+            operator.kind is Kind.MOVE
+            and full.shapes[node.outputs[0]] == full.shapes[node.inputs[0]] == shape
+            and node.op_type in ("Identity", "Reshape", "Squeeze", "Unsqueeze")
+        )
+        if not in_place or not same_everywhere:
+            return False
+    for begin in range(0, vocab, full.length):
+        ids = np.minimum(np.arange(begin, begin + full.length), vocab - 1).reshape(shape)
+        result = evaluate(full, nodes, {cover.tokens: ids}, value)
+        if result.shape != shape or (result != ids).any():
+            return False
+    return True
+
+
+def _one(frozen: Frozen, name: str) -> bool:
+    return uniform(frozen, name) is not None
 
 
 def _block_quantized(cover: Cover, node: Node, table: Constant, where: str) -> Weights:

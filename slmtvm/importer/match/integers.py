@@ -10,8 +10,9 @@ import numpy as np
 
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.graph import Constant, Node
+from slmtvm.importer.graph import Constant, Node, reshaped, transposed
 from slmtvm.importer.match.weights import signed_zero_points, to_signed
+from slmtvm.importer.operators.convolution import is_pointwise
 from slmtvm.importer.steps import Param, Weights
 
 _MAX_FACTORS = 16
@@ -29,26 +30,48 @@ class Int8Product:
 
 
 def int8_product(cover: Cover, value: str, makers: Mapping[str, Node]) -> Int8Product | None:
-    """MatMulInteger of a DynamicQuantizeLinear result, multiplied by both scales.
+    """MatMulInteger of a DynamicQuantizeLinear result, multiplied by both scales; or such a
+    ConvInteger that reads each place alone.
 
     The products may come in any order. ``makers``: the nodes that make the values on the way.
     """
     frame = cover.frame
     constants = frame.small.constants
-    factors = _factors(value, makers)
+    factors = factors_of(value, makers)
     product = _integer_product(factors, makers, constants, "MatMulInteger")
     if product is None:
-        return None
-    where = frame.graph.where(product)
+        product = _integer_product(factors, makers, constants, "ConvInteger")
+        weight = None if product is None else constants.get(product.inputs[1])
+        if product is None or weight is None or not is_pointwise(product.attrs, weight.shape):
+            return None
+    scales = [c for v in factors if (c := constants.get(v)) is not None]
+    weights = int8_weights(cover, product, scales)
+    n, k = weights.weight.array.shape
+    return Int8Product(product, makers[product.inputs[0]].inputs[0], weights, n, k)
+
+
+def by_output(constant: Constant, where: str) -> Constant:
+    """The weight of a convolution that reads each place alone as a matrix (k, n)."""
+    matrix = reshaped(constant, constant.shape[:2])
+    if matrix is None:
+        raise UnsupportedOpError(
+            f"a weight {constant.name!r} in blocks of another layout is not supported", where=where
+        )
+    return transposed(matrix)
+
+
+def int8_weights(cover: Cover, product: Node, factors: list[Constant]) -> Weights:
+    """The right side of a MatMulInteger or ConvInteger; ``factors`` are its scales."""
+    where = cover.frame.graph.where(product)
+    constants = cover.frame.small.constants
     constant = constants.get(product.inputs[1])
     zeros = constants.get(product.inputs[3]) if len(product.inputs) > 3 else None
+    if constant is not None and product.op_type == "ConvInteger":
+        constant = by_output(constant, where)
     if constant is None or len(constant.shape) != 2 or not constant.plain:
         raise UnsupportedOpError("its right side must be a constant matrix", where=where)
-    k, n = constant.shape
-    scales = _product_of(
-        [c for v in factors if (c := constants.get(v)) is not None],
-        f"{constant.name}.scales",
-    )
+    n = constant.shape[1]
+    scales = _product_of(factors, f"{constant.name}.scales")
     if scales.array.size not in (1, n) or (zeros is not None and zeros.stored.size not in (1, n)):
         raise UnsupportedOpError(
             "weights must have one scale and zero point, or one for each output", where=where
@@ -59,13 +82,12 @@ def int8_product(cover: Cover, value: str, makers: Mapping[str, Node]) -> Int8Pr
     offsets = None if zeros is None else zeros.values()
     shifted = signed_zero_points(offsets, constant.stored.dtype, flat.shape)
     zero_name = f"{constant.name}.zero_points" if zeros is None else zeros.name
-    weights = Weights(
+    return Weights(
         "int8",
         Param(constant.name, to_signed(constant.stored, where).T),
         Param(scales.name, flat),
         None if shifted is None else Param(zero_name, shifted),
     )
-    return Int8Product(product, makers[product.inputs[0]].inputs[0], weights, n, k)
 
 
 @dataclass(frozen=True)
@@ -80,7 +102,7 @@ class Int8Convolution:
 def int8_convolution(cover: Cover, value: str) -> Int8Convolution | None:
     """ConvInteger of a DynamicQuantizeLinear result, multiplied by both scales."""
     makers, constants = cover.frame.producers, cover.frame.small.constants
-    factors = _factors(value, makers)
+    factors = factors_of(value, makers)
     node = _integer_product(factors, makers, constants, "ConvInteger")
     if node is None:
         return None
@@ -108,7 +130,8 @@ def as_floats(cover: Cover, nodes: Sequence[Node]) -> tuple[list[Node], dict[str
     taken: set[str] = set()
     for node in reversed(nodes):
         product = int8_product(cover, node.outputs[0], makers) if node.op_type == "Mul" else None
-        if product is not None and product.node.name not in taken:
+        is_product = product is not None and product.node.op_type == "MatMulInteger"
+        if product is not None and is_product and product.node.name not in taken:
             taken.add(product.node.name)
             found[node.outputs[0]] = product
     if not found:
@@ -162,7 +185,7 @@ def _product_of(constants: list[Constant], name: str) -> Param:
     return Param(name, total.astype(np.float32))
 
 
-def _factors(value: str, makers: Mapping[str, Node]) -> list[str]:
+def factors_of(value: str, makers: Mapping[str, Node]) -> list[str]:
     """The values whose product ``value`` is, seen through casts."""
     factors: list[str] = []
     todo = [value]

@@ -8,10 +8,12 @@ import numpy as np
 
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.graph import Node, transposed
-from slmtvm.importer.match.integers import int8_product
+from slmtvm.importer.graph import Constant, Node, reshaped, transposed
+from slmtvm.importer.match.int8_rows import match_int8_rows
+from slmtvm.importer.match.integers import by_output, int8_product
 from slmtvm.importer.match.nbits import match_nbits
 from slmtvm.importer.match.weights import linear_weights
+from slmtvm.importer.operators.convolution import is_pointwise
 from slmtvm.importer.steps import Linear, Param, Rows
 
 
@@ -26,37 +28,63 @@ def match_linear(cover: Cover, node: Node) -> Linear | None:
             "DynamicQuantizeLinear and its result is multiplied by that one's scale",
             where=frame.graph.where(node),
         )
-    if node.op_type not in ("MatMul", "Gemm") or node.inputs[0] not in frame.small.shapes:
-        return None
-    constant = frame.small.constants.get(node.inputs[1])
-    if constant is None:
+    if node.op_type == "Conv":
+        return _pointwise(cover, node)
+    sides = [frame.small.constants.get(name) for name in node.inputs[:2]]
+    if node.op_type not in ("MatMul", "Gemm") or sides.count(None) != 1:
         return None
     where = frame.graph.where(node)
+    on_left = sides[1] is None
+    constant = _matrix(sides[0] if on_left else sides[1], where)
+    # A constant on the left gives a column for each token: the product, and both sides, transposed.
+    turned = bool(node.attrs.get("transA" if on_left else "transB", 0))
+    constant = constant if turned == on_left else transposed(constant)
+    k, n = constant.shape
     bias: Param | None = None
     if node.op_type == "Gemm":
-        if node.attrs.get("transA", 0) or node.attrs.get("alpha", 1.0) != 1.0:
-            raise UnsupportedOpError("Gemm with transA or alpha is not supported", where=where)
-        if node.attrs.get("transB", 0):
-            constant = transposed(constant)
+        if node.attrs.get("alpha", 1.0) != 1.0:
+            raise UnsupportedOpError("Gemm with alpha is not supported", where=where)
         if len(node.inputs) > 2 and node.inputs[2]:
-            n = constant.shape[1]
+            added = frame.small.constants.get(node.inputs[2])
+            if on_left and added is not None and added.shape[-1:] not in ((), (1,)):
+                raise UnsupportedOpError("a bias for each token is not supported", where=where)
             bias = cover.vector(node.inputs[2], n, node.attrs.get("beta", 1.0), where)
-    if len(constant.shape) == 3 and constant.shape[0] == 1 and constant.packed is None:
-        constant = replace(constant, stored=constant.stored[0])
+    rows = rows_of_product(cover, node, node.inputs[on_left], k, n)
+    return Linear(rows, linear_weights(constant, where, cover.note), bias, n, k, "f32")
+
+
+def _pointwise(cover: Cover, node: Node) -> Linear | None:
+    """A convolution that reads each place alone: the linear layer of its channels."""
+    where = cover.frame.graph.where(node)
+    constant = cover.frame.small.constants.get(node.inputs[1])
+    if constant is None or not is_pointwise(node.attrs, constant.shape):
+        return None
+    n, k = constant.shape[:2]
+    rows = rows_of_product(cover, node, node.inputs[0], k, n)
+    bias: Param | None = None
+    if len(node.inputs) > 2 and node.inputs[2]:
+        bias = cover.vector(node.inputs[2], n, 1.0, where)
+    weights = linear_weights(by_output(constant, where), where, cover.note)
+    return Linear(rows, weights, bias, n, k, "f32")
+
+
+def _matrix(constant: Constant | None, where: str) -> Constant:
+    """One side of a product, which may have a batch of one."""
+    assert constant is not None
+    shape = constant.shape
+    if len(shape) > 2 and set(shape[:-2]) == {1}:
+        constant = reshaped(constant, shape[-2:]) or constant
     if len(constant.shape) != 2:
         raise UnsupportedOpError(
             f"a product with a constant of shape {list(constant.shape)} is not supported",
             where=where,
         )
-    k, n = constant.shape
-    return Linear(
-        _rows(cover, node, k, n), linear_weights(constant, where, cover.note), bias, n, k, "f32"
-    )
+    return constant
 
 
-def _rows(cover: Cover, node: Node, k: int, n: int) -> Rows:
-    """The rows that a product reads; checks that each token gives one row of it."""
-    x, y = node.inputs[0], node.outputs[0]
+def rows_of_product(cover: Cover, node: Node, x: str, k: int, n: int) -> Rows:
+    """The rows ``x`` that a product reads; checks that each token gives one row of it."""
+    y = node.outputs[0]
     frame = cover.frame
     if frame.features(x) != k or frame.features(y) != n:
         raise UnsupportedOpError(
@@ -75,7 +103,7 @@ def match_int8_linear(cover: Cover, value: str) -> Linear | None:
     frame = cover.frame
     found = int8_product(cover, value, frame.producers)
     if found is None:
-        return None
+        return match_int8_rows(cover, value)
     if frame.features(found.x) != found.k or frame.features(value) != found.n:
         raise UnsupportedOpError(
             "it mixes only a part of each token's features", where=frame.graph.where(found.node)

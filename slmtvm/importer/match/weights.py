@@ -69,8 +69,10 @@ def table_weights(constant: Constant, where: str, note: Note) -> Weights:
 
 
 def _scaled(constant: Constant) -> Constant:
-    """``constant``; with a scale of 1 where it is a float8 without, as its format has one."""
-    if constant.stored.dtype not in _FLOAT8 or constant.quantization is not None:
+    """``constant``; with a scale of 1 where it is a float8 or integers as floats, without one, as
+    their formats have one."""
+    bare = constant.stored.dtype in _FLOAT8 or constant.by_cast
+    if not bare or constant.quantization is not None:
         return constant
     return replace(constant, quantization=Quantization(np.ones((), np.float32), None, 0, 0))
 
@@ -92,6 +94,8 @@ def _matrix(constant: Constant, where: str, note: Note) -> Weights:
         if dtype == ml_dtypes.bfloat16:
             _check_finite(constant, where)
             return Weights("bf16", Param(name, constant.stored.view(np.uint16)))
+        if constant.narrow and dtype == np.float32:
+            note(_widening_note(f"weight {name!r}", constant.narrow, constant.stored.size))
         return Weights(_FLOATS[dtype], Param(name, constant.stored))
     found = _scales(constant.quantization, constant.shape)
     if found is None or not _has_format(constant):
@@ -152,10 +156,14 @@ def _expanded(constant: Constant, where: str, note: Note) -> Weights:
 
 
 def _expansion_note(what: str, stored: Array, count: int) -> str:
+    return f"{_widening_note(what, stored.nbytes, count)}: no kernel reads it as it is"
+
+
+def _widening_note(what: str, narrow: int, count: int) -> str:
     size = count * FLOAT_BYTES
     return (
-        f"{what} is expanded to float32, {size / stored.nbytes:.3g} times its size "
-        f"({size - stored.nbytes:,} bytes more): no kernel reads it as it is"
+        f"{what} is expanded to float32, {size / narrow:.3g} times its size "
+        f"({size - narrow:,} bytes more)"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto
 
+from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.graph import Array
 from slmtvm.importer.operators.registry import INT, Attrs, Kind, Shape, register
 
@@ -20,12 +21,26 @@ def padding(attrs: Attrs) -> tuple[int, int]:
     return int(before), int(after)
 
 
+def is_pointwise(attrs: Attrs, weight: Shape) -> bool:
+    """Whether each place is read alone: a linear layer, along as many axes as there are."""
+    plain = set(attrs.get("strides", (1,))) == {1} and not any(attrs.get("pads", (0,)))
+    return plain and set(weight[2:]) == {1} and attrs.get("group", 1) == 1
+
+
 def _shapes(attrs: Attrs, shapes: Sequence[Any], _constants: Sequence[Any]) -> list[Shape]:
     x, weight = shapes[:2]
+    if len(x) == len(weight) > 2 and is_pointwise(attrs, weight):
+        if x[1] != weight[1]:
+            raise ValueError(f"{x[1]} channels and a weight of {list(weight)} do not fit")
+        return [(x[0], weight[0], *x[2:])]
     if len(x) != 3 or len(weight) != 3:
-        raise ValueError(f"only convolutions along one axis are supported, not of {list(x)}")
+        raise UnsupportedOpError(
+            f"a convolution of {list(x)} by a weight of {list(weight)}; supported are those along "
+            "one axis, the sequence, and linear layers written as one (a weight of one place, one "
+            "group, no padding)"
+        )
     if set(attrs.get("strides", (1,))) != {1} or set(attrs.get("dilations", (1,))) != {1}:
-        raise ValueError("convolutions with strides or dilations are not supported")
+        raise UnsupportedOpError("convolutions with strides or dilations are not supported")
     if x[1] != weight[1] * attrs.get("group", 1) or weight[0] % attrs.get("group", 1):
         raise ValueError(f"{x[1]} channels and a weight of {list(weight)} do not fit")
     length = x[2] + sum(padding(attrs)) - weight[2] + 1
@@ -37,6 +52,10 @@ def _shapes(attrs: Attrs, shapes: Sequence[Any], _constants: Sequence[Any]) -> l
 @register("Conv", 1, Kind.CONVOLVE, shapes=_shapes)
 def conv(attrs: Attrs, x: Array, weight: Array, bias: Array | None = None) -> Any:
     (shape,) = _shapes(attrs, (x.shape, weight.shape), ())
+    if is_pointwise(attrs, weight.shape):
+        places = x.reshape(*x.shape[:2], -1)
+        result = (weight.reshape(weight.shape[:2]) @ places).reshape(shape)
+        return result if bias is None else result + bias.reshape(-1, *(1,) * (x.ndim - 2))
     groups, taps = attrs.get("group", 1), weight.shape[2]
     padded = np.pad(x, ((0, 0), (0, 0), padding(attrs)))
     result = np.zeros(shape, np.result_type(x, weight))
@@ -64,7 +83,8 @@ def conv_integer(
     weight_zero: Array | None = None,
 ) -> Any:
     wide = x.astype(np.int32) - (0 if zero is None else np.int32(zero))
-    offset = 0 if weight_zero is None else weight_zero.astype(np.int32).reshape(-1, 1, 1)
+    ones = (1,) * (weight.ndim - 1)
+    offset = 0 if weight_zero is None else weight_zero.astype(np.int32).reshape(-1, *ones)
     return conv(attrs, wide, weight.astype(np.int32) - offset)
 
 
