@@ -11,7 +11,7 @@ from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Cover, Weighing
 from slmtvm.importer.frame import Frame, Trace
 from slmtvm.importer.graph import Array, Node
-from slmtvm.importer.match.rope import match_rope, unscaled_name
+from slmtvm.importer.match.rope import match_rope
 from slmtvm.importer.match.rounding import as_text, share_of, weight_roundings
 from slmtvm.importer.match.scores import match_scores
 from slmtvm.importer.operators import Kind
@@ -209,9 +209,10 @@ def _rotated(cover: Cover, source: str, features: Array, head_dim: int) -> tuple
         found = match_rope(cover, source, head_dim)
         if found is not None:
             rope, factor = found
-            rows = unscaled_name(source) if factor != 1.0 else Rows(source)
-            cover.add(rows, rope)
-            return rows, factor
+            # Attention's scale takes the factor over.
+            if factor != 1.0:
+                return cover.add(f"{source}#rope", rope), factor
+            return cover.know(source, rope), factor
     return cover.columns(source, flat), 1.0
 
 
@@ -225,7 +226,5 @@ def _rotated_once(cover: Cover, keys: Rows, heads: int, where: str) -> tuple[int
         return heads, keys
     features = repeated.features.array.reshape(heads, -1)
     count, distinct = distinct_heads(Heads(repeated.x, features), where)
-    rows = Rows(f"{keys}#{count}")
     x = cover.columns(repeated.x, distinct.reshape(-1))
-    cover.add(rows, replace(rope, x=x, num_heads=count))
-    return count, rows
+    return count, cover.add(f"{keys}#{count}", replace(rope, x=x, num_heads=count))

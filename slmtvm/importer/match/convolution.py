@@ -49,8 +49,7 @@ def match_trimmed_convolution(cover: Cover, node: Node, value: str) -> Step | No
         return None
     if rounding is None or convolved is None:
         return convolved
-    inner = Rows(f"{value}#unrounded")
-    cover.add(inner, convolved)
+    inner = cover.add(f"{value}#unrounded", convolved)
     return QuantizeDequantize(inner, rounding.scale, rounding.low, rounding.high)
 
 
@@ -93,9 +92,8 @@ def _rounded_rows(cover: Cover, value: str) -> Rows:
         )
     weights = cover.cache[key]
     assert isinstance(weights, Weights)
-    rows = Rows(f"{value}#rounded")
-    cover.add(rows, Linear(cover.need(value), weights, None, width, width, "row_u8"))
-    return rows
+    step = Linear(cover.need(value), weights, None, width, width, "row_u8")
+    return cover.add(f"{value}#rounded", step)
 
 
 def match_convolution(cover: Cover, node: Node, value: str) -> Step:
@@ -122,8 +120,7 @@ def match_convolution(cover: Cover, node: Node, value: str) -> Step:
         bias = cover.vector(node.inputs[2], channels, 1.0, where)
     convolved = Convolution(cover.need(x), Param(constant.name, by_tap), bias)
     if node.attrs.get("activation", "none") in ("silu", "swish"):
-        inner = Rows(f"{value}#convolved")
-        cover.add(inner, convolved)
+        inner = cover.add(f"{value}#convolved", convolved)
         return Elementwise("nn.silu", (inner,))
     return convolved
 

@@ -121,13 +121,15 @@ def match_cross_attention(cover: Cover, source: Source, node: Node) -> CrossAtte
             f"{v_features.shape[1]} values is not supported",
             where=where,
         )
-    key = product.inputs[1]
-    source.remembered[key] = Remembered(
+    kept = Remembered(
         source.cover.columns(k.source, k_features.reshape(-1)),
         source.cover.columns(v.source, v_features.reshape(-1)),
         kv_heads,
         head_dim,
     )
+    # Layers that read the same keys and values share them, and no others.
+    key = f"{kept.k} {kept.v} {kv_heads}x{head_dim}"
+    source.remembered[key] = kept
     scale, zero = _scale(cover, raw, softmax)
 
     def added_at(value: str) -> Array:

@@ -76,8 +76,8 @@ def _group_query(cover: Cover, node: Node) -> Attention:
         )  # fmt: skip
         _check_rotated(cos, head_dim, where)
         interleaved = bool(attrs.get("rotary_interleaved", 0))
-        q = _rotated(cover, f"{name}#q", Rope(q, cos, sin, heads, head_dim, interleaved))
-        k = _rotated(cover, f"{name}#k", Rope(k, cos, sin, kv_heads, head_dim, interleaved))
+        q = cover.add(f"{name}#q", Rope(q, cos, sin, heads, head_dim, interleaved))
+        k = cover.add(f"{name}#k", Rope(k, cos, sin, kv_heads, head_dim, interleaved))
     scale = _finite(node, "scale", 0.0, where) or 1 / math.sqrt(head_dim)
     mask = _mask(cover, node, given.get("attention_bias"), where)
     return Attention(
@@ -130,9 +130,7 @@ def _normed(cover: Cover, node: Node, x: Rows, weight: str | None, name: str, he
     head_dim = cover.frame.features(node.outputs[0]) // node.attrs["num_heads"]
     eps = _finite(node, "qk_norm_epsilon", _QK_EPSILON, where)
     gamma = cover.vector(weight, head_dim, 1.0, where)
-    rows = Rows(name)
-    cover.add(rows, Norm(x, gamma, None, eps, heads))
-    return rows
+    return cover.add(name, Norm(x, gamma, None, eps, heads))
 
 
 def _refuse_variants(node: Node, given: Mapping[str, str], where: str) -> None:
@@ -180,12 +178,6 @@ def _check_axis(cover: Cover, value: str, axis: int, where: str) -> None:
         raise UnsupportedOpError(
             f"{value!r} does not have its tokens along axis {axis}", where=cover.frame.where(value)
         )
-
-
-def _rotated(cover: Cover, name: str, rope: Rope) -> Rows:
-    rows = Rows(name)
-    cover.add(rows, rope)
-    return rows
 
 
 def _rotary(cover: Cover, node: Node) -> Rope:
@@ -289,18 +281,16 @@ def _skip_norm(cover: Cover, node: Node, value: str) -> Step:
     )
     bias = given.get("bias")
     if bias is not None:
-        inner = Rows(f"{node.outputs[0]}#skip")
-        cover.add(inner, total)
+        inner = cover.add(f"{node.outputs[0]}#skip", total)
         total = Elementwise("add", (inner, cover.vector(bias, width, 1.0, where)))
     if value in node.outputs[_SKIP_SUM:]:
         return total
     if value != node.outputs[0]:
         raise UnsupportedOpError(f"its output {value!r} is not supported", where=where)
-    rows = Rows(f"{value}#sum")
     if len(node.outputs) > _SKIP_SUM and node.outputs[_SKIP_SUM]:
         rows = cover.need(node.outputs[_SKIP_SUM])
     else:
-        cover.add(rows, total)
+        rows = cover.add(f"{value}#sum", total)
     gamma = cover.vector(given["gamma"], width, 1.0, where)
     beta = None
     if not simplified:
