@@ -42,7 +42,7 @@ class Quantization:
         for per in (self.scales, self.zero_points):
             if per is None or per.size == 1:
                 continue
-            axis = self.axis % len(shape)
+            axis = range(len(shape))[self.axis]  # raises IndexError for one that is none
             expected: tuple[int, ...] = (shape[axis],)
             if self.block_size:
                 blocks = -(-shape[axis] // self.block_size)

@@ -13,6 +13,7 @@ from slmtvm.importer.frame import Frame, Trace
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.rope import match_rope
 from slmtvm.importer.match.rounding import as_text, share_of, weight_roundings
+from slmtvm.importer.match.scale import scaled_queries
 from slmtvm.importer.match.scores import match_scores
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import dominators
@@ -73,6 +74,11 @@ def match_attention(cover: Cover, node: Node) -> Attention:
     cover.weighings.append(
         Weighing(raw, softmax.inputs[0], probabilities, node.inputs[0], exact=bool(roundings.sums))
     )
+    scale = scores.scale / roundings.scaled if roundings.products else scores.scale * before
+    q_rows, scale, softcap = scaled_queries(
+        cover, q_rows, scale, scores.softcap, where,
+        products_rounded=bool(roundings.products), sums_rounded=bool(roundings.sums),
+    )  # fmt: skip
     return Attention(
         q_rows,
         k_rows,
@@ -80,10 +86,10 @@ def match_attention(cover: Cover, node: Node) -> Attention:
         num_heads,
         kv_heads,
         head_dim,
-        scores.scale / roundings.scaled if roundings.products else scores.scale * before,
+        scale,
         scores.mask.kind,
         scores.mask.window,
-        scores.softcap,
+        softcap,
         head_bias(cover, scores.mask.bias, num_heads, where),
         scores.mask.bias_by,
         as_text(roundings.products, before),

@@ -20,6 +20,7 @@ from slmtvm.importer.match.attention import (
     softmax_of,
 )
 from slmtvm.importer.match.rounding import as_text, score_roundings, weight_roundings
+from slmtvm.importer.match.scale import scaled_queries
 from slmtvm.importer.regions import between, dominators, evaluate
 from slmtvm.importer.steps import CrossAttention, Rows
 
@@ -148,9 +149,12 @@ def match_cross_attention(cover: Cover, source: Source, node: Node) -> CrossAtte
         Weighing(raw, softmax.inputs[0], softmax.outputs[0], node.inputs[0], of_source=True)
     )
     before = q_factor * k_factor
+    scale = scale / roundings.scaled if roundings.products else scale * before
+    rows, scale, _ = scaled_queries(
+        cover, rows, scale, 0.0, where, products_rounded=bool(roundings.products)
+    )
     return CrossAttention(
-        rows, key, num_heads, kv_heads, head_dim,
-        scale / roundings.scaled if roundings.products else scale * before,
+        rows, key, num_heads, kv_heads, head_dim, scale,
         as_text(roundings.products, before), as_text(weight_steps),
     )  # fmt: skip
 

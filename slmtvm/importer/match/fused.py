@@ -15,6 +15,7 @@ from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.attention import head_bias
 from slmtvm.importer.match.masks import MASKED, Mask, read_mask
 from slmtvm.importer.match.pointwise import operand
+from slmtvm.importer.match.scale import scaled_queries
 from slmtvm.importer.operators.fused import GROUP_QUERY_INPUTS
 from slmtvm.importer.steps import Attention, Elementwise, Norm, Param, Rope, Rows, Step
 
@@ -78,7 +79,8 @@ def _group_query(cover: Cover, node: Node) -> Attention:
         interleaved = bool(attrs.get("rotary_interleaved", 0))
         q = cover.add(f"{name}#q", Rope(q, cos, sin, heads, head_dim, interleaved))
         k = cover.add(f"{name}#k", Rope(k, cos, sin, kv_heads, head_dim, interleaved))
-    scale = _finite(node, "scale", 0.0, where) or 1 / math.sqrt(head_dim)
+    scale = float(attrs.get("scale", 0.0)) or 1 / math.sqrt(head_dim)
+    q, scale, softcap = scaled_queries(cover, q, scale, float(attrs.get("softcap", 0.0)), where)
     mask = _mask(cover, node, given.get("attention_bias"), where)
     return Attention(
         q,
@@ -90,7 +92,7 @@ def _group_query(cover: Cover, node: Node) -> Attention:
         scale,
         mask.kind,
         mask.window,
-        _finite(node, "softcap", 0.0, where),
+        softcap,
         head_bias(cover, mask.bias, heads, where),
         mask.bias_by,
     )
@@ -128,7 +130,7 @@ def _normed(cover: Cover, node: Node, x: Rows, weight: str | None, name: str, he
         return x
     where = cover.frame.graph.where(node)
     head_dim = cover.frame.features(node.outputs[0]) // node.attrs["num_heads"]
-    eps = _finite(node, "qk_norm_epsilon", _QK_EPSILON, where)
+    eps = float(node.attrs.get("qk_norm_epsilon", _QK_EPSILON))
     gamma = cover.vector(weight, head_dim, 1.0, where)
     return cover.add(name, Norm(x, gamma, None, eps, heads))
 
@@ -162,13 +164,6 @@ def _check_starts_empty(frozen: Frozen, given: Mapping[str, str], where: str) ->
     for name in ("past_key", "past_value"):
         if name in given and given[name] not in frozen.constants:
             raise UnsupportedOpError(f"its {name} is not an input of the graph", where=where)
-
-
-def _finite(node: Node, name: str, default: float, where: str) -> float:
-    value = float(node.attrs.get(name, default))
-    if not math.isfinite(value):
-        raise InvalidModelError(f"attribute {name!r} is {value}", where=where)
-    return value
 
 
 def _check_axis(cover: Cover, value: str, axis: int, where: str) -> None:
@@ -300,4 +295,4 @@ def _skip_norm(cover: Cover, node: Node, value: str) -> Step:
             if shift is None
             else cover.vector(shift, width, 1.0, where)
         )
-    return Norm(rows, gamma, beta, _finite(node, "epsilon", _SKIP_EPSILON, where))
+    return Norm(rows, gamma, beta, float(node.attrs.get("epsilon", _SKIP_EPSILON)))
