@@ -71,8 +71,8 @@ def build_add_positions(m: int, d: int, table_rows: int) -> Kernel:
         _each(d, _reader(x, row * d), rows, vec.add, y, row * d)
 
     return define(
-        f"add_positions_m{m}_d{d}", tensors, body, grid=m, outputs=["y"], scalars=["position"],
-        work=Work(touched={"table": m * d * 4}),
+        f"add_positions_m{m}_d{d}_r{table_rows}", tensors, body, grid=m, outputs=["y"],
+        work=Work(touched={"table": m * d * 4}), scalars=["position"],
     )  # fmt: skip
 
 

@@ -183,6 +183,42 @@ def minimum(a: Expr, b: Expr) -> Expr:
     return T.min(a, b)
 
 
+def clamped(x: Expr, low: float | Expr, high: float | Expr) -> Expr:
+    """``x`` within low and high; what is no number stays so. Bounds are scalars."""
+    lanes = lanes_of(x)
+    # Each bound comes first: see ``maximum``.
+    return T.bind(maximum(splat(low, lanes), T.bind(minimum(splat(high, lanes), x))))
+
+
+def magnitude(x: Expr) -> Expr:
+    """The bits of ``|x|`` as int32: ordered as the magnitudes are, what is no number above all.
+
+    So its ``maximum`` finds what is no number, which that of floats passes over.
+    """
+    lanes = lanes_of(x)
+    bits = T.reinterpret(dtype_of("int32", lanes), x)
+    return T.bind(T.bitwise_and(bits, splat_int(0x7FFFFFFF, lanes)))
+
+
+def float_of_bits(bits: Expr) -> Expr:
+    """The float32 that these bits, int32 or uint32, are."""
+    return T.bind(T.reinterpret(dtype_of("float32", lanes_of(bits)), bits))
+
+
+def highest(x: Expr, high: Expr) -> Expr:
+    """The larger of ``x`` and ``high``, which is 0 or more; what is no number, of a positive sign,
+    is above all."""
+    kind = dtype_of("int32", lanes_of(x))
+    return float_of_bits(T.bind(maximum(T.reinterpret(kind, x), T.reinterpret(kind, high))))
+
+
+def lowest(x: Expr, low: Expr) -> Expr:
+    """The smaller of ``x`` and ``low``, which is -0 or less; what is no number, of a negative sign,
+    is below all."""
+    kind = dtype_of("uint32", lanes_of(x))
+    return float_of_bits(T.bind(maximum(T.reinterpret(kind, x), T.reinterpret(kind, low))))
+
+
 def sum_int(value: Expr) -> Expr:
     """The sum of the lanes of an int32 vector (exact, so its order does not matter)."""
     return T.bind(T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", value))
@@ -221,19 +257,24 @@ def levels(x: Expr, scale: float | Expr, low: int | Expr, high: int | Expr) -> E
 
 
 def rounded(x: Expr, scale: float | Expr, low: int | Expr, high: int | Expr) -> Expr:
-    """``levels`` times the scale."""
-    lanes = lanes_of(x)
-    q = T.cast(levels(x, scale, low, high), dtype_of("float32", lanes))
-    return T.bind(q * splat(scale, lanes))
+    """``levels`` times the scale; what is no number stays so."""
+    return T.bind(_float_levels(x, scale, low, high) * splat(scale, lanes_of(x)))
 
 
 def rounded_onto(
     x: Expr, scale: float | Expr, low: int | Expr, high: int | Expr, addend: Expr
 ) -> Expr:
     """``rounded`` plus an addend of as many lanes."""
+    return fma(_float_levels(x, scale, low, high), splat(scale, lanes_of(x)), addend)
+
+
+def _float_levels(x: Expr, scale: float | Expr, low: int | Expr, high: int | Expr) -> Expr:
+    """``levels`` as float32; what is no number stays so."""
     lanes = lanes_of(x)
-    q = T.cast(levels(x, scale, low, high), dtype_of("float32", lanes))
-    return fma(q, splat(scale, lanes), addend)
+    bounded = clamped(T.bind(x / splat(scale, lanes)), low, high)
+    shifted = T.bind(bounded + splat(_ROUNDER, lanes))
+    # An addition to LLVM; TVM's analyzer, which fails on differences of float vectors, skips it.
+    return fma(shifted, splat(1.0, lanes), splat(-_ROUNDER, lanes))
 
 
 def _integer_bits(shifted: Expr) -> Expr:
@@ -252,15 +293,16 @@ def polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
 
 
 def exp(x: Expr) -> Expr:
-    """e**x to 2 ulp; 0 where the result would be subnormal, and about 2.4e38 from x = 88.37 on.
+    """e**x to 2 ulp; 0 where the result would be subnormal, and about 2.4e38 from x = 88.37 on;
+    what is no number stays so.
 
     Range reduction and coefficients are those of Cephes' expf.
     """
     lanes = lanes_of(x)
-    clamped = T.bind(maximum(minimum(x, splat(_EXP_OVERFLOW, lanes)), splat(_EXP_UNDERFLOW, lanes)))
-    shifted = fma(clamped, splat(math.log2(math.e), lanes), splat(_ROUNDER, lanes))
+    within = clamped(x, _EXP_UNDERFLOW, _EXP_OVERFLOW)
+    shifted = fma(within, splat(math.log2(math.e), lanes), splat(_ROUNDER, lanes))
     power = T.bind(shifted - splat(_ROUNDER, lanes))
-    r = fma(power, splat(-_LN2_HIGH, lanes), clamped)
+    r = fma(power, splat(-_LN2_HIGH, lanes), within)
     r = fma(power, splat(-_LN2_LOW, lanes), r)
     p = polynomial(
         r,
@@ -283,8 +325,7 @@ def sigmoid(x: Expr) -> Expr:
 
 def erf(x: Expr) -> Expr:
     """The error function to 4 ulp: the rational approximation of Eigen's erf."""
-    lanes = lanes_of(x)
-    x = T.bind(maximum(minimum(x, splat(4.0, lanes)), splat(-4.0, lanes)))
+    x = clamped(x, -4.0, 4.0)
     square = T.bind(x * x)
     p = polynomial(
         square,
@@ -301,9 +342,8 @@ def erf(x: Expr) -> Expr:
 
 def tanh(x: Expr) -> Expr:
     """The hyperbolic tangent to 4 ulp: the rational approximation of Eigen's tanh."""
-    lanes = lanes_of(x)
     limit = 7.90531110763549805  # where it is 1 in float32
-    x = T.bind(maximum(minimum(x, splat(limit, lanes)), splat(-limit, lanes)))
+    x = clamped(x, -limit, limit)
     square = T.bind(x * x)
     p = polynomial(
         square,

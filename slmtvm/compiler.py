@@ -10,6 +10,7 @@ from slmtvm.bundle.write import write_bundle
 from slmtvm.errors import SlmError
 from slmtvm.generation import generation_tokens
 from slmtvm.importer import import_onnx
+from slmtvm.ir.kv_range import beyond_half
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.passes.quantize_activations import ACTIVATIONS
@@ -41,8 +42,8 @@ def compile_model(
     context: tokens that a session holds; the model's own maximum where None. source_context: the
     most tokens of an encoder-decoder's source. tokenizer: a tokenizer.json to put into the bundle;
     the one beside the model where None and there is one.
-    kv: "f16", "f32" or "int8", how the KV cache holds keys and values; what suits each target where
-    None.
+    kv: "f16", "f32" or "int8", how the KV cache holds keys and values; where None, what suits each
+    target, or "f32" where some are known to be beyond float16.
     activations: what float activations that meet integer weights are computed in: "int8" (they
     are rounded), "file" (rounded only where the file says so) or "f32" (never rounded).
     mask: "arbitrary" to run sequences of which any tokens are hidden, as the file's attention_mask
@@ -85,12 +86,13 @@ def compile_imported(
     _check_options(kv, activations)
     for text in model.notes:
         note(text)
+    largest = beyond_half(model)
     fused = fuse(model, progress, activations)
-    info = _info(model, activations, kv)
+    info = _info(model, activations, kv, largest)
     plans: list[tuple[Target, Plan]] = []
     for target in targets:
         progress(f"kernels for {target.name}")
-        kv_dtype = None if kv is None else KV_DTYPES[kv]
+        kv_dtype = KV_DTYPES[str(info["kv"])] if info["kv"] != "default" else None
         plans.append((target, build_plan(lower(fused, target, kv_dtype), info)))
     progress("bundle")
     tokenizer = _tokenizer(model.source, tokenizer)
@@ -112,13 +114,16 @@ def _tokenizer(model: str | Path, given: str | Path | None) -> Path | None:
     return beside if beside.is_file() else None
 
 
-def _info(model: CanonicalModel, activations: str, kv: str | None) -> dict[str, object]:
-    """What slm_info and the manifest say of the model."""
+def _info(
+    model: CanonicalModel, activations: str, kv: str | None, largest: float
+) -> dict[str, object]:
+    """What slm_info and the manifest say of the model; ``largest`` as ``beyond_half`` has it."""
     tokens = generation_tokens(model.source, model.vocab_size)
     rounded = model.float_activation_layers if activations == "int8" else 0
     return {
         "activations": activations,
-        "kv": kv or "default",
+        "kv": kv or ("f32" if largest else "default"),
+        "kv_beyond_f16": bool(largest),
         "rounded_layers": rounded,  # whose activations are rounded where the file does not
         "kind": model.kind,
         "family": model.family,

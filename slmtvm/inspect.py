@@ -13,6 +13,7 @@ from slmtvm.importer import import_with_mask
 from slmtvm.importer.faults import words
 from slmtvm.importer.load import count_operators
 from slmtvm.importer.redact import redact
+from slmtvm.ir.kv_range import beyond_half, note_of
 from slmtvm.ir.model import CanonicalModel, LayerReport
 from slmtvm.ir.params import Params
 from slmtvm.target import Target, known_targets
@@ -125,6 +126,7 @@ def inspect(
 
 def _describe(model: CanonicalModel, operators: dict[str, int]) -> Inspection:
     cached = sum(spec.num_kv_heads * spec.head_dim for spec in model.kv)
+    largest = beyond_half(model)
     per_token = _KEYS_AND_VALUES * _KV_BYTES * cached if model.kind != "encoder" else 0
     return Inspection(
         file=str(model.source),
@@ -142,7 +144,7 @@ def _describe(model: CanonicalModel, operators: dict[str, int]) -> Inspection:
         kv_bytes_per_token=per_token,
         weights=model.layers,
         estimates=_estimates(model, per_token) if model.kind != "encoder" else (),
-        notes=model.notes,
+        notes=(*model.notes, *([note_of(largest)] if largest else [])),
         float_activation_layers=model.float_activation_layers,
         mask=model.mask,
     )

@@ -58,11 +58,12 @@ def build_attend(shape: AttentionShape) -> Kernel:
         scalar = arguments[-1]
         head, first = T.bind(block // blocks), T.bind(block % blocks * count)
         queries: list[Query] = []
+        seen_by_all = None if shape.causal else T.bind(scalar - 1)
         for i in range(count):
             # The last block may be short: it computes the last row again.
             row = T.bind(T.min(first + i, T.int32(shape.m - 1)))
             position = T.bind(scalar + row) if shape.causal else row
-            last = position if shape.causal else T.bind(scalar - 1)
+            last = position if seen_by_all is None else seen_by_all
             start = T.bind((row * shape.num_heads + head * shape.group) * shape.head_dim)
             queries += group_queries(
                 shape, head, position, last, start, start, T.int32(len(queries)), scratch.maxima
@@ -159,7 +160,7 @@ def _attend(
     source: Buffer,
     scratch: Scratch,
 ) -> None:
-    last, memory = queries[-1].last, buffers["scratch"]
+    memory = buffers["scratch"]
     span = visible_span(queries)
     tiles = -(-len(queries) // queries_at_once(shape))
     size = -(-len(queries) // tiles)
@@ -171,8 +172,6 @@ def _attend(
         largest = vec.load(memory, largest_at, 1)
         inverse = softmax(shape, buffers, head, memory, row, largest, row, span)
         vec.store(memory, largest_at, inverse, 1)
-    begin, end = T.bind(span.begin * LANES), T.bind(last + 1)
     features = Features(T.int32(0), shape.head_dim)
     for at in range(0, len(queries), size):
-        tile = queries[at : at + size]
-        weigh_values(shape, buffers, head, tile, scratch, begin, end, features)
+        weigh_values(shape, buffers, head, queries[at : at + size], scratch, features)

@@ -82,11 +82,11 @@ def _scale_of(source: Buffer, at: Expr, count: int) -> tuple[Expr, Expr]:
     largest = vec.Accumulators(1)
 
     def emit(i: Expr, lanes: int, _slot: int) -> None:
-        magnitude = vec.absolute(vec.load_part(source, at + i, lanes))
-        largest[0] = T.bind(vec.maximum(magnitude, largest[0]))
+        magnitude = vec.float_of_bits(vec.magnitude(vec.load_part(source, at + i, lanes)))
+        largest[0] = vec.highest(magnitude, largest[0])
 
     vec.sweep(count, emit)
-    amax = vec.across(largest[0], vec.maximum)
+    amax = vec.across(largest[0], vec.highest)
     zero, levels = T.float32(0.0), T.float32(127.0)
     tiny = amax < T.float32(_SMALLEST_AMAX)
     scale, inverse = (T.bind(T.Select(tiny, zero, x)) for x in (amax / levels, levels / amax))

@@ -122,11 +122,9 @@ def build_divided_values(shape: AttentionShape) -> Kernel:
             weights_at = T.bind(i * own.stride)
             inverse = softmax(shape, buffers, head, scores, row, largest, weights_at, span)
             vec.store(buffers["scratch"], i + own.maxima, inverse, 1)
-        begin, end = T.bind(span.begin * LANES), T.bind(position + 1)
         features, size = Features(T.bind(part * width), width), queries_at_once(shape)
         for at in range(0, len(queries), size):
-            tile = queries[at : at + size]
-            weigh_values(shape, buffers, head, tile, own, begin, end, features)
+            weigh_values(shape, buffers, head, queries[at : at + size], own, features)
 
     return define(
         shape.name("values"), tensors, body, grid=shape.num_kv_heads * parts,

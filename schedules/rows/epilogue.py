@@ -40,10 +40,10 @@ def _quantize_block(
         values.append(value(column, here))
         if op.keep_f32:
             vec.store_part(buffers["y"], row * op.d + column, values[-1], here)
-    largest = vec.absolute(values[0])
+    largest = vec.magnitude(values[0])
     for v in values[1:]:
-        largest = T.bind(vec.maximum(vec.absolute(v), largest))
-    amax = vec.across(largest, vec.maximum)
+        largest = T.bind(vec.maximum(vec.magnitude(v), largest))
+    amax = vec.float_of_bits(vec.across(largest, vec.maximum))
     zero, full_scale = T.float32(0.0), T.float32(127.0)
     tiny = amax < T.float32(_SMALLEST_AMAX)
     inverse = vec.splat(T.bind(T.Select(tiny, zero, full_scale / amax)))
@@ -97,12 +97,14 @@ def _rounded(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
 def _static_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
     scale, low, high = _rounding(op, buffers)
     least = T.bind(T.cast(low, "int32"))
-    vec.store(buffers["xs"], row, scale, 1)
     vec.store(buffers["xz"], row, T.bind(-least), 1)
+    farthest = Accumulators(vectors_at_once(op))
     bias = vec.splat(T.bind(least + (128 if op.storage == "int8" else 0)))
 
-    def emit(column: Expr, count: int, _slot: int) -> None:
-        q = vec.levels(value(column, count), scale, low, high)
+    def emit(column: Expr, count: int, slot: int) -> None:
+        v = value(column, count)
+        farthest[slot] = vec.highest(vec.float_of_bits(vec.magnitude(v)), farthest[slot])
+        q = vec.levels(v, scale, low, high)
         if op.keep_f32:
             y = T.bind(T.cast(q, f"float32x{LANES}") * vec.splat(scale))
             vec.store_part(buffers["y"], row * op.d + column, y, count)
@@ -110,6 +112,9 @@ def _static_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
         vec.store(buffers["xq"], row * op.k_padded + column, stored)
 
     vec.sweep(op.d, emit, vectors_at_once(op))
+    # A row that holds what is no number has that for its scale.
+    most = vec.across(farthest.fold(vec.highest), vec.highest)
+    vec.store(buffers["xs"], row, T.bind(T.Select(most == most, scale, most)), 1)
     padding = T.bind(vec.splat_int(0) - bias)
     for column in range(-(-op.d // LANES) * LANES, op.k_padded, LANES):
         stored = T.cast(padding, f"{op.storage}x{LANES}")
@@ -123,20 +128,24 @@ def _range(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
 
 
 def _find_range(op: RowOp, value: Value, kept: Buffer | None, start: Expr) -> tuple[Expr, Expr]:
-    """The least and the greatest value of a row, 0 among them; copies the row to ``kept``."""
+    """The least and the greatest value of a row, 0 among them; copies the row to ``kept``.
+
+    One of them is no number where some value is none.
+    """
     chains = vectors_at_once(op)
-    low, high = Accumulators(chains), Accumulators(chains)  # from 0: the range includes it
+    # From 0, since the range includes it.
+    low, high = Accumulators(chains, initial=-0.0), Accumulators(chains)
 
     def find(column: Expr, count: int, slot: int) -> None:
         v = value(column, count)
         if kept is not None:
             vec.store_part(kept, start + column, v, count)
-        low[slot] = T.bind(vec.minimum(v, low[slot]))
-        high[slot] = T.bind(vec.maximum(v, high[slot]))
+        low[slot] = vec.lowest(v, low[slot])
+        high[slot] = vec.highest(v, high[slot])
 
     vec.sweep(op.d, find, chains)
-    lowest = vec.across(low.fold(vec.minimum), vec.minimum)
-    return lowest, vec.across(high.fold(vec.maximum), vec.maximum)
+    lowest = vec.across(low.fold(vec.lowest), vec.lowest)
+    return lowest, vec.across(high.fold(vec.highest), vec.highest)
 
 
 def quantize_row_u8(
@@ -150,7 +159,10 @@ def quantize_row_u8(
     k_padded: int,
     storage: str,
 ) -> None:
-    """ONNX DynamicQuantizeLinear for a range, on the d values at ``start`` -> xq, xs and xz."""
+    """ONNX DynamicQuantizeLinear for a range, on the d values at ``start`` -> xq, xs and xz.
+
+    The scale is no number where a bound of the range is none.
+    """
     scale = T.bind(
         T.Select(
             highest <= lowest,

@@ -174,7 +174,8 @@ def _sigmoid(op: RowOp, row: Expr, buffers: Buffers) -> Value:
 
 
 def _relu(x: Expr) -> Expr:
-    return T.bind(vec.maximum(x, vec.splat(0.0)))
+    zero = vec.splat(0.0)
+    return T.bind(T.Select(x <= zero, zero, x))  # what is no number stays so
 
 
 def _gelu_erf(x: Expr) -> Expr:

@@ -35,19 +35,19 @@ def build_quantize_tensor(op: RowOp) -> Kernel:
         low = T.alloc_buffer((LANES,), "float32", scope="local")
         high = T.alloc_buffer((LANES,), "float32", scope="local")
         zero = vec.splat(0.0)
-        vec.store(low, T.int32(0), zero)
+        vec.store(low, T.int32(0), vec.splat(-0.0))
         vec.store(high, T.int32(0), zero)
         with T.serial(0, T.bind((valid + (LANES - 1)) // LANES)) as part:
             lane = T.bind(T.ramp(part * LANES, 1, LANES))
             inside = lane < vec.splat(valid)
             for kept, source, combine in (
-                (low, buffers["low"], vec.minimum),
-                (high, buffers["high"], vec.maximum),
+                (low, buffers["low"], vec.lowest),
+                (high, buffers["high"], vec.highest),
             ):
                 given = T.bind(T.Select(inside, vec.load(source, part * LANES), zero))
                 vec.store(kept, T.int32(0), combine(given, vec.load(kept, T.int32(0))))
-        lowest = vec.across(vec.load(low, T.int32(0)), vec.minimum)
-        highest = vec.across(vec.load(high, T.int32(0)), vec.maximum)
+        lowest = vec.across(vec.load(low, T.int32(0)), vec.lowest)
+        highest = vec.across(vec.load(high, T.int32(0)), vec.highest)
         quantize_row_u8(
             buffers["y"], row * op.d, op.d, lowest, highest, buffers, row, op.k_padded, op.storage
         )

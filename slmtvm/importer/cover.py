@@ -20,7 +20,16 @@ from slmtvm.importer.frame import Frame
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import evaluate
-from slmtvm.importer.steps import Columns, Linear, Param, PositionRows, Reordered, Rows, Step
+from slmtvm.importer.steps import (
+    Columns,
+    Linear,
+    Param,
+    PositionRows,
+    Reordered,
+    Rows,
+    Step,
+    same_step,
+)
 
 if TYPE_CHECKING:
     from slmtvm.importer.match.cross import Source
@@ -80,9 +89,25 @@ class Cover:
             seen.update(fresh)
             todo.extend(fresh)
 
-    def add(self, rows: Rows, step: Step) -> None:
-        """Record a step that a recogniser found for another value than it was asked about."""
+    def add(self, label: str, step: Step) -> Rows:
+        """The rows of a step that a recogniser needs besides the one it was asked about.
+
+        They are called ``label``, or where that is a value of the graph or another step's, that and
+        a number.
+        """
+        rows, count = Rows(label), 1
+        while True:
+            known = self.steps.get(rows)
+            if rows not in self.frame.producers and (known is None or same_step(known, step)):
+                self.steps.setdefault(rows, step)
+                return rows
+            rows, count = Rows(f"{label}.{count}"), count + 1
+
+    def know(self, value: str, step: Step) -> Rows:
+        """The rows of a value of the graph, of which a recogniser found that ``step`` makes it."""
+        rows = Rows(value)
         self.steps.setdefault(rows, step)
+        return rows
 
     def note(self, text: str) -> None:
         """Tell users of something that was not recognised or is changed, and what it costs."""
@@ -110,15 +135,12 @@ class Cover:
         begin = int(features[0])
         if (features != np.arange(begin, begin + features.size)).any():
             label = ",".join(map(str, features))
-            rows = Rows(f"{source}#{label}")
             order = Param(f"{source}.order", features.astype(np.int32))
-            self.add(rows, Reordered(Rows(source), order))
-            return rows
+            return self.add(f"{source}#{label}", Reordered(Rows(source), order))
         if features.size == width:
             return Rows(source)
-        rows = Rows(f"{source}#{begin}:{begin + features.size}")
-        self.add(rows, Columns(Rows(source), begin, begin + features.size))
-        return rows
+        end = begin + features.size
+        return self.add(f"{source}#{begin}:{end}", Columns(Rows(source), begin, end))
 
     def moved(self, value: str) -> tuple[str, Array]:
         """The value that ``value`` is moved from, and which feature of it each feature is."""
@@ -208,9 +230,8 @@ class Cover:
                 f"operand {name!r} changes with the sequence length, not only with the position",
                 where=frame.where(value),
             )
-        rows = Rows(f"{name}#rows{table.shape[1]}")  # as wide as what it meets
-        self.add(rows, PositionRows(Param(constant.name, table.astype(np.float32, copy=False))))
-        return rows
+        step = PositionRows(Param(constant.name, table.astype(np.float32, copy=False)))
+        return self.add(f"{name}#rows", step)
 
     def table(self, name: str, array: Array) -> Param:
         """A position table; equal ones are shared."""

@@ -11,7 +11,6 @@ from tvm import relax, tirx
 from tvm.relax.op import nn
 
 from slmtvm.errors import InvalidModelError
-from slmtvm.importer.graph import Array
 from slmtvm.importer.steps import (
     Attention,
     Columns,
@@ -303,31 +302,20 @@ class Emitter:
         So is one array that was made twice from the same weight, which its name tells.
         """
         value = param.value
-        key = tuple(
-            (piece.__array_interface__["data"][0], piece.shape, piece.strides, str(piece.dtype))
-            for piece in param.pieces
+        key = (
+            value.shape,
+            *(
+                (piece.__array_interface__["data"][0], piece.shape, piece.strides, str(piece.dtype))
+                for piece in param.pieces
+            ),
         )
         if key not in self._vars:
             if value.dtype.kind == "f" and not all(np.isfinite(p).all() for p in param.pieces):
                 raise InvalidModelError(
                     "holds NaN or infinite values", where=f"{self._where}: weight {param.name!r}"
                 )
-            name = self._name(param)
+            name = self.params.put(param.name, value)
             if name not in self._named:
                 self._named[name] = relax.Var(name, relax.TensorType(value.shape, str(value.dtype)))
             self._vars[key] = self._named[name]
         return self._vars[key]
-
-    def _name(self, param: Param) -> str:
-        """The key of ``params`` that holds this value, a new one if need be."""
-        name, count = param.name, 1
-        while name in self.params or name == "tokens":
-            if name in self.params and _equal(self.params[name], param.array):
-                return name
-            name, count = f"{param.name}.{count}", count + 1
-        self.params[name] = param.value
-        return name
-
-
-def _equal(a: Array, b: Array) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())

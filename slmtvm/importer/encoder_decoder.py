@@ -293,6 +293,5 @@ def remember_all(source: Source, hidden: Rows) -> Rows:
     rows = hidden
     for key, kept in source.remembered.items():
         step = Remember(rows, kept.k, kept.v, key, kept.num_kv_heads, kept.head_dim)
-        rows = Rows(f"{key}#remembered")
-        source.cover.add(rows, step)
+        rows = source.cover.add(f"{key}#remembered", step)
     return rows

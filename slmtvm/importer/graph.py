@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ Array = npt.NDArray[Any]
 # A constant that would need more elements than this when its stored form is expanded is a weight:
 # weights are read packed by the ops that consume them and never expanded.
 EXPAND_LIMIT = 1 << 18
+
+_SMALL = 64  # elements of a constant that is compared by value
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Quantization:
         for per in (self.scales, self.zero_points):
             if per is None or per.size == 1:
                 continue
-            axis = self.axis % len(shape)
+            axis = range(len(shape))[self.axis]  # raises IndexError for one that is none
             expected: tuple[int, ...] = (shape[axis],)
             if self.block_size:
                 blocks = -(-shape[axis] // self.block_size)
@@ -214,6 +216,21 @@ class Node:
         """How an error names this node."""
         operator = f"{self.domain}.{self.op_type}" if self.domain else self.op_type
         return f"{operator} node {self.name or self.outputs[0]!r}"
+
+
+def attribute_key(value: Any) -> Hashable:
+    """Equal for attributes that say the same: 1 is not 1.0, and -0.0 not 0.0."""
+    return constant_key(value) if isinstance(value, Constant) else (type(value), repr(value))
+
+
+def constant_key(value: Constant) -> Hashable:
+    """Equal for constants that hold the same; large ones are compared by identity."""
+    if value.stored.size > _SMALL or value.quantization is not None:
+        return ("tensor", id(value))
+    return (
+        "tensor", str(value.dtype), str(value.stored.dtype), value.shape, value.packed,
+        value.signed, value.stored.tobytes(),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

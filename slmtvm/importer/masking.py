@@ -104,8 +104,10 @@ def _check_weights(probe: Probe, kind: str) -> None:
         nodes = between(frame, weighing.raw, weighing.scores)
         after = between(frame, weighing.softmax, weighing.weights)
         key = (
-            signature(frame, nodes, weighing.raw), signature(frame, after, weighing.softmax)
-        )  # fmt: skip
+            signature(frame, nodes, weighing.raw, weighing.scores),
+            signature(frame, after, weighing.softmax, weighing.weights),
+            weighing.exact,
+        )
         if key in checked:
             continue
         checked.add(key)

@@ -9,9 +9,8 @@ from typing import Any
 
 import onnx
 
-from slmtvm.importer.graph import Constant, Graph, Node
-
-_SMALL = 64  # elements; larger constants are compared by identity
+from slmtvm.importer.compute import operator_of
+from slmtvm.importer.graph import Graph, Node, attribute_key, constant_key
 
 
 def merge_duplicates(graph: Graph) -> Graph:
@@ -23,7 +22,7 @@ def merge_duplicates(graph: Graph) -> Graph:
     for name, constant in graph.initializers.items():
         if constant.plain and constant.stored.size <= 1:
             original = first.setdefault(
-                _constant_key(constant), Node("", "Constant", 0, name, (), (name,), {})
+                constant_key(constant), Node("", "Constant", 0, name, (), (name,), {})
             )
             alias[name] = original.outputs[0]
     nodes = []
@@ -33,9 +32,10 @@ def merge_duplicates(graph: Graph) -> Graph:
         key = (
             node.domain,
             node.op_type,
+            operator_of(node).since,  # a function may be of another operator set
             inputs,
             tuple(bool(o) for o in node.outputs),
-            tuple(sorted((k, _attribute_key(v)) for k, v in _chosen(node).items())),
+            tuple(sorted((k, attribute_key(v)) for k, v in _chosen(node).items())),
         )
         original = first.setdefault(key, node)
         if original is node or kept_names & set(node.outputs):
@@ -63,16 +63,3 @@ def _defaults(domain: str, op_type: str, version: int) -> Mapping[str, int | flo
         if attribute.default_value.type
     }
     return {name: value for name, value in values.items() if isinstance(value, (int, float))}
-
-
-def _attribute_key(value: Any) -> Hashable:
-    if isinstance(value, Constant):
-        return _constant_key(value)
-    # 1 and 1.0 are equal keys in Python; an attribute of another type is another attribute.
-    return (type(value).__name__, value)
-
-
-def _constant_key(value: Constant) -> Hashable:
-    if value.stored.size > _SMALL or value.packed is not None:
-        return ("tensor", id(value))
-    return ("tensor", str(value.dtype), value.shape, value.stored.tobytes())

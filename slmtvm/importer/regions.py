@@ -10,10 +10,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
-from slmtvm.importer.compute import compute
+from slmtvm.importer.compute import compute, operator_of
 from slmtvm.importer.frame import Frame
 from slmtvm.importer.frozen import Frozen
-from slmtvm.importer.graph import Array, Constant, Node
+from slmtvm.importer.graph import Array, Constant, Node, attribute_key
 
 ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 _MAX_NODES = 400  # of one region; the largest real ones have a few dozen
@@ -126,14 +126,15 @@ def constants_of(frozen: Frozen, nodes: Sequence[Node]) -> list[Constant]:
     return [frozen.constants[name] for name in names]
 
 
-def signature(frame: Frame, nodes: Sequence[Node], start: str) -> Hashable:
-    """Equal for regions that compute the same function: same nodes on the same constants."""
+def signature(frame: Frame, nodes: Sequence[Node], start: str, end: str) -> Hashable:
+    """Equal for regions from ``start`` to ``end`` that compute the same function: same nodes on the
+    same constants."""
     numbers = {start: -1}
     parts: list[Hashable] = [frame.small.shapes[start]]
     for node in nodes:
         inputs = tuple(numbers.get(name, name) for name in node.inputs)
-        attrs = tuple(sorted((k, str(v)) for k, v in node.attrs.items()))
-        parts.append((node.domain, node.op_type, inputs, attrs))
+        attrs = tuple((k, attribute_key(v)) for k, v in sorted(node.attrs.items()))
+        parts.append((node.domain, node.op_type, operator_of(node).since, inputs, attrs))
         for name in node.outputs:
             numbers[name] = len(numbers)
-    return tuple(parts)
+    return (*parts, numbers[end])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from slmtvm.importer.graph import Array
 from slmtvm.ir.experts import ExpertLayer, Gate, Routing
-from slmtvm.ir.params import Stack, Value
+from slmtvm.ir.params import Stack, Value, same_value
 from slmtvm.schedules.linear.shape import bits_of
 from slmtvm.schedules.rows import Pair
 
@@ -45,6 +45,29 @@ class Step:
             elif isinstance(value, tuple):
                 found.extend(v for v in value if isinstance(v, Rows))
         return found
+
+
+def same_step(a: Step, b: Step) -> bool:
+    """Whether both compute the same."""
+    return _same(a, b)
+
+
+def _same(a: object, b: object) -> bool:
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Param) and isinstance(b, Param):
+        return same_value(a.value, b.value)
+    if isinstance(a, (Step, Weights, ExpertWeights)):
+        # What stands in for weights on probes is no part of what is computed.
+        names = (f.name for f in fields(a) if f.name != "stand_in")
+        return all(_same(getattr(a, name), getattr(b, name)) for name in names)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
+    return repr(a) == repr(b)  # tells -0.0 from 0.0
 
 
 class Rows(str):

@@ -12,6 +12,7 @@ from slmtvm.importer.defaults import is_default
 from slmtvm.importer.expand.registry import Expansion, find_expansion
 from slmtvm.importer.functions import Call
 from slmtvm.importer.operators import MAX_OPSET, MIN_OPSET, Operator, find
+from slmtvm.importer.operators.attributes import fault_of
 
 _MICROSOFT_VERSION = 1
 _NODES_SHOWN = 4  # of each unknown operator
@@ -132,6 +133,10 @@ def _check_schema(call: Call, operator: Operator | Expansion, version: int, path
                 f"attribute {attribute.name!r} is not one of the operator, or of another type",
                 where=where,
             )
+        value = onnx.helper.get_attribute_value(attribute)
+        fault = fault_of(node.op_type, attribute.name, value)
+        if fault is not None:
+            raise InvalidModelError(fault, where=where)
     given = {attribute.name for attribute in node.attribute} | call.bodies.keys()
     for name, (_, required) in kinds.items():
         if required and name not in given:

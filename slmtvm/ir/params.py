@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -71,6 +72,21 @@ class Stack:
 
 Value = np.ndarray | Stack
 
+# What functions call their input and the state: names that no parameter may have beside them.
+_NO_VALUE = re.compile(r"tokens|hidden|limits|(layer|source)\d+\.\w+|conv\d+")
+
+
+def same_value(a: Value, b: Value) -> bool:
+    """Whether both hold the same bytes in one shape and dtype."""
+    if a is b:
+        return True
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    left, right = (
+        np.ascontiguousarray(v.assembled() if isinstance(v, Stack) else v) for v in (a, b)
+    )
+    return bool((left.reshape(-1).view(np.uint8) == right.reshape(-1).view(np.uint8)).all())
+
 
 class Params(MutableMapping[str, np.ndarray]):
     """Arrays by name. A Stack is assembled whenever it is read, and not kept."""
@@ -99,6 +115,20 @@ class Params(MutableMapping[str, np.ndarray]):
     def only(self, names: Collection[str]) -> Params:
         """Those of these names."""
         return Params({name: value for name, value in self._values.items() if name in names})
+
+    def put(self, label: str, value: Value) -> str:
+        """The name under which ``value`` is from now on: ``label``, or where that holds another
+        value, or is none that a value may have, ``label`` and a number.
+
+        So whoever puts the same value under the same label shares it, and nobody gets another.
+        """
+        name, count = label, 1
+        while _NO_VALUE.fullmatch(name) or name in self._values:
+            if name in self._values and same_value(self._values[name], value):
+                return name
+            name, count = f"{label}.{count}", count + 1
+        self._values[name] = value
+        return name
 
     @property
     def nbytes(self) -> int:

@@ -28,17 +28,19 @@ def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
     for value, other in (list(call.args)[::-1], list(call.args)):
         for op in (fused.QUANTIZED_LINEAR, fused.FLOAT_LINEAR):
             linear = rewriter.call_to(value, op)
-            if (
-                linear is None
-                or len(rewriter.readers(value)) != 1
-                or rewriter.array(other) is not None
-            ):
+            if linear is None or len(rewriter.readers(value)) != 1:
                 continue
             named = ops.operands(linear)
-            if "residual" in named or other.ty.shape.values[1] != int(linear.attrs["n"]):
+            if "residual" in named or not _is_rows(other, int(linear.attrs["n"])):
                 continue
             inputs = list(linear.args)[: int(linear.attrs["inputs"])]
             return fused.linear_on(
                 inputs, linear, {**named, "residual": other}, op, str(linear.attrs["activation"])
             )
     return None
+
+
+def _is_rows(expr: relax.Expr, features: int) -> bool:
+    """Whether this has a row of so many features for each token: it is no number and no vector."""
+    dims = expr.ty.shape.values
+    return len(dims) == 2 and bool(dims[1] == features)

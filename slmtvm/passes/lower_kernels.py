@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,10 @@ from slmtvm.errors import UnsupportedOpError
 from slmtvm.ir import fused
 from slmtvm.ir.lowered import LoweredModel, call_kernel
 from slmtvm.ir.model import CanonicalModel
+from slmtvm.ir.params import Params
 from slmtvm.passes.kernel_calls import HANDLERS
 from slmtvm.passes.rewrite import bindings, function_names, rebuild, result, variables, with_params
-from slmtvm.schedules import attention, isa
+from slmtvm.schedules import attention, isa, linear
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.target import Target
@@ -64,20 +66,43 @@ class KernelEmitter:
     linears: list[relax.Call]
     """The linear layers of all functions."""
     kernels: dict[str, Kernel] = field(default_factory=dict)
-    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    weights: Params = field(default_factory=Params)
     state: dict[str, Tensor] = field(default_factory=dict)
     _builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
     _params: dict[str, relax.Var] = field(default_factory=dict)
     _made: dict[Hashable, Any] = field(default_factory=dict)
+    _packed: dict[Hashable, dict[str, str]] = field(default_factory=dict)
 
     def array(self, expr: relax.Expr) -> np.ndarray:
         """The value of a parameter of the model."""
         return self.model.params[expr.name]
 
-    def weight(self, name: str, array: np.ndarray) -> relax.Var:
-        """A weight in the layout its kernel reads; one for each name."""
-        self.weights.setdefault(name, array)
-        return self._param(name, array.shape, str(array.dtype))
+    def weight(self, label: str, array: np.ndarray) -> relax.Var:
+        """A weight in the layout its kernel reads, of this value; see ``Params.put``."""
+        return self._param(self.weights.put(label, array), array.shape, str(array.dtype))
+
+    def packed(
+        self,
+        named: Mapping[str, relax.Expr],
+        layout: str,
+        shape: Hashable,
+        pack: Callable[[linear.Weights], Mapping[str, np.ndarray]],
+    ) -> dict[str, tuple[str, np.ndarray]]:
+        """The parts that ``pack`` makes of a layer's operands: what each is called, and its value.
+
+        They are packed once for all layers that have the same operands, every one that ``pack`` is
+        given, in one ``layout`` and ``shape``, which say what else the parts depend on.
+        """
+        fields = (field.name for field in dataclasses.fields(linear.Weights))
+        read = {name: named[name] for name in fields if name in named}
+        key = (tuple((name, expr.name) for name, expr in read.items()), layout, shape)
+        if key not in self._packed:
+            parts = pack(linear.Weights(**{n: self.array(expr) for n, expr in read.items()}))
+            label = f"{named['weight'].name}@{layout}"
+            self._packed[key] = {
+                part: self.weights.put(f"{label}.{part}", array) for part, array in parts.items()
+            }
+        return {part: (name, self.weights[name]) for part, name in self._packed[key].items()}
 
     def numbers(self, named: Mapping[str, float]) -> tuple[relax.Var, ...]:
         """A kernel's last input, where it reads scales and the like: it does not depend on them."""
@@ -88,7 +113,7 @@ class KernelEmitter:
 
     def cache(self, name: str, tensor: Tensor) -> relax.Var:
         """A buffer like ``tensor`` that lives as long as the session."""
-        self.state.setdefault(name, replace(tensor, name=name))
+        assert self.state.setdefault(name, replace(tensor, name=name)).shape == tensor.shape, name
         return self._param(name, tensor.shape, tensor.dtype)
 
     def _param(self, name: str, shape: tuple[int, ...], dtype: str) -> relax.Var:
@@ -99,7 +124,8 @@ class KernelEmitter:
     def call(self, kernel: Kernel, inputs: list[relax.Expr]) -> dict[str, relax.Var]:
         """Call ``kernel`` on its inputs, weights and state, in order; its outputs by name."""
         name = str(kernel.func.attrs["global_symbol"])
-        self.kernels.setdefault(name, kernel)
+        known = self.kernels.setdefault(name, kernel)
+        assert (known.tensors, known.scalars) == (kernel.tensors, kernel.scalars), name
         taken = [t for t in kernel.tensors if t.name not in (*kernel.outputs, "scratch")]
         for tensor, given in zip(taken, inputs, strict=True):
             shape = tuple(int(d) for d in given.ty.shape.values)
@@ -141,7 +167,8 @@ class KernelEmitter:
         # A parameter that TVM's own op reads comes as the model has it.
         plain = [p for p in function.params[1:] if p in free]
         for param in plain:
-            self.weights.setdefault(param.name, self.array(param))
+            name = self.weights.put(param.name, self.array(param))
+            assert name == param.name, name
         return with_params(built, [source, *plain, *self._params.values()])
 
     def _lower(self, expr: relax.Expr) -> relax.Expr:

@@ -33,7 +33,6 @@ def merge_linears(exprs: list[relax.Expr], rewriter: Rewriter) -> relax.Expr | N
         parts = [_part(name, o, c, rewriter) for o, c in zip(operands, linears, strict=True)]
         if any(p is None for p in parts) or len({p.dtype for p in parts if p is not None}) != 1:
             return None
-        # The name says all that the value depends on, so that body and head agree on it.
         label = "+".join(o[name].name if name in o else "zero" for o in operands)
         arrays = [p for p in parts if p is not None]
         merged[name] = rewriter.add_param(label, np.concatenate(arrays))

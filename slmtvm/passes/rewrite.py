@@ -66,11 +66,11 @@ class Rewriter:
         is_param = isinstance(expr, relax.Var) and expr not in self._definitions
         return self._arrays.get(expr.name) if is_param else None
 
-    def add_param(self, name: str, array: np.ndarray) -> relax.Var:
-        """The parameter of this name, made with this value if the function does not have it yet."""
+    def add_param(self, label: str, array: np.ndarray) -> relax.Var:
+        """The parameter of this value that is called ``label``, see ``Params.put``."""
+        name = self._arrays.put(label, array)
         if name not in self.params:
             self.params[name] = relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
-            self._arrays[name] = array
         return self.params[name]
 
 

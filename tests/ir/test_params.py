@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from slmtvm.ir.params import Params, Stack
 
@@ -27,3 +28,34 @@ def test_parameters_are_assembled_when_they_are_read() -> None:
     assert kept["array"] is array
     np.testing.assert_array_equal(kept["stack"], array)
     assert not np.shares_memory(kept["stack"], array)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        np.array([0.0, 2.0], np.float32),
+        np.array([-0.0, 1.0], np.float32),
+        np.array([[0.0, 1.0]], np.float32),
+        np.array([0, 0x3F800000], np.int32),
+        Stack.of(np.array([0.0, 1.0], np.float32)[:, None]),
+    ],
+    ids=["value", "sign of zero", "shape", "dtype", "stack"],
+)
+def test_a_label_is_shared_by_what_is_equal_and_by_nothing_else(other: np.ndarray | Stack) -> None:
+    first = np.array([0.0, 1.0], np.float32)
+    params = Params()
+    assert params.put("w", first) == "w"
+    assert params.put("w", first.copy()) == "w"
+    assert params.put("w", other) == "w.1"
+    assert params.put("w", other) == "w.1"
+    assert params["w"] is first
+
+
+def test_a_number_that_is_none_is_equal_to_itself() -> None:
+    params = Params()
+    assert {params.put("w", np.full(3, np.nan)) for _ in range(2)} == {"w"}
+
+
+@pytest.mark.parametrize("label", ["tokens", "hidden", "limits", "layer3.k_cache", "conv0"])
+def test_no_value_has_a_name_of_the_compilers_own(label: str) -> None:
+    assert Params().put(label, np.zeros(3)) == f"{label}.1"

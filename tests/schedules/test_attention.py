@@ -210,3 +210,19 @@ def test_a_float16_cache_is_converted_by_vectors(
     kernel = code[code.index(f"\n{name}:") : code.index(".Lfunc_end0")]
     assert re.search(widening, kernel) and re.search(narrowing, kernel), kernel
     assert not re.search(r"__\w*hf\w*|\bfcvt\ts\d+, h", kernel), "converted one by one"
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
+@pytest.mark.parametrize("window", [0, 3, 20])
+def test_a_row_does_not_read_what_later_rows_leave(
+    kv_dtype: str, window: int, target: Target
+) -> None:
+    """Padding may leave infinities, and a weight of zero does not take them away."""
+    shape = with_kv(attention_shape(9, 4, 2, 40, window=window), kv_dtype, target)
+    given, kept = projections(shape), cache(shape, 30)
+    spoilt = {name: array.copy() for name, array in given.items()}
+    for array in spoilt.values():
+        array[5:7], array[7:] = np.inf, np.nan
+    plain, got = (step(shape, x, kept, 30, target)["o"] for x in (given, spoilt))
+    np.testing.assert_array_equal(bits(got[:5]), bits(plain[:5]))
+    assert not np.isfinite(got[5:]).any()

@@ -233,6 +233,9 @@ def test_row_u8_is_dynamic_quantize_linear() -> None:
     op = row_op("copy", "row_u8", d, m=m)
     got = run(rows.build(op), {"x": x, **numbers(op)}, Target.load("x86-64-v3"))
     for i in range(m):
+        if np.isnan(x[i]).any():  # onnxruntime passes over what is no number
+            assert np.isnan(got["xs"][i])
+            continue
         q, s, z = dynamic_quantize_linear(x[i])
         np.testing.assert_array_equal(got["xs"][i], s)
         np.testing.assert_array_equal(got["xz"][i], z)
@@ -269,8 +272,51 @@ def test_static_rounding_is_quantize_linear(dtype: type) -> None:
     low, high = limits.min - int(zero), limits.max - int(zero)
     op = row_op("copy", "rounded", d, low=low, high=high, scale=scale)
     got = run(rows.build(op), {"x": x, **numbers(op)}, Target.load("x86-64-v3"))["y"]
-    want = quantize_linear(x, scale, zero).astype(np.int64) - int(zero)
+    want = (quantize_linear(x, scale, zero).astype(np.int64) - int(zero)).astype(np.float32)
+    want[np.isnan(x)] = np.nan  # onnxruntime makes the lowest level of it
     np.testing.assert_array_equal(got / scale, want)
+
+
+@pytest.mark.parametrize("epilogue", ["block", "row_u8", "static_u8", "rounded"])
+@pytest.mark.parametrize("d", [33, 96])
+def test_what_is_no_number_stays_so(epilogue: str, d: int, target: Target) -> None:
+    """Whatever its sign is and wherever it stands, and without changing another row."""
+    op = row_op("copy", epilogue, d, m=2 * d + 1)
+    x = np.random.default_rng(d).standard_normal((op.m, d)).astype(np.float32)
+    plain = run(rows.build(op), {"x": x, **numbers(op)}, target)
+    for i in range(d):
+        x[2 * i, i], x[2 * i + 1, i] = np.copysign(np.nan, 1), np.copysign(np.nan, -1)
+    got = run(rows.build(op), {"x": x, **numbers(op)}, target)
+    for name, array in got.items():
+        np.testing.assert_array_equal(array[-1], plain[name][-1])
+    if epilogue == "rounded":
+        np.testing.assert_array_equal(np.isnan(got["y"]), np.isnan(x))
+        return
+    lost = np.isnan(got["xs"]).reshape(op.m, -1)
+    wanted = np.isnan(x)
+    if epilogue == "block":
+        size = op.group_size
+        wanted = np.stack([wanted[:, at : at + size].any(1) for at in range(0, d, size)], 1)
+    np.testing.assert_array_equal(lost, wanted if epilogue == "block" else wanted.any(1)[:, None])
+
+
+@pytest.mark.parametrize("epilogue", ["block", "row_u8"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_an_infinity_makes_no_finite_row(epilogue: str, value: float, target: Target) -> None:
+    op = row_op("copy", epilogue, 33, m=3)
+    x = np.random.default_rng(0).standard_normal((3, 33)).astype(np.float32)
+    x[1, 32] = value
+    got = run(rows.build(op), {"x": x, **numbers(op)}, target)["xs"].reshape(3, -1)
+    assert np.isinf(got[1, -1]) and np.isfinite(got[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("prologue", ["relu", "silu", "sigmoid", "gelu_erf", "gelu_tanh"])
+def test_activations_leave_what_is_no_number(prologue: str, target: Target) -> None:
+    op = row_op(prologue, "f32", 33)
+    x = np.random.default_rng(0).standard_normal((3, 33)).astype(np.float32)
+    x[1, 4:7] = np.nan, np.copysign(np.nan, -1), np.nan
+    got = run(rows.build(op), {"x": x, **numbers(op)}, target)["y"]
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(x))
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:

@@ -83,7 +83,7 @@ static int32_t check_mask(const sequence *s, output_mode mode) {
 static int leaves_out(const sequence *s) { return s->mask && slm_plan.mask != SLM_MASK_KEYS; }
 
 /* The next `count` tokens of `s` into the step; padding is token 0. What padded rows leave in the KV
- * cache lies behind the context's end: it is masked until real tokens overwrite it. */
+ * cache lies behind the context's end: no other row reads it before real tokens overwrite it. */
 static void put_tokens(slm_session *session, sequence *s, int32_t count, int32_t rows) {
   int32_t *step = (int32_t *)session->base[SLM_SPACE_TOKENS];
   if (leaves_out(s)) {

@@ -13,8 +13,9 @@ from slmtvm.importer.frame import Frame, Trace
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.integer_products import ROUNDS_SIDES
 from slmtvm.importer.match.dynamic_rounding import rounded_rows
-from slmtvm.importer.match.rope import match_rope, unscaled_name
+from slmtvm.importer.match.rope import match_rope
 from slmtvm.importer.match.rounding import as_text, share_of, weight_roundings
+from slmtvm.importer.match.scale import scaled_queries
 from slmtvm.importer.match.scores import match_scores
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import dominators
@@ -85,6 +86,11 @@ def match_attention(cover: Cover, node: Node) -> Attention:
     cover.weighings.append(
         Weighing(raw, softmax.inputs[0], probabilities, node.inputs[0], exact=bool(roundings.sums))
     )
+    scale = scores.scale / roundings.scaled if roundings.products else scores.scale * before
+    q_rows, scale, softcap = scaled_queries(
+        cover, q_rows, scale, scores.softcap, where,
+        products_rounded=bool(roundings.products), sums_rounded=bool(roundings.sums),
+    )  # fmt: skip
     return Attention(
         q_rows,
         k_rows,
@@ -92,10 +98,10 @@ def match_attention(cover: Cover, node: Node) -> Attention:
         num_heads,
         kv_heads,
         head_dim,
-        scores.scale / roundings.scaled if roundings.products else scores.scale * before,
+        scale,
         scores.mask.kind,
         scores.mask.window,
-        scores.softcap,
+        softcap,
         head_bias(cover, scores.mask.bias, num_heads, where),
         scores.mask.bias_by,
         as_text(roundings.products, before),
@@ -221,9 +227,10 @@ def _rotated(cover: Cover, source: str, features: Array, head_dim: int) -> tuple
         found = match_rope(cover, source, head_dim)
         if found is not None:
             rope, factor = found
-            rows = unscaled_name(source) if factor != 1.0 else Rows(source)
-            cover.add(rows, rope)
-            return rows, factor
+            # Attention's scale takes the factor over.
+            if factor != 1.0:
+                return cover.add(f"{source}#rope", rope), factor
+            return cover.know(source, rope), factor
     return cover.columns(source, flat), 1.0
 
 
@@ -237,7 +244,5 @@ def _rotated_once(cover: Cover, keys: Rows, heads: int, where: str) -> tuple[int
         return heads, keys
     features = repeated.features.array.reshape(heads, -1)
     count, distinct = distinct_heads(Heads(repeated.x, features), where)
-    rows = Rows(f"{keys}#{count}")
     x = cover.columns(repeated.x, distinct.reshape(-1))
-    cover.add(rows, replace(rope, x=x, num_heads=count))
-    return count, rows
+    return count, cover.add(f"{keys}#{count}", replace(rope, x=x, num_heads=count))

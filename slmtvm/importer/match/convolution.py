@@ -18,7 +18,6 @@ from slmtvm.importer.steps import (
     Elementwise,
     Param,
     QuantizeDequantize,
-    Rows,
     Step,
 )
 
@@ -49,8 +48,7 @@ def match_trimmed_convolution(cover: Cover, node: Node, value: str) -> Step | No
         return None
     if rounding is None or convolved is None:
         return convolved
-    inner = Rows(f"{value}#unrounded")
-    cover.add(inner, convolved)
+    inner = cover.add(f"{value}#unrounded", convolved)
     return QuantizeDequantize(inner, rounding.scale, rounding.low, rounding.high)
 
 
@@ -105,8 +103,7 @@ def match_convolution(cover: Cover, node: Node, value: str) -> Step:
         bias = cover.vector(node.inputs[2], channels, 1.0, where)
     convolved = Convolution(cover.need(x), Param(constant.name, by_tap), bias)
     if node.attrs.get("activation", "none") in ("silu", "swish"):
-        inner = Rows(f"{value}#convolved")
-        cover.add(inner, convolved)
+        inner = cover.add(f"{value}#convolved", convolved)
         return Elementwise("nn.silu", (inner,))
     return convolved
 

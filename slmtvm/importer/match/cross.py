@@ -20,6 +20,7 @@ from slmtvm.importer.match.attention import (
     softmax_of,
 )
 from slmtvm.importer.match.rounding import as_text, score_roundings, weight_roundings
+from slmtvm.importer.match.scale import scaled_queries
 from slmtvm.importer.regions import between, dominators, evaluate
 from slmtvm.importer.steps import CrossAttention, Rows
 
@@ -121,13 +122,15 @@ def match_cross_attention(cover: Cover, source: Source, node: Node) -> CrossAtte
             f"{v_features.shape[1]} values is not supported",
             where=where,
         )
-    key = product.inputs[1]
-    source.remembered[key] = Remembered(
+    kept = Remembered(
         source.cover.columns(k.source, k_features.reshape(-1)),
         source.cover.columns(v.source, v_features.reshape(-1)),
         kv_heads,
         head_dim,
     )
+    # Layers that read the same keys and values share them, and no others.
+    key = f"{kept.k} {kept.v} {kv_heads}x{head_dim}"
+    source.remembered[key] = kept
     scale, zero = _scale(cover, raw, softmax)
 
     def added_at(value: str) -> Array:
@@ -146,9 +149,12 @@ def match_cross_attention(cover: Cover, source: Source, node: Node) -> CrossAtte
         Weighing(raw, softmax.inputs[0], softmax.outputs[0], node.inputs[0], of_source=True)
     )
     before = q_factor * k_factor
+    scale = scale / roundings.scaled if roundings.products else scale * before
+    rows, scale, _ = scaled_queries(
+        cover, rows, scale, 0.0, where, products_rounded=bool(roundings.products)
+    )
     return CrossAttention(
-        rows, key, num_heads, kv_heads, head_dim,
-        scale / roundings.scaled if roundings.products else scale * before,
+        rows, key, num_heads, kv_heads, head_dim, scale,
         as_text(roundings.products, before), as_text(weight_steps),
     )  # fmt: skip
 

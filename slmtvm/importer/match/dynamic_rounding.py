@@ -24,6 +24,5 @@ def rounded_rows(cover: Cover, rows: Rows, width: int, what: str) -> Rows:
         )
     weights = cover.cache[key]
     assert isinstance(weights, Weights)
-    rounded = Rows(f"{rows}#rounded")
-    cover.add(rounded, Linear(rows, weights, None, width, width, "row_u8"))
-    return rounded
+    step = Linear(rows, weights, None, width, width, "row_u8")
+    return cover.add(f"{rows}#rounded", step)

@@ -131,9 +131,8 @@ def _rounded(cover: Cover, value: str, rounding: Rounding | None) -> Rows:
     rows = cover.need(value)
     if rounding is None:
         return rows
-    made = Rows(f"{rows}#{rounding}")
-    cover.add(made, QuantizeDequantize(rows, rounding.scale, rounding.low, rounding.high))
-    return made
+    step = QuantizeDequantize(rows, rounding.scale, rounding.low, rounding.high)
+    return cover.add(f"{rows}#{rounding}", step)
 
 
 def _check_unrounded(cover: Cover, block: Block) -> None:

@@ -102,9 +102,8 @@ def emit(cover: Cover, value: str, expression: Expression) -> Step:
     operands: list[Rows | Param | float] = []
     for place, part in enumerate(parts):
         if isinstance(part, tuple):
-            rows = Rows(f"{value}.{place}#part")
-            cover.add(rows, emit(cover, f"{value}.{place}", part))
-            operands.append(rows)
+            inner = emit(cover, f"{value}.{place}", part)
+            operands.append(cover.add(f"{value}.{place}#part", inner))
         else:
             operands.append(part)
     return Elementwise(name, tuple(operands))

@@ -15,6 +15,7 @@ from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.attention import head_bias
 from slmtvm.importer.match.masks import MASKED, Mask, read_mask
 from slmtvm.importer.match.pointwise import operand
+from slmtvm.importer.match.scale import scaled_queries
 from slmtvm.importer.operators.fused import GROUP_QUERY_INPUTS
 from slmtvm.importer.steps import Attention, Elementwise, Norm, Param, Rope, Rows, Step
 
@@ -76,9 +77,10 @@ def _group_query(cover: Cover, node: Node) -> Attention:
         )  # fmt: skip
         _check_rotated(cos, head_dim, where)
         interleaved = bool(attrs.get("rotary_interleaved", 0))
-        q = _rotated(cover, f"{name}#q", Rope(q, cos, sin, heads, head_dim, interleaved))
-        k = _rotated(cover, f"{name}#k", Rope(k, cos, sin, kv_heads, head_dim, interleaved))
-    scale = _finite(node, "scale", 0.0, where) or 1 / math.sqrt(head_dim)
+        q = cover.add(f"{name}#q", Rope(q, cos, sin, heads, head_dim, interleaved))
+        k = cover.add(f"{name}#k", Rope(k, cos, sin, kv_heads, head_dim, interleaved))
+    scale = float(attrs.get("scale", 0.0)) or 1 / math.sqrt(head_dim)
+    q, scale, softcap = scaled_queries(cover, q, scale, float(attrs.get("softcap", 0.0)), where)
     mask = _mask(cover, node, given.get("attention_bias"), where)
     return Attention(
         q,
@@ -90,7 +92,7 @@ def _group_query(cover: Cover, node: Node) -> Attention:
         scale,
         mask.kind,
         mask.window,
-        _finite(node, "softcap", 0.0, where),
+        softcap,
         head_bias(cover, mask.bias, heads, where),
         mask.bias_by,
     )
@@ -128,11 +130,9 @@ def _normed(cover: Cover, node: Node, x: Rows, weight: str | None, name: str, he
         return x
     where = cover.frame.graph.where(node)
     head_dim = cover.frame.features(node.outputs[0]) // node.attrs["num_heads"]
-    eps = _finite(node, "qk_norm_epsilon", _QK_EPSILON, where)
+    eps = float(node.attrs.get("qk_norm_epsilon", _QK_EPSILON))
     gamma = cover.vector(weight, head_dim, 1.0, where)
-    rows = Rows(name)
-    cover.add(rows, Norm(x, gamma, None, eps, heads))
-    return rows
+    return cover.add(name, Norm(x, gamma, None, eps, heads))
 
 
 def _refuse_variants(node: Node, given: Mapping[str, str], where: str) -> None:
@@ -166,13 +166,6 @@ def _check_starts_empty(frozen: Frozen, given: Mapping[str, str], where: str) ->
             raise UnsupportedOpError(f"its {name} is not an input of the graph", where=where)
 
 
-def _finite(node: Node, name: str, default: float, where: str) -> float:
-    value = float(node.attrs.get(name, default))
-    if not math.isfinite(value):
-        raise InvalidModelError(f"attribute {name!r} is {value}", where=where)
-    return value
-
-
 def _check_axis(cover: Cover, value: str, axis: int, where: str) -> None:
     if value not in cover.frame.small.shapes:
         raise UnsupportedOpError(f"its input {value!r} depends on no tokens", where=where)
@@ -180,12 +173,6 @@ def _check_axis(cover: Cover, value: str, axis: int, where: str) -> None:
         raise UnsupportedOpError(
             f"{value!r} does not have its tokens along axis {axis}", where=cover.frame.where(value)
         )
-
-
-def _rotated(cover: Cover, name: str, rope: Rope) -> Rows:
-    rows = Rows(name)
-    cover.add(rows, rope)
-    return rows
 
 
 def _rotary(cover: Cover, node: Node) -> Rope:
@@ -289,18 +276,16 @@ def _skip_norm(cover: Cover, node: Node, value: str) -> Step:
     )
     bias = given.get("bias")
     if bias is not None:
-        inner = Rows(f"{node.outputs[0]}#skip")
-        cover.add(inner, total)
+        inner = cover.add(f"{node.outputs[0]}#skip", total)
         total = Elementwise("add", (inner, cover.vector(bias, width, 1.0, where)))
     if value in node.outputs[_SKIP_SUM:]:
         return total
     if value != node.outputs[0]:
         raise UnsupportedOpError(f"its output {value!r} is not supported", where=where)
-    rows = Rows(f"{value}#sum")
     if len(node.outputs) > _SKIP_SUM and node.outputs[_SKIP_SUM]:
         rows = cover.need(node.outputs[_SKIP_SUM])
     else:
-        cover.add(rows, total)
+        rows = cover.add(f"{value}#sum", total)
     gamma = cover.vector(given["gamma"], width, 1.0, where)
     beta = None
     if not simplified:
@@ -310,4 +295,4 @@ def _skip_norm(cover: Cover, node: Node, value: str) -> Step:
             if shift is None
             else cover.vector(shift, width, 1.0, where)
         )
-    return Norm(rows, gamma, beta, _finite(node, "epsilon", _SKIP_EPSILON, where))
+    return Norm(rows, gamma, beta, float(node.attrs.get("epsilon", _SKIP_EPSILON)))

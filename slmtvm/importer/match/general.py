@@ -36,10 +36,7 @@ def match_reduction(cover: Cover, node: Node, value: str) -> Step | None:
     ]
     if len(parts) == 1:
         return parts[0]
-    names = tuple(Rows(f"{value}#{number}") for number in range(len(parts)))
-    for name, part in zip(names, parts, strict=True):
-        cover.add(name, part)
-    return Concat(names)
+    return Concat(tuple(cover.add(f"{value}#{i}", part) for i, part in enumerate(parts)))
 
 
 def spread(cover: Cover, name: str, value: str) -> Rows | None:
@@ -100,6 +97,5 @@ def match_concat(cover: Cover, node: Node, value: str) -> Step | None:
     parts = Concat(tuple(cover.need(name) for name in node.inputs))
     if (order[0] == np.arange(width)).all():
         return parts
-    rows = Rows(f"{value}#parts")
-    cover.add(rows, parts)
+    rows = cover.add(f"{value}#parts", parts)
     return Reordered(rows, Param(f"{value}.order", order[0].astype(np.int32)))

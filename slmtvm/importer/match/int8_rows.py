@@ -42,9 +42,8 @@ def match_int8_rows(cover: Cover, value: str) -> Linear | None:
         raise UnsupportedOpError("the table must have one zero point", where=where)
     rows, unit, scales = _rows(cover, lookup, zero, scales, where)
     limits = np.iinfo(frame.small.dtypes[product.inputs[0]])
-    rounded = Rows(f"{rows}#levels")
     low, high = limits.min - int(zeros[0]), limits.max - int(zeros[0])
-    cover.add(rounded, QuantizeDequantize(rows, unit, low, high))
+    rounded = cover.add(f"{rows}#levels", QuantizeDequantize(rows, unit, low, high))
     weights = int8_weights(cover, product, scales)
     n, k = weights.weight.array.shape
     if frame.features(product.inputs[0]) != k or frame.features(value) != n:
@@ -89,9 +88,8 @@ def _rows(
     offset = None if zero is None else zero.values().reshape(())
     unit = Quantization(np.ones((), np.float32), offset, 0, 0)
     restored = replace(table, dtype=_LEVELS, quantization=unit)
-    rows = Rows(f"{lookup.outputs[0]}#rows")
-    cover.add(rows, Embedding(table_weights(restored, where, cover.note), *table.shape))
-    return rows, 1.0, scales
+    step = Embedding(table_weights(restored, where, cover.note), *table.shape)
+    return cover.add(f"{lookup.outputs[0]}#rows", step), 1.0, scales
 
 
 def _equal(one: Constant, other: Constant) -> bool:

@@ -28,9 +28,8 @@ def match_integer_pair(cover: Cover, node: Node, value: str) -> Step | None:
     (x, _, pair), (y, name, _) = sides
     assert isinstance(x, Rows), node.label  # one side depends on the tokens
     if _is_number(cover, sides[0][1], width):
-        spread = Rows(f"{value}#spread")
-        cover.add(spread, Reordered(x, Param(f"{value}.order", np.zeros(width, np.int32))))
-        x = spread
+        order = Param(f"{value}.order", np.zeros(width, np.int32))
+        x = cover.add(f"{value}#spread", Reordered(x, order))
     if isinstance(y, float):
         y = Param(f"{name}.row", np.full(width, y, np.float32))
     return IntegerPair(x, y, pair)

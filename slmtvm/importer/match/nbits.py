@@ -223,15 +223,8 @@ def _regrouped(group: Array, groups: int, bits: int) -> tuple[int, Array, Array,
 def _gathered(cover: Cover, x: Rows, features: Array, real: Array | None) -> Rows:
     """Features of x in another order, zeros where they are not ``real``; layers that read x in one
     order share it."""
-    key = ("order", str(x), features.tobytes(), b"" if real is None else real.tobytes())
-    if key not in cover.cache:
-        rows = Rows(f"{x}#order{len(cover.cache)}")
-        cover.add(rows, Reordered(x, Param(f"{x}.order", features.astype(np.int32))))
-        if real is not None and not real.all():
-            mask = Param(f"{x}.real", real.astype(np.float32))
-            rows, ordered = Rows(f"{rows}#real"), rows
-            cover.add(rows, Elementwise("multiply", (ordered, mask)))
-        cover.cache[key] = rows
-    found = cover.cache[key]
-    assert isinstance(found, Rows)
-    return found
+    rows = cover.add(f"{x}#order", Reordered(x, Param(f"{x}.order", features.astype(np.int32))))
+    if real is None or real.all():
+        return rows
+    mask = Param(f"{x}.real", real.astype(np.float32))
+    return cover.add(f"{rows}#real", Elementwise("multiply", (rows, mask)))

@@ -13,7 +13,7 @@ from slmtvm.importer.cover import Cover
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, constants_of, dominators
-from slmtvm.importer.steps import Elementwise, Norm, Param, Rows, Step
+from slmtvm.importer.steps import Elementwise, Norm, Param, Step
 
 _LARGE = 1e3  # inputs at which epsilon does not count
 _SMALL = 1e-6  # inputs at which it does
@@ -72,17 +72,16 @@ def _step(cover: Cover, value: str, x: str, nodes: Sequence[Node], norm: _Measur
             beta = _named(cover, nodes, norm.beta[:part], f"{value}.beta")
         return Norm(cover.need(x), gamma, beta, norm.eps, norm.groups)
     # A gamma of its own for each part: the parts are normed, the gammas a product of features.
-    unit, scaled = Rows(f"{value}#unit"), Rows(f"{value}#scaled")
     ones = Param(f"{value}.ones", np.ones(part, np.float32))
     zeros = Param(f"{value}.zeros", np.zeros(part, np.float32))
-    cover.add(
-        unit,
+    unit = cover.add(
+        f"{value}#unit",
         Norm(cover.need(x), ones, None if norm.beta is None else zeros, norm.eps, norm.groups),
     )
     product = Elementwise("multiply", (unit, _named(cover, nodes, norm.gamma, f"{value}.gamma")))
     if norm.beta is None or not norm.beta.any():
         return product
-    cover.add(scaled, product)
+    scaled = cover.add(f"{value}#scaled", product)
     return Elementwise("add", (scaled, _named(cover, nodes, norm.beta, f"{value}.beta")))
 
 

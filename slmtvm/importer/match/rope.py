@@ -14,7 +14,7 @@ from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.regions import between, dominators, evaluate, signature
-from slmtvm.importer.steps import Rope, Rows
+from slmtvm.importer.steps import Rope
 
 _TOLERANCE = 1e-6
 _NOTHING = 1e-12  # below what the slowest rotations show in a few positions; zero is exact
@@ -49,7 +49,7 @@ def match_rope(cover: Cover, value: str, head_dim: int) -> tuple[Rope, float] | 
         nodes = between(frame, x, value)
         if all(operator_of(n).kind is Kind.MOVE for n in nodes):
             continue
-        key = ("rope", signature(frame, nodes, x), head_dim)
+        key = ("rope", signature(frame, nodes, x, value), head_dim)
         if key not in cover.cache:
             cover.cache[key] = _measure(cover, x, value, nodes, head_dim)
         rotation = cover.cache[key]
@@ -205,8 +205,3 @@ def rotate(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
     result = x.copy()
     result[..., first], result[..., second] = a * c - b * s, b * c + a * s
     return result
-
-
-def unscaled_name(value: str) -> Rows:
-    """The rows of a rope without its factor, which attention's scale takes over."""
-    return Rows(f"{value}#rope")

@@ -76,8 +76,7 @@ def _rescaled(cover: Cover, quantizer: Node, rows: Rows, features: Array) -> Row
     numbers = np.broadcast_to(steps.stored, frame.small.shapes[value]).reshape(-1)
     by_feature = numbers[frame.rows(value)[0, features]]
     step = Rescale(rows, Param(f"{value}.steps", by_feature), rounding_of(cover, quantizer).scale)
-    cover.add(Rows(f"{rows}#rescaled"), step)
-    return Rows(f"{rows}#rescaled")
+    return cover.add(f"{rows}#rescaled", step)
 
 
 def rounding_of(cover: Cover, node: Node) -> Rounding:

@@ -41,7 +41,7 @@ def match_scores(cover: Cover, raw: str, softmax: Node) -> Scores:
     by the key's position, and roundings.
     """
     nodes = between(cover.frame, raw, softmax.inputs[0])
-    key = ("scores", signature(cover.frame, nodes, raw))
+    key = ("scores", signature(cover.frame, nodes, raw, softmax.inputs[0]))
     if key not in cover.cache:
         cover.cache[key] = _measure(cover, raw, softmax, nodes)
     scores = cover.cache[key]

@@ -26,7 +26,7 @@ _STRING = int(AttributeProto.STRING)
 def _top_axes(
     attrs: Attrs, _inputs: Sequence[Any], rank: int
 ) -> tuple[tuple[int, ...], bool | None]:
-    return (attrs.get("axis", -1) % rank,), None
+    return (range(rank)[attrs.get("axis", -1)],), None
 
 
 def _top_shapes(attrs: Attrs, shapes: Sequence[Any], constants: Sequence[Any]) -> list[Shape]:
@@ -58,7 +58,7 @@ def top_k(attrs: Attrs, x: Array, k: Array) -> Any:
 @register("ScatterElements", 11, Kind.SCATTER)
 def scatter_elements(attrs: Attrs, x: Array, indices: Array, updates: Array) -> Any:
     places: list[Array] = list(np.indices(indices.shape, sparse=True))
-    places[attrs.get("axis", 0) % x.ndim] = indices
+    places[range(x.ndim)[attrs.get("axis", 0)]] = indices
     return _scatter(attrs, x, tuple(places), updates)
 
 

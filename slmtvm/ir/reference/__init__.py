@@ -23,6 +23,8 @@ from slmtvm.ir.reference.elementwise import ELEMENTWISE, ROWWISE
 
 # layer -> keys and values of the source, and which of its tokens are visible, None for all
 _Memory = dict[int, tuple[Array, Array, Array | None]]
+Observer = Callable[[Array, Array], None]
+"""Is shown the keys and values (m, features) of an attention as they are kept."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class _Run:
     kind: str
     visible: Array | None
     memory: _Memory
+    observe: Observer
 
 
 def evaluate(
@@ -40,6 +43,7 @@ def evaluate(
     source: npt.ArrayLike | None = None,
     *,
     mask: npt.ArrayLike | None = None,
+    observe: Observer = lambda keys, values: None,
 ) -> Array:
     """Output of every position: logits (m, vocab) or hidden states (m, features), float32.
 
@@ -50,9 +54,9 @@ def evaluate(
     """
     memory: _Memory = {}
     if source is not None:
-        _run(model, "source", source, mask, memory)
+        _run(model, "source", source, mask, memory, observe)
         mask = None
-    return _run(model, "main", tokens, mask, memory)
+    return _run(model, "main", tokens, mask, memory, observe)
 
 
 def encode_source(
@@ -68,23 +72,24 @@ def _run(
     tokens: npt.ArrayLike,
     mask: npt.ArrayLike | None,
     memory: _Memory,
+    observe: Observer = lambda keys, values: None,
 ) -> Array:
     ids = np.asarray(tokens, np.int32)
     visible = np.ones(len(ids), bool) if mask is None else np.asarray(mask) != 0
     keys = model.mask == "keys" and (model.kind != "encoder-decoder" or name == "source")
-    found = _evaluate(model, name, ids if keys else ids[visible], visible if keys else None, memory)
+    run = _Run(
+        "encoder" if name == "source" else model.kind, visible if keys else None, memory, observe
+    )
+    found = _evaluate(model, name, ids if keys else ids[visible], run)
     rows = np.zeros((len(ids), found.shape[1]), found.dtype)
     rows[visible] = found[visible] if keys else found
     return rows
 
 
-def _evaluate(
-    model: CanonicalModel, name: str, tokens: Array, visible: Array | None, memory: _Memory
-) -> Array:
+def _evaluate(model: CanonicalModel, name: str, tokens: Array, run: _Run) -> Array:
     function = model.module[name]
     values: dict[relax.Var, Array] = {function.params[0]: tokens}
     values.update({p: model.params[p.name] for p in function.params[1:]})
-    run = _Run("encoder" if name == "source" else model.kind, visible, memory)
     for block in function.body.blocks:
         for binding in block.bindings:
             values[binding.var] = _value(binding.value, values, run)
@@ -115,11 +120,14 @@ def _value(expr: relax.Expr, values: Mapping[relax.Var, Array], run: _Run) -> Ar
     inputs = [_value(a, values, run) for a in expr.args]
     if name == "slm.remember":
         run.memory[int(attrs["layer"])] = inputs[1], inputs[2], run.visible
+        run.observe(inputs[1], inputs[2])
         return inputs[0]
     if name == "slm.cross_attention":
         keys, values_kept, seen = run.memory[int(attrs["layer"])]
         return attention.attend(attrs, inputs[0], keys, values_kept, visible=seen)
     if name == "slm.attention":
+        if attrs["mask"] == "causal":
+            run.observe(inputs[1], inputs[2])
         return attention.attention(attrs, *inputs, visible=run.visible)
     return _CANONICAL[name](attrs, *inputs)
 

@@ -27,10 +27,10 @@ def quantize_blocks(x: Array, group_size: int) -> Array:
 
 def quantize_rows(x: Array) -> Array:
     """x rounded as ONNX DynamicQuantizeLinear does, each row on its own."""
-    low = np.fmin(np.fmin.reduce(x, axis=1, keepdims=True), 0)
-    high = np.fmax(np.fmax.reduce(x, axis=1, keepdims=True), 0)
+    low = np.minimum(x.min(axis=1, keepdims=True), 0)
+    high = np.maximum(x.max(axis=1, keepdims=True), 0)
     scale = ((high - low) / np.float32(_UINT8_MAX)).astype(np.float32)
-    scale = np.where(scale > 0, scale, np.float32(1))
+    scale = np.where(scale == 0, np.float32(1), scale)  # what is no number stays so
     zero = np.clip(np.rint(-low / scale), 0, _UINT8_MAX)
     levels = np.clip(np.rint(x / scale) + zero, 0, _UINT8_MAX)
     return np.asarray(((levels - zero) * scale).astype(np.float32))
@@ -49,7 +49,9 @@ def rescale(attrs: Attrs, x: Array, steps: Array) -> Array:
 
 
 def rounded(x: Array, scale: float | Array, low: float | Array, high: float | Array) -> Array:
-    """What ``quantize_dequantize`` does, in the precision of x; arrays are broadcast to x."""
+    """What ``quantize_dequantize`` does, in the precision of x; arrays are broadcast to x.
+
+    What is no number stays so.
+    """
     step = np.asarray(scale, np.float32)
-    ideal = np.nan_to_num(x / step, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-    return np.asarray(np.rint(np.clip(ideal, low, high)) * step)
+    return np.asarray(np.rint(np.clip(x / step, low, high)) * step)

@@ -8,7 +8,7 @@ import numpy as np
 from tvm import relax
 
 from slmtvm.ir import ops
-from slmtvm.passes.kernel_calls.linear import linear_shape, packed_linear, weights_of
+from slmtvm.passes.kernel_calls.linear import linear_shape, packed_linear
 from slmtvm.passes.kernel_calls.registry import handles, shape_of
 from slmtvm.schedules import embedding, linear, packed_embedding
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slmtvm.passes.lower_kernels import KernelEmitter
 
 _SAME = ("format", "group_size", "group_channels")  # of a table and of a layer that shares it
+_PAIRS = (("table", "weight"), ("scales", "scales"), ("zero_points", "zero_points"))
 
 
 @handles("slm.embedding")
@@ -55,12 +56,10 @@ def _layer_of_table(
         same = all(attrs[key] == getattr(op, key) for key in _SAME)
         if not same or (int(attrs["n"]), int(attrs["k"])) != (op.vocab, op.dim):
             continue
-        weights = weights_of(named, emitter)
         shape = linear_shape(attrs, op.m, named, emitter)
         pairs = (
-            (arrays["table"], weights.weight),
-            (arrays.get("scales"), weights.scales),
-            (arrays.get("zero_points"), weights.zero_points),
+            (arrays.get(of_table), emitter.array(named[of_layer]) if of_layer in named else None)
+            for of_table, of_layer in _PAIRS
         )
         if packed_embedding.readable(shape) and all(_equal(a, b) for a, b in pairs):
             return named, shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from tvm import relax
 
 from slmtvm.ir import expert_roundings, ops
 from slmtvm.ir.experts import GATED, ROW_MULTIPLE, Routing
-from slmtvm.passes.kernel_calls.linear import linear_shape, packed_once, weights_of
+from slmtvm.passes.kernel_calls.linear import linear_shape
 from slmtvm.passes.kernel_calls.registry import handles, shape_of
 from slmtvm.schedules import experts
 
@@ -49,11 +50,13 @@ def _routed_linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         layer=linear_shape(attrs, m, named, emitter),
         by_pair=bool(int(attrs["by_pair"])),
     )
-    label = f"{named['weight'].name}@experts-{experts.layout(shape, emitter.isa)}"
-    packed = packed_once(
-        emitter, label, experts.packed_names(shape, emitter.isa),
-        lambda: experts.pack(shape, emitter.isa, weights_of(named, emitter)),
-    )  # fmt: skip
+    layout = f"experts-{experts.layout(shape, emitter.isa)}"
+    packed = emitter.packed(
+        named,
+        layout,
+        dataclasses.replace(shape.layer, m=1, has_bias=False),
+        lambda weights: experts.pack(shape, emitter.isa, weights),
+    )
     operands = [emitter.weight(name, array) for name, array in packed.values()]
     if "bias" in named:
         operands.append(emitter.weight(named["bias"].name, emitter.array(named["bias"])))

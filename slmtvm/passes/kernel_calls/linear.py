@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,12 +44,6 @@ def linear_shape(
     )
 
 
-def weights_of(named: Mapping[str, relax.Expr], emitter: KernelEmitter) -> linear.Weights:
-    """The values of those operands of a linear layer that are packed together."""
-    names = (field.name for field in dataclasses.fields(linear.Weights))
-    return linear.Weights(**{name: emitter.array(named[name]) for name in names if name in named})
-
-
 @handles("slm.float_linear")
 @handles("slm.quantized_linear")
 def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
@@ -70,19 +64,9 @@ def packed_linear(
 ) -> dict[str, tuple[str, np.ndarray]]:
     """The parts of a layer's weight as its kernel reads them: what each is called, and its
     value."""
-    parts = [tensor.name for tensor in linear.packed_weights(shape, emitter.isa)]
-    label = f"{named['weight'].name}@{linear.layout(shape, emitter.isa)}"
-    return packed_once(
-        emitter, label, parts,
-        lambda: linear.pack(shape, emitter.isa, weights_of(named, emitter)),
-    )  # fmt: skip
-
-
-def packed_once(
-    emitter: KernelEmitter, label: str, parts: list[str], pack: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, tuple[str, np.ndarray]]:
-    """The parts of a weight that ``pack`` makes, packed once for all that read it."""
-    names = {part: f"{label}.{part}" for part in parts}
-    if not all(name in emitter.weights for name in names.values()):
-        emitter.weights.update(zip(names.values(), pack().values(), strict=True))
-    return {part: (name, emitter.weights[name]) for part, name in names.items()}
+    return emitter.packed(
+        named,
+        linear.layout(shape, emitter.isa),
+        dataclasses.replace(shape, m=1, has_bias=False, has_residual=False),
+        lambda weights: linear.pack(shape, emitter.isa, weights),
+    )
