@@ -285,6 +285,6 @@ def constants_in(frozen: Frozen, nodes: Sequence[Node]) -> list[float]:
         )
         for name in node.inputs:
             constant = frozen.constants.get(name)
-            if constant is not None and constant.stored.size == 1 and constant.dtype.kind != "b":
+            if constant is not None and constant.stored.size == 1 and constant.dtype.kind in "iufV":
                 numbers[float(constant.values().reshape(-1)[0])] = None
     return [number for number in numbers if math.isfinite(number)]

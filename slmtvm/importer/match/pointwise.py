@@ -34,6 +34,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": sigmoid,
     "tanh": np.tanh,
 }
+_WITHOUT_CONSTANTS = ("", "nn.relu")  # nothing of them is rounded
 
 
 def match_activation(cover: Cover, value: str) -> Step | None:
@@ -79,6 +80,8 @@ def _function(cover: Cover, x: str, value: str, nodes: Sequence[Node]) -> str | 
     # The nearest one: rounded constants bring both formulas of GELU within the tolerance.
     errors = {name: _error(result, near, f(near)) for name, f in _ACTIVATIONS.items()}
     name = min(errors, key=lambda key: errors[key])
+    if name in _WITHOUT_CONSTANTS:
+        tolerance = _TOLERANCE
     if errors[name] > tolerance:
         return None
     account = Account(frozen, nodes, {x: FINITE})

@@ -136,10 +136,10 @@ def _check_everywhere(
     """Raise where ``nodes`` do more to some scores than ``expected``, where they are ``seen``."""
     frozen, output = cover.frame.small, softmax.inputs[0]
     shape, account = frozen.shapes[raw], Account(frozen, nodes, {raw: FINITE})
+    zero = evaluate_all(frozen, nodes, {raw: np.zeros(shape)})[output]
     numbers = np.tile(probing_numbers(frozen, nodes), _TIMES)
     for scores in in_arrays(cover.random.permutation(numbers), shape):
         values = evaluate_all(frozen, nodes, {raw: scores})
-        zero = evaluate(frozen, nodes, {raw: np.zeros(shape)}, output) if nodes else 0 * scores
         products, before, after = (
             x.reshape(seen.shape)[seen] for x in (scores, zero, values[output])
         )
