@@ -72,7 +72,6 @@ _PIECES: dict[str, _Pairs] = {
     "Abs": _at_zero,
     "Clip": _at_bounds,
     "Elu": _at_zero,
-    "Equal": _between_operands,
     "Greater": _between_operands,
     "GreaterOrEqual": _between_operands,
     "HardSigmoid": _at_ramp,

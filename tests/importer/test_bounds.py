@@ -175,6 +175,31 @@ def test_a_bound_on_probabilities_is_refused_by_name(write, tmp_path):
         import_onnx(save(model, tmp_path), context=48)
 
 
+def test_probabilities_that_are_averaged_over_neighbours_are_refused(tmp_path):
+    """All but the outermost keys: numbers at even distances would not show it."""
+    model = build(Tiny())
+
+    def write(x: str, y: str) -> list[NodeProto]:
+        ends = {"first": (0, 1), "before": (0, -2), "after": (2, 1 << 62), "last": (-1, 1 << 62)}
+        nodes = [
+            helper.make_node("Constant", [], ["axis"], value_ints=[3]),
+            *(
+                helper.make_node("Constant", [], [f"end_{end}"], value_ints=[end])
+                for end in {end for pair in ends.values() for end in pair}
+            ),
+        ]
+        for name, (begin, end) in ends.items():
+            inputs = [x, f"end_{begin}", f"end_{end}", "axis"]
+            nodes.append(helper.make_node("Slice", inputs, [name]))
+        nodes.append(helper.make_node("Mean", ["before", "after"], ["between"]))
+        nodes.append(helper.make_node("Concat", ["first", "between", "last"], [y], axis=3))
+        return nodes
+
+    insert_after(model, outputs(model, "Softmax")[0], write)
+    with pytest.raises(UnsupportedOpError):
+        import_onnx(save(model, tmp_path), context=48)
+
+
 @pytest.mark.parametrize("write", [guard, lambda x, y: with_numbers("Clip", x, y, 0.0, 1.0)])
 def test_a_guard_that_probabilities_can_not_reach_goes(write, tmp_path):
     model = build(Tiny())

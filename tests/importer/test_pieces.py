@@ -101,9 +101,11 @@ def test_each_side_of_a_test_is_needed_and_not_of_one_that_is_never_true():
     assert missing(nodes, [0.1, 0.2], SHARES) is None
 
 
-@pytest.mark.parametrize("kind", ["Round", "Floor", "Sign"])
-def test_steps_are_accounted_for_by_no_numbers(kind):
-    assert missing([node(kind, "x", "y")], np.linspace(-9, 9, 99)) is not None
+@pytest.mark.parametrize(
+    ("kind", "inputs"), [("Round", "x"), ("Floor", "x"), ("Sign", "x"), ("Equal", "x two")]
+)
+def test_steps_and_single_points_are_accounted_for_by_no_numbers(kind, inputs):
+    assert missing([node(kind, inputs, "y")], np.linspace(-9, 9, 99)) is not None
 
 
 def test_casts_of_floats_to_integers_are_steps_and_to_floats_are_not():
