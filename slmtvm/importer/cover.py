@@ -6,7 +6,7 @@ it says what it is and which values that needs. Values that nothing needs are ne
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from slmtvm.importer.faults import located
 from slmtvm.importer.frame import Frame
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.operators import Kind
-from slmtvm.importer.regions import evaluate
+from slmtvm.importer.regions import evaluate_all
 from slmtvm.importer.steps import (
     Columns,
     Linear,
@@ -165,11 +165,19 @@ class Cover:
 
     def probe(self, nodes: Sequence[Node], x: str, value: str, rows: Array) -> Array | None:
         """``value``'s rows when ``x`` has these rows; None where that cannot be computed."""
-        frame = self.frame
+        values = self.probe_all(nodes, x, rows)
+        return None if values is None else self.rows_of(values, value)
+
+    def probe_all(self, nodes: Sequence[Node], x: str, rows: Array) -> dict[str, Array] | None:
+        """All values of ``nodes`` when ``x`` has these rows; None where that cannot be computed."""
         try:
-            result = evaluate(frame.small, nodes, {x: frame.from_rows(x, rows)}, value)
+            return evaluate_all(self.frame.small, nodes, {x: self.frame.from_rows(x, rows)})
         except InvalidModelError:
             return None
+
+    def rows_of(self, values: Mapping[str, Array], value: str) -> Array | None:
+        """The rows of ``value`` among probed ``values``; None where it has others."""
+        frame, result = self.frame, values[value]
         if result.shape != frame.small.shapes[value] or result.dtype.kind != "f":
             return None
         return frame.to_rows(value, result, frame.small.length)

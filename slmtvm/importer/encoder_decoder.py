@@ -254,7 +254,8 @@ def freeze_with_ones(frame: Frame, roles: Roles, stand_ins: Iterable[str]) -> Fr
 
 
 def check_uses(frame: Frame, stand_ins: Iterable[str]) -> None:
-    """Raise where the decoder uses what it reads of the source outside of matrix products."""
+    """Raise where the decoder uses what it reads of the source outside of matrix products, or does
+    more to it before than move it and multiply it by a number."""
     derived = _depending(frame.graph.nodes, set(stand_ins)) & frame.small.constants.keys()
     for node in frame.graph.nodes:
         if not any(output in frame.small.shapes for output in node.outputs):
@@ -266,6 +267,27 @@ def check_uses(frame: Frame, stand_ins: Iterable[str]) -> None:
                 "supported",
                 where=frame.graph.where(node),
             )
+        _check_moved(frame, read - set(stand_ins), derived)
+
+
+_MOVING = ("Cast", "Div", "Mul", "Neg")
+
+
+def _check_moved(frame: Frame, values: set[str], derived: set[str]) -> None:
+    """Raise where ``values`` are made of those of the source by anything else than _MOVING."""
+    makers = {o: n for n in frame.graph.nodes for o in n.outputs}
+    todo, seen = list(values), set(values)
+    while todo:
+        node = makers[todo.pop()]
+        if operator_of(node).kind is not Kind.MOVE and node.op_type not in _MOVING:
+            raise UnsupportedOpError(
+                "changes keys or values of the source in the decoder by more than a factor, which "
+                "is not supported",
+                where=frame.graph.where(node),
+            )
+        fresh = [i for i in node.inputs if i in derived and i not in seen]
+        seen.update(fresh)
+        todo.extend(fresh)
 
 
 def common_source(frame: Frame, values: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from slmtvm.importer.compute import compute, operator_of
 from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Array, Graph, Node
 from slmtvm.importer.operators import Kind
+from slmtvm.importer.operators.elementwise import FLOAT_TYPES
 from slmtvm.importer.tokens import MIXED, NO_TOKEN, token_maps
 
 
@@ -203,8 +204,10 @@ class Frame:
         if node.op_type == "Cast":
             before = self.small.dtypes[node.inputs[0]]
             after = self.small.dtypes[node.outputs[0]]
-            integer = before.kind in "iu"
-            return after.kind != "b" and before.kind != "b" and (integer or after.kind not in "iu")
+            if before.kind in "iu" and after.kind in "iu":
+                # Token ids come in 64 bits and fit in 32.
+                return np.can_cast(before, after) or after.itemsize >= 4
+            return before.kind != "b" and node.attrs["to"] in FLOAT_TYPES
         if operator.kind is not Kind.MOVE or self.small.is_lookup(node):
             return False
         if operator.data is None:  # Concat: only with empty pieces, such as an empty cache

@@ -14,6 +14,7 @@ from slmtvm.importer.compute import compute, operator_of
 from slmtvm.importer.frame import Frame
 from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Array, Constant, Node, attribute_key
+from slmtvm.importer.operators.elementwise import FLOAT_TYPES
 
 ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 _MAX_NODES = 400  # of one region; the largest real ones have a few dozen
@@ -104,8 +105,7 @@ def evaluate_all(
 
 def _floating_cast(node: Node, values: Mapping[str, Array]) -> bool:
     before = values.get(node.inputs[0])
-    integers = (1, 10, 11, 16)  # FLOAT, FLOAT16, DOUBLE, BFLOAT16
-    return before is not None and before.dtype.kind == "f" and node.attrs["to"] in integers
+    return before is not None and before.dtype.kind == "f" and node.attrs["to"] in FLOAT_TYPES
 
 
 def _operand(

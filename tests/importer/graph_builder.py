@@ -94,3 +94,13 @@ def run_onnxruntime(path: Path, tokens: np.ndarray, output: str | None = None) -
             feed[port.name] = np.full((1, len(tokens)), fill, dtype)
     chosen = output or session.get_outputs()[0].name
     return session.run([chosen], feed)[0][0]
+
+
+def insert_after(model: onnx.ModelProto, value: str, write) -> None:
+    """Whoever reads ``value`` reads what the nodes of ``write(before, after)`` make of it."""
+    graph = model.graph
+    place = next(i for i, node in enumerate(graph.node) if value in node.output)
+    producer, before = graph.node[place], f"{value}_before"
+    producer.output[list(producer.output).index(value)] = before
+    for offset, node in enumerate(write(before, value)):
+        graph.node.insert(place + 1 + offset, node)

@@ -349,3 +349,20 @@ def test_a_decoder_that_adds_hidden_states_to_its_rows_is_refused(tmp_path):
     path = save(finish(b, inputs, logits, "logits", VOCAB), tmp_path)
     with pytest.raises(UnsupportedOpError, match="outside of a cross-attention"):
         import_onnx(path)
+
+
+class Positive(Builder):
+    """Keys are positive, those of the source too."""
+
+    def scaled(self, q: str, k: str) -> tuple[str, str]:
+        return q, self.op("Abs", k)
+
+
+def test_what_is_done_to_keys_of_a_source_is_done_while_the_source_is_read(tmp_path):
+    check_rounded(one_file(tmp_path, late_batch=False, kind=Positive))
+
+
+def test_what_a_decoder_does_to_keys_of_its_source_is_refused_by_name(tmp_path):
+    path = one_file(tmp_path, late_batch=True, kind=Positive)
+    with pytest.raises(UnsupportedOpError, match=r"Abs node.*changes keys or values of the source"):
+        import_onnx(path)

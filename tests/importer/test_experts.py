@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tvm import relax
 
 import slmtvm
-from slmtvm.errors import SlmError
+from slmtvm.errors import SlmError, UnsupportedOpError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.experts import Routing
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
 from slmtvm.schedules.linear.packed_rows import pack_rows
-from tests.importer.graph_builder import GraphBuilder, run_onnxruntime, save
+from tests.importer.graph_builder import GraphBuilder, insert_after, run_onnxruntime, save
 from tests.importer.graphs import Tiny, build
 
 EXPERTS, TOP_K, FFN, LARGE_FFN = 5, 2, 37, 8192
@@ -150,9 +151,12 @@ MIXTURES: dict[str, tuple[Callable[[GraphBuilder, str, int], str], Routing]] = {
 
 
 def calls(model: CanonicalModel, name: str) -> list[relax.Call]:
-    block = model.module["main"].body.blocks[0]
-    values = [binding.value for binding in block.bindings]
-    return [v for v in values if isinstance(v, relax.Call) and v.op.name == name]
+    return [call for call in every_call(model) if call.op.name == name]
+
+
+def every_call(model: CanonicalModel) -> list[relax.Call]:
+    values = [binding.value for binding in model.module["main"].body.blocks[0].bindings]
+    return [v for v in values if isinstance(v, relax.Call)]
 
 
 def check(model: CanonicalModel, path: Path) -> None:
@@ -349,3 +353,43 @@ def test_a_compiled_model_gives_onnxruntime_s_logits_one_token_or_many_at_a_time
         singly = np.stack([session.eval(TOKENS[i : i + 1]) for i in range(len(TOKENS))])
     assert np.abs(got - want).max() <= 5e-6 * np.ptp(want)
     np.testing.assert_array_equal(singly, got)
+
+
+def outputs(model: onnx.ModelProto, kind: str) -> list[str]:
+    return [node.output[0] for node in model.graph.node if node.op_type == kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high"),
+    [("Split", -30.0, 30.0), ("Softmax", 1e-3, 1.0), ("Div", 0.0, 0.99), ("ReduceSum", 0.3, 1.0),
+     ("Reshape", -30.0, 30.0), ("Squeeze", -300.0, 300.0)],
+)  # fmt: skip
+def test_a_bound_inside_of_a_mixture_is_not_lost(kind, low, high, tmp_path):
+    """On a gate's input, scores, weights, their sum, the rows and the results of experts."""
+    model = build(Tiny(block=gathered_matrices))
+    nodes = list(model.graph.node)
+    choice = next(i for i, node in enumerate(nodes) if node.op_type == "TopK")
+    inside = {name for node in nodes[choice - 3 :] for name in node.output}
+    value = next(name for name in outputs(model, kind) if name in inside)
+    bounds = [numpy_helper.from_array(np.float32(v), n) for v, n in ((low, "low"), (high, "high"))]
+    model.graph.initializer.extend(bounds)
+    insert_after(model, value, lambda x, y: [helper.make_node("Clip", [x, "low", "high"], [y])])
+    path = save(model, tmp_path)
+    try:
+        imported = import_onnx(path, context=24)
+    except UnsupportedOpError:
+        return
+    assert "relax.minimum" in {call.op.name for call in every_call(imported)}
+    check(imported, path)
+
+
+def test_a_gate_with_a_limit_is_no_gate_without(tmp_path):
+    """gpt-oss's, where the graph spells it."""
+    model = build(Tiny(block=loop_over_experts))
+    bound = numpy_helper.from_array(np.float32(7.0), "limit")
+    model.graph.initializer.append(bound)
+    sigmoid = outputs(model, "Sigmoid")[0]
+    gate = next(n.input[0] for n in model.graph.node if n.output[0] == sigmoid)
+    insert_after(model, gate, lambda x, y: [helper.make_node("Min", [x, "limit"], [y])])
+    with pytest.raises(UnsupportedOpError):
+        import_onnx(save(model, tmp_path), context=24)

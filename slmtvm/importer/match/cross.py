@@ -21,6 +21,8 @@ from slmtvm.importer.match.attention import (
 )
 from slmtvm.importer.match.rounding import as_text, score_roundings, weight_roundings
 from slmtvm.importer.match.scale import scaled_queries
+from slmtvm.importer.pieces import is_linear
+from slmtvm.importer.ranges import FINITE
 from slmtvm.importer.regions import between, dominators, evaluate
 from slmtvm.importer.steps import CrossAttention, Rows
 
@@ -184,6 +186,7 @@ def _scale(cover: Cover, raw: str, softmax: Node) -> tuple[float, Array]:
     slope = (result - zero) / samples
     scale = float(np.median(slope))
     straight = np.abs(slope - scale).max() <= _TOLERANCE * max(abs(scale), 1e-3)
+    straight = straight and is_linear(frame.small, nodes, {raw: FINITE})
     # What is the same for all of a row's scores goes out in the softmax.
     if not straight or (zero.max(axis=-1) != zero.min(axis=-1)).any():
         raise UnsupportedOpError(

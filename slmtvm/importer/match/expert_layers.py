@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,7 +26,9 @@ from slmtvm.importer.match.nbits import block_layer
 from slmtvm.importer.match.rounding import rounding_of, rounding_override
 from slmtvm.importer.match.weights import kernel_groups, linear_weights
 from slmtvm.importer.operators import Kind
-from slmtvm.importer.regions import Override, evaluate
+from slmtvm.importer.pieces import Account, in_arrays, probing_numbers
+from slmtvm.importer.ranges import FINITE
+from slmtvm.importer.regions import Override, evaluate_all
 from slmtvm.importer.steps import ExpertWeights, Param, Weights
 from slmtvm.ir.experts import Gate
 from slmtvm.ir.reference.experts import apply_gate
@@ -244,40 +247,73 @@ def _gate(
     hidden = next((i for i in down.inputs if _reaches(i, starts, makers)), None)
     if hidden is None:
         return None
-    shapes = [_shape(cover, s, la) for s, la in zip(starts, layers, strict=True)]
-    given = {s: cover.random.normal(size=shape) for s, shape in zip(starts, shapes, strict=True)}
     between = _nodes_between(hidden, starts, makers)
+    candidates = list(_possible_gates(layers))
+    account = Account(cover.frame.small, between, dict.fromkeys(starts, FINITE))
     try:
-        result = evaluate(cover.frame.small, between, given, hidden)
-    except (InvalidModelError, UnsupportedOpError, KeyError):
+        for rows, values in _gate_probes(cover, starts, layers, between):
+            result = values[hidden].reshape(len(rows), -1)
+            candidates = [c for c in candidates if _is_gate(c.gate, rows[:, c.features], result)]
+            if not candidates:
+                return None
+            account.see(values)
+    except (InvalidModelError, UnsupportedOpError, KeyError, ValueError):
         return None
-    tokens = int(np.prod(shapes[0])) // layers[0].n
-    rows = [given[s].reshape(tokens, -1) for s in starts]
-    if result.size % tokens:
-        return None
-    got = result.reshape(tokens, -1)
+    return (candidates[0].gate, candidates[0].up) if account.missing is None else None
 
-    def is_gate(gate: Gate, x: Array) -> bool:
-        if gate.activation == "swiglu" and x.shape[1] % 2:
-            return False
-        want = apply_gate(gate, x)
-        return want.shape == got.shape and bool(
-            (np.abs(want - got) <= _TOLERANCE * (1 + np.abs(want))).all()
-        )
 
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A gate, and the first layer whose ``features`` of all that come from the graph's it takes."""
+
+    gate: Gate
+    features: Array
+    up: ExpertWeights
+
+
+def _possible_gates(layers: Sequence[ExpertWeights]) -> Iterator[_Candidate]:
+    first, n = layers[0], layers[0].n
     if len(layers) == 2:
-        if layers[0].n != layers[1].n:
-            return None
-        for order in ((0, 1), (1, 0)):
-            if is_gate(Gate("swiglu"), np.concatenate([rows[i] for i in order], axis=1)):
-                return Gate("swiglu"), side_by_side([layers[i] for i in order])
-        return None
+        if layers[1].n == n:
+            for order in ((0, 1), (1, 0)):
+                features = np.concatenate([np.arange(n) + i * n for i in order])
+                yield _Candidate(Gate("swiglu"), features, side_by_side([layers[i] for i in order]))
+        return
     for gate in _GATES:
-        if is_gate(gate, rows[0]):
-            return gate, layers[0]
-    if is_gate(Gate("swiglu"), np.roll(rows[0], layers[0].n // 2, axis=1)):
-        return Gate("swiglu"), swapped_halves(layers[0])
-    return None
+        if gate.activation != "swiglu" or n % 2 == 0:
+            yield _Candidate(gate, np.arange(n), first)
+    if n % 2 == 0:
+        swapped = np.roll(np.arange(n), n // 2)
+        yield _Candidate(Gate("swiglu"), swapped, swapped_halves(first))
+
+
+def _gate_probes(
+    cover: Cover, starts: Sequence[str], layers: Sequence[ExpertWeights], between: Sequence[Node]
+) -> Iterator[tuple[Array, Mapping[str, Array]]]:
+    """Rows (tokens, features) of all ``starts`` side by side, and what ``between`` makes of them.
+
+    Half of the features are numbers that show what is done to them, first the one half, then the
+    other; the rest are near 1, so that factors neither vanish nor hide each other.
+    """
+    frozen = cover.frame.small
+    shapes = [_shape(cover, s, la) for s, la in zip(starts, layers, strict=True)]
+    tokens, width = int(np.prod(shapes[0])) // layers[0].n, layers[0].n * len(starts)
+    numbers = probing_numbers(frozen, between)
+    for half in (slice(0, -(-width // 2)), slice(width // 2, width)):
+        for samples in in_arrays(numbers, (tokens, half.stop - half.start)):
+            rows = cover.random.normal(size=(tokens, width))
+            rows[:, half] = samples
+            parts = np.split(rows, len(starts), axis=1)
+            given = {s: x.reshape(k) for s, x, k in zip(starts, parts, shapes, strict=True)}
+            yield rows, evaluate_all(frozen, between, given)
+
+
+def _is_gate(gate: Gate, x: Array, result: Array) -> bool:
+    want = apply_gate(gate, x)
+    if want.shape != result.shape:
+        return False
+    known = np.isfinite(result)  # far out the graph's own spelling may overflow
+    return bool((np.abs(want - result) <= _TOLERANCE * (1 + np.abs(want)))[known].all())
 
 
 def _shape(cover: Cover, name: str, layer: ExpertWeights) -> tuple[int, ...]:

@@ -32,6 +32,8 @@ from slmtvm.importer.match.expert_roundings import Roundings, find_roundings, re
 from slmtvm.importer.match.expert_weights import Mixture
 from slmtvm.importer.match.rounding import Rounding
 from slmtvm.importer.operators import Kind
+from slmtvm.importer.pieces import Account
+from slmtvm.importer.ranges import FINITE
 from slmtvm.importer.regions import ROUNDING, Override, constants_of
 from slmtvm.importer.steps import Experts, Param, QuantizeDequantize, Rows
 from slmtvm.ir.expert_roundings import as_text
@@ -45,6 +47,15 @@ _Measured = tuple[Routing, Param | None]
 _NOISE = 1e-13  # errors up to here are all the same: they come from the order of float64 sums
 _LEAD = 4.0  # of the logits of experts that a probe wants to be chosen
 _LARGEST_EPS = 1e-3
+# What rows and logits of a further probe are multiplied by, and what is added to logits: rows that
+# reach bounds, logits that leave scores near each other, near 0 (as near as float32 knows) and 1.
+_SCALES = (
+    (1e4, 1.0, 0.0), (1e-3, 1.0, 0.0), (1.0, 0.1, 0.0), (1.0, 4.0, 0.0), (1.0, 1.0, -12.0),
+    (1.0, 1.0, -80.0), (1.0, 1.0, 12.0),
+)  # fmt: skip
+_NOTHING = (
+    1e-3  # what a mixture gives, of what its experts do, below which its own size is no scale
+)
 _MORE_PROBES = 4  # where numbers must tell places apart
 
 
@@ -171,12 +182,15 @@ def _measure(
     if top_k is None:
         return []
     experts = mixture.experts
-    probes = []
-    for x, logits in _draw(cover, block, experts, top_k):
+    given = {block.x: FINITE, block.logits: FINITE}
+    probes, account = [], Account(cover.frame.small, block.nodes, given)
+    draws = list(_draw(cover, block, experts, top_k))
+    for x, logits in (*draws, *(_at_scale(draws[0], *sizes) for sizes in _SCALES)):
         values = compute_block(cover, block, x, logits, overrides)
         if values is None:
             return []
         probes.append((logits, result_rows(cover, block, values), mixture.results(x)))
+        account.see(values)
     found: list[_Measured] = []
     least = _TOLERANCE
     for routing, bias in _hypotheses(cover, block, experts, top_k):
@@ -188,7 +202,18 @@ def _measure(
         better = error < least / 4
         least = error if better else least
         found.insert(0 if better else len(found), (replace(routing, scale=scale), bias))
+    if found and account.missing is not None:
+        raise UnsupportedOpError(
+            "it may change some numbers in a mixture of experts, which has no such step",
+            where=cover.frame.graph.where(account.missing),
+        )
     return found
+
+
+def _at_scale(
+    draw: tuple[Array, Array], of_rows: float, of_logits: float, shift: float
+) -> tuple[Array, Array]:
+    return draw[0] * of_rows, draw[1] * of_logits + shift
 
 
 def _draw(
@@ -248,8 +273,11 @@ def _fit(
         expected = _mixed(results, chosen, weights)
         if not scale:
             scale = float((expected * y).sum() / max((expected * expected).sum(), 1e-300))
+            if not np.isfinite(scale):
+                return 0.0, np.inf
             scale = float(round(scale)) if abs(scale - round(scale)) < _TOLERANCE else scale
-        error = np.abs(scale * expected - y).max() / max(np.abs(y).max(), 1e-300)
+        size = max(float(np.abs(y).max()), _NOTHING * float(np.abs(results).max()), 1e-300)
+        error = np.abs(scale * expected - y).max() / size
         worst = max(worst, float(error)) if np.isfinite(error) else np.inf
         if worst > tolerance:
             break

@@ -13,6 +13,7 @@ from slmtvm.importer.cover import Cover
 from slmtvm.importer.graph import Constant, Node, reshaped, transposed
 from slmtvm.importer.match.weights import signed_zero_points, to_signed
 from slmtvm.importer.operators.convolution import is_pointwise
+from slmtvm.importer.operators.elementwise import FLOAT_TYPES
 from slmtvm.importer.steps import Param, Weights
 
 _MAX_FACTORS = 16
@@ -195,7 +196,7 @@ def factors_of(value: str, makers: Mapping[str, Node]) -> list[str]:
         small = len(factors) + len(todo) < _MAX_FACTORS
         if node is not None and node.op_type == "Mul" and small:
             todo.extend(node.inputs)
-        elif node is not None and node.op_type == "Cast":
+        elif node is not None and node.op_type == "Cast" and node.attrs["to"] in FLOAT_TYPES:
             todo.append(node.inputs[0])
         else:
             factors.append(name)

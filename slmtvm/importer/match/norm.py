@@ -12,11 +12,14 @@ from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Cover
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.operators import Kind
+from slmtvm.importer.pieces import is_algebraic
+from slmtvm.importer.ranges import FINITE
 from slmtvm.importer.regions import between, constants_of, dominators
 from slmtvm.importer.steps import Elementwise, Norm, Param, Step
 
 _LARGE = 1e3  # inputs at which epsilon does not count
 _SMALL = 1e-6  # inputs at which it does
+_BETWEEN = 10.0 ** np.arange(-5, 5)  # sizes of inputs at which it may, or something else does
 _FIT_TOLERANCE = 1e-6
 _SNAP = 1e-3  # how near the measured epsilon must be to a number in the graph to be that number
 
@@ -54,8 +57,8 @@ def match_norm(cover: Cover, value: str) -> Step | None:
             continue
         count = sum(operator_of(n).kind is Kind.REDUCE for n in nodes)
         # The nearest value will do, unless another reduction lies before it: an RMS norm of a
-        # value that was centred is a layer norm.
-        if count > reductions:
+        # value that was centred is a layer norm. A bound that may act is no part of a norm.
+        if count > reductions and is_algebraic(frame.small, nodes, {x: FINITE}):
             measured = _measure(cover, x, value, nodes, width)
             if measured is not None:
                 found, reductions = (x, nodes, measured), count
@@ -128,8 +131,7 @@ def _measure(
     samples = [cover.random.normal(size=(length, width)) + 0.5 for _ in range(3)]
     large = [cover.probe(nodes, x, value, s * _LARGE) for s in samples[:2]]
     small = cover.probe(nodes, x, value, samples[2] * _SMALL)
-    check = cover.probe(nodes, x, value, samples[2] * np.sqrt(_SMALL))
-    if small is None or check is None or any(y is None for y in large):
+    if small is None or any(y is None for y in large):
         return None
     y = np.concatenate([part for part in large if part is not None])
     for centred in (False, True):
@@ -148,12 +150,18 @@ def _measure(
         if eps is None:
             return None
         eps = _snap(eps, cover, nodes)
-        near = samples[2] * np.sqrt(_SMALL)
-        expected = normalize(near, eps, centred=centred, groups=groups) * gamma + beta
-        if not np.abs(expected - check).max() <= 10 * _FIT_TOLERANCE * np.abs(check).max():
-            return None
+        for near in (samples[2] * size for size in _BETWEEN):
+            expected = normalize(near, eps, centred=centred, groups=groups) * gamma + beta
+            result = cover.probe(nodes, x, value, near)
+            if result is None or not _agree(result, expected):
+                return None
         return _Measured(gamma, beta if centred else None, eps, groups)
     return None
+
+
+def _agree(result: Array, expected: Array) -> bool:
+    bound = 10 * _FIT_TOLERANCE * np.abs(expected).max()
+    return bool(np.abs(result - expected).max() <= bound)
 
 
 def _line(n: Array, y: Array) -> tuple[Array, Array]:

@@ -16,14 +16,14 @@ from slmtvm.importer.match.formulas import emit, formula
 from slmtvm.importer.match.general import spread
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.operators.elementwise import gelu_erf, gelu_tanh, sigmoid
-from slmtvm.importer.regions import between, constants_of, dominators
+from slmtvm.importer.pieces import Account, in_arrays, probing_numbers
+from slmtvm.importer.ranges import FINITE
+from slmtvm.importer.regions import between, constants_of, dominators, signature
 from slmtvm.importer.steps import Elementwise, Param, Rows, Same, Step
 
 # The graph's constants are roundings of the formulas' numbers: to float32, or to 16 bits.
 _TOLERANCE = 1e-6
 _TOLERANCE_16_BITS = {"float16": 1e-3, "bfloat16": 8e-3}
-# Decimal orders of the largest samples; in float16 less than what overflows, where clamps stand.
-_FARTHEST, _FARTHEST_16_BITS = 30.0, 3.5
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "": lambda x: x,
@@ -34,13 +34,15 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": sigmoid,
     "tanh": np.tanh,
 }
+_WITHOUT_CONSTANTS = ("", "nn.relu")  # nothing of them is rounded
 
 
 def match_activation(cover: Cover, value: str) -> Step | None:
     """``value`` as a known function of one other value, however the graph spells it.
 
     The part of the graph between them is computed on sample numbers and compared with each known
-    function. The identity (dropout, a guard against NaN) disappears.
+    function, and with the nearest one on all that ``pieces`` knows to ask. The identity (dropout, a
+    guard against NaN) disappears.
     """
     frame = cover.frame
 
@@ -58,31 +60,53 @@ def match_activation(cover: Cover, value: str) -> Step | None:
         if frame.small.dtypes[x].kind in "iub" or width is None or width != cover.width(value):
             continue
         nodes = between(frame, x, value)
-        tolerance = _tolerance(cover, nodes)
-        near = cover.random.normal(size=(frame.small.length, width)) * 4
-        # A clamp is none of these functions, however far out it stands.
-        orders = _FARTHEST if tolerance == _TOLERANCE else _FARTHEST_16_BITS
-        far = near * np.logspace(0, orders, near.size).reshape(near.shape)
-        results = [cover.probe(nodes, x, value, samples) for samples in (near, far)]
-        # The nearest one: rounded constants bring both formulas of GELU within the tolerance.
-        errors = {name: _error(results[0], f(near)) for name, f in _ACTIVATIONS.items()}
-        name = min(errors, key=lambda key: errors[key])
-        expected = _ACTIVATIONS[name](far)
-        # Far out the graph's own spelling may overflow.
-        end = results[1]
-        end = None if end is None else np.where(np.isfinite(end), end, expected)
-        if max(errors[name], _error(end, expected)) <= tolerance:
+        key = ("activation", signature(frame, nodes, x, value))
+        if key not in cover.cache:
+            cover.cache[key] = _function(cover, x, value, nodes)
+        name = cover.cache[key]
+        if isinstance(name, str):
             source = cover.need(x)
             return Elementwise(name, (source,)) if name else Same(source)
     return None
 
 
-def _error(result: Array | None, expected: Array) -> float:
-    """How far ``result`` is from ``expected``, relative to 1 + its size."""
+def _function(cover: Cover, x: str, value: str, nodes: Sequence[Node]) -> str | None:
+    """Which of the known functions ``nodes`` compute from ``x``; None for any other."""
+    frozen = cover.frame.small
+    shape = (frozen.length, cover.frame.features(x))
+    tolerance = _tolerance(cover, nodes)
+    near = cover.random.normal(size=shape) * 4
+    result = cover.probe(nodes, x, value, near)
+    # The nearest one: rounded constants bring both formulas of GELU within the tolerance.
+    errors = {name: _error(result, near, f(near)) for name, f in _ACTIVATIONS.items()}
+    name = min(errors, key=lambda key: errors[key])
+    if name in _WITHOUT_CONSTANTS:
+        tolerance = _TOLERANCE
+    if errors[name] > tolerance:
+        return None
+    account = Account(frozen, nodes, {x: FINITE})
+    for samples in in_arrays(probing_numbers(frozen, nodes), shape):
+        values = cover.probe_all(nodes, x, samples)
+        result = None if values is None else cover.rows_of(values, value)
+        expected = _ACTIVATIONS[name](samples)
+        if values is None or result is None:
+            return None
+        # Far out the graph's own spelling may overflow.
+        result = np.where(np.isfinite(result), result, expected)
+        if _error(result, samples, expected) > tolerance:
+            return None
+        account.see(values)
+    return name if account.missing is None else None
+
+
+def _error(result: Array | None, x: Array, expected: Array) -> float:
+    """How far ``result`` is from ``expected`` of x, relative to its size and that of x up to 1."""
     if result is None:
         return math.inf
-    error = float(np.max(np.abs(result - expected) / (1 + np.abs(expected))))
-    return error if math.isfinite(error) else math.inf
+    size = np.abs(expected) + np.minimum(np.abs(x), 1)
+    error = np.abs(result - expected) / np.where(size, size, 1)
+    largest = float(np.max(error))
+    return largest if math.isfinite(largest) else math.inf
 
 
 def _tolerance(cover: Cover, nodes: Sequence[Node]) -> float:

@@ -13,6 +13,7 @@ from slmtvm.importer.cover import Cover
 from slmtvm.importer.frozen import Frozen
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.operators import Kind
+from slmtvm.importer.pieces import linear_node
 from slmtvm.importer.regions import between, dominators, evaluate, signature
 from slmtvm.importer.steps import Rope
 
@@ -33,14 +34,15 @@ class Rotation:
 def match_rope(cover: Cover, value: str, head_dim: int) -> tuple[Rope, float] | None:
     """``value``, rows of heads of ``head_dim``, as a rotation of an earlier value, times a factor.
 
-    The map between them is linear if it is a rope; unit vectors fed through it show which feature
-    goes where at every position of the context, and so its tables.
+    Only what is linear may lie between them: unit vectors fed through it then show which feature
+    goes where at every position of the context, and so its tables. A bound on queries or keys stays
+    a step of its own.
     """
     frame = cover.frame
 
     def allowed(node: Node) -> bool:
         kind = operator_of(node).kind
-        return kind in (Kind.ELEMENTWISE, Kind.MOVE) and not frame.small.is_lookup(node)
+        return kind in (Kind.ELEMENTWISE, Kind.MOVE) and linear_node(frame.small, node)
 
     for x in reversed(dominators(frame, value, allowed)):
         width = cover.width(x)
@@ -185,7 +187,8 @@ def _agrees(
     length, width = frame.small.length, frame.features(x)
     samples = cover.random.normal(size=(length, width))
     result = cover.probe(nodes, x, value, samples)
-    if result is None:
+    nothing = cover.probe(nodes, x, value, np.zeros((length, width)))
+    if result is None or nothing is None or nothing.any():
         return False
     heads = samples.reshape(length, -1, head_dim)
     expected = rotate(heads, rotation.cos[:length], rotation.sin[:length], rotation.interleaved)

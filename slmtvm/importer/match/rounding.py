@@ -14,12 +14,15 @@ from slmtvm.importer.frame import Frame
 from slmtvm.importer.graph import Array, Constant, Node
 from slmtvm.importer.match.masks import MASKED
 from slmtvm.importer.operators import Kind
+from slmtvm.importer.pieces import is_linear
+from slmtvm.importer.ranges import SHARES
 from slmtvm.importer.regions import Override, between, evaluate
 from slmtvm.importer.steps import Param, QuantizeDequantize, Rescale, Rows, Same, Step
 from slmtvm.ir.reference.rounding import rounded
 
 _TOLERANCE = 1e-5
 _SAME_SHARE = 1e-12  # of numbers in float64
+_SEED = 0
 _LARGE = 1e9  # a score that every cap cuts off
 
 
@@ -242,13 +245,19 @@ def share_of(frame: Frame, source: str, value: str) -> float | None:
     None where there is none.
     """
     shape = frame.small.shapes[source]
-    # Distinct numbers between 0 and 1 show that guards and reshapes leave every element in place.
-    numbers = ((np.arange(np.prod(shape)) + 1) / (np.prod(shape) + 1)).reshape(shape)
+    # Numbers without any order show that reshapes leave every element in place.
+    numbers = np.random.default_rng(_SEED).uniform(0.1, 1.0, shape)
+    nodes = between(frame, source, value)
+    if not is_linear(frame.small, nodes, {source: SHARES}):
+        return None
     try:
-        result = evaluate(frame.small, between(frame, source, value), {source: numbers}, value)
+        nothing, result = (
+            evaluate(frame.small, nodes, {source: given}, value) if nodes else given
+            for given in (np.zeros(shape), numbers)
+        )
     except InvalidModelError:
         return None
-    if result.size != numbers.size:
+    if result.size != numbers.size or nothing.any():
         return None
     shares = result.reshape(shape) / numbers
     share = float(np.median(shares))

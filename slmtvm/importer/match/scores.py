@@ -14,11 +14,14 @@ from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.masks import MASKED, Mask, read_mask
 from slmtvm.importer.match.rounding import ScoreRoundings, score_roundings
 from slmtvm.importer.operators import Kind
-from slmtvm.importer.regions import between, evaluate, signature
+from slmtvm.importer.pieces import Account, in_arrays, probing_numbers
+from slmtvm.importer.ranges import FINITE
+from slmtvm.importer.regions import between, evaluate, evaluate_all, signature
 
 _TOLERANCE = 1e-5
 _LARGE, _SMALL = 1e9, 1e-3  # scores that a cap cuts off, and that it leaves as they are
 _MAX_CAP = 1e6
+_ABSORBED = 1e-12  # of what is added, in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +101,7 @@ def _measure(cover: Cover, raw: str, softmax: Node, nodes: Sequence[Node]) -> Sc
         )
     if (result[~seen] > MASKED).any():
         raise UnsupportedOpError("the mask does not hide what it masks", where=where)
+    _check_everywhere(cover, raw, nodes, softmax, lambda s: _capped(scale, softcap, s), seen)
     added = full(0.0)
     gain = float(_capped(scale, softcap, 1.0))
     roundings = score_roundings(
@@ -116,6 +120,47 @@ def _measure(cover: Cover, raw: str, softmax: Node, nodes: Sequence[Node]) -> Sc
     mask = read_mask(added, visible, where, exact=bool(roundings.sums))
     _check_short(zero, seen, mask, exact=bool(roundings.sums), where=where)
     return Scores(scale, softcap, mask, roundings)
+
+
+_TIMES = 4  # that each number is tried, at another place
+
+
+def _check_everywhere(
+    cover: Cover,
+    raw: str,
+    nodes: Sequence[Node],
+    softmax: Node,
+    expected: Callable[[Array], Array],
+    seen: Array,
+) -> None:
+    """Raise where ``nodes`` do more to some scores than ``expected``, where they are ``seen``."""
+    frozen, output = cover.frame.small, softmax.inputs[0]
+    shape, account = frozen.shapes[raw], Account(frozen, nodes, {raw: FINITE})
+    zero = evaluate_all(frozen, nodes, {raw: np.zeros(shape)})[output]
+    numbers = np.tile(probing_numbers(frozen, nodes), _TIMES)
+    for scores in in_arrays(cover.random.permutation(numbers), shape):
+        values = evaluate_all(frozen, nodes, {raw: scores})
+        products, before, after = (
+            x.reshape(seen.shape)[seen] for x in (scores, zero, values[output])
+        )
+        wanted = expected(products)
+        bound = _TOLERANCE * np.abs(wanted) + _ABSORBED * (1 + np.abs(before))
+        apart = ~(np.abs(after - before - wanted) <= bound)
+        if apart.any():
+            raise UnsupportedOpError(
+                "scores pass through more than a scale, a cap by tanh and a mask on their way to "
+                f"the softmax: a product of queries and keys of {products[apart][0]:g} becomes "
+                f"{(after - before)[apart][0]:g} and not {wanted[apart][0]:g}",
+                where=cover.frame.graph.where(account.suspect or softmax),
+            )
+        account.see(values)
+    node = account.missing
+    if node is not None:
+        raise UnsupportedOpError(
+            "it may change some scores on their way to the softmax, where a scale, a cap by tanh "
+            "and a mask are supported",
+            where=cover.frame.graph.where(node),
+        )
 
 
 def _capped(scale: float, softcap: float, product: Array | float) -> Array:

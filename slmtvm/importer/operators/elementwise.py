@@ -22,7 +22,8 @@ def erf(x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))  # never overflows
+    small = np.exp(-np.abs(x))  # never overflows, and is exact at both ends
+    return np.asarray(np.where(x < 0, small, 1) / (1 + small)).astype(x.dtype, copy=False)
 
 
 def softplus(x: Array) -> Array:
@@ -190,6 +191,9 @@ def ort_gelu(_attrs: Attrs, x: Array) -> Any:
 @register("Swish", 24, Kind.ELEMENTWISE)
 def swish(attrs: Attrs, x: Array) -> Any:
     return x * sigmoid(attrs.get("alpha", 1.0) * x)
+
+
+FLOAT_TYPES = (1, 10, 11, 16)  # FLOAT, FLOAT16, DOUBLE, BFLOAT16: a Cast to them keeps numbers
 
 
 def cast_dtype(attrs: Attrs) -> np.dtype[Any]:

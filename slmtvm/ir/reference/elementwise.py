@@ -19,7 +19,8 @@ def softmax(x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
+    small = np.exp(-np.abs(x))  # never overflows, and is exact at both ends
+    return np.asarray(np.where(x < 0, small, 1) / (1 + small)).astype(x.dtype, copy=False)
 
 
 def _gelu(x: Array) -> Array:
