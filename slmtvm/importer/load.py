@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from slmtvm.errors import InvalidModelError
+from slmtvm.files import no_such_file
 from slmtvm.importer.functions import Body, Call, inline_functions
 from slmtvm.importer.graph import Constant, Graph, Node, Port, Subgraph, sort_nodes
 from slmtvm.importer.redact import fill, is_redacted
@@ -45,7 +46,7 @@ def count_operators(path: str | Path) -> dict[str, int]:
 
 def _parse(path: Path) -> ModelProto:
     if not path.is_file():
-        raise InvalidModelError("no such file", where=str(path))
+        raise InvalidModelError(no_such_file(path), where=str(path))
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise InvalidModelError(
             "the file is over 2 GB; save the model with external data", where=str(path)
