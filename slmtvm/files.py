@@ -59,7 +59,8 @@ def no_such_file(path: str | Path) -> str:
         return f"no such file: there is no folder {path.parent}"
     except (OSError, ValueError):
         return "no such file"
-    return f"no such file{did_you_mean(path.name, names, str(path.parent))}"
+    others = [name for name in names if name != path.name]  # what is there is no file
+    return f"no such file{did_you_mean(path.name, others, str(path.parent))}"
 
 
 def did_you_mean(name: str, names: list[str], folder: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import shutil
@@ -27,6 +28,7 @@ from slmtvm.errors import BundleError, InvalidModelError
 from slmtvm.plan.model import Plan
 from slmtvm.target import Target
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -58,7 +60,9 @@ def write_bundle(
             bundle = _build(folder, ordered, rebased, weights, model, source, tokenizer, progress)
             _move_into_place(folder, path)
     except OSError as error:
-        raise BundleError(f"cannot be written: {error.strerror}", where=f"{path}") from error
+        advice = "; free some room, or choose another folder" if error.errno in _FULL else ""
+        message = f"cannot be written: {error.strerror}{advice}"
+        raise BundleError(message, where=f"{path}") from error
     return Bundle(path, bundle.manifest)
 
 

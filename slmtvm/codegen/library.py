@@ -12,7 +12,7 @@ from slmtvm.codegen.objects import write_object
 from slmtvm.codegen.tables import kernel_symbol, write_tables
 from slmtvm.codegen.weights import WeightsFile
 from slmtvm.codegen.zig import zig_cc
-from slmtvm.errors import SlmError, TargetError
+from slmtvm.errors import TargetError
 from slmtvm.plan.model import Plan
 from slmtvm.target import Target
 
@@ -52,22 +52,16 @@ def build_library(
     of that content. It exports the functions of slm.h and needs libc and libm only. Equal arguments
     give equal bytes. What is made on the way lies beside ``path``, so that one disk only must have
     room. Raises TargetError where the target asks for a CPU feature that the runtime cannot check,
-    SlmError where linking fails or there is no room.
+    SlmError where linking fails, OSError where nothing can be written beside ``path``.
     """
     _check_features(target)
     say = progress or (lambda _message: None)
     runtime = resources.files("slmtvm.codegen") / "runtime"
-    try:
-        with (
-            resources.as_file(runtime) as sources,
-            tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder,
-        ):
-            _build(plan, target, path, weights, sources, Path(folder), say)
-    except OSError as error:
-        raise SlmError(
-            f"cannot be written: {error.strerror}; free some room, or choose another folder",
-            where=str(path.parent),
-        ) from error
+    with (
+        resources.as_file(runtime) as sources,
+        tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder,
+    ):
+        _build(plan, target, path, weights, sources, Path(folder), say)
 
 
 def _build(

@@ -45,7 +45,8 @@ def zig_cc(
     folder: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> None:
-    """Run ``zig cc -target link_triple arguments``; SlmError with zig's words if it fails.
+    """Run ``zig cc -target link_triple arguments``; SlmError with zig's words if it fails, OSError
+    where ``folder`` is full.
 
     It runs in ``folder``, which may be anything but removed meanwhile, by default the current one,
     and what it makes on the way lies there and is removed: only the libc stubs are kept in
@@ -114,7 +115,7 @@ def _first_error(words: str) -> str:
 
 
 def _check_room(cache: Path, scratch: Path) -> None:
-    """Raise SlmError where the cache, or else the folder that is written, has no room.
+    """Raise SlmError where the cache has no room, OSError where what is written has none.
 
     zig's own words for it are hundreds of lines about what it could not build.
     """
@@ -125,10 +126,7 @@ def _check_room(cache: Path, scratch: Path) -> None:
         except OSError as error:
             if folder == cache:
                 raise _cannot_keep(cache, error) from error
-            raise SlmError(
-                f"cannot be written: {error.strerror}; free some room",
-                where=str(folder.parent),
-            ) from error
+            raise OSError(error.errno, error.strerror, str(folder.parent)) from error
 
 
 def _cannot_keep(cache: Path, error: OSError) -> SlmError:

@@ -17,6 +17,7 @@ from slmtvm.bundle.write import write_bundle
 from slmtvm.errors import BundleError, InvalidModelError, SlmError
 from slmtvm.target import Target
 from tests.runtime.toy import toy_decoder, toy_weights
+from tests.small_disk import small_disk
 
 TARGETS = ("cortex-a72", "cortex-a78")
 
@@ -157,3 +158,11 @@ def test_a_bundle_needs_targets_with_names_of_their_own(tmp_path: Path) -> None:
 
 def test_missing_parent_folders_are_made(tmp_path: Path) -> None:
     write(tmp_path / "a" / "b" / "x.slm").verify()
+
+
+def test_a_full_disk_names_the_path_that_was_asked_for_and_leaves_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        path = disk / "x.slm"
+        with pytest.raises(BundleError, match=f"^{path}: cannot be written: No space left .*room"):
+            write(path)
+        assert list(disk.iterdir()) == []

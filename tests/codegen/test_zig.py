@@ -77,9 +77,9 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "64k") as disk:
         arguments = write(disk)
         (disk / "rest").write_bytes(bytes(52 << 10))
-        with pytest.raises(SlmError, match="No space left on device") as caught:
+        with pytest.raises(OSError, match="No space left on device") as caught:
             zig_cc(TRIPLE, arguments, folder=disk)
-    assert str(caught.value).startswith(f"{disk}: cannot be written: ")
+    assert caught.value.filename == str(disk)
 
 
 def test_an_interruption_ends_zig_and_all_that_it_started(tmp_path: Path) -> None:
