@@ -17,6 +17,7 @@ from slmtvm.passes.quantize_activations import ACTIVATIONS
 from slmtvm.plan.build import build_plan
 from slmtvm.plan.model import Plan
 from slmtvm.target import Target
+from slmtvm.text import find_tokenizer, read_tokenizer
 
 Progress = Callable[[str], None]
 KV_DTYPES = {"f16": "float16", "f32": "float32", "int8": "int8"}
@@ -40,8 +41,8 @@ def compile_model(
     """Compile an ONNX file for one or more targets into the bundle ``output``.
 
     context: tokens that a session holds; the model's own maximum where None. source_context: the
-    most tokens of an encoder-decoder's source. tokenizer: a tokenizer.json to put into the bundle;
-    the one beside the model where None and there is one.
+    most tokens of an encoder-decoder's source. tokenizer: the one to put into the bundle, see
+    ``slmtvm.text.read_tokenizer``; where None, the one beside the model, if there is one.
     kv: "f16", "f32" or "int8", how the KV cache holds keys and values; where None, what suits each
     target, or "f32" where some are known to be beyond float16.
     activations: what float activations that meet integer weights are computed in: "int8" (they
@@ -55,6 +56,7 @@ def compile_model(
     """
     _check_options(kv, activations)
     resolved = [t if isinstance(t, Target) else Target.load(t) for t in targets]
+    text = _tokenizer(model, tokenizer)  # before the work that takes long
     progress("import")
     canonical = import_onnx(
         model, context=context, source_context=source_context, mask=mask, encoder=encoder
@@ -63,7 +65,7 @@ def compile_model(
         canonical,
         resolved,
         output=output,
-        tokenizer=tokenizer,
+        tokenizer=text,
         kv=kv,
         activations=activations,
         progress=progress,
@@ -76,13 +78,13 @@ def compile_imported(
     targets: Sequence[Target],
     *,
     output: str | Path,
-    tokenizer: str | Path | None = None,
+    tokenizer: bytes | None = None,
     kv: str | None = None,
     activations: str = "int8",
     progress: Progress = lambda _: None,
     note: Progress = lambda _: None,
 ) -> Bundle:
-    """``compile_model`` from what ``import_onnx`` gave."""
+    """``compile_model`` from what ``import_onnx`` and ``read_tokenizer`` gave."""
     _check_options(kv, activations)
     for text in model.notes:
         note(text)
@@ -95,7 +97,6 @@ def compile_imported(
         kv_dtype = KV_DTYPES[str(info["kv"])] if info["kv"] != "default" else None
         plans.append((target, build_plan(lower(fused, target, kv_dtype), info)))
     progress("bundle")
-    tokenizer = _tokenizer(model.source, tokenizer)
     return write_bundle(output, plans, source=model.source, tokenizer=tokenizer, progress=progress)
 
 
@@ -107,11 +108,9 @@ def _check_options(kv: str | None, activations: str) -> None:
         raise SlmError(message, where="activations")
 
 
-def _tokenizer(model: str | Path, given: str | Path | None) -> Path | None:
-    if given is not None:
-        return Path(given)
-    beside = Path(model).parent / "tokenizer.json"
-    return beside if beside.is_file() else None
+def _tokenizer(model: str | Path, given: str | Path | None) -> bytes | None:
+    path = find_tokenizer(model) if given is None else given
+    return None if path is None else read_tokenizer(path)
 
 
 def _info(

@@ -1,6 +1,7 @@
 """Where a model's texts start and end: what the settings beside its ONNX file say of it.
 
-An ONNX file has no place for it. Exporters put it into JSON files of the same folder.
+An ONNX file has no place for it. Exporters put it into JSON files of the same folder, or of the one
+above a folder "onnx".
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from slmtvm.errors import InvalidModelError
+from slmtvm.files import read_text
+from slmtvm.text.find import model_folders
 
 # The first file that has a field counts. genai_config.json nests its fields one level deeper.
 _FILES = ("generation_config.json", "genai_config.json", "config.json")
 _NESTED = "model"
+_MAX_BYTES = 16 << 20  # settings have some kilobytes
 _START, _END = "decoder_start_token_id", "eos_token_id"
 
 
@@ -37,8 +41,8 @@ def generation_tokens(model: str | Path, vocab_size: int) -> GenerationTokens:
     """
     start: list[int] = []
     end: list[int] = []
-    for name in _FILES:
-        path = Path(model).with_name(name)
+    paths = (folder / name for folder in model_folders(model) for name in _FILES)
+    for path in paths:
         if path.is_file():
             fields = _fields(path)
             start = start or _ids(fields, _START, path, vocab_size)
@@ -47,9 +51,10 @@ def generation_tokens(model: str | Path, vocab_size: int) -> GenerationTokens:
 
 
 def _fields(path: Path) -> dict[str, Any]:
+    text = read_text(path, _MAX_BYTES, InvalidModelError)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InvalidModelError(
             f"is no JSON: {error}; mend it, or take it out of the model's folder", where=str(path)
         ) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slmtvm.errors import TargetError
+from slmtvm.files import did_you_mean, read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,6 +23,7 @@ _FIELDS = {
 }  # fmt: skip
 _OPTIONAL = {"read_gb_per_second": float}
 _TOML_NAMES = {str: "a string", dict: "a table", list: "a list", float: "a number"}
+_MAX_TOML_BYTES = 1 << 20
 ARCHITECTURES = ("x86_64", "aarch64", "riscv64")
 
 
@@ -64,13 +66,12 @@ class Target:
             return host_target()
         path = Path(name)
         if path.suffix == ".toml":
-            if not path.is_file():
-                raise TargetError("no such target file", where=name)
-            return _parse(path.read_text(), str(path))
-        if name not in known_targets():
+            return _parse(read_text(path, _MAX_TOML_BYTES, TargetError), str(path))
+        known = ["host", *known_targets()]
+        if name not in known:
             raise TargetError(
-                f"unknown target; known are host, {', '.join(known_targets())}, "
-                "or give the path of a TOML file",
+                f"unknown target; known are {', '.join(known)}, or give the path of a TOML file"
+                + did_you_mean(name, known),
                 where=name,
             )
         return _parse((_folder() / f"{name}.toml").read_text(), f"targets/{name}.toml")

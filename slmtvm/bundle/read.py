@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from slmtvm.bundle.manifest import FileEntry, Manifest, parse_manifest
 from slmtvm.errors import BundleError
+from slmtvm.files import no_such_file, read_text
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -28,19 +30,13 @@ class Bundle:
         Sizes are checked here, contents by ``verify`` and when the library is loaded.
         """
         path = Path(path)
-        if not path.is_dir():
+        if not os.path.isdir(path):
+            missing = "is a file" if os.path.exists(path) else no_such_file(path)
             raise BundleError(
-                "no such bundle (a folder, as slmtvm compile writes it)", where=f"{path}"
+                f"no bundle (a folder, as slmtvm compile writes it): {missing}", where=f"{path}"
             )
         file = path / MANIFEST
-        try:
-            if file.stat().st_size > _MAX_MANIFEST_BYTES:
-                raise BundleError("too large to be a manifest", where=f"{file}")
-            text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise BundleError("not UTF-8 text", where=f"{file}") from error
-        except OSError as error:
-            raise BundleError(f"not a bundle: {error.strerror}", where=f"{file}") from error
+        text = read_text(file, _MAX_MANIFEST_BYTES, BundleError)
         bundle = Bundle(path, parse_manifest(text, f"{file}"))
         for entry in bundle.files():
             bundle._check_size(entry)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from slmtvm.bundle.build_folder import aside, build_folder
 from slmtvm.bundle.manifest import (
     FileEntry,
     Manifest,
@@ -23,10 +24,11 @@ from slmtvm.bundle.read import MANIFEST, Bundle
 from slmtvm.codegen.library import Progress, build_library
 from slmtvm.codegen.memory import predict_memory
 from slmtvm.codegen.weights import WeightsFile, merge_weights
-from slmtvm.errors import BundleError
+from slmtvm.errors import BundleError, InvalidModelError
 from slmtvm.plan.model import Plan
 from slmtvm.target import Target
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -37,50 +39,60 @@ def write_bundle(
     *,
     model: Mapping[str, Any] | None = None,
     source: str | Path | None = None,
-    tokenizer: str | Path | None = None,
+    tokenizer: bytes | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile and link ``plans``, one for each target, into the bundle ``path``.
 
     ``model`` holds JSON values for the manifest's part of that name, besides what the plan says;
-    ``source`` is the ONNX file (its name and SHA-256 are noted), ``tokenizer`` a tokenizer.json to
-    include. Weights that several plans lay out alike are stored once. The bundle appears whole or
-    not at all; an older bundle at ``path`` is replaced, anything else there is left alone. Equal
-    input gives equal bytes. Raises BundleError where ``path`` cannot be written.
+    ``source`` is the ONNX file (its name and SHA-256 are noted), ``tokenizer`` the content of a
+    tokenizer.json to include. Weights that several plans lay out alike are stored once. The bundle
+    appears whole or not at all; an older bundle at ``path`` is replaced, anything else there is
+    left alone. Equal input gives equal bytes. Raises BundleError where ``path`` cannot be written,
+    InvalidModelError where ``source`` cannot be read.
     """
     path = Path(path)
     ordered = sorted(plans, key=lambda pair: pair[0].name)
     _check_arguments(path, [target.name for target, _ in ordered])
     weights, rebased = merge_weights([plan for _, plan in ordered])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        with build_folder(path) as folder:
+            bundle = _build(folder, ordered, rebased, weights, model, source, tokenizer, progress)
+            _move_into_place(folder, path)
     except OSError as error:
-        raise BundleError(f"cannot be written: {error.strerror}", where=f"{path}") from error
-    try:
-        targets = {}
-        (folder / "lib").mkdir()
-        for (target, _), plan in zip(ordered, rebased, strict=True):
-            library = folder / library_path(target.name)
-            build_library(plan, target, library, weights, progress=progress)
-            targets[target.name] = _target_entry(target, plan, weights, library)
-        manifest = Manifest(
-            weights=FileEntry("weights.bin", weights.size, weights.write(folder / "weights.bin")),
-            targets=targets,
-            model={**_model_facts(ordered[0][1]), **(model or {})},
-            source=_source(source),
-            tokenizer=_copy_tokenizer(tokenizer, folder),
-        )
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        _set_modes(folder)
-        bundle = Bundle.open(folder)
-        _move_into_place(folder, path)
-    except OSError as error:
-        raise BundleError(f"cannot be written: {error}", where=f"{path}") from error
-    finally:
-        # After the move this is gone, or is the older bundle that was replaced.
-        shutil.rmtree(folder, ignore_errors=True)
+        advice = "; free some room, or choose another folder" if error.errno in _FULL else ""
+        message = f"cannot be written: {error.strerror}{advice}"
+        raise BundleError(message, where=f"{path}") from error
     return Bundle(path, bundle.manifest)
+
+
+def _build(
+    folder: Path,
+    ordered: Sequence[tuple[Target, Plan]],
+    rebased: Sequence[Plan],
+    weights: WeightsFile,
+    model: Mapping[str, Any] | None,
+    source: str | Path | None,
+    tokenizer: bytes | None,
+    progress: Progress | None,
+) -> Bundle:
+    """The whole bundle in ``folder``, checked; ``rebased`` are the plans that read ``weights``."""
+    targets = {}
+    (folder / "lib").mkdir()
+    for (target, _), plan in zip(ordered, rebased, strict=True):
+        library = folder / library_path(target.name)
+        build_library(plan, target, library, weights, progress=progress)
+        targets[target.name] = _target_entry(target, plan, weights, library)
+    manifest = Manifest(
+        weights=FileEntry("weights.bin", weights.size, weights.write(folder / "weights.bin")),
+        targets=targets,
+        model={**_model_facts(ordered[0][1]), **(model or {})},
+        source=_source(source),
+        tokenizer=_write_tokenizer(tokenizer, folder),
+    )
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    _set_modes(folder)
+    return Bundle.open(folder)
 
 
 def _check_arguments(path: Path, names: list[str]) -> None:
@@ -125,18 +137,21 @@ def _source(source: str | Path | None) -> dict[str, str] | None:
     if source is None:
         return None
     digest = hashlib.sha256()
-    with open(source, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    try:
+        with open(source, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise InvalidModelError(f"cannot be read: {error.strerror}", where=f"{source}") from error
     return {"file": Path(source).name, "sha256": digest.hexdigest()}
 
 
-def _copy_tokenizer(tokenizer: str | Path | None, folder: Path) -> FileEntry | None:
+def _write_tokenizer(tokenizer: bytes | None, folder: Path) -> FileEntry | None:
     if tokenizer is None:
         return None
-    copy = folder / "tokenizer.json"
-    shutil.copyfile(tokenizer, copy)
-    return _entry(copy, copy.name)
+    file = folder / "tokenizer.json"
+    file.write_bytes(tokenizer)
+    return _entry(file, file.name)
 
 
 def _set_modes(folder: Path) -> None:
@@ -150,14 +165,14 @@ def _move_into_place(folder: Path, path: Path) -> None:
         folder.rename(path)
     elif not _exchange(folder, path):
         # No exchange on this file system: for a moment there is no bundle at ``path``.
-        aside = folder.with_name(folder.name + ".old")
-        path.rename(aside)
+        older = aside(folder)
+        path.rename(older)
         try:
             folder.rename(path)
         except BaseException:
-            aside.rename(path)
+            older.rename(path)
             raise
-        shutil.rmtree(aside)
+        shutil.rmtree(older, ignore_errors=True)
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -16,6 +16,22 @@ def positive(text: str) -> int:
     return value
 
 
+def threads(text: str) -> int:
+    """A number of threads, 0 for one for each core that this process may use."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of threads; 0 stands for one for each core"
+        )
+    return value
+
+
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """``--threads``, 1 by default: small models are faster without hand-overs between cores."""
-    parser.add_argument("--threads", type=positive, default=1, help="threads (default 1)")
+    parser.add_argument(
+        "--threads", type=threads, default=1,
+        help="threads (default 1); 0: one for each core that this process may use",
+    )  # fmt: skip

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
-from slmtvm.cli.arguments import positive
+from slmtvm.cli.arguments import threads
 from slmtvm.cli.files import write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="the bundle, x.slm")
     parser.add_argument(
-        "--threads", type=positive, nargs="+", metavar="N",
-        help="numbers of threads to measure (default: 1 to all cores)",
+        "--threads", type=threads, nargs="+", metavar="N",
+        help="numbers of threads to measure (default: 1 to all cores); 0: one for each core that "
+        "this process may use",
     )  # fmt: skip
     parser.add_argument("--target", help="which of the bundle's libraries (default: the best here)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
@@ -26,10 +28,11 @@ def run(options: argparse.Namespace) -> int:
 
     from slmtvm.bench import bench, html_page
 
-    with tqdm(bar_format="{desc}", leave=False, disable=None) as bar:
+    usable = len(os.sched_getaffinity(0))
+    with tqdm(bar_format="{desc}", leave=False, disable=options.quiet or None) as bar:
         report = bench(
             options.bundle,
-            threads=options.threads,
+            threads=options.threads and [n or usable for n in options.threads],
             target=options.target,
             progress=bar.set_description_str,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "has them (default: none)",
     )  # fmt: skip
     parser.add_argument(
-        "--tokenizer", type=Path, help="a tokenizer.json to include (default: the model's own)"
+        "--tokenizer", type=Path, help="a tokenizer to include (default: the model's own)"
     )
 
 
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     from slmtvm.compiler import compile_model
 
     notes: list[str] = []
-    with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as bar:
+    with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=options.quiet or None) as bar:
         bundle = compile_model(
             options.model,
             options.target or ["host"],
@@ -74,9 +75,16 @@ def run(options: argparse.Namespace) -> int:
             progress=bar.set_description_str,
             note=notes.append,
         )
-    print(_summary(bundle))
-    for note in notes:
-        print(f"  note: {note}")
+    if not options.quiet:
+        print(_summary(bundle))
+        for note in notes:
+            print(f"  note: {note}")
+        if bundle.manifest.tokenizer is None:
+            print(
+                f"slmtvm: warning: {bundle.path} has no tokenizer, and takes token ids only: there "
+                "is none beside the model, and --tokenizer names none",
+                file=sys.stderr,
+            )
     return 0
 
 

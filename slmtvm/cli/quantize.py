@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
     from slmtvm.quantize import quantize
 
-    with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as bar:
+    with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=options.quiet or None) as bar:
         report = quantize(
             options.model,
             options.output,
@@ -71,7 +71,8 @@ def run(options: argparse.Namespace) -> int:
             size=options.size,
             progress=bar.set_description_str,
         )
-    print(report)
+    if not options.quiet:
+        print(report)
     if options.json:
         write_text(options.json, json.dumps(report.to_json(), indent=2) + "\n")
     return 0

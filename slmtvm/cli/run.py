@@ -57,5 +57,6 @@ def run(options: argparse.Namespace) -> int:
             sys.stdout.flush()
         print()
         seconds = time.perf_counter() - started
-        print(f"[{session.position} tokens in {seconds:.2f} s]", file=sys.stderr)
+        if not options.quiet:
+            print(f"[{session.position} tokens in {seconds:.2f} s]", file=sys.stderr)
     return 0

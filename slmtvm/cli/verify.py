@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     from slmtvm.verify import verify
 
     text = _read(options.text) if options.text else None
-    with tqdm(unit="window", leave=False, disable=None) as bar:
+    with tqdm(unit="window", leave=False, disable=options.quiet or None) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
@@ -63,7 +63,8 @@ def run(options: argparse.Namespace) -> int:
             threads=options.threads,
             progress=show,
         )
-    print(report)
+    if not options.quiet:
+        print(report)
     if options.json:
         write_text(options.json, json.dumps(report.to_json(), indent=2) + "\n")
     if report.agrees(max_kl=options.max_kl, min_cosine=options.min_cosine):

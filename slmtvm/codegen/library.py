@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
+from slmtvm.codegen.c_runtime import C_FLAGS, runtime_object
 from slmtvm.codegen.objects import write_object
 from slmtvm.codegen.tables import kernel_symbol, write_tables
 from slmtvm.codegen.weights import WeightsFile
@@ -32,12 +33,6 @@ KNOWN_FEATURES = {
     "riscv64": frozenset({"rvv"}),
 }  # fmt: skip
 
-_FLAGS = (
-    "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden",
-    # Their guard is a symbol of the dynamic loader on some architectures, outside libc.
-    "-fno-stack-protector",
-    "-ffunction-sections", "-fdata-sections",
-)  # fmt: skip
 # Only the C interface leaves the library, not the helpers that LLVM puts into kernels' objects.
 _EXPORTS = "{ global: slm_*; local: *; };\n"
 _LINK_FLAGS = ("-shared", "-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,-z,now", "-lm")
@@ -55,31 +50,47 @@ def build_library(
 
     ``plan`` and ``weights`` come from ``merge_weights``: the library runs only with a weights file
     of that content. It exports the functions of slm.h and needs libc and libm only. Equal arguments
-    give equal bytes. Raises TargetError where the target asks for a CPU feature that the runtime
-    cannot check, SlmError where linking fails.
+    give equal bytes. What is made on the way lies beside ``path``, so that one disk only must have
+    room. Raises TargetError where the target asks for a CPU feature that the runtime cannot check,
+    SlmError where linking fails, OSError where nothing can be written beside ``path``.
     """
     _check_features(target)
     say = progress or (lambda _message: None)
     runtime = resources.files("slmtvm.codegen") / "runtime"
-    with resources.as_file(runtime) as sources, tempfile.TemporaryDirectory() as folder:
-        tables, kernels = Path(folder) / "plan.c", Path(folder) / "kernels.o"
-        exports = Path(folder) / "exports.map"
-        tables.write_text(write_tables(plan, target, weights))
-        exports.write_text(_EXPORTS)
-        say(f"{target.name}: compiling {len(plan.kernels)} kernels")
-        write_object(
-            {kernel_symbol(n): plan.kernels[n].func for n in sorted(plan.kernels)}, target, kernels
-        )
-        say(f"{target.name}: linking")
-        zig_cc(
-            target.link,
-            [
-                *_FLAGS, f"-I{sources}", "-o", str(path), str(tables),
-                *(str(s) for s in sorted(sources.glob("*.c"))), str(kernels),
-                *_LINK_FLAGS, f"-Wl,-soname,{path.name}", f"-Wl,--version-script={exports}",
-            ],
-            progress=say,
-        )  # fmt: skip
+    with (
+        resources.as_file(runtime) as sources,
+        tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder,
+    ):
+        _build(plan, target, path, weights, sources, Path(folder), say)
+
+
+def _build(
+    plan: Plan,
+    target: Target,
+    path: Path,
+    weights: WeightsFile,
+    sources: Path,
+    folder: Path,
+    say: Progress,
+) -> None:
+    (folder / "plan.c").write_text(write_tables(plan, target, weights))
+    (folder / "exports.map").write_text(_EXPORTS)
+    say(f"{target.name}: compiling {len(plan.kernels)} kernels")
+    kernels = {kernel_symbol(n): plan.kernels[n].func for n in sorted(plan.kernels)}
+    write_object(kernels, target, folder / "kernels.o")
+    say(f"{target.name}: linking")
+    runtime = runtime_object(target.link, sources, folder, progress=say)
+    zig_cc(
+        target.link,
+        [
+            *C_FLAGS, f"-I{sources}", "-o", path.name, "plan.c", str(runtime.absolute()),
+            "kernels.o", *_LINK_FLAGS, f"-Wl,-soname,{path.name}",
+            "-Wl,--version-script=exports.map",
+        ],
+        folder=folder,
+        progress=say,
+    )  # fmt: skip
+    (folder / path.name).replace(path)
 
 
 def _check_features(target: Target) -> None:

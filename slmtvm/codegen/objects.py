@@ -6,6 +6,8 @@ begin, int32_t end)`` that needs nothing but libm.
 
 from __future__ import annotations
 
+import os
+import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,11 @@ from tvm import tirx
 from tvm.ir import PointerType, PrimType
 from tvm.tirx import transform as tir
 
+from slmtvm.errors import SlmError
 from slmtvm.schedules.kernel import FLAT
 from slmtvm.target import Target
+
+_LARGEST_OBJECT = 64 << 20  # bytes: several times those of the largest models
 
 
 def lower_to_pointers(func: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
@@ -75,5 +80,25 @@ def build_module(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> Any:
 
 
 def write_object(kernels: Mapping[str, tirx.PrimFunc], target: Target, path: Path) -> None:
-    """Compile ``kernels`` (name -> PrimFunc) for ``target`` into the object file ``path``."""
-    build_module(kernels, target).write_to_file(str(path))
+    """Compile ``kernels`` (name -> PrimFunc) for ``target`` into the object file ``path``.
+
+    Raises OSError where ``path`` cannot be written, SlmError where files may not be large enough.
+    """
+    path.write_bytes(_object_bytes(build_module(kernels, target)))
+
+
+def _object_bytes(module: Any) -> bytes:
+    """The object of a compiled module.
+
+    LLVM ends the whole process where a write fails, so that it gets a file in memory, where only
+    the limit of this process can make it fail.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit != resource.RLIM_INFINITY and limit < _LARGEST_OBJECT:
+        raise SlmError(
+            f"this process may write files of {limit:,} bytes at most (ulimit -f), code generation "
+            f"needs {_LARGEST_OBJECT:,}; raise the limit"
+        )
+    with os.fdopen(os.memfd_create("kernels"), "rb") as file:
+        module.write_to_file(f"/proc/self/fd/{file.fileno()}", "o")
+        return file.read()

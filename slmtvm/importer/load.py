@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from slmtvm.errors import InvalidModelError
+from slmtvm.files import no_such_file
 from slmtvm.importer.faults import named
 from slmtvm.importer.formats import describe
 from slmtvm.importer.functions import Body, Call, inline_functions
@@ -67,7 +68,8 @@ def _read(path: Path) -> ModelProto:
         if path.is_dir():
             raise _not_onnx(path, "a folder")
         if not path.is_file():
-            fault = "is a device or a pipe, not a file" if path.exists() else "no such file"
+            exists = path.exists()
+            fault = "is a device or a pipe, not a file" if exists else no_such_file(path)
             raise InvalidModelError(fault, where=str(path))
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise _not_onnx(path, "a file of over 2 GB; save the model with external data")

@@ -15,6 +15,8 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor
 
+from slmtvm.importer.hub import follow_links
+
 REDACTED = "slmtvm.redacted"  # a key of the model's metadata
 _SMALL = 64  # constants of so many elements stay: shapes, axes, frequencies
 _FEW = 4  # tables of so few different values are masks, and stay
@@ -32,9 +34,10 @@ def redact(path: Path) -> ModelProto:
     Weights in other files are not read, but for the small ones. Raises what onnx raises.
     """
     model = onnx.load(str(path), load_external_data=False)
+    folder = follow_links(model, path)
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL and not _is_weight(tensor):
-            load_external_data_for_tensor(tensor, str(path.parent))
+            load_external_data_for_tensor(tensor, str(folder))
             tensor.data_location = TensorProto.DEFAULT
             del tensor.external_data[:]
     keep = {

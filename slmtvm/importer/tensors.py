@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.graph import Array, Constant
+from slmtvm.importer.hub import hub_blobs
 
 MAX_CONSTANT_BYTES = 4 << 30
 _MAX_RANK = 64  # numpy's own limit
@@ -65,7 +66,8 @@ class TensorReader:
         """The constant ``name`` that ``tensor`` holds, zero-copy for raw and external data.
 
         Raises InvalidModelError where dims, type and data disagree, where external data leaves the
-        model's folder or its file is too short, or where all constants together pass 4 GB.
+        model's folder (but for the blobs of a hub's cache) or its file is too short, or where all
+        constants together pass 4 GB.
         """
         where = f"{self.path}: tensor {name!r}"
         dims = tuple(tensor.dims)
@@ -101,11 +103,16 @@ class TensorReader:
         relative = Path(location)
         if not location or relative.is_absolute() or ".." in relative.parts or "\0" in location:
             raise InvalidModelError(
-                f"external data path {location!r} leaves the model's folder", where=where
+                f"external data path {location!r} leaves the model's folder; it must be a name in "
+                "that folder: save the model with its data beside it",
+                where=where,
             )
         try:
             target = (folder / relative).resolve()
-            inside = target.is_relative_to(folder)
+            blobs = hub_blobs(folder)
+            inside = target.is_relative_to(folder) or (
+                blobs is not None and target.is_relative_to(blobs)
+            )
             status = target.stat() if inside else None
         except (OSError, RuntimeError) as error:
             raise InvalidModelError(
@@ -113,7 +120,9 @@ class TensorReader:
             ) from error
         if status is None:
             raise InvalidModelError(
-                f"external data path {location!r} leaves the model's folder", where=where
+                f"external data path {location!r} is a link that leaves the model's folder, to "
+                f"{target}; put a copy of the file in its place",
+                where=where,
             )
         if not stat.S_ISREG(status.st_mode):
             raise InvalidModelError(f"external data {location!r} is not a file", where=where)

@@ -23,10 +23,9 @@ LIBRARY = "lib/cortex-a72.so"
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
-    (folder / "t.json").write_text("{}")
     path = folder / "x.slm"
     plans = [(Target.load("cortex-a72"), toy_decoder())]
-    write_bundle(path, plans, tokenizer=folder / "t.json", model={"note": {"nested": [1]}})
+    write_bundle(path, plans, tokenizer=b"{}", model={"note": {"nested": [1]}})
     return path
 
 

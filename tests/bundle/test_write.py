@@ -14,9 +14,10 @@ import pytest
 from slmtvm.bundle import Bundle
 from slmtvm.bundle import write as writing
 from slmtvm.bundle.write import write_bundle
-from slmtvm.errors import BundleError, SlmError
+from slmtvm.errors import BundleError, InvalidModelError, SlmError
 from slmtvm.target import Target
 from tests.runtime.toy import toy_decoder, toy_weights
+from tests.small_disk import small_disk
 
 TARGETS = ("cortex-a72", "cortex-a78")
 
@@ -31,9 +32,8 @@ def write(path: Path, **options: Any) -> Bundle:
 
 def test_a_bundle_holds_a_library_for_each_target_and_the_weights_once(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"source")
-    (tmp_path / "tok.json").write_bytes(b"{}")
     bundle = write(
-        tmp_path / "x.slm", source=tmp_path / "model.onnx", tokenizer=tmp_path / "tok.json",
+        tmp_path / "x.slm", source=tmp_path / "model.onnx", tokenizer=b"{}",
         model={"note": "more"},
     )  # fmt: skip
     files = contents(tmp_path / "x.slm")
@@ -137,10 +137,9 @@ def test_after_an_error_everything_is_as_it_was(
     assert list(tmp_path.iterdir()) == ([path] if there_before else [])
 
 
-def test_missing_inputs_are_named_and_leave_nothing(tmp_path: Path) -> None:
-    for options in ({"source": tmp_path / "no.onnx"}, {"tokenizer": tmp_path / "no.json"}):
-        with pytest.raises(BundleError, match=r"no\.(onnx|json)"):
-            write(tmp_path / "x.slm", **options)
+def test_a_missing_source_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InvalidModelError, match=r"no\.onnx: cannot be read: No such file"):
+        write(tmp_path / "x.slm", source=tmp_path / "no.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,3 +158,11 @@ def test_a_bundle_needs_targets_with_names_of_their_own(tmp_path: Path) -> None:
 
 def test_missing_parent_folders_are_made(tmp_path: Path) -> None:
     write(tmp_path / "a" / "b" / "x.slm").verify()
+
+
+def test_a_full_disk_names_the_path_that_was_asked_for_and_leaves_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        path = disk / "x.slm"
+        with pytest.raises(BundleError, match=f"^{path}: cannot be written: No space left .*room"):
+            write(path)
+        assert list(disk.iterdir()) == []

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from slmtvm.codegen import c_runtime
 from slmtvm.codegen.library import KNOWN_FEATURES, build_library
 from slmtvm.codegen.tables import MAX_ARGS
 from slmtvm.codegen.weights import merge_weights
+from slmtvm.codegen.zig import zig_cc
 from slmtvm.errors import SlmError, TargetError
 from slmtvm.plan.model import Space
 from slmtvm.runtime.interface import _PROTOTYPES, ABI_VERSION
 from slmtvm.target import Target, known_targets
 from tests.codegen.elf import Elf
 from tests.runtime.toy import toy_decoder
+from tests.small_disk import small_disk
 
 RUNTIME = Path(__file__).parents[2] / "slmtvm" / "codegen" / "runtime"
 MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243}  # e_machine of the ELF header
@@ -53,6 +58,52 @@ def test_a_library_built_twice_is_the_same_to_the_byte(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_the_runtime_is_compiled_once_and_gives_the_same_bytes_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[list[str]] = []
+
+    def spy(triple: str, arguments: list[str], **options: Any) -> None:
+        said.append(arguments)
+        zig_cc(triple, arguments, **options)
+
+    monkeypatch.setattr(c_runtime, "zig_cc", spy)
+    # The libc stubs stay where they are: only what is kept beside them is made anew.
+    cache = tmp_path / "cache" / "zig"
+    monkeypatch.setattr(c_runtime, "cache_folder", lambda: cache)
+    cache.mkdir(parents=True)
+    target = Target.load("x86-64-v3")
+    (tmp_path / "other").mkdir()
+    first = build(target, tmp_path).read_bytes()
+    (kept,) = cache.parent.glob("runtime-*")
+    assert build(target, tmp_path / "other").read_bytes() == first
+    assert len(said) == 1 and "-c" in said[0]
+    kept.unlink()
+    cache.parent.chmod(0o500)  # where it cannot be kept, for others than root, it is made anew
+    assert build(target, tmp_path / "other").read_bytes() == first
+
+
+@pytest.mark.parametrize("size", ["16k", "80k"])
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, size: str) -> None:
+    with small_disk(tmp_path / "disk", size) as disk:
+        with pytest.raises(OSError, match="No space left on device"):
+            build(Target.load("x86-64-v3"), disk)
+        assert list(disk.iterdir()) == []
+
+
+def test_a_process_that_may_not_write_large_files_is_told_so_by_code_generation(
+    tmp_path: Path,
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(SlmError, match=r"files of 1,048,576 bytes at most \(ulimit -f\)"):
+            build(Target.load("x86-64-v3"), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_progress_says_what_is_being_done(tmp_path: Path) -> None:
     weights, (plan,) = merge_weights([toy_decoder()])
     said: list[str] = []
@@ -69,9 +120,9 @@ def test_a_feature_that_cannot_be_checked_is_refused(tmp_path: Path) -> None:
         build_library(plan, target, tmp_path / "x.so", weights)
 
 
-def test_a_linker_error_is_told_in_its_own_words(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     weights, (plan,) = merge_weights([toy_decoder()])
-    with pytest.raises(SlmError, match="zig cc failed"):
+    with pytest.raises(FileNotFoundError, match="no/such"):
         build_library(plan, Target.load("x86-64-v3"), tmp_path / "no" / "such" / "x.so", weights)
 
 

@@ -1,0 +1,68 @@
+"""The C runtime as one object for each link triple: compiled once, kept, linked every time."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from slmtvm.codegen.zig import cache_folder, zig_cc
+
+C_FLAGS = (
+    "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden",
+    # Their guard is a symbol of the dynamic loader on some architectures, outside libc.
+    "-fno-stack-protector",
+    "-ffunction-sections", "-fdata-sections",
+)  # fmt: skip
+
+
+def runtime_object(
+    link_triple: str,
+    sources: Path,
+    folder: Path,
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """The object of all C files of ``sources`` for ``link_triple``: in the cache, or ``folder``.
+
+    Equal sources give equal bytes, kept or compiled anew. Raises SlmError where that fails.
+    """
+    kept = cache_folder().parent / f"runtime-{_key(link_triple, sources)}.o"
+    if kept.is_file():
+        return kept
+    made = folder / "runtime.o"
+    files = sorted(str(path) for path in sources.glob("*.c"))
+    zig_cc(
+        link_triple,
+        [*C_FLAGS, "-c", *files, "-o", made.name],
+        folder=folder,
+        progress=progress,
+    )
+    _keep(made, kept)
+    return made
+
+
+def _key(link_triple: str, sources: Path) -> str:
+    """Of all that the object depends on: the files, the flags, the compiler."""
+    digest = hashlib.sha256(repr((link_triple, C_FLAGS, version("ziglang"))).encode())
+    for path in sorted((*sources.glob("*.c"), *sources.glob("*.h"))):
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()[:32]
+
+
+def _keep(made: Path, kept: Path) -> None:
+    """Copy ``made`` to ``kept`` in one step; without room there it is compiled anew next time."""
+    copy = kept.with_name(f"{kept.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        try:
+            shutil.copyfile(made, copy)
+            with copy.open("rb") as file:
+                os.fsync(file.fileno())  # a name must not come before the content
+            copy.replace(kept)
+        finally:
+            copy.unlink(missing_ok=True)

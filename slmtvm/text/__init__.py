@@ -1,0 +1,5 @@
+"""What turns text into a model's tokens, as it lies beside ONNX files."""
+
+from slmtvm.text.find import find_tokenizer, read_tokenizer
+
+__all__ = ["find_tokenizer", "read_tokenizer"]
