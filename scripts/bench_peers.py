@@ -83,16 +83,22 @@ class Worker:
 
     def measure(self, command: dict[str, Any]) -> float:
         """Seconds of ``command``, the median of some after one to warm up."""
-        times = [self._ask(command) for _ in range(REPETITIONS + 1)]
+        times = [self.ask(command) for _ in range(REPETITIONS + 1)]
         time.sleep(PAUSE_SECONDS)
         return median(times[1:])
+
+    @property
+    def pid(self) -> int:
+        """Of the engine's process."""
+        return self._process.pid
 
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
-    def _ask(self, command: dict[str, Any]) -> float:
+    def ask(self, command: dict[str, Any]) -> float:
+        """Seconds of ``command``, once."""
         assert self._process.stdin is not None
         print(json.dumps(command), file=self._process.stdin, flush=True)
         return float(self._answer()["seconds"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from slmtvm.bench.busy import Watch, watch_for
 from slmtvm.bench.limits import LimitProbe, Limits
 from slmtvm.bench.phases import (
     REPETITIONS,
@@ -27,6 +27,7 @@ from slmtvm.runtime import load
 from slmtvm.target import Target, known_targets
 
 FIRST_PROMPT = 16
+_IDLE_SECONDS = 0.2  # in which the machine is watched before it is measured
 
 Progress = Callable[[str], None]
 
@@ -35,17 +36,26 @@ def bench(
     bundle: str | Path,
     *,
     threads: Sequence[int] | None = None,
+    cores: str | None = None,
     target: str | None = None,
     progress: Progress = lambda _: None,
 ) -> BenchReport:
-    """Measure ``bundle`` on this machine for each number of ``threads``, by default 1 to all cores.
+    """Measure ``bundle`` on this machine for each number of ``threads``, 0 being as many as pay; by
+    default 1 to that.
 
-    target: which of the bundle's libraries; the best for this machine where None. progress: called
-    with the name of each step as it begins. Raises SlmError where the bundle cannot run here.
+    cores: those to compute on, "4-7,9"; the calling thread is bound to them. target: which of the
+    bundle's libraries; the best for this machine where None. progress: called with the name of each
+    step as it begins. Raises SlmError where the bundle cannot run here.
     """
-    counts = list(threads or range(1, len(os.sched_getaffinity(0)) + 1))
     path = Path(bundle)
     progress("load")
+    with load(path, threads=0, cores=cores, target=target) as session:
+        how = session.how
+    counts = list(
+        dict.fromkeys(n or how["threads"] for n in threads or range(1, how["threads"] + 1))
+    )
+    progress("what else this machine does")
+    before_all, during = watch_for(_IDLE_SECONDS), Watch()
     load_ms = 1e3 * _best(lambda: load(path, target=target).close())
     map_ms = 1e3 * _best(lambda: load(path, target=target, check=False).close())
     first_ms, prompt, resident = _first_and_full(path, target)
@@ -53,7 +63,7 @@ def bench(
     probe: LimitProbe | None = None
     for count in counts:
         progress(f"threads {count}: what takes the time")
-        with Phases(path, target, count) as run:
+        with Phases(path, target, count, cores) as run:
             info = run.session.info
             if probe is None:
                 working_set = int(run.working_set())
@@ -73,6 +83,10 @@ def bench(
         bundle=path.name,
         target=info["target"],
         cpu=_cpu(),
+        cores=how["cores"],
+        why=how["why"],
+        busy_before=before_all,
+        busy_during=during.read(),
         kind=info["kind"],
         context=info["context"],
         weights_bytes=info["memory"]["weights"],

@@ -49,10 +49,12 @@ class Timed:
 class Phases:
     """One bundle with one number of threads: a session to time, and one that is profiled."""
 
-    def __init__(self, path: Path, target: str | None, threads: int) -> None:
+    def __init__(
+        self, path: Path, target: str | None, threads: int, cores: str | None = None
+    ) -> None:
         self.threads = threads
-        self.session = load(path, threads=threads, target=target)
-        model = Model(path, threads=threads, target=target, profile=True)
+        self.session = load(path, threads=threads, cores=cores, target=target)
+        model = Model(path, threads=threads, cores=cores, target=target, profile=True)
         self.profiled = Session(model, owns_model=True)
         self._described = self.session.info["kernels"]
         self._decoder = self.session.info["kind"] != "encoder"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from slmtvm.bench.busy import Busy
 from slmtvm.bench.limits import Limits
 
 
@@ -75,6 +76,10 @@ class BenchReport:
     bundle: str
     target: str
     cpu: str
+    cores: str  # that it may run on
+    why: str  # what bounds the number of threads
+    busy_before: Busy
+    busy_during: Busy  # with what is not this process
     kind: str
     context: int
     weights_bytes: int
@@ -103,10 +108,18 @@ class BenchReport:
             parts.append(f"{phase}, {threads} thread{'s' * (threads > 1)}\n" + _kernels(rows))
         return "\n\n".join(parts)
 
+    def _busy(self) -> str:
+        text = f"before: {self.busy_before}; while measuring: {self.busy_during}"
+        if self.busy_during.matters:
+            text += ": all rates are lower than this machine allows"
+        return text
+
     def _summary(self) -> str:
         return _table(
             [
                 ["cpu", self.cpu],
+                ["cores", f"{self.cores} ({self.why})"],
+                ["busy", self._busy()],
                 ["target", self.target],
                 ["load", f"{self.load_ms:.1f} ms; without checksum {self.map_ms:.1f} ms"],
                 ["first output", f"{self.first_token_ms:.1f} ms after loading, "

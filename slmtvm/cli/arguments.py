@@ -33,5 +33,14 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     """``--threads``, 1 by default: small models are faster without hand-overs between cores."""
     parser.add_argument(
         "--threads", type=threads, default=1,
-        help="threads (default 1); 0: one for each core that this process may use",
+        help="most threads (default 1); 0: one for each core that this process may use, by its "
+        "affinity and its control group's quota, of cores that differ in speed the fast ones",
     )  # fmt: skip
+    add_cores(parser)
+
+
+def add_cores(parser: argparse.ArgumentParser) -> None:
+    """``--cores``."""
+    parser.add_argument(
+        "--cores", metavar="LIST", help="cores to compute on, such as 4-7,9 (default: any)"
+    )

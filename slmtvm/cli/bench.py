@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
-from slmtvm.cli.arguments import threads
+from slmtvm.cli.arguments import add_cores, threads
 from slmtvm.cli.files import write_text
 
 
@@ -18,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="numbers of threads to measure (default: 1 to all cores); 0: one for each core that "
         "this process may use",
     )  # fmt: skip
+    add_cores(parser)
     parser.add_argument("--target", help="which of the bundle's libraries (default: the best here)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
@@ -28,11 +28,11 @@ def run(options: argparse.Namespace) -> int:
 
     from slmtvm.bench import bench, html_page
 
-    usable = len(os.sched_getaffinity(0))
     with tqdm(bar_format="{desc}", leave=False, disable=options.quiet or None) as bar:
         report = bench(
             options.bundle,
-            threads=options.threads and [n or usable for n in options.threads],
+            threads=options.threads,
+            cores=options.cores,
             target=options.target,
             progress=bar.set_description_str,
         )

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from slmtvm.runtime import load
     from slmtvm.runtime.text import generate_text
 
-    with load(options.bundle, threads=options.threads) as session:
+    with load(options.bundle, threads=options.threads, cores=options.cores) as session:
         started = time.perf_counter()
         pieces = generate_text(
             session,
