@@ -34,6 +34,8 @@ def runtime_object(
     kept = cache_folder().parent / f"runtime-{_key(link_triple, sources)}.o"
     if kept.is_file():
         return kept
+    if progress:
+        progress(f"compiling the C runtime for {link_triple}: once for this version")
     made = folder / "runtime.o"
     files = sorted(str(path) for path in sources.glob("*.c"))
     zig_cc(

@@ -201,14 +201,21 @@ class Session:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The bundle's tokenizer; raises BundleError where it has none."""
+        """The bundle's tokenizer; raises BundleError where it has none.
+
+        It neither pads nor cuts a text, whatever its file says: that is for batches in training,
+        and would have a model continue another prompt.
+        """
         from tokenizers import Tokenizer
 
         path = self.bundle.tokenizer()
         try:
-            return Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the tokenizers package raises plain Exception
             raise BundleError(f"not a tokenizer: {error}", where=f"{path}") from error
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
 
     def _run(
         self, function: str, ids: npt.NDArray[np.int32], mask: Mask | None, output: int | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,8 @@ _END_MARKS = (
     "<end_of_turn>",
     "</s>",
 )
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+_DAMAGED = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet
 _PADDING_MARKS = ("<pad>", "[PAD]", "<|pad|>")
 
 
@@ -92,21 +96,47 @@ def generate_text(
 
 
 def decode_stream(tokenizer: Tokenizer, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:
-    """The text of ``tokens`` after ``prompt``, piece by piece.
+    """The text of ``tokens`` after ``prompt``, piece by piece: joined, what decoding at once gives.
 
     A character may be spread over several tokens: they give one piece. What is left of one at the
     end comes out as U+FFFD.
     """
-    from tokenizers.decoders import DecodeStream
-
-    stream = DecodeStream(skip_special_tokens=True)
-    for token in prompt:  # whether a word starts with a space depends on what is before it
-        stream.step(tokenizer, token)
-    unwritten: list[int] = []
+    skipped = {id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    in_bytes = _falls_back_to_bytes(tokenizer)
+    # What is decoded again with every token, since whether a word starts with a space depends on
+    # what is before it, and its text.
+    context = list(prompt)
+    shown = tokenizer.decode(context)
+    pending: list[int] = []
     for token in tokens:
-        piece = stream.step(tokenizer, token)
-        unwritten = [] if piece else [*unwritten, token]
-        if piece:
-            yield piece
-    if rest := tokenizer.decode(unwritten):
+        pending.append(token)
+        if token in skipped or (in_bytes and _BYTE.fullmatch(tokenizer.id_to_token(token) or "")):
+            continue  # whether bytes are characters is known at the end of their row
+        text = tokenizer.decode([*context, *pending])
+        piece = _after(shown, text)
+        if not piece or text.endswith(_DAMAGED):
+            continue
+        yield piece
+        # Decoders strip the start of a text: what is kept must have some.
+        context = pending if tokenizer.decode(pending) else [*context, *pending]
+        shown, pending = tokenizer.decode(context), []
+    text = tokenizer.decode([*context, *pending])
+    if rest := _after(shown, text):
         yield rest
+
+
+def _after(shown: str, text: str) -> str:
+    """What ``text`` has after ``shown``, or after what both start with: a prompt may end in half a
+    character."""
+    if text.startswith(shown):
+        return text[len(shown) :]
+    pairs = zip(shown, text, strict=False)
+    return text[next((i for i, (a, b) in enumerate(pairs) if a != b), len(text)) :]
+
+
+def _falls_back_to_bytes(tokenizer: Tokenizer) -> bool:
+    """Whether tokens such as <0x0A> are bytes: several that are no UTF-8 are all damaged then."""
+    if tokenizer.decoder is None:
+        return False
+    decoder = json.loads(tokenizer.decoder.__getstate__())
+    return any(d["type"] == "ByteFallback" for d in (decoder, *decoder.get("decoders", ())))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 from unittest.mock import create_autospec
 
+import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models
 
 from slmtvm.errors import SlmError
 from slmtvm.runtime import Session
@@ -61,6 +64,67 @@ def test_a_piece_is_given_as_soon_as_its_token_is_known(tokenizer: Tokenizer) ->
     first = next(decode_stream(tokenizer, [], watched()))
     assert first == tokenizer.decode(tokens[:1])
     assert len(taken) == 1
+
+
+def byte_fallback_tokenizer() -> Tokenizer:
+    """As Llama's: unknown characters are written in bytes, a text starts without a space."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    words += ["▁", "▁a", "b", "▁x", "'", "}"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1, right=0),
+        ]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", ["bytes of words", "byte fallback"])
+def test_pieces_of_any_tokens_join_to_what_decoding_at_once_gives(
+    tokenizer: Tokenizer, kind: str
+) -> None:
+    chosen = tokenizer if kind == "bytes of words" else byte_fallback_tokenizer()
+    random = np.random.default_rng(0)
+    size = chosen.get_vocab_size()
+    compared = 0
+    for _ in range(2000):
+        prompt, tokens = (random.integers(size, size=random.integers(n)).tolist() for n in (4, 12))
+        before, whole = chosen.decode(prompt), chosen.decode([*prompt, *tokens])
+        if whole.startswith(before):  # else the prompt ends in the middle of a character
+            assert before + "".join(decode_stream(chosen, prompt, iter(tokens))) == whole
+            compared += 1
+    assert compared > 1000
+
+
+def test_bytes_wait_for_the_end_of_their_row() -> None:
+    tokenizer = byte_fallback_tokenizer()
+    tokens = [tokenizer.token_to_id(t) for t in ("▁a", "<0xC3>", "</s>", "<0xA9>", "b", "▁x")]
+    assert list(decode_stream(tokenizer, [], iter(tokens))) == ["a", "éb", " x"]
+
+
+@pytest.mark.parametrize("setting", ["padding", "truncation"])
+def test_a_session_s_tokenizer_neither_pads_nor_cuts(
+    tokenizer: Tokenizer, setting: str, tmp_path: Path
+) -> None:
+    changed = Tokenizer.from_str(tokenizer.to_str())
+    if setting == "padding":
+        changed.enable_padding(length=32)
+    else:
+        changed.enable_truncation(max_length=8)
+    changed.save(str(tmp_path / "tokenizer.json"))
+    text = "def read_file(path, mode):"
+    assert changed.encode(text).ids != tokenizer.encode(text).ids
+    model = SimpleNamespace(
+        bundle=SimpleNamespace(tokenizer=lambda: tmp_path / "tokenizer.json"),
+        library=SimpleNamespace(call=lambda *_: 0),
+        handle=None,
+    )
+    assert Session(cast(Any, model)).tokenizer.encode(text).ids == tokenizer.encode(text).ids
 
 
 def a_session(tokenizer: Tokenizer, **info: object) -> Any:
