@@ -32,6 +32,7 @@ def compile_model(
     kv: str | None = None,
     activations: str = "int8",
     mask: str = "none",
+    outputs: Sequence[str] | None = None,
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Compile an ONNX file for one or more targets into the bundle ``output``.
@@ -45,13 +46,17 @@ def compile_model(
     are rounded), "file" (rounded only where the file says so) or "f32" (never rounded).
     mask: "arbitrary" to run sequences of which any tokens are hidden, as the file's attention_mask
     has it; "none" takes no masks but those of an encoder's valid length.
+    outputs: names of the file's outputs to compile; where None all that hold floats for each token
+    or for the whole sequence, but for the cache.
     progress: called with the name of each step as it begins. Raises SlmError; nothing is left at
     ``output`` then, and what was there before stays.
     """
     _check_options(kv, activations)
     resolved = [t if isinstance(t, Target) else Target.load(t) for t in targets]
     progress("import")
-    canonical = import_onnx(model, context=context, source_context=source_context, mask=mask)
+    canonical = import_onnx(
+        model, context=context, source_context=source_context, mask=mask, outputs=outputs
+    )
     return compile_imported(
         canonical,
         resolved,
@@ -119,7 +124,7 @@ def _info(model: CanonicalModel, activations: str, kv: str | None) -> dict[str, 
         "hidden_size": model.hidden_size,
         "vocab_size": model.vocab_size,
         "context": model.context,
-        "output": model.output,
+        "left_out": dict(model.left_out),  # outputs of the file, and why
         "padding": list(model.padding),
         "start": tokens.start,
         "end": list(tokens.end),

@@ -22,6 +22,7 @@ from slmtvm.importer.steps import Columns, Linear, Param, PositionRows, Reordere
 
 if TYPE_CHECKING:
     from slmtvm.importer.match.cross import Source
+    from slmtvm.importer.pooling import Root
 
 _SEED = 0
 _SAME_TABLE = 1e-6
@@ -57,6 +58,7 @@ class Cover:
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(_SEED))
     notes: dict[str, None] = field(default_factory=dict)  # for the model's, each once
     weighings: list[Weighing] = field(default_factory=list)  # of the attentions found
+    pools: list[Root] = field(default_factory=list)  # of the pooled outputs found
     _tables: list[Param] = field(default_factory=list)
 
     def run(self, output: str) -> Rows:
@@ -141,14 +143,17 @@ class Cover:
 
     def probe(self, nodes: Sequence[Node], x: str, value: str, rows: Array) -> Array | None:
         """``value``'s rows when ``x`` has these rows; None where that cannot be computed."""
-        frame = self.frame
-        try:
-            result = evaluate(frame.small, nodes, {x: frame.from_rows(x, rows)}, value)
-        except InvalidModelError:
-            return None
-        if result.shape != frame.small.shapes[value] or result.dtype.kind != "f":
-            return None
-        return frame.to_rows(value, result, frame.small.length)
+        frame, found = self.frame, []
+        for start in range(0, len(rows), frame.small.length):
+            given = frame.from_rows(x, rows[start : start + frame.small.length])
+            try:
+                result = evaluate(frame.small, nodes, {x: given}, value)
+            except InvalidModelError:
+                return None
+            if result.shape != frame.small.shapes[value] or result.dtype.kind != "f":
+                return None
+            found.append(frame.to_rows(value, result, frame.small.length))
+        return np.concatenate(found)
 
     def linear_at(self, value: str) -> Linear | None:
         """``value`` as a linear layer, or None."""

@@ -278,6 +278,14 @@ class Reordered(Step):
 
 
 @dataclass(frozen=True, eq=False)
+class Pool(Step):
+    """One row of all rows of ``x``, visible ones; see ``ir.ops.pool``."""
+
+    x: Rows
+    how: str
+
+
+@dataclass(frozen=True, eq=False)
 class Same(Step):
     """``x`` itself."""
 

@@ -45,6 +45,17 @@ class Sampling(ctypes.Structure):
     )
 
 
+class OutputInfo(ctypes.Structure):
+    """slm_output."""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("features", c_int32),
+        ("pooled", c_int32),
+        ("name", c_char_p),
+    )
+
+
 class KernelTime(ctypes.Structure):
     """slm_kernel_time."""
 
@@ -57,6 +68,9 @@ _PROTOTYPES = {
     "slm_info": (c_char_p, ()),
     "slm_output_size": (c_int32, ()),
     "slm_context_size": (c_int32, ()),
+    "slm_output_count": (c_int32, ()),
+    "slm_output_info": (c_int32, (c_int32, POINTER(OutputInfo))),
+    "slm_output_get": (c_int32, (c_void_p, c_int32, _FLOATS)),
     "slm_last_error": (c_char_p, ()),
     "slm_open": (c_int32, (c_char_p, POINTER(Options), POINTER(c_void_p))),
     "slm_close": (c_int32, (c_void_p,)),

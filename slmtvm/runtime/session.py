@@ -119,11 +119,38 @@ class Session:
         return self._rows("slm_eval_all", tokens, mask)
 
     def encode(self, tokens: Tokens, mask: Mask | None = None) -> FloatArray:
-        """Run an encoder over ``tokens`` (n,), n >= 1; its output rows (n, hidden_size).
+        """Run an encoder over ``tokens`` (n,), n >= 1; its first output.
 
-        An encoder-decoder reads its source so: a new context begins, which attends to it.
+        That is a row for each token (n, features), or where it is pooled (features,). An
+        encoder-decoder reads its source so: its hidden states (n, hidden_size); a new context
+        begins, which attends to them.
         """
+        if self.info["kind"] == "encoder" and self.info["outputs"][0]["pooled"]:
+            ids = _token_ids(tokens)
+            row = np.empty(self.info["output_size"], np.float32)
+            self._run("slm_encode", ids, mask, row.ctypes.data)
+            return row
         return self._rows("slm_encode", tokens, mask)
+
+    def outputs(self, tokens: Tokens, mask: Mask | None = None) -> dict[str, FloatArray]:
+        """Run the model over ``tokens`` (n,), n >= 1: all its outputs, by their names in the file.
+
+        Of an encoder each is (n, features), or where it is pooled (features,). A decoder appends
+        ``tokens`` to its context; each of its outputs is the row (features,) after the last one.
+        """
+        encodes = self.info["kind"] == "encoder"
+        self._run("slm_encode" if encodes else "slm_eval", _token_ids(tokens), mask, None)
+        return {
+            output["name"]: self._output(index, pooled=not encodes or output["pooled"])
+            for index, output in enumerate(self.info["outputs"])
+        }
+
+    def _output(self, index: int, *, pooled: bool) -> FloatArray:
+        rows = self._call("slm_output_get", self._handle, index, None)
+        values = np.empty((rows, self.info["outputs"][index]["features"]), np.float32)
+        self._call("slm_output_get", self._handle, index, values.ctypes.data)
+        first: FloatArray = values[0]
+        return first if pooled else values
 
     def sample(
         self,

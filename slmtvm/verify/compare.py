@@ -111,7 +111,8 @@ def compare(
     """``verify`` for an open session; ``tokens`` None stands for random ones."""
     info = session.info
     is_text = tokens is not None
-    reference.choose_output(info.get("output") or None)
+    outputs = info.get("outputs", ())
+    reference.choose_output(outputs[0]["name"] if outputs else None)
     ids = _random_tokens(info) if tokens is None else np.asarray(tokens)
     window = min(window, int(info["context"]))
     rounded = int(info.get("rounded_layers", 0))

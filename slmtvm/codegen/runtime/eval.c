@@ -29,8 +29,7 @@ static int32_t check_call(const slm_session *session, const float *output, outpu
     return slm_fail(SLM_ERR_KIND, "this model is an encoder: use slm_encode");
   if (mode != ENCODE && slm_plan.source_count && !session->source)
     return slm_fail(SLM_ERR_KIND, "this model is an encoder-decoder: slm_encode its source first");
-  int optional = mode == LAST_ROW || (mode == ENCODE && slm_plan.source_count);
-  if (!output && !optional)
+  if (!output && mode == ALL_ROWS)
     return slm_fail(SLM_ERR_ARGUMENT, "the place for the output is NULL");
   return SLM_OK;
 }
@@ -155,11 +154,7 @@ static void eval_tokens(slm_session *session, sequence s, int32_t count, float *
   }
 }
 
-static int32_t encoded_width(void) {
-  return slm_plan.encoder ? slm_plan.output_size : slm_plan.hidden_size;
-}
-
-static void encode_tokens(slm_session *session, sequence s, int32_t count, float *output) {
+static void encode_tokens(slm_session *session, sequence s, int32_t count) {
   /* The smallest function that takes them all: an encoder cannot be run in pieces. */
   const slm_function *function = slm_plan.encoder
                                      ? &slm_plan.bodies[slm_plan.body_count - 1]
@@ -168,9 +163,6 @@ static void encode_tokens(slm_session *session, sequence s, int32_t count, float
   limit_keys(session, &s, 0, count);
   put_tokens(session, &s, count, function->rows);
   slm_execute(session, function, 0, count);
-  if (output)
-    memcpy(output, session->base[SLM_SPACE_OUTPUT],
-           (size_t)count * (size_t)encoded_width() * sizeof(float));
   if (slm_plan.encoder) return;
   /* Another source is another context. */
   session->source = count;
@@ -190,18 +182,41 @@ static void spread_rows(const sequence *s, size_t visible, size_t width, float *
   }
 }
 
+/* Where output `index` lies after an encoding. */
+static float *encoded(const slm_session *session, int32_t index) {
+  return (float *)(session->base[SLM_SPACE_OUTPUT] + slm_plan.outputs[index].offset);
+}
+
+/* Encodes `s` into the session's outputs, and copies the first one, or a source's hidden rows. */
+static void encode(slm_session *session, const sequence *s, size_t visible, float *output) {
+  encode_tokens(session, *s, (int32_t)(leaves_out(s) ? visible : s->count));
+  float *first = (float *)session->base[SLM_SPACE_OUTPUT];
+  size_t rows = s->count, width = (size_t)slm_plan.hidden_size;
+  if (slm_plan.encoder) {
+    session->rows = (int32_t)s->count;
+    for (int32_t i = 0; s->mask && i < slm_plan.output_count; ++i)
+      if (!slm_plan.outputs[i].pooled)
+        spread_rows(s, visible, (size_t)slm_plan.outputs[i].features, encoded(session, i));
+    first = encoded(session, 0);
+    width = (size_t)slm_plan.outputs[0].features;
+    if (slm_plan.outputs[0].pooled) rows = 1;
+  } else if (s->mask) {
+    spread_rows(s, visible, width, first);
+  }
+  if (output) memcpy(output, first, rows * width * sizeof *output);
+}
+
 static void run_checked(slm_session *session, const sequence *s, float *output, output_mode mode) {
   size_t visible = count_visible(s);
-  int32_t count = (int32_t)(leaves_out(s) ? visible : s->count);
   if (mode == ENCODE) {
-    encode_tokens(session, *s, count, output);
-  } else {
-    eval_tokens(session, *s, count, output, mode == ALL_ROWS);
-    session->has_logits = !s->mask || s->mask[s->count - 1];
+    encode(session, s, visible, output);
+    return;
   }
-  if (s->mask && output && mode != LAST_ROW)
-    spread_rows(s, visible, (size_t)(mode == ENCODE ? encoded_width() : slm_plan.output_size),
-                output);
+  int32_t count = (int32_t)(leaves_out(s) ? visible : s->count);
+  eval_tokens(session, *s, count, output, mode == ALL_ROWS);
+  session->has_logits = !s->mask || s->mask[s->count - 1];
+  if (s->mask && mode == ALL_ROWS)
+    spread_rows(s, visible, (size_t)slm_plan.output_size, output);
 }
 
 static int32_t run(slm_session *session, sequence s, float *output, output_mode mode) {

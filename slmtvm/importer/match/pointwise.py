@@ -59,7 +59,7 @@ def match_activation(cover: Cover, value: str) -> Step | None:
             continue
         nodes = between(frame, x, value)
         tolerance = _tolerance(cover, nodes)
-        near = cover.random.normal(size=(frame.small.length, width)) * 4
+        near = cover.random.normal(size=(frame.samples, width)) * 4
         # A clamp is none of these functions, however far out it stands.
         orders = _FARTHEST if tolerance == _TOLERANCE else _FARTHEST_16_BITS
         far = near * np.logspace(0, orders, near.size).reshape(near.shape)

@@ -41,7 +41,19 @@ def evaluate(
     *,
     mask: npt.ArrayLike | None = None,
 ) -> Array:
-    """Output of every position: logits (m, vocab) or hidden states (m, features), float32.
+    """The first output, see ``evaluate_outputs``."""
+    return evaluate_outputs(model, tokens, source, mask=mask)[0]
+
+
+def evaluate_outputs(
+    model: CanonicalModel,
+    tokens: npt.ArrayLike,
+    source: npt.ArrayLike | None = None,
+    *,
+    mask: npt.ArrayLike | None = None,
+) -> list[Array]:
+    """Each output, float32: of every position (m, features), such as logits (m, vocab), or an
+    encoder's pooled ones (features,). A decoder's have a row after each token.
 
     tokens: (m,) token ids, m at most ``model.context``. source: (s,) token ids that an
     encoder-decoder reads first. mask: which tokens are visible, those of the source where there is
@@ -59,7 +71,7 @@ def encode_source(
     model: CanonicalModel, source: npt.ArrayLike, *, mask: npt.ArrayLike | None = None
 ) -> Array:
     """The hidden states (s, features) of an encoder-decoder's source, float32."""
-    return _run(model, "source", source, mask, {})
+    return _run(model, "source", source, mask, {})[0]
 
 
 def _run(
@@ -68,27 +80,38 @@ def _run(
     tokens: npt.ArrayLike,
     mask: npt.ArrayLike | None,
     memory: _Memory,
-) -> Array:
+) -> list[Array]:
     ids = np.asarray(tokens, np.int32)
     visible = np.ones(len(ids), bool) if mask is None else np.asarray(mask) != 0
     keys = model.mask == "keys" and (model.kind != "encoder-decoder" or name == "source")
     found = _evaluate(model, name, ids if keys else ids[visible], visible if keys else None, memory)
-    rows = np.zeros((len(ids), found.shape[1]), found.dtype)
+    pooled = [o.pooled and model.kind == "encoder" for o in model.outputs] or [False]
+    return [
+        output[0] if is_row else _spread(output, visible, keys)
+        for output, is_row in zip(found, pooled if name == "main" else [False], strict=True)
+    ]
+
+
+def _spread(found: Array, visible: Array, keys: bool) -> Array:
+    """The rows of visible tokens at their places, and zeros between them."""
+    rows = np.zeros((len(visible), found.shape[1]), found.dtype)
     rows[visible] = found[visible] if keys else found
     return rows
 
 
 def _evaluate(
     model: CanonicalModel, name: str, tokens: Array, visible: Array | None, memory: _Memory
-) -> Array:
+) -> list[Array]:
     function = model.module[name]
     values: dict[relax.Var, Array] = {function.params[0]: tokens}
     values.update({p: model.params[p.name] for p in function.params[1:]})
     run = _Run("encoder" if name == "source" else model.kind, visible, memory)
     for block in function.body.blocks:
         for binding in block.bindings:
+            if isinstance(binding.value, relax.Tuple):  # the outputs, where they are several
+                return [values[field] for field in binding.value.fields]
             values[binding.var] = _value(binding.value, values, run)
-    return values[function.body.body]
+    return [values[function.body.body]]
 
 
 def _value(expr: relax.Expr, values: Mapping[relax.Var, Array], run: _Run) -> Array:
@@ -119,6 +142,8 @@ def _value(expr: relax.Expr, values: Mapping[relax.Var, Array], run: _Run) -> Ar
     if name == "slm.cross_attention":
         keys, values_kept, seen = run.memory[int(attrs["layer"])]
         return attention.attend(attrs, inputs[0], keys, values_kept, visible=seen)
+    if name == "slm.pool":
+        return layers.pool(attrs, *inputs, visible=run.visible)
     if name == "slm.attention":
         return attention.attention(attrs, *inputs, visible=run.visible)
     return _CANONICAL[name](attrs, *inputs)
