@@ -16,6 +16,7 @@ from slmtvm.passes.quantize_activations import ACTIVATIONS
 from slmtvm.plan.build import build_plan
 from slmtvm.plan.model import Plan
 from slmtvm.target import Target
+from slmtvm.task import task_settings
 
 Progress = Callable[[str], None]
 KV_DTYPES = {"f16": "float16", "f32": "float32", "int8": "int8"}
@@ -128,4 +129,5 @@ def _info(model: CanonicalModel, activations: str, kv: str | None) -> dict[str, 
         "padding": list(model.padding),
         "start": tokens.start,
         "end": list(tokens.end),
+        "task": task_settings(model.source).to_dict(),
     }

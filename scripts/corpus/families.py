@@ -282,6 +282,35 @@ def mpnet() -> hf.PretrainedConfig:
     )  # fmt: skip
 
 
+@family("encoder", token_types=True)
+def albert() -> hf.PretrainedConfig:
+    # Both layers have the same weights.
+    return hf.AlbertConfig(
+        vocab_size=151, embedding_size=40, hidden_size=72, intermediate_size=120,
+        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=93,
+        initializer_range=0.12, **_TOKENS,
+    )  # fmt: skip
+
+
+@family("encoder", token_types=True)
+def electra() -> hf.PretrainedConfig:
+    return hf.ElectraConfig(
+        vocab_size=157, embedding_size=40, hidden_size=72, intermediate_size=120,
+        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=93,
+        initializer_range=0.12, pad_token_id=2,
+    )  # fmt: skip
+
+
+@family("encoder")
+def modernbert() -> hf.PretrainedConfig:
+    return hf.ModernBertConfig(
+        vocab_size=163, hidden_size=72, intermediate_size=104, num_hidden_layers=3,
+        num_attention_heads=2, max_position_embeddings=97, local_attention=8,
+        global_attn_every_n_layers=2, initializer_range=0.12, bos_token_id=0, eos_token_id=1,
+        pad_token_id=2, cls_token_id=0, sep_token_id=1, reference_compile=False,
+    )  # fmt: skip
+
+
 @family("encoder-decoder")
 def t5() -> hf.PretrainedConfig:
     return hf.T5Config(
