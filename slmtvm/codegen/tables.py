@@ -37,6 +37,7 @@ def library_info(plan: Plan, target: Target, weights: WeightsFile) -> dict[str, 
         "outputs": output_facts(plan),
         "source_context": _source_context(plan),
         "mask": plan.mask,
+        "segments": plan.segment_types,
         "chunks": sorted({f.rows for f in plan.functions if f.name == "body"}),
         "kv_bytes_per_token": plan.kv_bytes_per_token,
         "kernels": [{"name": n, **asdict(plan.kernels[n].work)} for n in sorted(plan.kernels)],
@@ -120,6 +121,8 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
                     "source_context": _source_context(plan),
                     "capacity": plan.capacity,
                     "mask": f"SLM_MASK_{plan.mask.upper()}",
+                    "segment_types": plan.segment_types,
+                    "segments_offset": f"{plan.segment_ids.offset if plan.segment_ids else 0}u",
                     "limits_offset": f"{plan.limits.offset if plan.limits else 0}u",
                     "vocab_size": plan.vocab_size,
                     "output_size": plan.output_size,
@@ -166,6 +169,7 @@ def check_plan(plan: Plan, weights_bytes: int) -> None:
         )
     _check_outputs(plan)
     _check_mask(plan)
+    _check_segments(plan)
     limits = {
         Space.WEIGHTS: weights_bytes,
         Space.STATE: plan.state_bytes,
@@ -227,6 +231,17 @@ def _check_mask(plan: Plan) -> None:
     _require(plan.limits.size >= most * 4, f"the limits do not hold {most} positions")
     end = plan.limits.offset + plan.limits.size
     _require(end <= plan.state_bytes, "the limits end behind the state")
+
+
+def _check_segments(plan: Plan) -> None:
+    ids = plan.segment_ids
+    _require((plan.segment_types > 0) == (ids is not None), "segments need a place")
+    if ids is None:
+        return
+    _require(plan.kind == "encoder", "an encoder alone has segments")
+    _require(ids.space == Space.STATE and ids.offset % _ALIGNMENT == 0, f"segments in {ids}")
+    _require(ids.size >= _functions(plan, "body")[0].rows * 4, "the segments do not hold all rows")
+    _require(ids.offset + ids.size <= plan.state_bytes, "the segments end behind the state")
 
 
 def _require(holds: bool, message: str) -> None:

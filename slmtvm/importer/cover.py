@@ -52,6 +52,7 @@ class Cover:
 
     frame: Frame
     tokens: str  # the graph input that holds them
+    segments: str = ""  # the graph input that holds token types, where they are no constants
     encoder: Source | None = None  # what a decoder's graph reads of its encoder's
     steps: dict[str, Step] = field(default_factory=dict)
     cache: dict[Hashable, object] = field(default_factory=dict)

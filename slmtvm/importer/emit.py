@@ -91,6 +91,10 @@ def _ordered(steps: Mapping[str, Step], rows: str, depth: Mapping[str, int]) -> 
     return inputs
 
 
+def _by_segment(step: Step) -> bool:
+    return isinstance(step, Embedding) and step.by_segment
+
+
 class Emitter:
     """Builds Relax functions and collects the parameters of all of them."""
 
@@ -120,6 +124,8 @@ class Emitter:
         inputs = [self._tokens]
         with builder.function(name, inputs):
             with builder.dataflow():
+                if any(_by_segment(steps[rows]) for rows in order):
+                    self._segments = builder.emit(ops.segments(self._tokens))
                 for rows in order:
                     expr = self._call(rows, depth)
                     self._values[rows] = builder.emit(expr)
@@ -149,7 +155,7 @@ class Emitter:
         step = self._steps[rows]
         if isinstance(step, Embedding):
             return ops.embedding(
-                self._tokens,
+                self._segments if step.by_segment else self._tokens,
                 *self._weights(step.table),
                 dim=step.dim,
                 format=step.table.format,

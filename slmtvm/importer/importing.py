@@ -38,7 +38,7 @@ from slmtvm.importer.outputs import FileOutput, choose_outputs
 from slmtvm.importer.padding import Padding, assume_no_padding, padding_notes
 from slmtvm.importer.pooling import cover_pooled, pooled_steps
 from slmtvm.importer.report import elementwise_notes, family_of, hidden_size, layer_reports
-from slmtvm.importer.roles import assign_roles
+from slmtvm.importer.roles import Roles, assign_roles
 from slmtvm.importer.split import split_packed
 from slmtvm.importer.steps import Attention, Embedding, Pool, Rows, Same, Step
 from slmtvm.ir.model import MASKS, CanonicalModel, KvSpec, Output
@@ -104,9 +104,8 @@ def _import(
         )
     roles = assign_roles(graph)
     graph, padding = assume_no_padding(graph, roles.tokens.name)
-    frame = freeze_twice(graph, roles, context)
-    cover = Cover(frame, roles.tokens.name)
-    found = _cover_outputs(cover, outputs)
+    roles, cover, found = _cover_graph(graph, roles, context, outputs)
+    frame = cover.frame
     model = _canonical(_Recognised(cover, found.rows), found, Emitter(str(path)))
     names = tuple(output.name for output in found.outputs)
 
@@ -130,6 +129,29 @@ class _Found:
     outputs: tuple[FileOutput, ...]
     rows: tuple[Rows, ...]
     left_out: dict[str, str]
+
+
+def _cover_graph(
+    graph: Graph, roles: Roles, context: int | None, outputs: Sequence[str] | None
+) -> tuple[Roles, Cover, _Found]:
+    """Find steps for the outputs of an encoder with its token types as an input, or for those of
+    another graph with zeros in their place."""
+    note = ""
+    if (typed := roles.with_segments()) is not None:
+        assert typed.segments is not None
+        try:
+            frame = freeze_twice(graph, typed, context)
+            cover = Cover(frame, typed.tokens.name, typed.segments.name)
+            found = _cover_outputs(cover, outputs)
+            if _Recognised(cover, found.rows).mask != "causal":
+                return typed, cover, found
+        except UnsupportedOpError as error:
+            note = f"token types are taken for zeros: {error}"
+    cover = Cover(freeze_twice(graph, roles, context), roles.tokens.name)
+    found = _cover_outputs(cover, outputs)
+    if note:
+        cover.note(note)
+    return roles, cover, found
 
 
 def _cover_outputs(cover: Cover, wanted: Sequence[str] | None) -> _Found:
@@ -217,7 +239,9 @@ class _Recognised:
         self.order = schedule(self.by_name, rows)
         self.steps: Sequence[Step] = [self.by_name[name] for name in self.order]
         self.attentions = [s for s in self.steps if isinstance(s, Attention)]
-        embeddings = [s for s in self.steps if isinstance(s, Embedding)]
+        lookups = [s for s in self.steps if isinstance(s, Embedding)]
+        embeddings = [s for s in lookups if not s.by_segment]
+        self.segments = max((s.vocab for s in lookups if s.by_segment), default=0)
         masks = {a.mask for a in self.attentions}
         if len(embeddings) != 1 or not self.attentions or len(masks) != 1:
             raise UnsupportedOpError(
@@ -264,6 +288,7 @@ def _canonical(found: _Recognised, chosen: _Found, emitter: Emitter) -> Canonica
         source=path,
         outputs=tuple(outputs),
         left_out=chosen.left_out,
+        segments=found.segments,
         layers=tuple(layer_reports(found.by_name, found.order)),
         notes=(*notes, *found.cover.notes, *elementwise_notes(found.by_token)),
     )

@@ -102,9 +102,12 @@ class ExpertWeights:
 
 @dataclass(frozen=True, eq=False)
 class Embedding(Step):
+    """Rows of a table by token, or ``by_segment`` by that of the token."""
+
     table: Weights
     vocab: int
     dim: int
+    by_segment: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,6 +79,7 @@ class CanonicalModel:
     outputs: tuple[Output, ...] = ()  # of the file, that ``main`` computes, in order
     left_out: Mapping[str, str] = field(default_factory=dict)  # the file's others, and why
     mask: str = "none"  # what hidden tokens do: "none" (there are none), "keys" or "skip"
+    segments: int = 0  # token types that an encoder tells apart; 0 where it takes none
     padding: tuple[int, ...] = ()  # tokens that the file leaves out when it counts positions
     layers: tuple[LayerReport, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())  # what was ignored or not recognised, and its cost

@@ -67,6 +67,7 @@ ATTENTION = define("slm.attention", _attended)
 REMEMBER = define("slm.remember", _same_as_input)
 CROSS_ATTENTION = define("slm.cross_attention", _attended)
 CAUSAL_CONV = define("slm.causal_conv", _same_as_input)
+SEGMENTS = define("slm.segments", _same_as_input)
 POOL = define(
     "slm.pool",
     lambda call: relax.TensorType((1, call.args[0].ty.shape[1]), "float32"),
@@ -311,6 +312,11 @@ def cross_attention(
         CROSS_ATTENTION, [q], layer=layer, num_heads=num_heads, num_kv_heads=num_kv_heads,
         head_dim=head_dim, scale=scale, roundings=roundings, weight_roundings=weight_roundings,
     )  # fmt: skip
+
+
+def segments(tokens: Expr) -> relax.Call:
+    """Of which text each token is, 0 where nobody says. tokens int32 (m,) -> int32 (m,)"""
+    return make_call(SEGMENTS, [tokens])
 
 
 POOLS = ("first", "last", "mean", "max")

@@ -14,6 +14,7 @@ from slmtvm.ir.lowered import CALL_KERNEL, LoweredModel
 from slmtvm.ir.model import CanonicalModel, Output
 from slmtvm.passes.kernel_calls.cross_attention import SOURCE_CACHE
 from slmtvm.passes.kernel_calls.masks import LIMITS
+from slmtvm.passes.kernel_calls.positions import SEGMENTS
 from slmtvm.passes.rewrite import bindings, function_names, results
 from slmtvm.plan.arena import Lifetime, align, place
 from slmtvm.plan.model import (
@@ -75,6 +76,8 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
         source_context=model.source_context,
         mask=model.mask,
         limits=state_refs.get(LIMITS),
+        segment_types=model.segments,
+        segment_ids=state_refs.get(SEGMENTS),
         info=info,
     )
 
@@ -109,7 +112,7 @@ def _places(kind: str, model_kind: str, outputs: tuple[PlanOutput, ...]) -> list
 def _bytes_per_token(lowered: LoweredModel) -> int:
     own = [
         tensor for name, tensor in lowered.state.items()
-        if name != LIMITS and not name.startswith(SOURCE_CACHE)
+        if name not in (LIMITS, SEGMENTS) and not name.startswith(SOURCE_CACHE)
     ]  # fmt: skip
     return sum(map(_bytes, own)) // lowered.capacity
 

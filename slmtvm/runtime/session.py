@@ -118,32 +118,50 @@ class Session:
         """
         return self._rows("slm_eval_all", tokens, mask)
 
-    def encode(self, tokens: Tokens, mask: Mask | None = None) -> FloatArray:
+    def encode(
+        self, tokens: Tokens, mask: Mask | None = None, segments: Tokens | None = None
+    ) -> FloatArray:
         """Run an encoder over ``tokens`` (n,), n >= 1; its first output.
 
         That is a row for each token (n, features), or where it is pooled (features,). An
         encoder-decoder reads its source so: its hidden states (n, hidden_size); a new context
-        begins, which attends to them.
+        begins, which attends to them. ``segments`` (n,): of which text each token is, as
+        token_type_ids have it; of the first, 0, where not given. Raises DeviceError for one that is
+        not below ``info["segments"]``, which is 0 for a model that tells no texts apart.
         """
-        if self.info["kind"] == "encoder" and self.info["outputs"][0]["pooled"]:
-            ids = _token_ids(tokens)
-            row = np.empty(self.info["output_size"], np.float32)
-            self._run("slm_encode", ids, mask, row.ctypes.data)
-            return row
-        return self._rows("slm_encode", tokens, mask)
+        if self.info["kind"] != "encoder":
+            return self._rows("slm_encode", tokens, mask)
+        return next(iter(self.outputs(tokens, mask, segments).values()))
 
-    def outputs(self, tokens: Tokens, mask: Mask | None = None) -> dict[str, FloatArray]:
+    def outputs(
+        self, tokens: Tokens, mask: Mask | None = None, segments: Tokens | None = None
+    ) -> dict[str, FloatArray]:
         """Run the model over ``tokens`` (n,), n >= 1: all its outputs, by their names in the file.
 
         Of an encoder each is (n, features), or where it is pooled (features,). A decoder appends
         ``tokens`` to its context; each of its outputs is the row (features,) after the last one.
+        ``segments`` as for ``encode``.
         """
-        encodes = self.info["kind"] == "encoder"
-        self._run("slm_encode" if encodes else "slm_eval", _token_ids(tokens), mask, None)
+        ids, encodes = _token_ids(tokens), self.info["kind"] == "encoder"
+        if segments is not None:
+            self._run_segments(ids, _token_ids(segments), mask)
+        else:
+            self._run("slm_encode" if encodes else "slm_eval", ids, mask, None)
         return {
             output["name"]: self._output(index, pooled=not encodes or output["pooled"])
             for index, output in enumerate(self.info["outputs"])
         }
+
+    def _run_segments(
+        self, ids: npt.NDArray[np.int32], segments: npt.NDArray[np.int32], mask: Mask | None
+    ) -> None:
+        if segments.size != ids.size:
+            raise DeviceError(f"{segments.size} segments for {ids.size} tokens")
+        visible = None if mask is None else _visible(mask, ids.size)
+        self._call(
+            "slm_encode_segments", self._handle, ids.ctypes.data, segments.ctypes.data,
+            None if visible is None else visible.ctypes.data, ids.size, None,
+        )  # fmt: skip
 
     def _output(self, index: int, *, pooled: bool) -> FloatArray:
         rows = self._call("slm_output_get", self._handle, index, None)

@@ -88,7 +88,7 @@ def classify(session: Session, text: str, pair: str | None = None) -> list[Label
     Their scores are probabilities, of each on its own where the model's settings say so; of a model
     with a single label, a regression or a reranker, what comes out as it is.
     """
-    scores = _whole(session, _encode(session, text, pair).ids)
+    scores = _whole(session, _encode(session, text, pair))
     settings = _settings(session.info)
     if len(scores) > 1:
         scores = _sigmoid(scores) if settings.get("independent") else _softmax(scores)
@@ -103,7 +103,7 @@ def entities(session: Session, text: str) -> list[Entity]:
     Labels B-x begin an entity of their own.
     """
     encoding = _encode(session, text)
-    scores = _softmax(session.encode(encoding.ids))
+    scores = _softmax(_whole(session, encoding))
     names = _labels(session.info, scores.shape[1])
     found: list[tuple[str, list[int]]] = []
     before = -1
@@ -135,7 +135,7 @@ def answer(session: Session, question: str, text: str) -> Answer:
     """
     best: Answer | None = None
     for encoding in _windows(session, question, text):
-        outputs = session.outputs(encoding.ids)
+        outputs = _outputs(session, encoding)
         start, end = outputs[_START].reshape(-1), outputs[_END].reshape(-1)
         found = _best_span(encoding, text, start, end)
         if found is not None and (best is None or found.score > best.score):
@@ -187,7 +187,7 @@ def fill(session: Session, text: str, top: int = 5) -> list[list[Fill]]:
     if not places:
         known = ", ".join(marks) or "its tokenizer has none"
         raise SlmError(f"the text has no mask to fill ({known})")
-    scores = _softmax(session.encode(encoding.ids)[places])
+    scores = _softmax(_whole(session, encoding)[places])
     found = []
     for row in scores:
         tokens = np.argsort(-row, kind="stable")[:top]
@@ -212,14 +212,14 @@ def embed(
     model does; by default, where its graph does not pool, what its settings say, else the mean.
     ``normalize``: make its length 1; by default as the settings say.
     """
-    ids = _encode(session, text).ids
+    encoding = _encode(session, text)
     settings = _settings(session.info)
     own = _own_embedding(session.info)
     if own and not pooling:
-        values = _outputs(session, ids)[own]
+        values = _outputs(session, encoding)[own]
     else:
         pooling = pooling or settings.get("pooling") or "mean"
-        values = _pool(_rows(session, ids), pooling)
+        values = _pool(_rows(session, encoding), pooling)
     if settings.get("normalize") if normalize is None else normalize:
         values = values / max(float(np.linalg.norm(values)), 1e-12)
     return Embedding(np.asarray(values, np.float32), pooling)
@@ -243,14 +243,14 @@ def _row_output(info: dict[str, Any]) -> str:
     return names[0] if names else ""
 
 
-def _rows(session: Session, ids: list[int]) -> Array:
+def _rows(session: Session, encoding: Encoding) -> Array:
     name = _row_output(session.info)
     if not name:
         raise SlmError("the model gives no rows of tokens to pool: its graph pools them itself")
     if session.info["kind"] == "encoder":
-        return session.outputs(ids)[name]
+        return _outputs(session, encoding)[name]
     session.reset()
-    return session.eval_all(ids)
+    return session.eval_all(encoding.ids)
 
 
 def _pool(rows: Array, how: str) -> Array:
@@ -259,15 +259,17 @@ def _pool(rows: Array, how: str) -> Array:
     return np.asarray(rows.mean(axis=0) if how == "mean" else rows.max(axis=0))
 
 
-def _whole(session: Session, ids: list[int]) -> Array:
+def _whole(session: Session, encoding: Encoding) -> Array:
     """The first output of a whole text."""
-    return _outputs(session, ids)[session.info["outputs"][0]["name"]]
+    return _outputs(session, encoding)[session.info["outputs"][0]["name"]]
 
 
-def _outputs(session: Session, ids: list[int]) -> dict[str, Array]:
+def _outputs(session: Session, encoding: Encoding) -> dict[str, Array]:
     if session.info["kind"] != "encoder":
         session.reset()
-    return session.outputs(ids)
+        return session.outputs(encoding.ids)
+    types = encoding.type_ids if session.info["segments"] else None
+    return session.outputs(encoding.ids, segments=types)
 
 
 def _settings(info: dict[str, Any]) -> dict[str, Any]:

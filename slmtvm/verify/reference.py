@@ -24,6 +24,7 @@ _DTYPES = {
 _PAST_PREFIX = "past"  # past_key_values.0.key, past_0, ...
 _CACHE_RANK = 4  # (batch, heads, length, head_dim)
 _SOURCE_STATES = "encoder_hidden_states"
+_SEGMENTS = "token_type_ids"
 _LOGITS, _HIDDEN = "logits", "last_hidden_state"
 
 _Tokens = Sequence[int] | np.ndarray
@@ -92,9 +93,12 @@ class Reference:
         outputs: Sequence[str],
         source: _Tokens | None = None,
         mask: np.ndarray | None = None,
+        segments: _Tokens | None = None,
     ) -> list[np.ndarray]:
         """Some of the file's outputs for tokens (n,) as one batch without a cache."""
         feeds = self.feeds(tokens, source, mask)
+        if segments is not None and _SEGMENTS in feeds:
+            feeds[_SEGMENTS] = np.asarray(segments, feeds[_SEGMENTS].dtype)[None]
         try:
             return [np.asarray(v) for v in self._session.run(list(outputs), feeds)]
         except SlmError:

@@ -124,3 +124,21 @@ def test_there_is_no_output_before_a_model_has_run(tmp_path: Path) -> None:
             call("slm_output_get", handle, 1, None)
         session.encode(TOKENS)
         assert call("slm_output_get", handle, 0, None) == 1
+
+
+def test_segments_say_of_which_text_a_token_is(tmp_path: Path) -> None:
+    path = save_head(ENCODERS["classifier"], tmp_path, types="table")
+    compile_model(path, output=tmp_path / "x.slm")
+    second = (np.arange(41) >= 20).astype(np.int64)
+    visible = np.arange(41) < 33
+    reference = Reference(path)
+    with slmtvm.load(tmp_path / "x.slm") as session:
+        assert session.info["segments"] == 2
+        for mask in (None, visible):
+            want = reference.run(TOKENS, ["logits"], mask=mask, segments=second)[0][0]
+            assert _close(session.encode(TOKENS, mask, second), want)
+        assert _close(session.encode(TOKENS), reference.run(TOKENS, ["logits"])[0][0])
+        with pytest.raises(DeviceError, match="the segment of token 3 is 2, must be 0 to 1"):
+            session.encode(TOKENS, segments=[0, 0, 0, 2, *[0] * 37])
+        with pytest.raises(DeviceError, match="2 segments for 41 tokens"):
+            session.encode(TOKENS, segments=[0, 1])

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from tests.importer.graph_builder import GraphBuilder, save
 
 VOCAB, DIM, HEADS, FFN, MOST, LABELS, PAD = 61, 24, 3, 40, 64, 3, 1
+SEGMENTS, TYPES = "token_type_ids", 2
 _Outputs = dict[str, tuple[str, list[str | int]]]  # name -> its value and its dimensions
 
 
@@ -44,13 +45,17 @@ def _layer(b: GraphBuilder, x: str, bias: str) -> str:
     return _norm(b, b.op("Add", x, _linear(b, up, FFN, DIM)))
 
 
-def _body(b: GraphBuilder, causal: bool) -> str:
+def _body(b: GraphBuilder, causal: bool, types: str) -> str:
     table = b.constant(b.random.normal(size=(VOCAB, DIM)), name="embedding.weight")
     x = b.op("Gather", table, "input_ids")
     length = b.op("Gather", b.op("Shape", "input_ids"), b.constant(1, np.int64))
     zero, one = b.constant(0, np.int64), b.constant(1, np.int64)
     places = b.op("Range", zero, length, one)
     x = b.op("Add", x, b.op("Gather", b.near(0, MOST, DIM), places))
+    if types == "table":
+        x = b.op("Add", x, b.op("Gather", b.near(0, TYPES, DIM), SEGMENTS))
+    elif types:
+        x = b.op("Add", x, b.op("Unsqueeze", b.op("Cast", SEGMENTS, to=1), b.ints(2)))
     seen = b.op("Unsqueeze", b.op("Cast", "attention_mask", to=TensorProto.FLOAT), b.ints(1, 2))
     bias = b.op("Mul", b.op("Sub", b.constant(1.0), seen), b.constant(-1e9))
     if causal:
@@ -247,17 +252,20 @@ DECODERS = {
 }
 
 
-def save_head(head: Head, folder: Path, seed: int = 0) -> Path:
-    """The model under ``head``: input_ids and attention_mask int64 (batch, seq) -> its outputs."""
+def save_head(head: Head, folder: Path, seed: int = 0, types: str = "") -> Path:
+    """The model under ``head``: input_ids and attention_mask int64 (batch, seq) -> its outputs.
+
+    ``types``: it takes token types too, which choose rows of a "table", or are added as "numbers".
+    """
     b = GraphBuilder(np.random.default_rng(seed))
-    outputs = head.build(b, _body(b, head.causal))
+    outputs = head.build(b, _body(b, head.causal, types))
     ports = []
     for name, (value, dims) in outputs.items():
         b.nodes.append(helper.make_node("Identity", [value], [name], name=name))
         ports.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *dims]))
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "seq"])
-        for name in ("input_ids", "attention_mask")
+        for name in ("input_ids", "attention_mask", *([SEGMENTS] if types else []))
     ]
     model: onnx.ModelProto = b.model(inputs, ports)
     return save(model, folder)

@@ -180,3 +180,31 @@ def test_labels_are_features(tmp_path: Path) -> None:
     model = import_onnx(save_head(ENCODERS["classifier"], tmp_path))
     assert model.outputs[0].features == LABELS
     assert model.hidden_size == DIM
+
+
+def test_token_types_are_an_input_of_an_encoder(tmp_path: Path) -> None:
+    path = save_head(ENCODERS["classifier"], tmp_path, types="table")
+    model = import_onnx(path, mask="arbitrary")
+    assert (model.segments, model.mask) == (2, "keys")
+    second = (np.arange(len(TOKENS)) >= 8).astype(np.int32)
+    reference = Reference(path)
+    plain = reference.run(TOKENS, ["logits"])[0][0]
+    assert _close(evaluate_outputs(model, TOKENS)[0], plain)
+    for mask in (None, *_masks().values()):
+        (want,) = reference.run(TOKENS, ["logits"], mask=mask, segments=second)
+        assert not _close(want[0], plain)
+        assert _close(evaluate_outputs(model, TOKENS, mask=mask, segments=second)[0], want[0])
+
+
+def test_token_types_of_another_use_are_zeros_and_noted(tmp_path: Path) -> None:
+    path = save_head(ENCODERS["classifier"], tmp_path, types="numbers")
+    model = import_onnx(path)
+    assert model.segments == 0
+    assert any("token types are taken for zeros" in note for note in model.notes)
+    assert _close(evaluate_outputs(model, TOKENS)[0], Reference(path).run(TOKENS, ["logits"])[0][0])
+
+
+def test_a_decoder_has_no_token_types(tmp_path: Path) -> None:
+    path = save_head(DECODERS["last_logits"], tmp_path, types="table")
+    model = import_onnx(path)
+    assert (model.kind, model.segments) == ("decoder", 0)

@@ -12,6 +12,7 @@ typedef struct {
   const int32_t *tokens;
   const uint8_t *mask; /* not 0: visible. NULL: all are */
   size_t count;
+  const int32_t *segments; /* NULL: 0 for all */
 } sequence;
 
 static size_t count_visible(const sequence *s) {
@@ -50,6 +51,11 @@ static int32_t check_tokens(const slm_session *session, const sequence *s, outpu
     if (s->tokens[i] < 0 || s->tokens[i] >= slm_plan.vocab_size)
       return slm_fail(SLM_ERR_TOKEN, "token %zu is %d, must be 0 to %d", i, s->tokens[i],
                       slm_plan.vocab_size - 1);
+  int32_t types = slm_plan.segment_types ? slm_plan.segment_types : 1;
+  for (size_t i = 0; s->segments && i < s->count; ++i)
+    if (s->segments[i] < 0 || s->segments[i] >= types)
+      return slm_fail(SLM_ERR_ARGUMENT, "the segment of token %zu is %d, must be 0 to %d", i,
+                      s->segments[i], types - 1);
   return SLM_OK;
 }
 
@@ -94,6 +100,15 @@ static void put_tokens(slm_session *session, sequence *s, int32_t count, int32_t
     if (s->mask) s->mask += count;
   }
   memset(step + count, 0, (size_t)(rows - count) * sizeof *step);
+}
+
+/* Says of which text each token to run is; 0 for padding. */
+static void put_segments(slm_session *session, const sequence *s, int32_t rows) {
+  if (!slm_plan.segment_types) return;
+  int32_t *ids = (int32_t *)(session->base[SLM_SPACE_STATE] + slm_plan.segments_offset);
+  memset(ids, 0, (size_t)rows * sizeof *ids);
+  for (size_t i = 0, put = 0; s->segments && i < s->count; ++i)
+    if (!leaves_out(s) || s->mask[i]) ids[put++] = s->segments[i];
 }
 
 /* Says which keys of the next `count` tokens, from `position` on, are hidden. */
@@ -161,6 +176,7 @@ static void encode_tokens(slm_session *session, sequence s, int32_t count) {
                                      : &slm_plan.sources[slm_plan.source_count - 1];
   while (function->rows < count) --function;
   limit_keys(session, &s, 0, count);
+  put_segments(session, &s, function->rows);
   put_tokens(session, &s, count, function->rows);
   slm_execute(session, function, 0, count);
   if (slm_plan.encoder) return;
@@ -235,28 +251,33 @@ static int32_t run(slm_session *session, sequence s, float *output, output_mode 
 }
 
 int32_t slm_eval(slm_session *session, const int32_t *tokens, size_t count, float *logits) {
-  return run(session, (sequence){tokens, NULL, count}, logits, LAST_ROW);
+  return run(session, (sequence){tokens, NULL, count, NULL}, logits, LAST_ROW);
 }
 
 int32_t slm_eval_all(slm_session *session, const int32_t *tokens, size_t count, float *logits) {
-  return run(session, (sequence){tokens, NULL, count}, logits, ALL_ROWS);
+  return run(session, (sequence){tokens, NULL, count, NULL}, logits, ALL_ROWS);
 }
 
 int32_t slm_encode(slm_session *session, const int32_t *tokens, size_t count, float *output) {
-  return run(session, (sequence){tokens, NULL, count}, output, ENCODE);
+  return run(session, (sequence){tokens, NULL, count, NULL}, output, ENCODE);
 }
 
 int32_t slm_eval_masked(slm_session *session, const int32_t *tokens, const uint8_t *mask,
                         size_t count, float *logits) {
-  return run(session, (sequence){tokens, mask, count}, logits, LAST_ROW);
+  return run(session, (sequence){tokens, mask, count, NULL}, logits, LAST_ROW);
 }
 
 int32_t slm_eval_all_masked(slm_session *session, const int32_t *tokens, const uint8_t *mask,
                             size_t count, float *logits) {
-  return run(session, (sequence){tokens, mask, count}, logits, ALL_ROWS);
+  return run(session, (sequence){tokens, mask, count, NULL}, logits, ALL_ROWS);
 }
 
 int32_t slm_encode_masked(slm_session *session, const int32_t *tokens, const uint8_t *mask,
                           size_t count, float *output) {
-  return run(session, (sequence){tokens, mask, count}, output, ENCODE);
+  return run(session, (sequence){tokens, mask, count, NULL}, output, ENCODE);
+}
+
+int32_t slm_encode_segments(slm_session *session, const int32_t *tokens, const int32_t *segments,
+                            const uint8_t *mask, size_t count, float *output) {
+  return run(session, (sequence){tokens, mask, count, segments}, output, ENCODE);
 }

@@ -75,10 +75,12 @@ typedef struct slm_plan_tables {
   int32_t source_context;
   int32_t capacity;
   int32_t mask;
+  int32_t segment_types; /* 0: tokens are of one text */
   int32_t vocab_size;
   int32_t output_size; /* features of the first output */
   int32_t hidden_size;
   uint64_t hidden_offset; /* of the arena */
+  uint64_t segments_offset; /* of the state: int32 by position, where there are types */
   uint64_t limits_offset; /* of the state: floats, where hidden tokens are keys without weight */
   uint64_t state_bytes;
   uint64_t arena_bytes;

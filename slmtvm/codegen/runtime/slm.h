@@ -163,6 +163,14 @@ SLM_API int32_t slm_eval_all_masked(slm_session *session, const int32_t *tokens,
 SLM_API int32_t slm_encode_masked(slm_session *session, const int32_t *tokens, const uint8_t *mask,
                                   size_t count, float *output);
 
+/* slm_encode_masked of tokens that are of several texts, such as a question and its passage:
+ * segments[i], from 0 on, says of which one token i is, as "token_type_ids" do where the file has them;
+ * NULL is 0 for all. SLM_ERR_ARGUMENT for a number that is not below "segments" of slm_info(): what a
+ * model that tells no texts apart takes is 0. */
+SLM_API int32_t slm_encode_segments(slm_session *session, const int32_t *tokens,
+                                    const int32_t *segments, const uint8_t *mask, size_t count,
+                                    float *output);
+
 /* Tokens in the context so far; 0 for an encoder. */
 SLM_API int32_t slm_position(const slm_session *session);
 

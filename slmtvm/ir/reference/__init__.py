@@ -27,11 +27,13 @@ _Memory = dict[int, tuple[Array, Array, Array | None]]
 
 @dataclass(frozen=True)
 class _Run:
-    """One function on one sequence; ``visible`` bool (m,), None where all its keys are."""
+    """One function on one sequence; ``visible`` bool (m,), None where all its keys are;
+    ``segments`` int32 (m,)."""
 
     kind: str
     visible: Array | None
     memory: _Memory
+    segments: Array
 
 
 def evaluate(
@@ -40,9 +42,10 @@ def evaluate(
     source: npt.ArrayLike | None = None,
     *,
     mask: npt.ArrayLike | None = None,
+    segments: npt.ArrayLike | None = None,
 ) -> Array:
     """The first output, see ``evaluate_outputs``."""
-    return evaluate_outputs(model, tokens, source, mask=mask)[0]
+    return evaluate_outputs(model, tokens, source, mask=mask, segments=segments)[0]
 
 
 def evaluate_outputs(
@@ -51,6 +54,7 @@ def evaluate_outputs(
     source: npt.ArrayLike | None = None,
     *,
     mask: npt.ArrayLike | None = None,
+    segments: npt.ArrayLike | None = None,
 ) -> list[Array]:
     """Each output, float32: of every position (m, features), such as logits (m, vocab), or an
     encoder's pooled ones (features,). A decoder's have a row after each token.
@@ -58,13 +62,14 @@ def evaluate_outputs(
     tokens: (m,) token ids, m at most ``model.context``. source: (s,) token ids that an
     encoder-decoder reads first. mask: which tokens are visible, those of the source where there is
     one; not 0 is visible, and rows of hidden tokens are 0. What hidden tokens do is ``model.mask``;
-    a model with "none" treats them as one with "skip".
+    a model with "none" treats them as one with "skip". segments: (m,) of which text each token is,
+    of the first where not given.
     """
     memory: _Memory = {}
     if source is not None:
         _run(model, "source", source, mask, memory)
         mask = None
-    return _run(model, "main", tokens, mask, memory)
+    return _run(model, "main", tokens, mask, memory, segments)
 
 
 def encode_source(
@@ -80,11 +85,19 @@ def _run(
     tokens: npt.ArrayLike,
     mask: npt.ArrayLike | None,
     memory: _Memory,
+    segments: npt.ArrayLike | None = None,
 ) -> list[Array]:
     ids = np.asarray(tokens, np.int32)
+    types = np.zeros_like(ids) if segments is None else np.asarray(segments, np.int32)
     visible = np.ones(len(ids), bool) if mask is None else np.asarray(mask) != 0
     keys = model.mask == "keys" and (model.kind != "encoder-decoder" or name == "source")
-    found = _evaluate(model, name, ids if keys else ids[visible], visible if keys else None, memory)
+    run = _Run(
+        "encoder" if name == "source" else model.kind,
+        visible if keys else None,
+        memory,
+        types if keys else types[visible],
+    )
+    found = _evaluate(model, name, ids if keys else ids[visible], run)
     pooled = [o.pooled and model.kind == "encoder" for o in model.outputs] or [False]
     return [
         output[0] if is_row else _spread(output, visible, keys)
@@ -99,13 +112,10 @@ def _spread(found: Array, visible: Array, keys: bool) -> Array:
     return rows
 
 
-def _evaluate(
-    model: CanonicalModel, name: str, tokens: Array, visible: Array | None, memory: _Memory
-) -> list[Array]:
+def _evaluate(model: CanonicalModel, name: str, tokens: Array, run: _Run) -> list[Array]:
     function = model.module[name]
     values: dict[relax.Var, Array] = {function.params[0]: tokens}
     values.update({p: model.params[p.name] for p in function.params[1:]})
-    run = _Run("encoder" if name == "source" else model.kind, visible, memory)
     for block in function.body.blocks:
         for binding in block.bindings:
             if isinstance(binding.value, relax.Tuple):  # the outputs, where they are several
@@ -132,6 +142,8 @@ def _value(expr: relax.Expr, values: Mapping[relax.Var, Array], run: _Run) -> Ar
         operands = [_value(a, values, run) for a in expr.args]
         return np.asarray(function(*operands), np.float32)
     attrs = {key: expr.attrs[key] for key in expr.attrs.keys()}  # noqa: SIM118 (not a dict)
+    if name == "slm.segments":
+        return run.segments
     if name in _WITH_OPERANDS:
         named = {key: _value(arg, values, run) for key, arg in ops.operands(expr).items()}
         return _WITH_OPERANDS[name](_value(expr.args[0], values, run), attrs, run.kind, **named)
