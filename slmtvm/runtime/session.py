@@ -131,7 +131,8 @@ class Session:
         """
         if self.info["kind"] != "encoder":
             return self._rows("slm_encode", tokens, mask)
-        return next(iter(self.outputs(tokens, mask, segments).values()))
+        ids = self._encode(tokens, mask, segments)
+        return self._output(0, ids.size)
 
     def outputs(
         self, tokens: Tokens, mask: Mask | None = None, segments: Tokens | None = None
@@ -142,33 +143,41 @@ class Session:
         ``tokens`` to its context; each of its outputs is the row (features,) after the last one.
         ``segments`` as for ``encode``.
         """
-        ids, encodes = _token_ids(tokens), self.info["kind"] == "encoder"
-        if segments is not None:
-            self._run_segments(ids, _token_ids(segments), mask)
+        count = 0
+        if self.info["kind"] == "encoder" or segments is not None:
+            count = self._encode(tokens, mask, segments).size
         else:
-            self._run("slm_encode" if encodes else "slm_eval", ids, mask, None)
-        return {
-            output["name"]: self._output(index, pooled=not encodes or output["pooled"])
-            for index, output in enumerate(self.info["outputs"])
-        }
+            self._run("slm_eval", _token_ids(tokens), mask, None)
+        named = enumerate(self.info["outputs"])
+        return {output["name"]: self._output(index, count) for index, output in named}
 
-    def _run_segments(
-        self, ids: npt.NDArray[np.int32], segments: npt.NDArray[np.int32], mask: Mask | None
-    ) -> None:
-        if segments.size != ids.size:
-            raise DeviceError(f"{segments.size} segments for {ids.size} tokens")
+    def _encode(
+        self, tokens: Tokens, mask: Mask | None, segments: Tokens | None
+    ) -> npt.NDArray[np.int32]:
+        """Encode, and leave the outputs in the session; the token ids."""
+        ids = _token_ids(tokens)
+        if segments is None:
+            self._run("slm_encode", ids, mask, None)
+            return ids
+        kinds = _token_ids(segments)
+        if kinds.size != ids.size:
+            raise DeviceError(f"{kinds.size} segments for {ids.size} tokens")
         visible = None if mask is None else _visible(mask, ids.size)
         self._call(
-            "slm_encode_segments", self._handle, ids.ctypes.data, segments.ctypes.data,
+            "slm_encode_segments", self._handle, ids.ctypes.data, kinds.ctypes.data,
             None if visible is None else visible.ctypes.data, ids.size, None,
         )  # fmt: skip
+        return ids
 
-    def _output(self, index: int, *, pooled: bool) -> FloatArray:
-        rows = self._call("slm_output_get", self._handle, index, None)
-        values = np.empty((rows, self.info["outputs"][index]["features"]), np.float32)
+    def _output(self, index: int, count: int) -> FloatArray:
+        """An output of the last call: of an encoder's ``count`` tokens, or 0 for a decoder's."""
+        output = self.info["outputs"][index]
+        shape = (
+            (output["features"],) if output["pooled"] or not count else (count, output["features"])
+        )
+        values = np.empty(shape, np.float32)
         self._call("slm_output_get", self._handle, index, values.ctypes.data)
-        first: FloatArray = values[0]
-        return first if pooled else values
+        return values
 
     def sample(
         self,

@@ -87,6 +87,11 @@ class Reference:
         first: np.ndarray = rows[0]
         return first
 
+    def main(self, tokens: _Tokens) -> np.ndarray:
+        """The file's main output for tokens (n,) as it is, without its axis of the batch."""
+        first: np.ndarray = self.run(tokens, [self._output])[0][0]
+        return first
+
     def run(
         self,
         tokens: _Tokens,
