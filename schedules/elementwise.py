@@ -57,6 +57,19 @@ def build_position_rows(m: int, d: int, table_rows: int) -> Kernel:
     )  # fmt: skip
 
 
+def build_segments(m: int, capacity: int) -> Kernel:
+    """segments int32 (capacity,) -> y int32 (m,), those from the position on; one block."""
+    tensors = [Tensor("segments", (capacity,), "int32"), Tensor("y", (m,), "int32")]
+
+    def body(_block: Expr, segments: Buffer, y: Buffer, position: Expr) -> None:
+        with T.serial(0, m) as row:
+            T.buffer_store(y, segments[position + row], [row])
+
+    return define(
+        f"segments_m{m}_r{capacity}", tensors, body, grid=1, outputs=["y"], scalars=["position"]
+    )
+
+
 def build_add_positions(m: int, d: int, table_rows: int) -> Kernel:
     """(x, table) -> y = x + table[position .. position + m]; x, y float32 (m, d), table
     (table_rows, d); one block for each row."""

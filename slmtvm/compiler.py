@@ -17,6 +17,7 @@ from slmtvm.passes.quantize_activations import ACTIVATIONS
 from slmtvm.plan.build import build_plan
 from slmtvm.plan.model import Plan
 from slmtvm.target import Target
+from slmtvm.task import task_settings
 from slmtvm.text import find_tokenizer, read_tokenizer
 
 Progress = Callable[[str], None]
@@ -35,6 +36,7 @@ def compile_model(
     activations: str = "int8",
     mask: str = "none",
     encoder: str | Path | None = None,
+    outputs: Sequence[str] | None = None,
     progress: Progress = lambda _: None,
     note: Progress = lambda _: None,
 ) -> Bundle:
@@ -50,6 +52,8 @@ def compile_model(
     mask: "arbitrary" to run sequences of which any tokens are hidden, as the file's attention_mask
     has it; "none" takes no masks but those of an encoder's valid length. encoder: the ONNX file of
     the encoder whose hidden states the model reads; encoder_model.onnx beside it where None.
+    outputs: names of the file's outputs to compile; where None all that hold floats for each token
+    or for the whole sequence, but for the cache.
     progress: called with the name of each step as it begins. note: called with each of the model's
     notes: what was left out, chosen or widened, and its cost. Raises SlmError; nothing is left at
     ``output`` then, and what was there before stays.
@@ -59,7 +63,12 @@ def compile_model(
     text = _tokenizer(model, tokenizer)  # before the work that takes long
     progress("import")
     canonical = import_onnx(
-        model, context=context, source_context=source_context, mask=mask, encoder=encoder
+        model,
+        context=context,
+        source_context=source_context,
+        mask=mask,
+        encoder=encoder,
+        outputs=outputs,
     )
     return compile_imported(
         canonical,
@@ -134,8 +143,9 @@ def _info(
         "vocab_size": model.vocab_size,
         "context": model.context,
         "exact_from": model.exact_from,
-        "output": model.output,
+        "left_out": dict(model.left_out),  # outputs of the file, and why
         "padding": list(model.padding),
         "start": tokens.start,
         "end": list(tokens.end),
+        "task": task_settings(model.source).to_dict(),
     }

@@ -14,7 +14,7 @@ from slmtvm.importer.faults import words
 from slmtvm.importer.load import count_operators
 from slmtvm.importer.redact import redact
 from slmtvm.ir.kv_range import beyond_half, note_of
-from slmtvm.ir.model import CanonicalModel, LayerReport
+from slmtvm.ir.model import CanonicalModel, LayerReport, Output
 from slmtvm.ir.params import Params
 from slmtvm.target import Target, known_targets
 
@@ -60,6 +60,7 @@ class Inspection:
     operators: dict[str, int]
     unsupported: str = ""
     family: str = ""
+    outputs: tuple[Output, ...] = ()
     kind: str = ""
     layers: int = 0
     heads: int = 0
@@ -91,6 +92,7 @@ class Inspection:
         lines = [
             self.file,
             f"  family     {self.family} ({self.kind})",
+            *(f"  output     {_output(output)}" for output in self.outputs),
             f"  layers     {self.layers} ({heads})",
             f"  hidden     {self.hidden_size}",
             f"  vocabulary {self.vocab_size}",
@@ -132,6 +134,7 @@ def _describe(model: CanonicalModel, operators: dict[str, int]) -> Inspection:
         file=str(model.source),
         operators=operators,
         family=model.family,
+        outputs=model.outputs,
         kind=model.kind,
         layers=len(model.kv),
         heads=model.num_heads,
@@ -187,6 +190,11 @@ def _activations(layers: int) -> list[str]:
         return []
     return [f"  activations {layers} layers ask for float32 ones: int8 unless compiled with "
             "--activations file"]  # fmt: skip
+
+
+def _output(output: Output) -> str:
+    of = "the whole text" if output.pooled else "each token"
+    return f"{output.name}: {output.features} numbers for {of}"
 
 
 def _some(numbers: tuple[int, ...]) -> str:

@@ -9,7 +9,7 @@ from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.rows.pair import Pair
 from slmtvm.schedules.vector import LANES
 
-ACTIVATIONS = ("silu", "relu", "gelu_erf", "gelu_tanh", "sigmoid")
+ACTIVATIONS = ("silu", "relu", "gelu_erf", "gelu_tanh", "sigmoid", "tanh")
 GLUS = tuple(f"{activation}_glu" for activation in ACTIVATIONS)
 PROLOGUES = ("copy", "rms_norm", "layer_norm", "swiglu", "pair", "rescale", *ACTIVATIONS, *GLUS)
 EPILOGUES = ("f32", "block", "row_u8", "range", "rounded", "static_u8")
@@ -27,7 +27,7 @@ class RowOp:
     normed on its own with the same gamma: shapes (m, d) below are (m, groups * d).
 
     Prologues, from x float32 (m, d), all element-wise but the norms:
-      copy; silu; relu; gelu_erf; gelu_tanh; sigmoid;
+      copy; silu; relu; gelu_erf; gelu_tanh; sigmoid; tanh;
       rms_norm: x / sqrt(mean(x**2) + eps) * gamma, gamma float32 (d,);
       layer_norm: (x - mean) / sqrt(var + eps) * gamma + beta, beta float32 (d,);
       silu_glu and so on: silu(x[:, :d]) * x[:, d:], x float32 (m, 2 d);

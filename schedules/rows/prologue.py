@@ -24,7 +24,7 @@ Function = Callable[[Expr], Expr]
 Numbers = Callable[[str], Expr]  # one of a row op's numbers, in every lane
 
 # Long enough to keep the units busy alone; several at once would spill registers on NEON.
-_LONG = (*GLUS, "swiglu", "pair", "rescale", "silu", "gelu_erf", "gelu_tanh", "sigmoid")
+_LONG = (*GLUS, "swiglu", "pair", "rescale", "silu", "gelu_erf", "gelu_tanh", "sigmoid", "tanh")
 
 
 def vectors_at_once(op: RowOp) -> int:
@@ -242,6 +242,7 @@ FUNCTIONS: dict[str, Function] = {
     "relu": _relu,
     "gelu_erf": _gelu_erf,
     "gelu_tanh": _gelu_tanh,
+    "tanh": vec.tanh,
 }
 """Activations that are 0 of 0."""
 
@@ -254,6 +255,7 @@ PROLOGUE_CODE: dict[str, Callable[[RowOp, Expr, Buffers], Value]] = {
     "gelu_erf_glu": _glu(_gelu_erf),
     "gelu_tanh_glu": _glu(_gelu_tanh),
     "sigmoid_glu": _glu(vec.sigmoid),
+    "tanh_glu": _glu(vec.tanh),
     "swiglu": _swiglu,
     "pair": _pair,
     "rescale": _rescale,

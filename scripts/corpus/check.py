@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -16,14 +16,14 @@ from tvm_ffi import structural_hash
 from corpus.agreement import Agreement, compare, rule_of
 from corpus.inputs import source_of, token_sequences
 from corpus.oracle import runnable, wanted_rows
+from corpus.outputs import our_rows, side_by_side
 from corpus.selection import split_name
 from corpus.stability import own_difference
 from slmtvm.compiler import compile_imported
 from slmtvm.errors import SlmError
 from slmtvm.importer import import_onnx
-from slmtvm.ir.model import CanonicalModel
+from slmtvm.ir.model import CanonicalModel, Output
 from slmtvm.ir.params import Params
-from slmtvm.ir.reference import evaluate
 from slmtvm.runtime import Session, load
 from slmtvm.target import Target
 from slmtvm.verify import Reference, verify
@@ -89,9 +89,10 @@ def _run(path: Path, bundles: Path, outcome: Outcome, last: str) -> None:
     rule = rule_of(path)
     outcome.rule = rule.name
     sequences = token_sequences(model.vocab_size, rule.lengths)
-    wanted = wanted_rows(path, sequences, source_of(model.kind), stepwise=rule.stepwise)
-    ours = [evaluate(model, tokens, source_of(model.kind)) for tokens in sequences]
-    own = cache(partial(own_difference, path, sequences, source_of(model.kind), rule))
+    source = source_of(model.kind)
+    wanted = wanted_rows(path, sequences, source, model.outputs, stepwise=rule.stepwise)
+    ours = [our_rows(model, tokens) for tokens in sequences]
+    own = cache(partial(own_difference, path, sequences, source, model.outputs, rule))
     outcome.evaluated = judge(compare(rule, ours, wanted), own, outcome)
     outcome.stage = "evaluate"
     if last == "evaluate":
@@ -99,7 +100,7 @@ def _run(path: Path, bundles: Path, outcome: Outcome, last: str) -> None:
     # As the file says it, nothing rounded that it does not round.
     bundle = _compiled(model, bundles, kv="f32", activations="file")
     with load(bundle) as session:
-        ours = [session_rows(session, model.kind, tokens) for tokens in sequences]
+        ours = [session_rows(session, model.outputs, tokens) for tokens in sequences]
         outcome.compiled = judge(compare(rule, ours, wanted), own, outcome)
         outcome.stage = "compile"
         if last == "compile":
@@ -119,7 +120,7 @@ def _compiled(model: CanonicalModel, bundles: Path, **options: str) -> Path:
     """The bundle of a model, compiled unless an equal one was: exporters spell one model in many
     ways."""
     digest = hashlib.sha256()
-    rest = (model.output, model.padding, model.float_activation_layers, sorted(options.items()))
+    rest = (model.outputs, model.padding, model.float_activation_layers, sorted(options.items()))
     digest.update(repr((structural_hash(model.module), *rest)).encode())
     for value in model.params.values():
         digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
@@ -135,17 +136,30 @@ def _is_usual(path: Path) -> bool:
     return cell.route.startswith("optimum") and not cell.transform
 
 
-def session_rows(session: Session, kind: str, tokens: np.ndarray) -> np.ndarray:
+def session_rows(session: Session, outputs: Sequence[Output], tokens: np.ndarray) -> np.ndarray:
     """All rows of a sequence; a decoder takes its second half token by token."""
+    kind = session.info["kind"]
     if kind == "encoder":
-        return session.encode(tokens)
+        return side_by_side(outputs, [*session.outputs(tokens).values()], len(tokens))
     session.reset()
+    if len(outputs) > 1 or outputs[0].pooled:
+        return _rows_by_token(session, outputs, tokens)
     if (source := source_of(kind)) is not None:
         session.encode(source)
     half = -(-len(tokens) // 2)
     rows = [session.eval_all(tokens[:half])]
     rows += [session.eval_all(tokens[i : i + 1]) for i in range(half, len(tokens))]
     return np.concatenate(rows)
+
+
+def _rows_by_token(session: Session, outputs: Sequence[Output], tokens: np.ndarray) -> np.ndarray:
+    """All outputs of a decoder, which gives them after the last token of a call."""
+    found = [session.outputs([token]) for token in tokens]
+    values = [
+        found[-1][o.name] if o.pooled else np.stack([rows[o.name] for rows in found])
+        for o in outputs
+    ]
+    return side_by_side(outputs, values, len(tokens))
 
 
 def judge(

@@ -14,6 +14,7 @@ import torch
 import transformers as hf
 
 from corpus.experts import TRANSFORMERS_5
+from corpus.heads import HEADS
 
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
 _AUTO = {
@@ -21,7 +22,6 @@ _AUTO = {
     "encoder": hf.AutoModel,
     "encoder-decoder": hf.AutoModelForSeq2SeqLM,
 }
-_ARCHITECTURES = {kind: auto._model_mapping for kind, auto in _AUTO.items()}
 _VECTOR_NOISE = 0.1  # on norms' scales and on biases, which are ones and zeros when initialized
 # Matrices are multiples of this, so that files of them can be compressed.
 GRID = 2.0**-7
@@ -41,18 +41,24 @@ class Family:
         ""  # the one extra of pyproject.toml whose transformers has it; both if empty
     )
 
-    def model(self, attention: str = "sdpa") -> hf.PreTrainedModel:
-        """The model in float32 with weights that depend on the family's name alone."""
+    def model(self, attention: str = "sdpa", head: str = "") -> hf.PreTrainedModel:
+        """The model in float32, with one of HEADS if any; its weights depend on the family's name
+        and the head alone."""
         torch.manual_seed(zlib.crc32(self.name.encode()))
         config = self.configuration()
-        architecture = _ARCHITECTURES[self.kind][type(config)]
+        auto = _AUTO[self.kind]
+        if head:
+            auto, config.num_labels = HEADS[head].auto, HEADS[head].labels
+            if config.pad_token_id is None:
+                config.pad_token_id = 2
+        architecture = auto._model_mapping[type(config)]
         options = {}
         if hasattr(architecture, "_supports_sdpa"):  # older ones have the eager attention alone
             able = attention != "sdpa" or architecture._supports_sdpa
             options["attn_implementation"] = attention if able else "eager"
         if TRANSFORMERS_5:  # the default implementation of experts cannot be exported
             options["experts_implementation"] = "batched_mm"
-        model = _AUTO[self.kind].from_config(config, **options)
+        model = auto.from_config(config, **options)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 1:
@@ -279,6 +285,35 @@ def mpnet() -> hf.PretrainedConfig:
     return hf.MPNetConfig(
         vocab_size=139, hidden_size=72, intermediate_size=136, num_hidden_layers=2,
         num_attention_heads=3, max_position_embeddings=91, initializer_range=0.12,
+    )  # fmt: skip
+
+
+@family("encoder", token_types=True)
+def albert() -> hf.PretrainedConfig:
+    # Both layers have the same weights.
+    return hf.AlbertConfig(
+        vocab_size=151, embedding_size=40, hidden_size=72, intermediate_size=120,
+        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=93,
+        initializer_range=0.12, **_TOKENS,
+    )  # fmt: skip
+
+
+@family("encoder", token_types=True)
+def electra() -> hf.PretrainedConfig:
+    return hf.ElectraConfig(
+        vocab_size=157, embedding_size=40, hidden_size=72, intermediate_size=120,
+        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=93,
+        initializer_range=0.12, pad_token_id=2,
+    )  # fmt: skip
+
+
+@family("encoder")
+def modernbert() -> hf.PretrainedConfig:
+    return hf.ModernBertConfig(
+        vocab_size=163, hidden_size=72, intermediate_size=104, num_hidden_layers=3,
+        num_attention_heads=2, max_position_embeddings=97, local_attention=8,
+        global_attn_every_n_layers=2, initializer_range=0.12, bos_token_id=0, eos_token_id=1,
+        pad_token_id=2, cls_token_id=0, sep_token_id=1, reference_compile=False,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from corpus.outputs import their_rows
 from corpus.widening import computes_in, in_float32
+from slmtvm.ir.model import Output
 from slmtvm.verify.exact_sums import exact_session
 from slmtvm.verify.reference import Reference
 
@@ -29,10 +31,16 @@ def runnable(path: Path) -> Iterator[Path]:
 
 
 def wanted_rows(
-    path: Path, sequences: list[np.ndarray], source: np.ndarray | None = None, *, stepwise: bool
+    path: Path,
+    sequences: list[np.ndarray],
+    source: np.ndarray | None = None,
+    outputs: Sequence[Output] = (),
+    *,
+    stepwise: bool,
 ) -> list[np.ndarray]:
     """The rows float32 (n, features) of each sequence of tokens (n,), after a source (s,) if any.
 
+    ``outputs``: those that stand side by side in the rows; without any the file's main one.
     ``stepwise``: token by token where the file takes a past. Dynamic quantization gives all rows of
     a call one scale, so that only this way the rows do not depend on what comes after them.
     """
@@ -40,7 +48,9 @@ def wanted_rows(
         calls = Calls(file) if stepwise and source is None else None
         if calls is None or not calls.has_cache:
             reference = Reference(file)
-            return [reference.rows(tokens, source) for tokens in sequences]
+            if not outputs:
+                return [reference.rows(tokens, source) for tokens in sequences]
+            return [their_rows(reference, tokens, source, outputs) for tokens in sequences]
         rows = []
         for tokens in sequences:
             calls.reset()

@@ -24,6 +24,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from corpus.experts import loop_over_all_experts
 from corpus.families import Family, Kind
+from corpus.heads import HEADS
 from corpus.releases import RELEASES, Release, as_known, traced
 
 _BATCH, _LENGTH, _PAST = 2, 7, 5  # of the example inputs; no two dimensions alike
@@ -56,21 +57,30 @@ class _Exported(torch.nn.Module):
     """A model whose inputs and outputs are tensors in a fixed order, as exporters want them."""
 
     def __init__(
-        self, family: Family, inputs: Sequence[str], attention: str, layers: int, states: bool
+        self,
+        family: Family,
+        inputs: Sequence[str],
+        attention: str,
+        layers: int,
+        states: bool,
+        head: str,
     ) -> None:
         super().__init__()
-        self.model = family.model(attention)
+        self.model = family.model(attention, head)
         loop_over_all_experts(self.model)
         self.inputs = tuple(inputs)
         self.layers = layers
         self.kind = family.kind
         self.states = states
+        self.head = head
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         named = dict(zip(self.inputs, tensors[: len(self.inputs)], strict=True))
         past = tensors[len(self.inputs) :]
         if self.states:
             return self._with_states(**named)
+        if self.head:
+            return self._with_head(**named)
         if self.kind == "encoder":
             return (self.model(**named).last_hidden_state,)
         if not self.layers:
@@ -81,6 +91,16 @@ class _Exported(torch.nn.Module):
         result = self.model(**named, past_key_values=cache, use_cache=True)
         present = [t for layer in result.past_key_values.layers for t in (layer.keys, layer.values)]
         return (result.logits, *present)
+
+    def _with_head(self, **named: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        options = {"use_cache": False} if self.kind == "decoder" else {}
+        result = self.model(**named, **options)
+        if self.head != "embedding":
+            return tuple(result[name] for name in HEADS[self.head].outputs)
+        rows = result.last_hidden_state
+        seen = named["attention_mask"].unsqueeze(-1).expand(rows.size()).float()
+        mean = (rows * seen).sum(1) / torch.clamp(seen.sum(1), min=1e-9)
+        return rows, torch.nn.functional.normalize(mean, p=2, dim=1)
 
     def _with_states(self, **named: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The output and what enters each layer."""
@@ -120,13 +140,14 @@ def _torch(
     inputs: Sequence[str] = ("input_ids",),
     past: bool = False,
     states: bool = False,
+    head: str = "",
     attention: str = "sdpa",
     dtype: torch.dtype = torch.float32,
     opset: int | None = None,
 ) -> None:
     """torch.onnx.export of the model behind plain tensors, batch and lengths dynamic.
 
-    ``states``: with the hidden states as outputs.
+    ``states``: with the hidden states as outputs; ``head``: one of HEADS.
     """
     config = family.configuration()
     inputs = tuple(inputs)
@@ -135,11 +156,17 @@ def _torch(
     if family.token_types:
         inputs = (*inputs, "token_type_ids")
     layers = config.num_hidden_layers if past else 0
-    module = _Exported(family, inputs, attention, layers, states).eval().to(dtype)
+    module = _Exported(family, inputs, attention, layers, states, head).eval().to(dtype)
     values = _example(family, inputs, _PAST if past else 0)
     axes = [_axes(name, past) for name in inputs]
     names, outputs = list(inputs), ["last_hidden_state" if family.kind == "encoder" else "logits"]
     output_axes = [{0: "batch", 1: "sequence"}]
+    if head:
+        outputs = list(HEADS[head].outputs)
+        pooled = ("sentence_embedding", *(outputs if head == "sequence" else ()))
+        output_axes = [
+            {0: "batch"} if name in pooled else {0: "batch", 1: "sequence"} for name in outputs
+        ]
     if states:
         layers = config.num_hidden_layers
         outputs += [f"hidden_states.{i}" for i in range(layers)]
@@ -206,13 +233,15 @@ _TASKS = {"decoder": "text-generation", "encoder": "feature-extraction",
           "encoder-decoder": "text2text-generation"}  # fmt: skip
 
 
-def _optimum(family: Family, folder: Path, *, past: bool = False, merged: bool = False) -> None:
+def _optimum(
+    family: Family, folder: Path, *, past: bool = False, merged: bool = False, head: str = ""
+) -> None:
     """optimum's exporter; merged: one decoder for both steps, an If over the two graphs."""
     from optimum.exporters.onnx import main_export
 
-    task = _TASKS[family.kind] + ("-with-past" if past else "")
+    task = HEADS[head].task if head else _TASKS[family.kind] + ("-with-past" if past else "")
     with tempfile.TemporaryDirectory() as source:
-        save_pretrained(family, Path(source))
+        save_pretrained(family, Path(source), head)
         # Older versions always merge as later ones do where told so.
         legacy = {"legacy": merged and family.kind == "decoder"}
         main_export(
@@ -233,9 +262,9 @@ def _optimum_with_other_head(family: Family, folder: Path) -> None:
     _optimum(replace(family, configuration=configuration), folder, past=True)
 
 
-def save_pretrained(family: Family, folder: Path) -> None:
+def save_pretrained(family: Family, folder: Path, head: str = "") -> None:
     """The model and a tokenizer of one word a token, as transformers saves them."""
-    model = family.model()
+    model = family.model(head=head)
     model.save_pretrained(folder)
     words = {f"t{i}": i for i in range(model.config.vocab_size)}
     tokens = Tokenizer(WordLevel(words, unk_token="t0"))
@@ -280,6 +309,8 @@ _TIED = (
 _UNTIED = (
     "llama", "mistral", "phi3", "gpt-neox", "mixtral", "qwen2-moe", "qwen3-moe", "flan-t5",
 )  # fmt: skip
+_HEADED = ("bert", "distilbert", "roberta", "albert", "electra", "modernbert", "mpnet")
+_SCORED = ("gpt2", "llama", "qwen3")
 _EVERY_OPSET = ("llama", "bert", "gpt2")
 _SOME_OPSETS = ("qwen3", "gemma2", "gpt-neox", "mixtral", "roberta", "t5")
 # A version has an operator, or writes one otherwise, that the one before it does not.
@@ -292,6 +323,7 @@ def _routes() -> list[Route]:
         *_torch_routes(),
         *_torch_opsets(),
         *_optimum_routes(),
+        *_head_routes(),
         *_builder_routes(),
         *_old_routes(),
     ]
@@ -337,6 +369,19 @@ def _optimum_routes() -> list[Route]:
         Route("optimum-past-untied", _optimum_with_other_head, _LANGUAGE, _TIED),
         Route("optimum-past-tied", _optimum_with_other_head, _LANGUAGE, _UNTIED),
     ]
+
+
+def _head_routes() -> list[Route]:
+    routes = []
+    for name, head in HEADS.items():
+        kinds: tuple[Kind, ...] = ("encoder", "decoder") if name == "sequence" else ("encoder",)
+        families = (*_HEADED, *(_SCORED if name == "sequence" else ()))
+        for exporter in ("dynamo", "script"):
+            write = partial(_torch, dynamo=exporter == "dynamo", inputs=_MASKED, head=name)
+            routes.append(Route(f"{exporter}-{name}", write, kinds, families))
+        if head.task:
+            routes.append(Route(f"optimum-{name}", partial(_optimum, head=name), kinds, families))
+    return routes
 
 
 def _builder_routes() -> list[Route]:

@@ -57,7 +57,8 @@ INDEX = "files.txt"  # of what the archives hold
 FAILED = "failed.txt"  # in a cell that has no file: why
 _NAME = re.compile(
     r"(?P<family>.+?)-(?P<route>builder[\d.]*-.+|(?:dynamo5?|script|optimum[\d.]*)"
-    r"(?:-(?:masked|eager|bfloat16|states|positions|past-tied|past-untied|past|merged|opset\d+))?)"
+    r"(?:-(?:masked|eager|bfloat16|states|positions|past-tied|past-untied|past|merged|opset\d+"
+    r"|sequence|token|span|embedding))?)"
     r"(?:-(?P<transform>.+))?"
 )
 _KEPT = (".onnx", ".data", "_data")

@@ -7,7 +7,7 @@ all rows of a call are rounded by one scale, what comes later can.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,38 +16,48 @@ from onnx import numpy_helper
 
 from corpus.agreement import Rule
 from corpus.oracle import Calls, wanted_rows
+from corpus.outputs import their_rows
+from slmtvm.ir.model import Output
 from slmtvm.verify import Reference
 
 _DRAWS = 64  # of last bits, or of what comes later: a turned rounding is rare
 
 
 def own_difference(
-    path: Path, sequences: list[np.ndarray], source: np.ndarray | None, rule: Rule
+    path: Path,
+    sequences: list[np.ndarray],
+    source: np.ndarray | None,
+    outputs: Sequence[Output],
+    rule: Rule,
 ) -> float:
     """The largest difference, relative to the results' range, between onnxruntime on the file as
     it is and with its graph optimized; where a single row's results are to be relied on, also token
     by token, and with last bits of the file's float32 numbers, which then are no scales of
     activations, changed; and where a decoder without a cache rounds all rows of a call together,
     with other tokens after those of a sequence."""
-    wanted = np.concatenate(wanted_rows(path, sequences, source, stepwise=False))
-    others = (np.concatenate(rows) for rows in _others(path, sequences, source, rule))
+    wanted = np.concatenate(wanted_rows(path, sequences, source, outputs, stepwise=False))
+    others = (np.concatenate(rows) for rows in _others(path, sequences, source, outputs, rule))
     return max(float(np.abs(rows - wanted).max() / np.ptp(wanted)) for rows in others)
 
 
 def _others(
-    path: Path, sequences: list[np.ndarray], source: np.ndarray | None, rule: Rule
+    path: Path,
+    sequences: list[np.ndarray],
+    source: np.ndarray | None,
+    outputs: Sequence[Output],
+    rule: Rule,
 ) -> Iterator[list[np.ndarray]]:
     optimized = Reference(path, optimize=True)
-    yield [optimized.rows(tokens, source) for tokens in sequences]
+    yield [their_rows(optimized, tokens, source, outputs) for tokens in sequences]
     if rule.single is None:
         return
-    yield wanted_rows(path, sequences, source, stepwise=True)
+    yield wanted_rows(path, sequences, source, outputs, stepwise=True)
     random = np.random.default_rng(0)
     for _ in range(_DRAWS):
         with tempfile.TemporaryDirectory() as folder:
             for file in path.parent.glob("*.onnx"):  # a decoder's encoder among them
                 onnx.save(_with_other_bits(onnx.load(file), random), Path(folder) / file.name)
-            yield wanted_rows(Path(folder) / path.name, sequences, source, stepwise=False)
+            yield wanted_rows(Path(folder) / path.name, sequences, source, outputs, stepwise=False)
     reference = Reference(path)
     if rule.stepwise and reference.is_decoder and source is None and not Calls(path).has_cache:
         for _ in range(_DRAWS):

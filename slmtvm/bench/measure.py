@@ -130,8 +130,10 @@ def _first_and_full(path: Path, target: str | None) -> tuple[float, int, int]:
         prompt = min(FIRST_PROMPT, info["context"])
         started = time.perf_counter()
         read_source(session)
-        if info["kind"] != "encoder":
+        if info["kind"] != "encoder" and info["output_size"] == info["vocab_size"]:
             next(session.generate(some_tokens(prompt, info["vocab_size"]), 1))
+        elif info["kind"] != "encoder":
+            session.eval(some_tokens(prompt, info["vocab_size"]))
         else:
             session.encode(some_tokens(prompt, info["vocab_size"]))
         milliseconds = 1e3 * (time.perf_counter() - started)

@@ -23,6 +23,7 @@ from slmtvm.bundle.manifest import (
 from slmtvm.bundle.read import MANIFEST, Bundle
 from slmtvm.codegen.library import Progress, build_library
 from slmtvm.codegen.memory import predict_memory
+from slmtvm.codegen.tables import output_facts
 from slmtvm.codegen.weights import WeightsFile, merge_weights
 from slmtvm.errors import BundleError, InvalidModelError
 from slmtvm.plan.model import Plan
@@ -129,6 +130,7 @@ def _model_facts(plan: Plan) -> dict[str, Any]:
         "context": plan.context,
         "vocab_size": plan.vocab_size,
         "output_size": plan.output_size,
+        "outputs": output_facts(plan),
         "mask": plan.mask,
     }
 

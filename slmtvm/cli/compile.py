@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slmtvm.cli.arguments import positive
 
@@ -50,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "has them (default: none)",
     )  # fmt: skip
     parser.add_argument(
+        "--outputs", type=_names, metavar="A,B",
+        help="the file's outputs to compile, by name (default: all of floats but the cache; of "
+        "a decoder's, not those that others are made of)",
+    )  # fmt: skip
+    parser.add_argument(
         "--tokenizer", type=Path, help="a tokenizer to include (default: the model's own)"
     )
 
@@ -72,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
             activations=options.activations,
             mask=options.mask,
             encoder=options.encoder,
+            outputs=options.outputs,
             progress=bar.set_description_str,
             note=notes.append,
         )
@@ -94,6 +101,7 @@ def _summary(bundle: Bundle) -> str:
     kind = f"{model['family']} {model['kind']}"
     lines = [
         f"{bundle.path}: {kind}, context {model['context']} tokens{mask}",
+        *_output_lines(model),
         f"  {'weights':24} {_size(weights.bytes)}",
     ]
     if model["kv_beyond_f16"] and model["kv"] == "f16":
@@ -103,6 +111,21 @@ def _summary(bundle: Bundle) -> str:
     for name, target in bundle.manifest.targets.items():
         lines.append(f"  {name:24} {_size(target.library.bytes)}")
     return "\n".join(lines)
+
+
+def _output_lines(model: dict[str, Any]) -> Iterator[str]:
+    """The outputs, where they are not a language model's logits alone, and those left out."""
+    outputs = model["outputs"]
+    if len(outputs) > 1 or outputs[0]["features"] != model["vocab_size"] or outputs[0]["pooled"]:
+        for output in outputs:
+            of = "the whole text" if output["pooled"] else "each token"
+            yield f"  {'output':24} {output['name']}: {output['features']} numbers for {of}"
+    for name, reason in model["left_out"].items():
+        yield f"  {'left out':24} {name}: {reason}"
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def _size(count: int) -> str:

@@ -1,20 +1,60 @@
-"""Generate text with a compiled bundle."""
+"""Run a compiled bundle on text: generate, classify, embed, and what else its model does."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from slmtvm.cli.arguments import add_threads, positive
+from slmtvm.errors import SlmError
+from slmtvm.task import POOLINGS, TASKS
+
+if TYPE_CHECKING:
+    from slmtvm.runtime import Session
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="the bundle, x.slm")
-    parser.add_argument(
-        "--prompt", required=True, help="the text to continue, or an encoder-decoder's source"
+    texts = parser.add_mutually_exclusive_group(required=True)
+    texts.add_argument(
+        "--prompt", help="the text: to continue, to classify, to embed, ...; the question to answer"
     )
+    texts.add_argument(
+        "--file", type=Path, metavar="FILE",
+        help="a text in each line, of a pair with a tab between both",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pair", action="append", metavar="TEXT",
+        help="the other text: what a reranker scores for the prompt (may be given several times), "
+        "or what the answer stands in",
+    )  # fmt: skip
+    parser.add_argument(
+        "--task", choices=TASKS, help="what the model is for (default: what its outputs say)"
+    )
+    parser.add_argument("--json", action="store_true", help="a JSON object for each text")
+    parser.add_argument(
+        "--top", type=positive, default=5, help="most labels or fills to print (default 5)"
+    )
+    parser.add_argument(
+        "--pool", choices=POOLINGS,
+        help="how rows of tokens become an embedding (default: as the graph, or the model's "
+        "settings, have it, else mean)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--normalize", action=argparse.BooleanOptionalAction,
+        help="make the length of embeddings 1 (default: as the model's settings say)",
+    )  # fmt: skip
+    _add_generation(parser)
+    add_threads(parser)
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start", type=int, metavar="ID",
         help="the token that an encoder-decoder's text starts from (default: what the "
@@ -31,32 +71,150 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--top-p", type=float, default=0.0, help="only the likeliest tokens of this probability"
     )
     parser.add_argument("--seed", type=int, help="makes a random choice repeatable")
-    add_threads(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     from slmtvm.runtime import load
-    from slmtvm.runtime.text import generate_text
+    from slmtvm.runtime.tasks import task_of
 
     with load(options.bundle, threads=options.threads, cores=options.cores) as session:
-        started = time.perf_counter()
-        pieces = generate_text(
-            session,
-            options.prompt,
-            options.max_tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            seed=options.seed,
-            start=options.start,
-        )
-        if session.info["kind"] == "decoder":
-            sys.stdout.write(options.prompt)
-        for piece in pieces:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        print()
-        seconds = time.perf_counter() - started
-        if not options.quiet:
-            print(f"[{session.position} tokens in {seconds:.2f} s]", file=sys.stderr)
+        usual = task_of(session.info)
+        task = options.task or usual
+        if task == "generate" and usual != task:
+            raise SlmError(f"this model writes no text; what it is for is --task {usual}")
+        texts = list(_texts(options))
+        if task == "generate":
+            for prompt, _ in texts:
+                session.reset()
+                _generate(session, prompt, options)
+            return 0
+        _note(session, task, options)
+        for text, pair in texts:
+            result = _result(session, task, text, pair, options)
+            if options.json:
+                said = {"text": text, **({} if pair is None else {"pair": pair}), **result}
+                print(json.dumps(said, ensure_ascii=False))
+                continue
+            if len(texts) > 1:
+                print(text if pair is None else f"{text}\t{pair}")
+            for line in _LINES[task](result):
+                print(f"  {line}" if len(texts) > 1 else line)
     return 0
+
+
+def _texts(options: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
+    """The texts to run, each with its pair if it has one."""
+    if options.file is None:
+        for pair in options.pair or [None]:
+            yield options.prompt, pair
+        return
+    if options.pair:
+        raise SlmError("a pair goes with --prompt; in a file it stands behind a tab")
+    try:
+        lines = options.file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SlmError(f"not a readable UTF-8 text: {error}", where=str(options.file)) from error
+    for line in filter(None, lines):
+        text, tab, pair = line.partition("\t")
+        yield text, pair if tab else None
+
+
+def _result(
+    session: Session, task: str, text: str, pair: str | None, options: argparse.Namespace
+) -> dict[str, Any]:
+    """What the task makes of a text, as JSON types."""
+    from slmtvm.runtime import tasks
+
+    if task == "classify":
+        labels = tasks.classify(session, text, pair)[: options.top]
+        return {"labels": [asdict(label) for label in labels]}
+    if task == "answer":
+        if pair is None:
+            raise SlmError("this model answers a question from a text: give the text with --pair")
+        return {"answer": asdict(tasks.answer(session, text, pair))}
+    if pair is not None:
+        raise SlmError(f"a pair is given, and the task ({task}) takes one text")
+    if task == "entities":
+        return {"entities": [asdict(entity) for entity in tasks.entities(session, text)]}
+    if task == "fill":
+        fills = tasks.fill(session, text, options.top)
+        return {"fills": [[asdict(f) for f in of_mask] for of_mask in fills]}
+    embedding = tasks.embed(session, text, pooling=options.pool or "", normalize=options.normalize)
+    return {"embedding": [float(value) for value in embedding.values]}
+
+
+def _score_lines(result: dict[str, Any]) -> Iterator[str]:
+    for label in result["labels"]:
+        yield f"{label['score']:9.4f}  {label['label']}"
+
+
+def _entity_lines(result: dict[str, Any]) -> Iterator[str]:
+    for e in result["entities"]:
+        yield f"{e['score']:9.4f}  {e['label']}  {e['start']}-{e['end']}  {e['text']}"
+
+
+def _answer_lines(result: dict[str, Any]) -> Iterator[str]:
+    a = result["answer"]
+    yield f"{a['score']:9.4f}  {a['start']}-{a['end']}  {a['text']}"
+
+
+def _fill_lines(result: dict[str, Any]) -> Iterator[str]:
+    for number, of_mask in enumerate(result["fills"]):
+        place = f"  mask {number + 1}" if len(result["fills"]) > 1 else ""
+        for f in of_mask:
+            yield f"{f['score']:9.4f}  {f['text']}{place}"
+
+
+def _embedding_lines(result: dict[str, Any]) -> Iterator[str]:
+    yield " ".join(f"{value:.6g}" for value in result["embedding"])
+
+
+_LINES = {
+    "classify": _score_lines,
+    "entities": _entity_lines,
+    "answer": _answer_lines,
+    "fill": _fill_lines,
+    "embed": _embedding_lines,
+}
+
+
+def _note(session: Session, task: str, options: argparse.Namespace) -> None:
+    """Say what a user would not expect of an embedding."""
+    from slmtvm.runtime.tasks import pools_itself
+
+    settings = session.info.get("task", {})
+    if task != "embed" or pools_itself(session.info) or options.pool:
+        return
+    if missing := settings.get("missing"):
+        words = ", ".join(missing)
+        print(f"slmtvm: modules.json asks for {words} too, which is left out", file=sys.stderr)
+    if not settings.get("pooling"):
+        print("slmtvm: the mean of the tokens' rows: choose with --pool", file=sys.stderr)
+
+
+def _generate(session: Session, prompt: str, options: argparse.Namespace) -> None:
+    from slmtvm.runtime.text import generate_text
+
+    started = time.perf_counter()
+    pieces = generate_text(
+        session,
+        prompt,
+        options.max_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        start=options.start,
+    )
+    if options.json:
+        print(json.dumps({"text": prompt, "generated": "".join(pieces)}, ensure_ascii=False))
+        return
+    if session.info["kind"] == "decoder":
+        sys.stdout.write(prompt)
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    print()
+    seconds = time.perf_counter() - started
+    if not options.quiet:
+        print(f"[{session.position} tokens in {seconds:.2f} s]", file=sys.stderr)

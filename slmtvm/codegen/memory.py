@@ -35,15 +35,12 @@ def predict_memory(plan: Plan, weights_bytes: int) -> MemoryPrediction:
     """The memory of one session of ``plan``; the same sums as ``plan_memory`` of session.c."""
     decoder = plan.kind != "encoder"
     token_rows = max(f.rows for f in plan.functions if f.name in ("body", "source"))
-    output_rows = max(f.rows for f in plan.functions if f.name == ("head" if decoder else "body"))
-    source_rows = max((f.rows for f in plan.functions if f.name == "source"), default=0)
-    output = max(output_rows * plan.output_size, source_rows * plan.hidden_size)
     vocabulary = plan.vocab_size if decoder else 0
     context = plan.context if decoder else 0
     pieces = (
         _SESSION_STRUCT,
         token_rows * 4,  # token ids of a step
-        output * 4,
+        plan.output_bytes,
         context * 4,  # token ids of the context
         vocabulary,  # marks of the tokens in the context
         vocabulary * 8,  # candidates for sampling: a logit and an id

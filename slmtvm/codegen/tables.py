@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 
 from slmtvm.codegen.memory import predict_memory
 from slmtvm.codegen.weights import WeightsFile
@@ -33,13 +34,20 @@ def library_info(plan: Plan, target: Target, weights: WeightsFile) -> dict[str, 
         "context": _context(plan),
         "vocab_size": plan.vocab_size,
         "output_size": plan.output_size,
+        "outputs": output_facts(plan),
         "source_context": _source_context(plan),
         "mask": plan.mask,
+        "segments": plan.segment_types,
         "chunks": sorted({f.rows for f in plan.functions if f.name == "body"}),
         "kv_bytes_per_token": plan.kv_bytes_per_token,
         "kernels": [{"name": n, **asdict(plan.kernels[n].work)} for n in sorted(plan.kernels)],
         "memory": asdict(predict_memory(plan, weights.size)),
     }
+
+
+def output_facts(plan: Plan) -> list[dict[str, object]]:
+    """What a bundle says of its outputs."""
+    return [{"name": o.name, "features": o.features, "pooled": o.pooled} for o in plan.outputs]
 
 
 def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
@@ -79,6 +87,13 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
             _table("static const slm_function heads", rows["head"] or ["{0, 0, 0}"]),
             _table("static const slm_function sources", rows["source"] or ["{0, 0, 0}"]),
             _table(
+                "static const slm_plan_output outputs",
+                [
+                    f"{{{_literal(o.name)}, {o.features}, {int(o.pooled)}, {o.offset}u}}"
+                    for o in plan.outputs
+                ],
+            ),
+            _table(
                 "static const char *const requires",
                 [*(_literal(name) for name in target.requires), "0"],
             ),
@@ -95,15 +110,19 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
                     "bodies": "bodies",
                     "heads": "heads",
                     "sources": "sources",
+                    "outputs": "outputs",
                     "kernel_count": len(names),
                     "body_count": len(bodies),
                     "head_count": len(heads),
                     "source_count": len(sources),
+                    "output_count": len(plan.outputs),
                     "encoder": int(plan.kind == "encoder"),
                     "context": _context(plan),
                     "source_context": _source_context(plan),
                     "capacity": plan.capacity,
                     "mask": f"SLM_MASK_{plan.mask.upper()}",
+                    "segment_types": plan.segment_types,
+                    "segments_offset": f"{plan.segment_ids.offset if plan.segment_ids else 0}u",
                     "limits_offset": f"{plan.limits.offset if plan.limits else 0}u",
                     "vocab_size": plan.vocab_size,
                     "output_size": plan.output_size,
@@ -112,6 +131,7 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
                     "state_bytes": f"{plan.state_bytes}u",
                     "arena_bytes": f"{plan.arena_bytes}u",
                     "scratch_bytes": f"{plan.scratch_bytes}u",
+                    "output_bytes": f"{plan.output_bytes}u",
                     "weights_bytes": f"{weights.size}u",
                     "weights_id": f"{weights.content_id}u",
                     "weights_count": f"{len(weights.segments)}u",
@@ -136,7 +156,6 @@ def check_plan(plan: Plan, weights_bytes: int) -> None:
     _require(bool(sources) == (plan.kind == "encoder-decoder"), "what has a source reads one")
     _require(plan.scratch_bytes % _ALIGNMENT == 0, "scratch_bytes is not a multiple of 64")
     if plan.kind != "encoder":
-        _require(plan.output_size == plan.vocab_size, "output_size is not the vocabulary")
         _require(plan.hidden.space == Space.ARENA, "the hidden rows are not in the arena")
         smallest = bodies[-1].rows
         _require(
@@ -148,7 +167,9 @@ def check_plan(plan: Plan, weights_bytes: int) -> None:
         _require(
             plan.hidden.size >= most * plan.hidden_size * 4, f"hidden does not hold {most} rows"
         )
+    _check_outputs(plan)
     _check_mask(plan)
+    _check_segments(plan)
     limits = {
         Space.WEIGHTS: weights_bytes,
         Space.STATE: plan.state_bytes,
@@ -156,8 +177,8 @@ def check_plan(plan: Plan, weights_bytes: int) -> None:
         Space.SCRATCH: plan.scratch_bytes,
     }
     for function in plan.functions:
-        width = plan.hidden_size if function.name == "source" else plan.output_size
-        own = {Space.TOKENS: function.rows * 4, Space.OUTPUT: function.rows * width * 4}
+        own = {Space.TOKENS: function.rows * 4}
+        places = _output_places(plan, function)
         for step in function.steps:
             where = f"{function.name} of {function.rows} rows, {step.kernel}"
             _require(step.kernel in plan.kernels, f"{where}: no such kernel")
@@ -169,8 +190,33 @@ def check_plan(plan: Plan, weights_bytes: int) -> None:
             for ref in step.args:
                 end = ref.offset + ref.size
                 _require(ref.offset % _ALIGNMENT == 0 and 0 <= ref.offset <= end, f"{where}: {ref}")
-                limit = {**limits, **own}[ref.space]
+                if ref.space == Space.OUTPUT:
+                    _require(ref.offset in places, f"{where}: {ref} is no output")
+                    limit = places[ref.offset]
+                else:
+                    limit = {**limits, **own}[ref.space]
                 _require(end <= limit, f"{where}: {ref} ends behind {limit}")
+
+
+def _output_places(plan: Plan, function: Function) -> dict[int, int]:
+    """Where in the space OUTPUT each value that ``function`` returns begins and ends."""
+    if function.name == "source":
+        return {0: function.rows * plan.hidden_size * 4}
+    one = plan.kind == "encoder"
+    return {
+        o.offset: o.offset + (1 if one and o.pooled else function.rows) * o.features * 4
+        for o in plan.outputs
+    }
+
+
+def _check_outputs(plan: Plan) -> None:
+    _require(bool(plan.outputs), "no output")
+    bodies, heads = _functions(plan, "body"), _functions(plan, "head")
+    largest = (heads or bodies)[0]
+    places = sorted(_output_places(plan, largest).items())
+    _require(len(places) == len(plan.outputs), "two outputs begin at one place")
+    for (_, end), (begin, _) in pairwise(places):
+        _require(end <= begin, f"an output ends at {end}, behind the next one's begin at {begin}")
 
 
 def _check_mask(plan: Plan) -> None:
@@ -185,6 +231,17 @@ def _check_mask(plan: Plan) -> None:
     _require(plan.limits.size >= most * 4, f"the limits do not hold {most} positions")
     end = plan.limits.offset + plan.limits.size
     _require(end <= plan.state_bytes, "the limits end behind the state")
+
+
+def _check_segments(plan: Plan) -> None:
+    ids = plan.segment_ids
+    _require((plan.segment_types > 0) == (ids is not None), "segments need a place")
+    if ids is None:
+        return
+    _require(plan.kind == "encoder", "an encoder alone has segments")
+    _require(ids.space == Space.STATE and ids.offset % _ALIGNMENT == 0, f"segments in {ids}")
+    _require(ids.size >= _functions(plan, "body")[0].rows * 4, "the segments do not hold all rows")
+    _require(ids.offset + ids.size <= plan.state_bytes, "the segments end behind the state")
 
 
 def _require(holds: bool, message: str) -> None:

@@ -33,6 +33,7 @@ from slmtvm.importer.steps import (
 
 if TYPE_CHECKING:
     from slmtvm.importer.match.cross import Source
+    from slmtvm.importer.pooling import Root
 
 _SEED = 0
 _SAME_TABLE = 1e-6
@@ -62,12 +63,14 @@ class Cover:
 
     frame: Frame
     tokens: str  # the graph input that holds them
+    segments: str = ""  # the graph input that holds token types, where they are no constants
     encoder: Source | None = None  # what a decoder's graph reads of its encoder's
     steps: dict[str, Step] = field(default_factory=dict)
     cache: dict[Hashable, object] = field(default_factory=dict)
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(_SEED))
     notes: dict[str, None] = field(default_factory=dict)  # for the model's, each once
     weighings: list[Weighing] = field(default_factory=list)  # of the attentions found
+    pools: list[Root] = field(default_factory=list)  # of the pooled outputs found
     _tables: list[Param] = field(default_factory=list)
 
     def run(self, output: str) -> Rows:
@@ -165,8 +168,14 @@ class Cover:
 
     def probe(self, nodes: Sequence[Node], x: str, value: str, rows: Array) -> Array | None:
         """``value``'s rows when ``x`` has these rows; None where that cannot be computed."""
-        values = self.probe_all(nodes, x, rows)
-        return None if values is None else self.rows_of(values, value)
+        frame, found = self.frame, []
+        for start in range(0, len(rows), frame.small.length):
+            values = self.probe_all(nodes, x, rows[start : start + frame.small.length])
+            result = None if values is None else self.rows_of(values, value)
+            if result is None:
+                return None
+            found.append(result)
+        return np.concatenate(found)
 
     def probe_all(self, nodes: Sequence[Node], x: str, rows: Array) -> dict[str, Array] | None:
         """All values of ``nodes`` when ``x`` has these rows; None where that cannot be computed."""

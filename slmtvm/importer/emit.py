@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -25,6 +25,7 @@ from slmtvm.importer.steps import (
     Linear,
     Norm,
     Param,
+    Pool,
     PositionRows,
     QuantizeDequantize,
     Reduce,
@@ -50,14 +51,14 @@ def resolve(steps: Mapping[str, Step], rows: str) -> str:
     return rows
 
 
-def schedule(steps: Mapping[str, Step], output: str) -> list[str]:
-    """The rows that ``output`` needs, by their distance from the tokens.
+def schedule(steps: Mapping[str, Step], outputs: Sequence[str]) -> list[str]:
+    """The rows that ``outputs`` need, by their distance from the tokens.
 
-    Steps at one distance keep the order in which a walk from the output meets them, so that every
+    Steps at one distance keep the order in which a walk from the outputs meets them, so that every
     export of a model gives the same sequence.
     """
     depth: dict[str, int] = {}
-    stack = [resolve(steps, output)]
+    stack = [resolve(steps, output) for output in reversed(outputs)]
     while stack:
         rows = stack[-1]
         waiting = [i for i in _inputs(steps, rows) if i not in depth]
@@ -67,7 +68,7 @@ def schedule(steps: Mapping[str, Step], output: str) -> list[str]:
             depth.setdefault(rows, 1 + max((depth[i] for i in _inputs(steps, rows)), default=0))
             stack.pop()
     met: dict[str, None] = {}
-    stack = [resolve(steps, output)]
+    stack = [resolve(steps, output) for output in reversed(outputs)]
     while stack:
         rows = stack.pop()
         if rows not in met:
@@ -89,6 +90,10 @@ def _ordered(steps: Mapping[str, Step], rows: str, depth: Mapping[str, int]) -> 
     return inputs
 
 
+def _by_segment(step: Step) -> bool:
+    return isinstance(step, Embedding) and step.by_segment
+
+
 class Emitter:
     """Builds Relax functions and collects the parameters of all of them."""
 
@@ -103,10 +108,12 @@ class Emitter:
         self._convolutions = 0
         self.params = Params()
 
-    def function(self, name: str, steps: Mapping[str, Step], output: str) -> relax.Function:
-        """``name(tokens, *params)``, which returns the rows of ``output``."""
+    def function(
+        self, name: str, steps: Mapping[str, Step], outputs: Sequence[str]
+    ) -> relax.Function:
+        """``name(tokens, *params)``, which returns the rows of ``outputs``, a tuple of several."""
         self._steps, self._values, self._vars, self._named = steps, {}, {}, {}
-        order = schedule(steps, output)
+        order = schedule(steps, outputs)
         for rows in order:
             self._declare(self._steps[rows])
         builder = relax.BlockBuilder()
@@ -116,10 +123,14 @@ class Emitter:
         inputs = [self._tokens]
         with builder.function(name, inputs):
             with builder.dataflow():
+                if any(_by_segment(steps[rows]) for rows in order):
+                    self._segments = builder.emit(ops.segments(self._tokens))
                 for rows in order:
                     expr = self._call(rows, depth)
                     self._values[rows] = builder.emit(expr)
-                result = builder.emit_output(self._value(output))
+                results = [self._value(output) for output in outputs]
+                several = len(results) > 1
+                result = builder.emit_output(relax.Tuple(results) if several else results[0])
             builder.emit_func_output(result)
         built = builder.get()[name]
         params = [self._tokens, *self._named.values()]
@@ -143,7 +154,7 @@ class Emitter:
         step = self._steps[rows]
         if isinstance(step, Embedding):
             return ops.embedding(
-                self._tokens,
+                self._segments if step.by_segment else self._tokens,
                 *self._weights(step.table),
                 dim=step.dim,
                 format=step.table.format,
@@ -239,6 +250,8 @@ class Emitter:
             )
         if isinstance(step, PositionRows):
             return ops.position_rows(self._tokens, self._param(step.table))
+        if isinstance(step, Pool):
+            return ops.pool(self._value(step.x), how=step.how)
         if isinstance(step, Reduce):
             return getattr(relax.op, step.op)(self._value(step.x), axis=[1], keepdims=True)
         if isinstance(step, Concat):

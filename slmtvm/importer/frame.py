@@ -44,6 +44,11 @@ class Frame:
     def graph(self) -> Graph:
         return self.small.graph
 
+    @property
+    def samples(self) -> int:
+        """How many rows recognisers compute to see what a value is."""
+        return self.small.length
+
     @cached_property
     def producers(self) -> dict[str, Node]:
         return {o: n for n in self.graph.nodes for o in n.outputs if o in self.small.shapes}
@@ -154,8 +159,9 @@ class Frame:
         return _by_token(array, self.token_axis(value), length)
 
     def from_rows(self, value: str, rows: Array) -> Array:
-        """The inverse of ``to_rows``."""
-        (axis, outer, inner), shape = self.token_axis(value), self.small.shapes[value]
+        """The inverse of ``to_rows``, for as many tokens as there are rows."""
+        frozen = self.small if len(rows) == self.small.length else self.full
+        (axis, outer, inner), shape = self.token_axis(value), frozen.shapes[value]
         before, after = shape[:axis], shape[axis + 1 :]
         split = rows.reshape(len(rows), *before, outer, inner, *after)
         whole = (*before, outer * len(rows) * inner, *after)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tvm
+from tvm import relax
 
 from slmtvm.errors import SlmError, UnsupportedOpError
 from slmtvm.importer.cover import Cover
@@ -38,19 +39,20 @@ from slmtvm.importer.load import load
 from slmtvm.importer.masked import Probe, after_mask, check_mask_input, under_mask
 from slmtvm.importer.masking import mask_kind
 from slmtvm.importer.match.cross import Source
-from slmtvm.importer.outputs import choose_output
+from slmtvm.importer.outputs import FileOutput, choose_outputs
 from slmtvm.importer.padding import (
     Padding,
     assume_no_padding,
     check_tokens_used,
     padding_notes,
 )
+from slmtvm.importer.pooling import cover_pooled, pooled_steps
 from slmtvm.importer.report import elementwise_notes, family_of, hidden_size, layer_reports
-from slmtvm.importer.roles import assign_roles
+from slmtvm.importer.roles import Roles, assign_roles
 from slmtvm.importer.softmax import join_softmax
 from slmtvm.importer.split import split_packed
-from slmtvm.importer.steps import Attention, Embedding, Rows, Step
-from slmtvm.ir.model import MASKS, CanonicalModel, KvSpec
+from slmtvm.importer.steps import Attention, Embedding, Pool, Rows, Same, Step
+from slmtvm.ir.model import MASKS, CanonicalModel, KvSpec, Output
 
 _MOST_SOURCE = 512  # tokens of an encoder-decoder's source, where none are asked for
 _FindMask = Callable[[], str]  # the kind of mask that a file has; raises where it has none
@@ -63,6 +65,7 @@ def import_onnx(
     source_context: int | None = None,
     mask: str = "none",
     encoder: str | Path | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> CanonicalModel:
     """The canonical model of an ONNX file, whatever exporter wrote it.
 
@@ -72,6 +75,8 @@ def import_onnx(
     ``source_context``: the most tokens of an encoder-decoder's source; by default as ``context``,
     but at most 512.
     ``mask``: one of MASKS; "arbitrary" asks for what a mask of tokens does in this file.
+    ``outputs``: the names of those to compile, by default all that hold floats for each token or
+    for the whole sequence, but for the cache.
 
     Raises InvalidModelError for a file that is damaged or contradicts itself, UnsupportedOpError
     for one that holds something that cannot be compiled, and InternalError where the importer
@@ -81,7 +86,7 @@ def import_onnx(
         raise SlmError(f"must be one of {', '.join(MASKS)}, not {mask!r}", where="mask")
     given = None if encoder is None else Path(encoder)
     with named(Path(path)):
-        model, find_mask = _import(Path(path), context, source_context, given)
+        model, find_mask = _import(Path(path), context, source_context, given, outputs)
         return replace(model, mask=find_mask()) if mask == "arbitrary" else model
 
 
@@ -103,6 +108,7 @@ def _import(
     context: int | None,
     source_context: int | None = None,
     encoder: Path | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> tuple[CanonicalModel, _FindMask]:
     graph = _load(path)
     if needs_encoder(graph):
@@ -115,7 +121,7 @@ def _import(
     elif has_both(graph):
         graph = written_out(graph)
     if has_both(graph):
-        return _import_both(graph, context, source_context)
+        return _import_both(graph, context, source_context, outputs)
     if source_context is not None:
         raise SlmError(
             f"a source of {source_context} tokens is asked for, and this model reads no source: "
@@ -125,28 +131,77 @@ def _import(
     roles = assign_roles(graph)
     check_tokens_used(graph, roles.tokens.name)
     graph, padding = assume_no_padding(graph, roles.tokens.name)
-    frame = freeze_twice(graph, roles, context)
-    output, notes = choose_output(frame)
-    cover = Cover(frame, roles.tokens.name)
-    rows = cover.run(output)
-    model = _canonical(_Recognised(cover, rows), output, Emitter(str(path)))
+    roles, cover, found = _cover_graph(graph, roles, context, outputs)
+    frame = cover.frame
+    model = _canonical(_Recognised(cover, found.rows), found, Emitter(str(path)))
+    names = tuple(output.name for output in found.outputs)
 
     def find_mask() -> str:
         check_mask_input(graph, roles)
 
         def kind(tests: Sequence[str]) -> str:
-            probe = Probe(cover, output, *under_mask(frame, roles, tests))
+            probe = Probe(cover, names, *under_mask(frame, roles, tests))
             return mask_kind([probe], rounds_rows_together=model.kind == "encoder")
 
         return _kind_of(kind, padding)
 
     chosen = decision_notes(frame.graph, roles, frame.full.length)
-    notes = [*chosen, *padding_notes(padding.tokens), *notes, *model.notes]
+    notes = [*chosen, *padding_notes(padding.tokens), *model.notes]
     return replace(model, padding=padding.tokens, notes=tuple(notes)), find_mask
 
 
 def _load(path: Path) -> Graph:
     return join_softmax(widen(drop_half_clamps(load(path))))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The outputs that are compiled, their rows, and why others are not."""
+
+    outputs: tuple[FileOutput, ...]
+    rows: tuple[Rows, ...]
+    left_out: dict[str, str]
+
+
+def _cover_graph(
+    graph: Graph, roles: Roles, context: int | None, outputs: Sequence[str] | None
+) -> tuple[Roles, Cover, _Found]:
+    """Find steps for the outputs of an encoder with its token types as an input, or for those of
+    another graph with zeros in their place."""
+    note = ""
+    if (typed := roles.with_segments()) is not None:
+        assert typed.segments is not None
+        try:
+            frame = freeze_twice(graph, typed, context)
+            cover = Cover(frame, typed.tokens.name, typed.segments.name)
+            found = _cover_outputs(cover, outputs)
+            if _Recognised(cover, found.rows).mask != "causal":
+                return typed, cover, found
+        except UnsupportedOpError as error:
+            note = f"token types are taken for zeros: {error}"
+    cover = Cover(freeze_twice(graph, roles, context), roles.tokens.name)
+    found = _cover_outputs(cover, outputs)
+    if note:
+        cover.note(note)
+    return roles, cover, found
+
+
+def _cover_outputs(cover: Cover, wanted: Sequence[str] | None) -> _Found:
+    """Find steps for the outputs to compile.
+
+    Of those that nobody asked for, one beside the first that cannot be compiled is left out.
+    """
+    chosen = choose_outputs(cover.frame, wanted)
+    found: dict[FileOutput, Rows] = {}
+    left_out = dict(chosen.left_out)
+    for output in chosen.outputs:
+        try:
+            found[output] = cover_pooled(cover, output) if output.roots else cover.run(output.name)
+        except UnsupportedOpError as error:
+            if wanted or not found:
+                raise
+            left_out[output.name] = str(error)
+    return _Found(tuple(found), tuple(found.values()), left_out)
 
 
 def _kind_of(kind: Callable[[Sequence[str]], str], padding: Padding) -> str:
@@ -160,7 +215,10 @@ def _kind_of(kind: Callable[[Sequence[str]], str], padding: Padding) -> str:
 
 
 def _import_both(
-    graph: Graph, context: int | None, source_context: int | None
+    graph: Graph,
+    context: int | None,
+    source_context: int | None,
+    outputs: Sequence[str] | None,
 ) -> tuple[CanonicalModel, _FindMask]:
     """An encoder and a decoder: the decoder's model, and the function that reads its source."""
     for tokens in TOKENS_OF_BOTH:
@@ -176,15 +234,15 @@ def _import_both(
     ones = freeze_with_ones(late_frame, late_roles, stand_ins)
     source = Source(Cover(frame, roles.tokens.name), stand_ins, ones)
     check_uses(late_frame, stand_ins)
-    output, notes = choose_output(late_frame)
     cover = Cover(late_frame, late_roles.tokens.name, encoder=source)
-    rows = cover.run(output)
+    found = _cover_outputs(cover, outputs)
+    names = tuple(output.name for output in found.outputs)
     hidden = common_source(frame, source.used)
     last = remember_all(source, source.cover.run(hidden))
     source.cover.find(last)
     emitter = Emitter(str(graph.path))
-    model = _canonical(_Recognised(cover, rows), output, emitter)
-    model = _with_source(model, _Recognised(source.cover, last), emitter)
+    model = _canonical(_Recognised(cover, found.rows), found, emitter)
+    model = _with_source(model, _Recognised(source.cover, (last,)), emitter)
 
     def find_mask() -> str:
         check_mask_input(halves.encoder, roles)
@@ -194,28 +252,30 @@ def _import_both(
             # The decoder's graph is frozen at two lengths of its own, both after the short source.
             after = after_mask(late_frame, late_roles, source_constants(halves, masked[0]))
             probes = [
-                Probe(source.cover, hidden, masked, masks),
-                Probe(cover, output, after, (masks[0], masks[0]), of_source=True),
+                Probe(source.cover, (hidden,), masked, masks),
+                Probe(cover, names, after, (masks[0], masks[0]), of_source=True),
             ]
             return mask_kind(probes, rounds_rows_together=True)
 
         return _kind_of(kind, padding)
 
     counted = tuple(sorted({*padding.tokens, *late_padding.tokens}))
-    notes = [*padding_notes(counted), *notes, *model.notes]
+    notes = [*padding_notes(counted), *model.notes]
     return replace(model, padding=counted, notes=tuple(notes)), find_mask
 
 
 class _Recognised:
     """The steps of one function, and which of them its parts are."""
 
-    def __init__(self, cover: Cover, rows: Rows) -> None:
+    def __init__(self, cover: Cover, rows: Sequence[Rows]) -> None:
         self.cover, self.rows = cover, rows
         self.by_name = split_packed(cover.steps)
         self.order = schedule(self.by_name, rows)
         self.steps: Sequence[Step] = [self.by_name[name] for name in self.order]
         self.attentions = [s for s in self.steps if isinstance(s, Attention)]
-        embeddings = [s for s in self.steps if isinstance(s, Embedding)]
+        lookups = [s for s in self.steps if isinstance(s, Embedding)]
+        embeddings = [s for s in lookups if not s.by_segment]
+        self.segments = max((s.vocab for s in lookups if s.by_segment), default=0)
         masks = {a.mask for a in self.attentions}
         if len(embeddings) > 1:
             tables = ", ".join(sorted({repr(e.table.weight.name) for e in embeddings}))
@@ -234,34 +294,70 @@ class _Recognised:
         self.embedding = embeddings[0]
         (self.mask,) = masks
 
+    @property
+    def by_token(self) -> list[Step]:
+        """The steps that compute a row for each token."""
+        pooled = pooled_steps(self.by_name, self.order)
+        return [self.by_name[name] for name in self.order if name not in pooled]
 
-def _canonical(found: _Recognised, output: str, emitter: Emitter) -> CanonicalModel:
+
+def _canonical(found: _Recognised, chosen: _Found, emitter: Emitter) -> CanonicalModel:
     frame = found.cover.frame
     path, vocab = frame.graph.path, found.embedding.vocab
     kind = "decoder" if found.mask == "causal" else "encoder"
-    width = frame.features(output)
-    if kind == "decoder" and width != vocab:
-        raise UnsupportedOpError(
-            f"output {output!r} of a decoder has {width} features for each token where the "
-            f"vocabulary has {vocab}; only logits of the vocabulary are supported",
-            where=str(path),
-        )
-    main = emitter.function("main", found.by_name, found.rows)
+    if kind == "decoder":
+        _for_every_token(found)
+        chosen = _without_inner(chosen)
+    main = emitter.function("main", found.by_name, chosen.rows)
+    returned = main.ret_ty
+    types = list(returned.fields) if isinstance(returned, relax.TupleType) else [returned]
+    outputs = [
+        Output(output.name, int(type_.shape.values[1]), pooled=bool(output.roots))
+        for output, type_ in zip(chosen.outputs, types, strict=True)
+    ]
+    notes = [f"output {name!r} is not emitted: {why}" for name, why in chosen.left_out.items()]
     return CanonicalModel(
         module=tvm.IRModule({"main": main}),
         params=emitter.params,
         kind=kind,
-        family=family_of(found.steps),
+        family=family_of(found.by_token),
         context=frame.full.length,
         exact_from=exact_from(frame.graph),
         vocab_size=vocab,
-        hidden_size=width if kind == "encoder" else hidden_size(found.steps),
+        hidden_size=hidden_size(found.by_token),
         num_heads=found.attentions[0].num_heads,
         kv=tuple(KvSpec(a.num_kv_heads, a.head_dim) for a in found.attentions),
         source=path,
-        output=output,
+        outputs=tuple(outputs),
+        left_out=chosen.left_out,
+        segments=found.segments,
         layers=tuple(layer_reports(found.by_name, found.order)),
-        notes=(*found.cover.notes, *elementwise_notes(found.steps)),
+        notes=(*notes, *found.cover.notes, *elementwise_notes(found.by_token)),
+    )
+
+
+def _for_every_token(found: _Recognised) -> None:
+    """What a decoder makes of its last token it makes of every one: the pooling goes."""
+    for name, step in found.by_name.items():
+        if isinstance(step, Pool) and name in found.order:
+            if step.how != "last":
+                raise UnsupportedOpError(
+                    f"takes the {step.how} of a decoder's rows; of these only outputs of each "
+                    "token and of the last one are supported",
+                    where=found.cover.frame.where(name),
+                )
+            found.by_name[name] = Same(step.x)
+
+
+def _without_inner(chosen: _Found) -> _Found:
+    """A decoder's outputs for every token that it generates: not what it computes on the way."""
+    kept = [i for i, o in enumerate(chosen.outputs) if i == 0 or not o.inner]
+    inner = [o.name for i, o in enumerate(chosen.outputs) if i not in kept]
+    why = "it is a state inside a decoder, whose other outputs are made of it: ask for it by name"
+    return _Found(
+        tuple(chosen.outputs[i] for i in kept),
+        tuple(chosen.rows[i] for i in kept),
+        chosen.left_out | dict.fromkeys(inner, why),
     )
 
 

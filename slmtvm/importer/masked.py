@@ -30,7 +30,7 @@ class Probe:
     """
 
     cover: Cover
-    output: str
+    outputs: tuple[str, ...]
     masked: tuple[Frozen, Frozen]
     masks: tuple[Array, Array]
     of_source: bool = False
@@ -45,10 +45,10 @@ class Probe:
 
     @cached_property
     def needed(self) -> list[Node]:
-        """The nodes that the output is computed by and that depend on tokens, in order."""
+        """The nodes that the outputs are computed by and that depend on tokens, in order."""
         frame, nodes = self.frame, self.frame.graph.nodes
         found: set[int] = set()
-        todo = [self.output]
+        todo = list(self.outputs)
         while todo:
             place = frame.order.get(todo.pop(), -1)
             if place >= 0 and place not in found:

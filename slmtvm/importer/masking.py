@@ -22,8 +22,9 @@ from slmtvm.importer.masked import Probe
 from slmtvm.importer.match.masks import MASKED
 from slmtvm.importer.match.rounding import rounding_of
 from slmtvm.importer.operators import Kind
+from slmtvm.importer.pooling import POOLS, Root, pooled_by
 from slmtvm.importer.regions import between, evaluate, signature
-from slmtvm.importer.steps import Attention, Convolution, Experts, ExpertWeights, Linear
+from slmtvm.importer.steps import Attention, Convolution, Experts, ExpertWeights, Linear, Same
 
 KINDS = ("skip", "keys")  # in the order in which they are tried: the first costs nothing
 _SAME = 1e-6  # of the larger of two numbers, or of 1
@@ -49,6 +50,7 @@ def mask_kind(probes: Sequence[Probe], *, rounds_rows_together: bool) -> str:
         try:
             for probe in probes:
                 _check_weights(probe, kind)
+                _check_pools(probe, kind)
                 _check_other_constants(probe, kind)
             return kind
         except _DiffersError as error:
@@ -238,6 +240,38 @@ def _check_guards(probe: Probe, weighing: Weighing, nodes: Sequence[Node], where
         )
 
 
+def _check_pools(probe: Probe, kind: str) -> None:
+    """Raise where a pooling is not that of visible rows.
+
+    The first row is row 0, visible or not, where hidden tokens are keys; where they are left out it
+    is that of the first visible token, whatever the file takes.
+    """
+    frame = probe.frame
+    for root in probe.cover.pools:
+        if root.how == "first":
+            continue
+        source, nodes = _pooling(probe, root)
+        node = frame.producers[root.value]
+        for frozen, mask in zip(probe.masked, probe.masks, strict=True):
+            rows = probe.cover.random.normal(size=(frozen.length, frame.features(source)))
+            rows_seen = rows if root.how == "last" and kind == "keys" else rows[mask]
+            got = pooled_by(frame, frozen, nodes, source, root.value, rows)
+            want = POOLS[root.how](rows_seen)
+            if got is None or not np.allclose(got, want, rtol=_SAME, atol=_SAME):
+                raise _DiffersError(
+                    f"{node.label}: the {root.how} of rows does not leave out hidden ones"
+                )
+
+
+def _pooling(probe: Probe, root: Root) -> tuple[str, list[Node]]:
+    """The rows before all that the mask does to them, and the nodes that pool them."""
+    steps, frame = probe.cover.steps, probe.frame
+    source = root.source
+    while isinstance(step := steps.get(source), Same) and step.x in frame.small.shapes:
+        source = step.x
+    return source, between(frame, source, root.value)
+
+
 def _check_other_constants(probe: Probe, kind: str) -> None:
     """Raise where another constant than those of scores differs from what the kind says."""
     frame = probe.frame
@@ -249,6 +283,7 @@ def _check_other_constants(probe: Probe, kind: str) -> None:
         )
         for node in between(frame, begin, end)
     }  # fmt: skip
+    inside |= {id(node) for root in probe.cover.pools for node in _pooling(probe, root)[1]}
     for node in probe.needed:
         for place, name in enumerate(node.inputs):
             if name and id(node) not in inside and probe.is_constant(name):

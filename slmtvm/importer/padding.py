@@ -1,8 +1,9 @@
-"""Positions that a graph counts from the tokens that are not padding, as RoBERTa's are.
+"""Places that a graph finds by the tokens that are not padding: positions, and the last token.
 
-Such a graph computes position ids as a running sum of ``ids != pad``. What is compiled runs one
-sequence without padding, whose positions just count up: the comparison is taken to be false. A
-padding token inside a text is then a token like any other, which the import notes.
+RoBERTa and others compute position ids as a running sum of ``ids != pad``; a decoder's classifier
+finds the last token by an ArgMax of it. What is compiled runs one sequence without padding: the
+comparison is taken to be false. A padding token inside a text is then a token like any other, which
+the import notes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from slmtvm.importer.compute import compute
 from slmtvm.importer.graph import Constant, Graph, Node
 from slmtvm.importer.operators import Kind, find
 
+_FINDS_PLACES = ("CumSum", "ArgMax")
+
 
 @dataclass(frozen=True)
 class Padding:
@@ -27,11 +30,11 @@ class Padding:
 
 
 def assume_no_padding(graph: Graph, tokens: str) -> tuple[Graph, Padding]:
-    """``graph`` with comparisons of ``tokens`` that count positions replaced by "not padding"."""
+    """``graph`` with comparisons of ``tokens`` that find places replaced by "not padding"."""
     dependent = _dependent(graph, tokens)
     tests: dict[int, int] = {}
     for node in graph.nodes:
-        if node.op_type == "CumSum" and node.inputs[0] in dependent:
+        if node.op_type in _FINDS_PLACES and node.inputs[0] in dependent:
             tests.update(_padding_tests(graph, node.inputs[0], dependent))
     nodes: list[Node] = []
     for place, node in enumerate(graph.nodes):
@@ -44,8 +47,8 @@ def padding_notes(padding: tuple[int, ...]) -> Iterator[str]:
     """What was assumed of padding tokens."""
     for token in padding:
         yield (
-            f"positions count tokens other than {token} (padding); what is compiled runs sequences "
-            f"without padding, where token {token} counts like any other"
+            f"positions, or the last token, are found by tokens other than {token} (padding); what "
+            f"is compiled runs sequences without padding, where token {token} counts like any other"
         )
 
 

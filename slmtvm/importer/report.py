@@ -26,7 +26,7 @@ from slmtvm.importer.steps import (
 from slmtvm.ir.model import LayerReport
 from slmtvm.schedules.experts.points import HIDDEN, INPUT
 
-_ACTIVATIONS = ("nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.relu", "sigmoid")  # that have kernels
+_ACTIVATIONS = ("nn.silu", "nn.gelu", "nn.gelu_tanh", "nn.relu", "sigmoid", "tanh")  # with kernels
 
 
 def family_of(steps: Sequence[Step]) -> str:

@@ -29,7 +29,8 @@ _MAX_PAST_ELEMENTS = 1 << 28  # of one layer
 
 @dataclass(frozen=True)
 class Roles:
-    """``tokens`` is the one input that stays an input; ``fixed`` are specialised away."""
+    """``tokens`` stays an input, and so do ``segments`` where there are any: of which of two texts
+    each token is; ``fixed`` are specialised away."""
 
     tokens: Port
     # name -> (role, input); roles are MASK, "arange", "zeros", "past", "no" (one false or 0) and
@@ -37,6 +38,15 @@ class Roles:
     fixed: dict[str, tuple[str, Port]]
     visible: Array | None = None  # bool (length,), where not all tokens are
     length: int | None = None  # of sequences, where the inputs have a fixed one
+    segments: Port | None = None
+
+    def with_segments(self) -> Roles | None:
+        """The same with token types as an input; None where there are none."""
+        found = [port for role, port in self.fixed.values() if role == "zeros"]
+        if len(found) != 1:
+            return None
+        fixed = {name: given for name, given in self.fixed.items() if name != found[0].name}
+        return replace(self, fixed=fixed, segments=found[0])
 
     def under(self, visible: Array) -> Roles:
         """The same for sequences of which some tokens are hidden; positions count visible ones."""

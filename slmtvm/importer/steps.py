@@ -125,9 +125,12 @@ class ExpertWeights:
 
 @dataclass(frozen=True, eq=False)
 class Embedding(Step):
+    """Rows of a table by token, or ``by_segment`` by that of the token."""
+
     table: Weights
     vocab: int
     dim: int
+    by_segment: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,6 +301,14 @@ class Reordered(Step):
 
     x: Rows
     features: Param
+
+
+@dataclass(frozen=True, eq=False)
+class Pool(Step):
+    """One row of all rows of ``x``, visible ones; see ``ir.ops.pool``."""
+
+    x: Rows
+    how: str
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,8 +21,8 @@ def token_maps(frozen: Frozen) -> dict[str, Array]:
     """The token of each element of each dynamic value, int32, or NO_TOKEN or MIXED."""
     maps: dict[str, Array] = {}
     produced = {output for node in frozen.graph.nodes for output in node.outputs}
-    (tokens,) = frozen.shapes.keys() - produced
-    maps[tokens] = np.arange(frozen.length, dtype=np.int32).reshape(1, -1)
+    for given in frozen.shapes.keys() - produced:  # the tokens, and their segments
+        maps[given] = np.arange(frozen.length, dtype=np.int32).reshape(1, -1)
     for node in frozen.graph.nodes:
         outputs = [o for o in node.outputs if o in frozen.shapes]
         if outputs:

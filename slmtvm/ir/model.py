@@ -23,6 +23,16 @@ class KvSpec:
 
 
 @dataclass(frozen=True)
+class Output:
+    """An output of a model: ``features`` numbers for each token, or where it is ``pooled`` for the
+    whole sequence; of a decoder, after its last token."""
+
+    name: str
+    features: int
+    pooled: bool = False
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """One weight-bearing layer, as ``slmtvm inspect`` prints it."""
 
@@ -43,9 +53,11 @@ class CanonicalModel:
     """One Relax function ``main(tokens, *params) -> (m, features)`` and its parameters' values.
 
     ``main`` takes tokens int32 (m,), m symbolic, then one variable for each key of ``params``, in
-    that order and of that name. A decoder returns logits (m, vocab), an encoder hidden states. An
-    encoder-decoder's ``main`` is its decoder; its encoder is a function ``source`` of the same
-    form, which returns hidden states and remembers what the decoder's cross-attention reads.
+    that order and of that name. It returns what ``outputs`` says, as a tuple where these are
+    several: (m, features), an encoder's pooled ones (1, features); those of a decoder have a row
+    after each token. An encoder-decoder's ``main`` is its decoder; its encoder is a function
+    ``source`` of the same form, which returns hidden states and remembers what the decoder's
+    cross-attention reads.
 
     Of some tokens of a sequence may be said that they are hidden; of an encoder-decoder, tokens of
     its source. With ``mask`` "keys" a hidden token's key has no weight in attentions with mask
@@ -59,14 +71,16 @@ class CanonicalModel:
     family: str  # what the graph looks like: "llama", "bert", ...
     context: int  # tokens; tables indexed by position have this many rows
     vocab_size: int
-    hidden_size: int  # features of the rows between layers; of an encoder's output
+    hidden_size: int  # features of the rows between layers
     num_heads: int
     kv: tuple[KvSpec, ...]  # one per attention layer, in order of its ``layer`` attribute
     source: Path
     source_context: int = 0  # tokens of an encoder-decoder's source
     exact_from: int = 1  # tokens: for a shorter sequence the file computes something else
-    output: str = ""  # the file's output that ``main`` computes
+    outputs: tuple[Output, ...] = ()  # of the file, that ``main`` computes, in order
+    left_out: Mapping[str, str] = field(default_factory=dict)  # the file's others, and why
     mask: str = "none"  # what hidden tokens do: "none" (there are none), "keys" or "skip"
+    segments: int = 0  # token types that an encoder tells apart; 0 where it takes none
     padding: tuple[int, ...] = ()  # tokens that the file leaves out when it counts positions
     layers: tuple[LayerReport, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())  # what was ignored or not recognised, and its cost

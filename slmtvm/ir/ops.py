@@ -67,6 +67,11 @@ ATTENTION = define("slm.attention", _attended)
 REMEMBER = define("slm.remember", _same_as_input)
 CROSS_ATTENTION = define("slm.cross_attention", _attended)
 CAUSAL_CONV = define("slm.causal_conv", _same_as_input)
+SEGMENTS = define("slm.segments", _same_as_input)
+POOL = define(
+    "slm.pool",
+    lambda call: relax.TensorType((1, call.args[0].ty.shape[1]), "float32"),
+)
 POSITION_ROWS = define(
     "slm.position_rows", lambda call: _float_rows(call, int(call.args[1].ty.shape[1]))
 )
@@ -307,6 +312,23 @@ def cross_attention(
         CROSS_ATTENTION, [q], layer=layer, num_heads=num_heads, num_kv_heads=num_kv_heads,
         head_dim=head_dim, scale=scale, roundings=roundings, weight_roundings=weight_roundings,
     )  # fmt: skip
+
+
+def segments(tokens: Expr) -> relax.Call:
+    """Of which text each token is, 0 where nobody says. tokens int32 (m,) -> int32 (m,)"""
+    return make_call(SEGMENTS, [tokens])
+
+
+POOLS = ("first", "last", "mean", "max")
+
+
+def pool(x: Expr, *, how: str) -> relax.Call:
+    """One row of all rows of x float32 (m, features), as ``how`` says: its first or last row, or
+    the mean or greatest of each feature. Rows of hidden tokens count for none but "first", where
+    they are keys without weight. The sum of a mean goes from the first row to the last.
+    -> float32 (1, features)
+    """
+    return make_call(POOL, [x], how=how)
 
 
 def position_rows(tokens: Expr, table: Expr) -> relax.Call:

@@ -19,6 +19,7 @@ _UNARY = {
     "relax.nn.gelu_tanh": "gelu_tanh",
     "relax.nn.relu": "relu",
     "relax.sigmoid": "sigmoid",
+    "relax.tanh": "tanh",
 }
 
 

@@ -19,7 +19,7 @@ from slmtvm.ir.lowered import LoweredModel, call_kernel
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.params import Params
 from slmtvm.passes.kernel_calls import HANDLERS
-from slmtvm.passes.rewrite import bindings, function_names, rebuild, result, variables, with_params
+from slmtvm.passes.rewrite import bindings, function_names, rebuild, variables, with_params
 from slmtvm.schedules import attention, isa, linear
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.kernel import Kernel, Tensor
@@ -160,7 +160,7 @@ class KernelEmitter:
                     lowered = self._lower(expr)
                     is_var = isinstance(lowered, relax.Var)
                     environment[binding.var] = lowered if is_var else self._builder.emit(lowered)
-                output = self._builder.emit_output(environment[result(function)])
+                output = self._builder.emit_output(environment[function.body.body])
             self._builder.emit_func_output(output)
         built = self._builder.get()[name]
         free = {v for b in bindings(built) for v in variables(b.value)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from tvm import relax
+from tvm import relax, tirx
 
 from slmtvm.ir import expert_roundings, experts, fused, ops
 from slmtvm.ir.model import CanonicalModel
@@ -151,8 +151,9 @@ class _Rule:
         if group:
             return _Row("block", group)
         # An encoder sees all tokens at once, as the file's DynamicQuantizeLinear does. A decoder
-        # sees them in chunks, whose division must not change results.
+        # sees them in chunks, whose division must not change results. A pooled row is alone.
         encodes = self.kind == "encoder" or rewriter.name == "source"
+        encodes = encodes and not isinstance(ops.rows(call.args[0]), tirx.IntImm)
         whole = encodes and asked == "row_u8" and call.op == ops.LINEAR
         return _Row("tensor_u8" if whole else "row_u8")
 

@@ -82,13 +82,18 @@ def bindings(function: relax.Function) -> list[relax.VarBinding]:
     return [b for block in function.body.blocks for b in block.bindings]
 
 
-def result(function: relax.Function) -> relax.Expr:
-    """The variable that a function returns, seen through copies."""
-    copies = {b.var: b.value for b in bindings(function) if isinstance(b.value, relax.Var)}
-    expr = function.body.body
-    while expr in copies:
-        expr = copies[expr]
-    return expr
+def results(function: relax.Function) -> list[relax.Var]:
+    """The variables that a function returns, seen through copies; several are a tuple."""
+    values = {b.var: b.value for b in bindings(function)}
+
+    def origin(expr: relax.Expr) -> relax.Expr:
+        while isinstance(values.get(expr), relax.Var):
+            expr = values[expr]
+        return expr
+
+    returned = origin(function.body.body)
+    made = values.get(returned)
+    return [origin(v) for v in made.fields] if isinstance(made, relax.Tuple) else [returned]
 
 
 def variables(expr: relax.Expr) -> list[relax.Var]:

@@ -13,7 +13,7 @@ from slmtvm.passes.rewrite import (
     bindings,
     function_names,
     rebuild,
-    result,
+    results,
     variables,
     with_params,
 )
@@ -23,34 +23,48 @@ from slmtvm.passes.rewrite import (
 class SplitHead:
     """Logits are wanted for the last token of a prompt only, so what makes them runs apart.
 
-    The head is the last linear layer, what follows it, and the norm before it. An encoder has no
-    head: its ``main`` becomes ``body`` as it is, and so does an encoder-decoder's ``source``.
+    The head of an output is the last linear layer, what follows it, and the norm before it; what
+    several outputs need of the body lies side by side in its rows. An encoder has no head: its
+    ``main`` becomes ``body`` as it is, and so does an encoder-decoder's ``source``.
     """
 
     name = "split-head"
 
     def apply(self, model: CanonicalModel) -> CanonicalModel:
         main = model.module["main"]
+        given: dict[relax.Var, relax.Expr] = {p: p for p in main.params}
         if model.kind == "encoder":
-            return replace(model, module=tvm.IRModule({"body": _named(main, "body")}))
+            body = _extract(main, "body", results(main), main.params[0], given)
+            return replace(model, module=tvm.IRModule({"body": body}))
         others = {n: model.module[n] for n in function_names(model.module) if n != "main"}
-        cut = _cut(main)
-        body = _extract(main, "body", cut, main.params[0], _needed(main, cut, set()))
-        hidden = relax.Var("hidden", cut.ty)
-        tail = _needed(main, result(main), {cut})
-        head = _extract(main, "head", result(main), hidden, tail, replaced=cut)
+        outputs = results(main)
+        cuts = list(dict.fromkeys(_cut(main, output) for output in outputs))
+        body = _extract(main, "body", cuts, main.params[0], given, side_by_side=True)
+        width = sum(int(cut.ty.shape.values[1]) for cut in cuts)
+        m = cuts[0].ty.shape.values[0]
+        hidden = relax.Var("hidden", relax.TensorType((m, width), "float32"))
+        head = _extract(main, "head", outputs, hidden, given | _parts(hidden, cuts))
         return replace(model, module=tvm.IRModule({"body": body, "head": head, **others}))
 
 
-def _named(function: relax.Function, name: str) -> relax.Function:
-    return function.with_attr("global_symbol", name)
+def _parts(hidden: relax.Var, cuts: list[relax.Var]) -> dict[relax.Var, relax.Expr]:
+    """Which columns of ``hidden`` each value is."""
+    if len(cuts) == 1:
+        return {cuts[0]: hidden}
+    parts: dict[relax.Var, relax.Expr] = {}
+    begin = 0
+    for cut in cuts:
+        end = begin + int(cut.ty.shape.values[1])
+        parts[cut] = relax.op.strided_slice(hidden, [1], [begin], [end])
+        begin = end
+    return parts
 
 
-def _cut(main: relax.Function) -> relax.Var:
-    """The hidden rows: the value before the norm before the last linear layer."""
+def _cut(main: relax.Function, output: relax.Var) -> relax.Var:
+    """The hidden rows of an output: the value before the norm before its last linear layer."""
     values = {b.var: b.value for b in bindings(main)}
     params = set(main.params)
-    at = result(main)
+    at = output
     seen_linear = False
     while at in values:
         call = values[at]
@@ -84,29 +98,43 @@ def _needed(function: relax.Function, value: relax.Var, stop: set[relax.Var]) ->
 def _extract(
     function: relax.Function,
     name: str,
-    output: relax.Var,
+    outputs: list[relax.Var],
     source: relax.Var,
-    only: set[relax.Var],
-    replaced: relax.Var | None = None,
+    given: dict[relax.Var, relax.Expr],
+    *,
+    side_by_side: bool = False,
 ) -> relax.Function:
-    """A function of ``source`` and the parameters that binds ``only`` and returns ``output``.
+    """A function of ``source`` and the parameters that returns ``outputs``, from ``given`` values.
 
-    It copies ``source`` where that stands for the output itself.
+    Several are a tuple, or ``side_by_side`` in one row. What is the source, or an earlier one of
+    them, is copied.
     """
     params = [source, *function.params[1:]]
-    environment: dict[relax.Var, relax.Expr] = {p: p for p in function.params}
-    if replaced is not None:
-        environment[replaced] = source
+    only = set().union(*(_needed(function, output, set(given)) for output in outputs))
+    environment: dict[relax.Var, relax.Expr] = {}
     builder = relax.BlockBuilder()
     with builder.function(name, params):
         with builder.dataflow():
+            for var, expr in given.items():
+                environment[var] = expr if isinstance(expr, relax.Var) else builder.emit(expr)
             for binding in bindings(function):
-                if binding.var in only:
+                if binding.var in only and binding.var not in environment:
                     environment[binding.var] = builder.emit(rebuild(binding.value, environment))
-            value = environment[output]
-            copied = value if only else fused.row(value, [], prologue="copy")
-            value = builder.emit_output(copied)
-        builder.emit_func_output(value)
+            values: list[relax.Expr] = []
+            for output in outputs:
+                value = environment[output]
+                again = value is source or value in values
+                values.append(builder.emit(_copy(value)) if again else value)
+            if len(values) == 1:
+                returned = values[0]
+            else:
+                returned = relax.op.concat(values, 1) if side_by_side else relax.Tuple(values)
+            returned = builder.emit_output(returned)
+        builder.emit_func_output(returned)
     built = builder.get()[name]
     used = {v for b in bindings(built) for v in variables(b.value)}
     return with_params(built, [p for i, p in enumerate(built.params) if i == 0 or p in used])
+
+
+def _copy(value: relax.Expr) -> relax.Call:
+    return fused.row(value, [], prologue="copy")

@@ -11,11 +11,22 @@ from tvm import relax, tirx
 from tvm.ir import Op
 
 from slmtvm.ir.lowered import CALL_KERNEL, LoweredModel
+from slmtvm.ir.model import CanonicalModel, Output
 from slmtvm.passes.kernel_calls.cross_attention import SOURCE_CACHE
 from slmtvm.passes.kernel_calls.masks import LIMITS
-from slmtvm.passes.rewrite import bindings, function_names, result
+from slmtvm.passes.kernel_calls.positions import SEGMENTS
+from slmtvm.passes.rewrite import bindings, function_names, results
 from slmtvm.plan.arena import Lifetime, align, place
-from slmtvm.plan.model import Function, KernelCode, Plan, Ref, Segment, Space, Step
+from slmtvm.plan.model import (
+    Function,
+    KernelCode,
+    Plan,
+    PlanOutput,
+    Ref,
+    Segment,
+    Space,
+    Step,
+)
 from slmtvm.plan.work import kernel_work
 from slmtvm.schedules.kernel import Kernel, Tensor
 
@@ -31,14 +42,19 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
     body_rows = max(int(n.split("_")[1]) for n in names if n.startswith("body"))
     decodes = model.kind != "encoder"
     # What body hands to head need not be as wide as the rows between layers (a projected head).
-    width = int(lowered.module[f"body_{body_rows}"].ret_ty.shape.values[1])
+    widths = _widths(lowered.module[f"body_{body_rows}"])
+    width = widths[0]
     hidden_bytes = body_rows * width * _FLOAT_BYTES if decodes else 0
+    if decodes:
+        head_rows = max(int(n.split("_")[1]) for n in names if n.startswith("head"))
+        widths = _widths(lowered.module[f"head_{head_rows}"])
+    outputs = _lay_out_outputs(model, widths, body_rows)
     hidden = Ref(Space.ARENA, 0, hidden_bytes)
     functions, kernels, arena, scratch = [], {}, align(hidden_bytes), 0
     for name in sorted(names, key=lambda n: (n.split("_")[0], int(n.split("_")[1]))):
         kind, rows = name.split("_")
         writer = _FunctionWriter(lowered, {**weight_refs, **state_refs})
-        steps, end = writer.write(name, kind, model.kind, hidden)
+        steps, end = writer.write(name, kind, hidden, _places(kind, model.kind, outputs))
         functions.append(Function(kind, int(rows), tuple(steps)))
         kernels.update(writer.kernels)
         arena, scratch = max(arena, end), max(scratch, writer.scratch_bytes)
@@ -50,7 +66,7 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
         context=model.context,
         capacity=lowered.capacity,
         vocab_size=model.vocab_size,
-        output_size=model.vocab_size if decodes else width,
+        outputs=outputs,
         hidden=hidden,
         hidden_size=width,
         state_bytes=state_bytes,
@@ -60,14 +76,43 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
         source_context=model.source_context,
         mask=model.mask,
         limits=state_refs.get(LIMITS),
+        segment_types=model.segments,
+        segment_ids=state_refs.get(SEGMENTS),
         info=info,
     )
+
+
+def _widths(function: relax.Function) -> list[int]:
+    """Features of each value that a function returns."""
+    returned = function.ret_ty
+    types = list(returned.fields) if isinstance(returned, relax.TupleType) else [returned]
+    return [int(type_.shape.values[1]) for type_ in types]
+
+
+def _lay_out_outputs(
+    model: CanonicalModel, widths: list[int], body_rows: int
+) -> tuple[PlanOutput, ...]:
+    """The outputs, each where it lies for any number of rows."""
+    named = model.outputs or tuple(Output("", width) for width in widths)
+    outputs, offset = [], 0
+    for output, width in zip(named, widths, strict=True):
+        outputs.append(PlanOutput(output.name, width, output.pooled, offset))
+        rows = 1 if output.pooled else body_rows
+        offset += align(rows * width * _FLOAT_BYTES)
+    return tuple(outputs)
+
+
+def _places(kind: str, model_kind: str, outputs: tuple[PlanOutput, ...]) -> list[int] | None:
+    """Offsets in the space OUTPUT of what a function returns; None where that is hidden rows."""
+    if kind == "body":
+        return [o.offset for o in outputs] if model_kind == "encoder" else None
+    return [o.offset for o in outputs] if kind == "head" else [0]
 
 
 def _bytes_per_token(lowered: LoweredModel) -> int:
     own = [
         tensor for name, tensor in lowered.state.items()
-        if name != LIMITS and not name.startswith(SOURCE_CACHE)
+        if name not in (LIMITS, SEGMENTS) and not name.startswith(SOURCE_CACHE)
     ]  # fmt: skip
     return sum(map(_bytes, own)) // lowered.capacity
 
@@ -117,8 +162,10 @@ class _FunctionWriter:
     kernels: dict[str, KernelCode] = field(default_factory=dict)
     scratch_bytes: int = 0
 
-    def write(self, name: str, kind: str, model_kind: str, hidden: Ref) -> tuple[list[Step], int]:
-        """The steps, and the end of the arena that they use."""
+    def write(
+        self, name: str, kind: str, hidden: Ref, places: list[int] | None
+    ) -> tuple[list[Step], int]:
+        """The steps, and the end of the arena that they use; ``places`` as ``_places`` has it."""
         function = self.lowered.module[name]
         fixed: dict[relax.Var, Ref] = {p: self.params[p.name] for p in function.params[1:]}
         step_input = function.params[0]
@@ -141,12 +188,9 @@ class _FunctionWriter:
                 made[binding.var] = [made[value.tuple_value][value.index]]
             else:
                 made[binding.var] = self._call(value, binding.var.ty, made, values, calls)
-        output = made[result(function)][0]
-        for operand in [output]:
-            if isinstance(operand, int):
-                values[operand].last = len(calls)
-        to_output = is_head or kind == "source" or model_kind == "encoder"
-        refs = self._place(values, output, hidden, to_output)
+        returned = [made[v][0] for v in results(function)]
+        outputs = [operand for operand in returned if isinstance(operand, int)]
+        refs = self._place(values, outputs, hidden, places)
         steps = []
         for kernel, operands, grid, scratch in calls:
             args = [refs[o] if isinstance(o, int) else fixed[o] for o in operands]
@@ -203,17 +247,17 @@ class _FunctionWriter:
             self.kernels[name] = replace(code, work=work)
 
     def _place(
-        self, values: list[_Value], output: relax.Var | int, hidden: Ref, to_output: bool
+        self, values: list[_Value], outputs: list[int], hidden: Ref, places: list[int] | None
     ) -> list[Ref]:
-        inside = [i for i in range(len(values)) if i != output]
+        inside = [i for i in range(len(values)) if i not in outputs]
         lifetimes = [Lifetime(values[i].size, values[i].first, values[i].last) for i in inside]
         offsets, _ = place(lifetimes, base=align(hidden.size))
         refs: dict[int, Ref] = {
             i: Ref(Space.ARENA, o, values[i].size) for i, o in zip(inside, offsets, strict=True)
         }
-        if isinstance(output, int):
-            space = Space.OUTPUT if to_output else Space.ARENA
-            refs[output] = Ref(space, 0 if to_output else hidden.offset, values[output].size)
+        space = Space.ARENA if places is None else Space.OUTPUT
+        for output, offset in zip(outputs, places or [hidden.offset], strict=True):
+            refs[output] = Ref(space, offset, values[output].size)
         return [refs[i] for i in range(len(values))]
 
 

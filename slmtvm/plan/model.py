@@ -13,6 +13,8 @@ from enum import IntEnum
 import numpy as np
 from tvm import tirx
 
+_FLOAT_BYTES = 4
+
 
 class Space(IntEnum):
     """Where an argument lies; the values are the C runtime's."""
@@ -22,7 +24,7 @@ class Space(IntEnum):
     ARENA = 2  # activations, one for each session, reused between calls
     SCRATCH = 3  # one piece for each thread: base + thread * scratch_bytes
     TOKENS = 4  # int32 token ids of the step
-    OUTPUT = 5  # float32: logits or hidden states of the step
+    OUTPUT = 5  # float32: the outputs of the step, one behind the other
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,20 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class PlanOutput:
+    """An output: rows of ``features`` float32 from ``offset`` of the space OUTPUT on.
+
+    A row for each token, or where it is ``pooled`` one for the whole sequence: the only row of an
+    encoder's, the one after the last token of a decoder's.
+    """
+
+    name: str
+    features: int
+    pooled: bool = False
+    offset: int = 0
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that one target's library is made from.
 
@@ -111,7 +127,7 @@ class Plan:
     context: int
     capacity: int
     vocab_size: int
-    output_size: int  # features of an output row: vocab_size, or hidden_size for an encoder
+    outputs: tuple[PlanOutput, ...]
     hidden: Ref  # where body leaves its rows for head (rows of hidden_size float32)
     hidden_size: int  # features of a row that body makes
     state_bytes: int
@@ -120,8 +136,27 @@ class Plan:
     kv_bytes_per_token: int
     mask: str = "none"  # what hidden tokens do, see CanonicalModel
     limits: Ref | None = None  # of keys' scores, float32 by position, where mask is "keys"
+    segment_types: int = 0  # that an encoder tells apart: which text a token is of
+    segment_ids: Ref | None = None  # int32 by position, where there are such types
     source_context: int = 0  # tokens of an encoder-decoder's source
     info: dict[str, object] = field(default_factory=dict)  # goes into slm_info and the manifest
+
+    @property
+    def output_size(self) -> int:
+        """Features of a row of the first output."""
+        return self.outputs[0].features
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the space OUTPUT."""
+        encodes = self.kind == "encoder"
+        rows = max(f.rows for f in self.functions if f.name == ("body" if encodes else "head"))
+        ends = [
+            o.offset + _FLOAT_BYTES * o.features * (1 if encodes and o.pooled else rows)
+            for o in self.outputs
+        ]
+        sources = [f.rows * self.hidden_size for f in self.functions if f.name == "source"]
+        return max(*ends, _FLOAT_BYTES * max(sources, default=0))
 
     @property
     def weights_bytes(self) -> int:

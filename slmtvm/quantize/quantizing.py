@@ -227,19 +227,19 @@ def _error(weights: _Weights, result: ModelProto, layer: Layer, bits: int) -> La
 def _with_accuracy(
     report: QuantizeReport, before: Reference, result: ModelProto, windows: Sequence[Tokens]
 ) -> QuantizeReport:
-    """Perplexities or cosines of both files under onnxruntime."""
+    """Perplexities of both files under onnxruntime; the cosine of what is no logits of tokens."""
     logits, hidden = LogitsDifference(), HiddenDifference()
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "quantized.onnx"
         save(result, path)
         after = Reference(path)
         for window in windows:
-            theirs, ours = before.rows(window), after.rows(window)
-            if before.is_decoder:
+            theirs, ours = (_rows(file.main(window)) for file in (before, after))
+            if before.is_decoder and _scores_tokens(theirs, window):
                 logits.add_logits(ours[:-1], theirs[:-1], window[1:])
             else:
                 hidden.add_hidden(ours, theirs)
-    if not before.is_decoder:
+    if not logits.rows:
         return replace(report, tokens=hidden.rows, cosine=hidden.sum_cosine / hidden.rows)
     return replace(
         report,
@@ -248,6 +248,16 @@ def _with_accuracy(
         ppl_after=float(np.exp(logits.nll / logits.rows)),
         kl=logits.sum_kl / logits.rows,
     )
+
+
+def _rows(output: np.ndarray) -> np.ndarray:
+    """An output of one sequence as float32 (n, features): numbers without features are one row."""
+    return np.asarray(output, np.float32).reshape(-1, output.shape[-1])
+
+
+def _scores_tokens(rows: np.ndarray, window: Tokens) -> bool:
+    """Whether each token of a window has a number for every token, and not one for each label."""
+    return len(rows) == len(window) and rows.shape[1] > int(np.max(window))
 
 
 def _write(model: ModelProto, target: Path) -> None:

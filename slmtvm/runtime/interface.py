@@ -45,6 +45,17 @@ class Sampling(ctypes.Structure):
     )
 
 
+class OutputInfo(ctypes.Structure):
+    """slm_output."""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("features", c_int32),
+        ("pooled", c_int32),
+        ("name", c_char_p),
+    )
+
+
 class KernelTime(ctypes.Structure):
     """slm_kernel_time."""
 
@@ -57,6 +68,9 @@ _PROTOTYPES = {
     "slm_info": (c_char_p, ()),
     "slm_output_size": (c_int32, ()),
     "slm_context_size": (c_int32, ()),
+    "slm_output_count": (c_int32, ()),
+    "slm_output_info": (c_int32, (c_int32, POINTER(OutputInfo))),
+    "slm_output_get": (c_int32, (c_void_p, c_int32, _FLOATS)),
     "slm_last_error": (c_char_p, ()),
     "slm_open": (c_int32, (c_char_p, POINTER(Options), POINTER(c_void_p))),
     "slm_model_info": (c_char_p, (c_void_p,)),
@@ -70,6 +84,7 @@ _PROTOTYPES = {
     "slm_eval_masked": (c_int32, (c_void_p, _TOKENS, _MASK, c_size_t, _FLOATS)),
     "slm_eval_all_masked": (c_int32, (c_void_p, _TOKENS, _MASK, c_size_t, _FLOATS)),
     "slm_encode_masked": (c_int32, (c_void_p, _TOKENS, _MASK, c_size_t, _FLOATS)),
+    "slm_encode_segments": (c_int32, (c_void_p, _TOKENS, _TOKENS, _MASK, c_size_t, _FLOATS)),
     "slm_position": (c_int32, (c_void_p,)),
     "slm_seek": (c_int32, (c_void_p, c_int32)),
     "slm_profile": (c_int32, (c_void_p, POINTER(KernelTime), c_size_t)),

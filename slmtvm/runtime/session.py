@@ -132,12 +132,66 @@ class Session:
         """
         return self._rows("slm_eval_all", tokens, mask)
 
-    def encode(self, tokens: Tokens, mask: Mask | None = None) -> FloatArray:
-        """Run an encoder over ``tokens`` (n,), n >= 1; its output rows (n, hidden_size).
+    def encode(
+        self, tokens: Tokens, mask: Mask | None = None, segments: Tokens | None = None
+    ) -> FloatArray:
+        """Run an encoder over ``tokens`` (n,), n >= 1; its first output.
 
-        An encoder-decoder reads its source so: a new context begins, which attends to it.
+        That is a row for each token (n, features), or where it is pooled (features,). An
+        encoder-decoder reads its source so: its hidden states (n, hidden_size); a new context
+        begins, which attends to them. ``segments`` (n,): of which text each token is, as
+        token_type_ids have it; of the first, 0, where not given. Raises DeviceError for one that is
+        not below ``info["segments"]``, which is 0 for a model that tells no texts apart.
         """
-        return self._rows("slm_encode", tokens, mask)
+        if self.info["kind"] != "encoder":
+            return self._rows("slm_encode", tokens, mask)
+        ids = self._encode(tokens, mask, segments)
+        return self._output(0, ids.size)
+
+    def outputs(
+        self, tokens: Tokens, mask: Mask | None = None, segments: Tokens | None = None
+    ) -> dict[str, FloatArray]:
+        """Run the model over ``tokens`` (n,), n >= 1: all its outputs, by their names in the file.
+
+        Of an encoder each is (n, features), or where it is pooled (features,). A decoder appends
+        ``tokens`` to its context; each of its outputs is the row (features,) after the last one.
+        ``segments`` as for ``encode``.
+        """
+        count = 0
+        if self.info["kind"] == "encoder" or segments is not None:
+            count = self._encode(tokens, mask, segments).size
+        else:
+            self._run("slm_eval", _token_ids(tokens), mask, None)
+        named = enumerate(self.info["outputs"])
+        return {output["name"]: self._output(index, count) for index, output in named}
+
+    def _encode(
+        self, tokens: Tokens, mask: Mask | None, segments: Tokens | None
+    ) -> npt.NDArray[np.int32]:
+        """Encode, and leave the outputs in the session; the token ids."""
+        ids = _token_ids(tokens)
+        if segments is None:
+            self._run("slm_encode", ids, mask, None)
+            return ids
+        kinds = _token_ids(segments)
+        if kinds.size != ids.size:
+            raise DeviceError(f"{kinds.size} segments for {ids.size} tokens")
+        visible = None if mask is None else _visible(mask, ids.size)
+        self._call(
+            "slm_encode_segments", self._handle, ids.ctypes.data, kinds.ctypes.data,
+            None if visible is None else visible.ctypes.data, ids.size, None,
+        )  # fmt: skip
+        return ids
+
+    def _output(self, index: int, count: int) -> FloatArray:
+        """An output of the last call: of an encoder's ``count`` tokens, or 0 for a decoder's."""
+        output = self.info["outputs"][index]
+        shape = (
+            (output["features"],) if output["pooled"] or not count else (count, output["features"])
+        )
+        values = np.empty(shape, np.float32)
+        self._call("slm_output_get", self._handle, index, values.ctypes.data)
+        return values
 
     def sample(
         self,

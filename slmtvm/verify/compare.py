@@ -11,6 +11,7 @@ import numpy as np
 
 from slmtvm.errors import InvalidModelError, SlmError
 from slmtvm.verify.metrics import HiddenDifference, LogitsDifference
+from slmtvm.verify.outputs import OutputsReport, compare_outputs, needs_every_output
 from slmtvm.verify.reference import Reference
 from slmtvm.verify.report import VerifyReport
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 WINDOW = 256  # tokens that are evaluated together, from position 0
 _RANDOM_TOKENS = WINDOW + 1
+_SHORT_WINDOW = 32  # random tokens that are a text of their own, where outputs are of whole texts
 _SEED = 0
 _HIDDEN = 0.25  # of the tokens of a masked window
 
@@ -36,6 +38,13 @@ class Evaluator(Protocol):
     def eval_all(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray: ...
 
     def encode(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray: ...
+
+    def outputs(
+        self,
+        tokens: np.ndarray,
+        mask: np.ndarray | None = None,
+        segments: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ def verify(
     window: int = WINDOW,
     threads: int = 1,
     progress: Progress = lambda _done, _all: None,
-) -> VerifyReport:
+) -> VerifyReport | OutputsReport:
     """Compare a bundle with onnxruntime on ``onnx_file``, window by window.
 
     Parameters
@@ -109,11 +118,12 @@ def compare(
     windows: int | None = None,
     window: int = WINDOW,
     progress: Progress = lambda _done, _all: None,
-) -> VerifyReport:
+) -> VerifyReport | OutputsReport:
     """``verify`` for an open session; ``tokens`` None stands for random ones."""
     info = session.info
     is_text = tokens is not None
-    reference.choose_output(info.get("output") or None)
+    outputs = info.get("outputs", ())
+    reference.choose_output(outputs[0]["name"] if outputs else None)
     # For shorter sequences the file may compute something else than was compiled.
     least = int(info.get("exact_from", 1))
     if info["kind"] == "encoder" and not reference.takes_mask:
@@ -122,6 +132,9 @@ def compare(
     count = max(_RANDOM_TOKENS, window + 1)
     ids = _random_tokens(info, count) if tokens is None else np.asarray(tokens)
     rounded = int(info.get("rounded_layers", 0))
+    if needs_every_output(info):
+        short = window if is_text else min(window, _SHORT_WINDOW)
+        return _compare_outputs(session, reference, _cut(ids, short)[:windows], progress)
     if info["kind"] == "encoder":
         parts = [part for part in _cut(ids, window) if len(part) >= least][:windows]
         _check_count(len(ids), least)
@@ -146,6 +159,19 @@ def compare(
 def _check_count(count: int, needed: int) -> None:
     if count < needed:
         raise SlmError(f"verification needs at least {needed} tokens, the text has {count}")
+
+
+def _compare_outputs(
+    session: Evaluator, reference: Reference, texts: list[np.ndarray], progress: Progress
+) -> OutputsReport:
+    info = session.info
+    masked = [(case.masked, case.mask) for case in _masked_cases(_Case(texts[0], texts[0]), info)]
+    return OutputsReport(
+        tokens=sum(map(len, texts)),
+        outputs=compare_outputs(session, reference, [(t, None) for t in texts], progress),
+        masked=compare_outputs(session, reference, masked) if masked else (),
+        rounded_layers=int(info.get("rounded_layers", 0)),
+    )
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> np.ndarray:

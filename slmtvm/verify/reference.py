@@ -25,6 +25,7 @@ _PAST_PREFIX = "past"  # past_key_values.0.key, past_0, ...
 _CACHE_RANK = 4  # (batch, heads, length, head_dim)
 _SOURCE_STATES = "encoder_hidden_states"
 _IDS, _MASK = "input_ids", "attention_mask"
+_SEGMENTS = "token_type_ids"
 _LOGITS, _HIDDEN = "logits", "last_hidden_state"
 
 _Tokens = Sequence[int] | np.ndarray
@@ -117,15 +118,23 @@ class Reference:
         seen = np.ones(len(tokens), np.int64) if mask is None else np.asarray(mask, np.int64)
         return np.pad(np.asarray(tokens, np.int64), (0, more)), np.pad(seen, (0, more))
 
+    def main(self, tokens: _Tokens) -> np.ndarray:
+        """The file's main output for tokens (n,) as it is, without its axis of the batch."""
+        first: np.ndarray = self.run(tokens, [self._output])[0][0]
+        return first
+
     def run(
         self,
         tokens: _Tokens,
         outputs: Sequence[str],
         source: _Tokens | None = None,
         mask: np.ndarray | None = None,
+        segments: _Tokens | None = None,
     ) -> list[np.ndarray]:
         """Some of the file's outputs for tokens (n,) as one batch without a cache."""
         feeds = self.feeds(tokens, source, mask)
+        if segments is not None and _SEGMENTS in feeds:
+            feeds[_SEGMENTS] = np.asarray(segments, feeds[_SEGMENTS].dtype)[None]
         try:
             return [np.asarray(v) for v in self._session.run(list(outputs), feeds)]
         except SlmError:

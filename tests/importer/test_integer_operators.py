@@ -107,7 +107,7 @@ def imported(path: Path) -> CanonicalModel:
     output = graph.outputs[0].name
     rows = cover.run(output)
     emitter = Emitter(str(path))
-    main = emitter.function("main", cover.steps, rows)
+    main = emitter.function("main", cover.steps, [rows])
     return replace(
         decoder("f32"), module=tvm.IRModule({"main": main}), params=emitter.params, kind="encoder"
     )

@@ -184,6 +184,8 @@ CASES = [
     Case("LogSoftmax", (X,), {"axis": -1}),
     Case("CumSum", (X, scalar(1)), {"exclusive": 1, "reverse": 1}),
     Case("CumSum", (INTEGERS, scalar(-1))),
+    Case("ArgMax", (X,), {"axis": 1, "keepdims": 0}),
+    Case("ArgMax", (INTEGERS % 2,), {"axis": -1, "select_last_index": 1}),
     Case("LayerNormalization", (X, Y[0], Y[1]), {"epsilon": 1e-3}),
     Case("LayerNormalization", (X, Y), {"axis": 1}),
     Case("SimplifiedLayerNormalization", (X, Y[0]), {"epsilon": 1e-3}),

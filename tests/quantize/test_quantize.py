@@ -16,10 +16,13 @@ import slmtvm
 from slmtvm.errors import InvalidModelError, SlmError
 from slmtvm.importer import import_onnx
 from slmtvm.importer.redact import redact
+from slmtvm.ir.reference import evaluate_outputs
 from slmtvm.quantize.layers import find_layers, normalise
+from slmtvm.verify import Reference
 from tests.cli.command import slmtvm as command
 from tests.importer.graph_builder import run_onnxruntime, save
 from tests.importer.graphs import Tiny, build
+from tests.importer.heads import ENCODERS, VOCAB, save_head
 
 TINY = Tiny(hidden=40, heads=5, kv_heads=5, ffn=48, vocab=97, layers=2, tied=True)
 TOKENS = np.random.default_rng(0).integers(0, TINY.vocab, 300)
@@ -241,3 +244,23 @@ def test_a_redacted_file_imports_like_the_original_without_its_weights(folder):
 def _operations(model):
     bindings = [b for block in model.module["main"].body.blocks for b in block.bindings]
     return [b.value.op.name for b in bindings if isinstance(b.value, relax.Call)]
+
+
+@pytest.mark.parametrize("name", ["classifier", "span", "tokens_and_embedding"])
+def test_heads_are_quantized_and_compared_by_their_cosine(name, tmp_path):
+    path = save_head(ENCODERS[name], tmp_path, types="table")
+    tokens = np.random.default_rng(0).integers(2, VOCAB, 60)
+    np.save(tmp_path / "tokens.npy", tokens)
+    target = tmp_path / "small.onnx"
+    report = slmtvm.quantize(path, target, group=16, calibration=tmp_path / "tokens.npy")
+    assert report.ppl_before is None and report.cosine > 0.97
+    model = import_onnx(target)
+    assert [o.name for o in model.outputs] == list(ENCODERS[name].outputs)
+    tokens = tokens[:20]
+    for ours, theirs in zip(
+        evaluate_outputs(model, tokens),
+        Reference(target).run(tokens, ENCODERS[name].outputs),
+        strict=True,
+    ):
+        a, b = ours.reshape(-1), theirs.reshape(-1)
+        assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999

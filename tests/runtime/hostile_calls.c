@@ -30,6 +30,7 @@ typedef struct {
   uint64_t random;
   long calls;
   int encoder;
+  int32_t encoded; /* tokens of the last encoding */
   enum { NONE, KEYS, SKIP } mask;
 } conversation;
 
@@ -89,12 +90,13 @@ static void call_eval(conversation *c, slm_session *session, int32_t *tokens, fl
       break;
     default:
       result = slm_encode(session, given, count, output);
-      valid = valid && c->encoder && output;
+      valid = valid && c->encoder;
   }
   if (valid)
     EXPECT(result == SLM_OK);
   else
     expect_refusal(result);
+  if (valid && c->encoder) c->encoded = (int32_t)count;
   EXPECT(slm_position(session) == before + (valid && !c->encoder ? (int32_t)count : 0));
 }
 
@@ -146,7 +148,7 @@ static void call_masked(conversation *c, slm_session *session, int32_t *tokens, 
   memset(rows, 0xff, (count < context ? count : context) * (size_t)slm_output_size() * sizeof *rows);
   if (kind == 2) {
     result = slm_encode_masked(session, tokens, chosen, given, output);
-    valid = valid && c->encoder && output && (chosen ? visible > 0 : 1);
+    valid = valid && c->encoder && (chosen ? visible > 0 : 1);
     if (c->mask == NONE && hides) valid = valid && is_length(mask, visible);
   } else {
     result = kind ? slm_eval_all_masked(session, tokens, chosen, given, output)
@@ -159,7 +161,26 @@ static void call_masked(conversation *c, slm_session *session, int32_t *tokens, 
   else
     expect_refusal(result);
   EXPECT(slm_position(session) == before + (valid && !c->encoder ? (int32_t)kept : 0));
-  if (valid && kind && chosen) expect_zeros(rows, mask, count);
+  if (valid && c->encoder) c->encoded = (int32_t)count;
+  if (valid && kind && chosen && output) expect_zeros(rows, mask, count);
+}
+
+static void call_outputs(conversation *c, slm_session *session, float *rows) {
+  int32_t count = slm_output_count(), index = random_int(c, count - 1);
+  slm_output output = {.size = below(c, 10) ? sizeof output : random_bits(c) % sizeof output};
+  int32_t result = slm_output_info(index, below(c, 10) ? &output : NULL);
+  int known = index >= 0 && index < count;
+  if (result == SLM_OK)
+    EXPECT(known && output.features > 0 && output.name);
+  else
+    expect_refusal(result);
+  expect_refusal(slm_output_get(NULL, index, rows));
+  result = slm_output_get(session, index, below(c, 2) ? rows : NULL);
+  if (!known || result < 0)
+    expect_refusal(result);
+  else
+    EXPECT(result == (c->encoder ? c->encoded : 1));
+  if (known && c->encoder) EXPECT((result > 0) == (c->encoded > 0));
 }
 
 static void call_sample(conversation *c, slm_session *session) {
@@ -214,7 +235,8 @@ static void *converse(void *argument) {
   slm_session *session = NULL;
   EXPECT(slm_session_new(c->model, &session) == SLM_OK);
   for (long i = 0; i < c->calls; ++i) {
-    switch (below(c, 10)) {
+    switch (below(c, 11)) {
+      case 10: call_outputs(c, session, rows); break;
       case 0:
         expect_refusal(slm_close(c->model)); /* it has sessions */
         break;
@@ -273,7 +295,7 @@ int main(int argc, char **argv) {
   pthread_t ids[MOST_THREADS];
   for (int i = 0; i < threads; ++i) {
     conversations[i] = (conversation){argv[1], model, strtoull(argv[2], NULL, 10) + (uint64_t)i,
-                                      atol(argv[3]), strstr(slm_info(), "\"encoder\"") != NULL,
+                                      atol(argv[3]), strstr(slm_info(), "\"encoder\"") != NULL, 0,
                                       strstr(slm_info(), "\"mask\": \"keys\"")   ? KEYS
                                       : strstr(slm_info(), "\"mask\": \"skip\"") ? SKIP
                                                                                  : NONE};

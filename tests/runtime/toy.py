@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.plan.model import Function, KernelCode, Plan, Ref, Segment, Space, Step
+from slmtvm.plan.model import Function, KernelCode, Plan, PlanOutput, Ref, Segment, Space, Step
 from slmtvm.schedules.kernel import Kernel, Tensor, define
 
 VOCAB = 101
@@ -96,7 +96,7 @@ def toy_decoder(
     return Plan(
         kind="decoder", functions=tuple(functions), kernels=build.kernels,
         segments=build.segments, context=context, capacity=capacity, vocab_size=VOCAB,
-        output_size=VOCAB, hidden=hidden, hidden_size=HIDDEN,
+        outputs=(PlanOutput("logits", VOCAB),), hidden=hidden, hidden_size=HIDDEN,
         state_bytes=limits.offset + limits.size if hides else cache.size, mask=mask,
         limits=limits if hides else None,
         arena_bytes=hidden.offset + hidden.size, scratch_bytes=row + -row % 64,
@@ -125,7 +125,7 @@ def toy_encoder(weights: dict[str, np.ndarray] | None = None, *, mask: str = "no
     return Plan(
         kind="encoder", functions=tuple(functions), kernels=build.kernels,
         segments=build.segments, context=max(BUCKETS), capacity=max(BUCKETS), vocab_size=VOCAB,
-        output_size=HIDDEN, hidden=Ref(Space.OUTPUT, 0, 0), hidden_size=HIDDEN,
+        outputs=(PlanOutput("rows", HIDDEN),), hidden=Ref(Space.OUTPUT, 0, 0), hidden_size=HIDDEN,
         state_bytes=limits.size if hides else 0, mask=mask, limits=limits if hides else None,
         arena_bytes=max(BUCKETS) * row, scratch_bytes=0, kv_bytes_per_token=0,
         info={"family": "toy"},

@@ -10,6 +10,7 @@ from slmtvm.schedules.elementwise import (
     build_add_positions,
     build_multiply,
     build_position_rows,
+    build_segments,
 )
 from slmtvm.target import Target
 from tests.machines import EVERY_TARGET
@@ -48,3 +49,9 @@ def test_multiply_takes_a_factor_for_each_row_or_each_element(target: Target, by
     b = rng.standard_normal((3, by)).astype(np.float32)
     got = run(build_multiply(3, 37, by), {"a": a, "b": b}, target, cuts=(1,))
     np.testing.assert_array_equal(got["y"], a * b)
+
+
+def test_segments_are_those_from_the_position_on(target: Target) -> None:
+    segments = np.random.default_rng(0).integers(0, 2, 20).astype(np.int32)
+    got = run(build_segments(3, 20), {"segments": segments}, target, position=7)
+    np.testing.assert_array_equal(got["y"], segments[7:10])

@@ -137,6 +137,7 @@ def target(request: pytest.FixtureRequest) -> Target:
         row_op("silu_glu", "block", 256, keep_f32=True),
         row_op("gelu_erf", "f32", 7),
         row_op("gelu_tanh", "f32", 96),
+        row_op("tanh", "f32", 96),
         row_op("relu", "row_u8", 16, keep_f32=True),
         row_op("layer_norm", "range", 40),
         row_op("copy", "rounded", 33, low=-40000, high=25535, scale=1e-4),

@@ -12,6 +12,7 @@ typedef struct {
   const int32_t *tokens;
   const uint8_t *mask; /* not 0: visible. NULL: all are */
   size_t count;
+  const int32_t *segments; /* NULL: 0 for all */
 } sequence;
 
 static size_t count_visible(const sequence *s) {
@@ -29,8 +30,7 @@ static int32_t check_call(const slm_session *session, const float *output, outpu
     return slm_fail(SLM_ERR_KIND, "this model is an encoder: use slm_encode");
   if (mode != ENCODE && slm_plan.source_count && !session->source)
     return slm_fail(SLM_ERR_KIND, "this model is an encoder-decoder: slm_encode its source first");
-  int optional = mode == LAST_ROW || (mode == ENCODE && slm_plan.source_count);
-  if (!output && !optional)
+  if (!output && mode == ALL_ROWS)
     return slm_fail(SLM_ERR_ARGUMENT, "the place for the output is NULL");
   return SLM_OK;
 }
@@ -51,6 +51,11 @@ static int32_t check_tokens(const slm_session *session, const sequence *s, outpu
     if (s->tokens[i] < 0 || s->tokens[i] >= slm_plan.vocab_size)
       return slm_fail(SLM_ERR_TOKEN, "token %zu is %d, must be 0 to %d", i, s->tokens[i],
                       slm_plan.vocab_size - 1);
+  int32_t types = slm_plan.segment_types ? slm_plan.segment_types : 1;
+  for (size_t i = 0; s->segments && i < s->count; ++i)
+    if (s->segments[i] < 0 || s->segments[i] >= types)
+      return slm_fail(SLM_ERR_ARGUMENT, "the segment of token %zu is %d, must be 0 to %d", i,
+                      s->segments[i], types - 1);
   return SLM_OK;
 }
 
@@ -95,6 +100,15 @@ static void put_tokens(slm_session *session, sequence *s, int32_t count, int32_t
     if (s->mask) s->mask += count;
   }
   memset(step + count, 0, (size_t)(rows - count) * sizeof *step);
+}
+
+/* Says of which text each token to run is; 0 for padding. */
+static void put_segments(slm_session *session, const sequence *s, int32_t rows) {
+  if (!slm_plan.segment_types) return;
+  int32_t *ids = (int32_t *)(session->base[SLM_SPACE_STATE] + slm_plan.segments_offset);
+  memset(ids, 0, (size_t)rows * sizeof *ids);
+  for (size_t i = 0, put = 0; s->segments && i < s->count; ++i)
+    if (!leaves_out(s) || s->mask[i]) ids[put++] = s->segments[i];
 }
 
 /* Says which keys of the next `count` tokens, from `position` on, are hidden. */
@@ -157,26 +171,20 @@ static void eval_tokens(slm_session *session, sequence s, int32_t count, float *
   }
 }
 
-static int32_t encoded_width(void) {
-  return slm_plan.encoder ? slm_plan.output_size : slm_plan.hidden_size;
-}
-
-static void encode_tokens(slm_session *session, sequence s, int32_t count, float *output) {
+static void encode_tokens(slm_session *session, sequence s, int32_t count) {
   /* The smallest function that takes them all: an encoder cannot be run in pieces. */
   const slm_function *function = slm_plan.encoder
                                      ? &slm_plan.bodies[slm_plan.body_count - 1]
                                      : &slm_plan.sources[slm_plan.source_count - 1];
   while (function->rows < count) --function;
   limit_keys(session, &s, 0, count);
+  put_segments(session, &s, function->rows);
   put_tokens(session, &s, count, function->rows);
   slm_pool_begin(session->model->pool, slm_plan.encoder
                                            ? (int)(function - slm_plan.bodies)
                                            : slm_plan.body_count + (int)(function - slm_plan.sources));
   slm_execute(session, function, 0, count);
   slm_pool_end(session->model->pool);
-  if (output)
-    memcpy(output, session->base[SLM_SPACE_OUTPUT],
-           (size_t)count * (size_t)encoded_width() * sizeof(float));
   if (slm_plan.encoder) return;
   /* Another source is another context. */
   session->source = count;
@@ -196,18 +204,41 @@ static void spread_rows(const sequence *s, size_t visible, size_t width, float *
   }
 }
 
+/* Where output `index` lies after an encoding. */
+static float *encoded(const slm_session *session, int32_t index) {
+  return (float *)(session->base[SLM_SPACE_OUTPUT] + slm_plan.outputs[index].offset);
+}
+
+/* Encodes `s` into the session's outputs, and copies the first one, or a source's hidden rows. */
+static void encode(slm_session *session, const sequence *s, size_t visible, float *output) {
+  encode_tokens(session, *s, (int32_t)(leaves_out(s) ? visible : s->count));
+  float *first = (float *)session->base[SLM_SPACE_OUTPUT];
+  size_t rows = s->count, width = (size_t)slm_plan.hidden_size;
+  if (slm_plan.encoder) {
+    session->rows = (int32_t)s->count;
+    for (int32_t i = 0; s->mask && i < slm_plan.output_count; ++i)
+      if (!slm_plan.outputs[i].pooled)
+        spread_rows(s, visible, (size_t)slm_plan.outputs[i].features, encoded(session, i));
+    first = encoded(session, 0);
+    width = (size_t)slm_plan.outputs[0].features;
+    if (slm_plan.outputs[0].pooled) rows = 1;
+  } else if (s->mask) {
+    spread_rows(s, visible, width, first);
+  }
+  if (output) memcpy(output, first, rows * width * sizeof *output);
+}
+
 static void run_checked(slm_session *session, const sequence *s, float *output, output_mode mode) {
   size_t visible = count_visible(s);
-  int32_t count = (int32_t)(leaves_out(s) ? visible : s->count);
   if (mode == ENCODE) {
-    encode_tokens(session, *s, count, output);
-  } else {
-    eval_tokens(session, *s, count, output, mode == ALL_ROWS);
-    session->has_logits = !s->mask || s->mask[s->count - 1];
+    encode(session, s, visible, output);
+    return;
   }
-  if (s->mask && output && mode != LAST_ROW)
-    spread_rows(s, visible, (size_t)(mode == ENCODE ? encoded_width() : slm_plan.output_size),
-                output);
+  int32_t count = (int32_t)(leaves_out(s) ? visible : s->count);
+  eval_tokens(session, *s, count, output, mode == ALL_ROWS);
+  session->has_logits = !s->mask || s->mask[s->count - 1];
+  if (s->mask && mode == ALL_ROWS)
+    spread_rows(s, visible, (size_t)slm_plan.output_size, output);
 }
 
 static int32_t run(slm_session *session, sequence s, float *output, output_mode mode) {
@@ -226,28 +257,33 @@ static int32_t run(slm_session *session, sequence s, float *output, output_mode 
 }
 
 int32_t slm_eval(slm_session *session, const int32_t *tokens, size_t count, float *logits) {
-  return run(session, (sequence){tokens, NULL, count}, logits, LAST_ROW);
+  return run(session, (sequence){tokens, NULL, count, NULL}, logits, LAST_ROW);
 }
 
 int32_t slm_eval_all(slm_session *session, const int32_t *tokens, size_t count, float *logits) {
-  return run(session, (sequence){tokens, NULL, count}, logits, ALL_ROWS);
+  return run(session, (sequence){tokens, NULL, count, NULL}, logits, ALL_ROWS);
 }
 
 int32_t slm_encode(slm_session *session, const int32_t *tokens, size_t count, float *output) {
-  return run(session, (sequence){tokens, NULL, count}, output, ENCODE);
+  return run(session, (sequence){tokens, NULL, count, NULL}, output, ENCODE);
 }
 
 int32_t slm_eval_masked(slm_session *session, const int32_t *tokens, const uint8_t *mask,
                         size_t count, float *logits) {
-  return run(session, (sequence){tokens, mask, count}, logits, LAST_ROW);
+  return run(session, (sequence){tokens, mask, count, NULL}, logits, LAST_ROW);
 }
 
 int32_t slm_eval_all_masked(slm_session *session, const int32_t *tokens, const uint8_t *mask,
                             size_t count, float *logits) {
-  return run(session, (sequence){tokens, mask, count}, logits, ALL_ROWS);
+  return run(session, (sequence){tokens, mask, count, NULL}, logits, ALL_ROWS);
 }
 
 int32_t slm_encode_masked(slm_session *session, const int32_t *tokens, const uint8_t *mask,
                           size_t count, float *output) {
-  return run(session, (sequence){tokens, mask, count}, output, ENCODE);
+  return run(session, (sequence){tokens, mask, count, NULL}, output, ENCODE);
+}
+
+int32_t slm_encode_segments(slm_session *session, const int32_t *tokens, const int32_t *segments,
+                            const uint8_t *mask, size_t count, float *output) {
+  return run(session, (sequence){tokens, mask, count, segments}, output, ENCODE);
 }

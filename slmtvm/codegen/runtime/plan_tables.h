@@ -42,6 +42,15 @@ typedef struct slm_function {
   uint32_t steps;
 } slm_function;
 
+/* An output: rows of `features` floats from `offset` of SLM_SPACE_OUTPUT on, a pooled one's of an
+ * encoder only one. */
+typedef struct slm_plan_output {
+  const char *name;
+  int32_t features;
+  int32_t pooled;
+  uint64_t offset;
+} slm_plan_output;
+
 /* What hidden tokens are: not allowed, keys without weight, or left out. */
 enum slm_mask { SLM_MASK_NONE, SLM_MASK_KEYS, SLM_MASK_SKIP };
 
@@ -55,23 +64,28 @@ typedef struct slm_plan_tables {
   const slm_function *bodies; /* most rows first */
   const slm_function *heads;  /* most rows first; none for an encoder */
   const slm_function *sources; /* most rows first; an encoder-decoder's only */
+  const slm_plan_output *outputs; /* the one that slm_encode and slm_eval give first */
   int32_t kernel_count;
   int32_t body_count;
   int32_t head_count;
   int32_t source_count;
+  int32_t output_count;
   int32_t encoder;
   int32_t context;
   int32_t source_context;
   int32_t capacity;
   int32_t mask;
+  int32_t segment_types; /* 0: tokens are of one text */
   int32_t vocab_size;
-  int32_t output_size;
+  int32_t output_size; /* features of the first output */
   int32_t hidden_size;
   uint64_t hidden_offset; /* of the arena */
+  uint64_t segments_offset; /* of the state: int32 by position, where there are types */
   uint64_t limits_offset; /* of the state: floats, where hidden tokens are keys without weight */
   uint64_t state_bytes;
   uint64_t arena_bytes;
   uint64_t scratch_bytes; /* for each thread */
+  uint64_t output_bytes;
   uint64_t weights_bytes; /* the whole file, header included */
   uint64_t weights_id;
   uint32_t weights_count;

@@ -158,6 +158,10 @@ static int32_t likeliest_token(const float *logits, int32_t count) {
 
 static int32_t sample(slm_session *session, const slm_sampling *sampling) {
   if (slm_plan.encoder) return slm_fail(SLM_ERR_KIND, "this model is an encoder: nothing to sample");
+  if (slm_plan.output_size != slm_plan.vocab_size)
+    return slm_fail(SLM_ERR_KIND, "this model's output %s has %d numbers and no logit for each of "
+                                  "%d tokens: nothing to sample",
+                    slm_plan.outputs[0].name, slm_plan.output_size, slm_plan.vocab_size);
   if (!session->has_logits)
     return slm_fail(SLM_ERR_LOGITS, "no logits to sample from: call slm_eval first");
   int penalised = sampling->repetition_penalty != 0 && sampling->repetition_penalty != 1;

@@ -26,15 +26,9 @@ static size_t append(layout *l, size_t bytes) {
 
 static layout plan_memory(int threads) {
   const slm_plan_tables *p = &slm_plan;
-  size_t rows = (size_t)(p->encoder ? p->bodies[0].rows : p->heads[0].rows);
-  size_t output = rows * (size_t)p->output_size;
   size_t token_rows = (size_t)p->bodies[0].rows;
-  if (p->source_count) {
-    size_t source_rows = (size_t)p->sources[0].rows;
-    size_t hidden = source_rows * (size_t)p->hidden_size;
-    if (hidden > output) output = hidden;
-    if (source_rows > token_rows) token_rows = source_rows;
-  }
+  if (p->source_count && p->sources[0].rows > p->bodies[0].rows)
+    token_rows = (size_t)p->sources[0].rows;
   size_t vocabulary = p->encoder ? 0 : (size_t)p->vocab_size;
   size_t context = p->encoder ? 0 : (size_t)p->context;
   layout l = {0};
@@ -42,7 +36,7 @@ static layout plan_memory(int threads) {
   l.tokens = append(&l, token_rows * sizeof(int32_t));
   l.arena = append(&l, p->arena_bytes);
   l.scratch = append(&l, p->scratch_bytes * (size_t)threads);
-  l.output = append(&l, output * sizeof(float));
+  l.output = append(&l, p->output_bytes);
   l.history = append(&l, context * sizeof(int32_t));
   l.seen = append(&l, vocabulary);
   l.candidates = append(&l, vocabulary * sizeof(slm_candidate));

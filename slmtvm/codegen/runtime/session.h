@@ -19,6 +19,7 @@ struct slm_session {
   int32_t position;
   int32_t has_logits;
   int32_t source; /* tokens of the source that was read; 0 before */
+  int32_t rows;   /* tokens of the last encoding, hidden ones included; 0 before */
   atomic_int in_use; /* a call is running: two threads in one session would write over each other */
   slm_model *model;
   char *base[SLM_SPACES]; /* scratch: that of thread 0 */

@@ -32,14 +32,15 @@ enum {
   SLM_ERR_ARGUMENT = -1, /* a null pointer, a number out of its range, an unknown flag */
   SLM_ERR_TOKEN = -2,    /* a token id outside 0 .. vocabulary - 1 */
   SLM_ERR_CONTEXT = -3,  /* the tokens do not fit the context */
-  SLM_ERR_KIND = -4,     /* a decoder's call on an encoder or the other way round */
+  SLM_ERR_KIND = -4,     /* a decoder's call on an encoder or the other way round, or a model whose
+                          * output is no logits of tokens is to sample one */
   SLM_ERR_FILE = -5,     /* the bundle's weights cannot be opened or mapped */
   SLM_ERR_WEIGHTS = -6,  /* the weights are damaged or belong to another library */
   SLM_ERR_CPU = -7,      /* this CPU lacks a feature that the library was built for */
   SLM_ERR_MEMORY = -8,   /* no memory or no thread to be had */
   SLM_ERR_BUSY = -9,     /* the model has sessions, the session is in use in another thread, or the
                           * model was opened before fork() */
-  SLM_ERR_LOGITS = -10,  /* no logits to sample from yet, or they are not numbers */
+  SLM_ERR_LOGITS = -10,  /* no output or no logits to sample from yet, or they are not numbers */
   SLM_ERR_MASK = -11     /* a mask hides tokens that this model cannot do without */
 };
 
@@ -88,8 +89,31 @@ SLM_API uint32_t slm_abi_version(void);
 /* What the library holds, as a JSON object: target, kind, vocabulary, context, memory, ... */
 SLM_API const char *slm_info(void);
 
-/* Floats in a row of output: the vocabulary of a decoder, the hidden size of an encoder. */
+/* Floats in a row of the first output: a decoder's vocabulary, an encoder's features of a token, the
+ * labels of a classifier. */
 SLM_API int32_t slm_output_size(void);
+
+/* An output of the model: a row of `features` floats for each token, or one `pooled` row for the whole
+ * text: an encoder's sentence embedding, the scores of its labels; of a decoder what it makes of the
+ * last token. */
+typedef struct slm_output {
+  uint32_t size;    /* sizeof(slm_output), set by the caller */
+  int32_t features; /* floats in a row */
+  int32_t pooled;   /* 1: one row, 0: a row for each token */
+  const char *name; /* that of the file that was compiled; valid while the library is loaded */
+} slm_output;
+
+/* How many outputs there are; at least 1. The first is the one that slm_encode and slm_eval give. */
+SLM_API int32_t slm_output_count(void);
+
+/* Describes output `index`, 0 to slm_output_count() - 1. */
+SLM_API int32_t slm_output_info(int32_t index, slm_output *output);
+
+/* Copies output `index` of the session's last slm_encode: `values` takes `features` floats for each
+ * token of that call, or once where it is pooled. Of a decoder, the row after the last token of its
+ * context, once whether pooled or not. Returns the rows that were copied; with `values` NULL those
+ * that there are. SLM_ERR_LOGITS before there are any. */
+SLM_API int32_t slm_output_get(slm_session *session, int32_t index, float *values);
 
 /* Tokens that a session holds at most (an encoder: that one call takes at most). */
 SLM_API int32_t slm_context_size(void);
@@ -127,7 +151,8 @@ SLM_API int32_t slm_eval(slm_session *session, const int32_t *tokens, size_t cou
 SLM_API int32_t slm_eval_all(slm_session *session, const int32_t *tokens, size_t count,
                              float *logits);
 
-/* Runs an encoder over `count` >= 1 tokens: `output` takes count * slm_output_size() floats. An
+/* Runs an encoder over `count` >= 1 tokens: `output` takes count * slm_output_size() floats, or
+ * slm_output_size() where the first output is pooled; NULL if only slm_output_get is to read it. An
  * encoder-decoder reads its source so, at most "source_context" tokens of slm_info(): what the
  * decoder needs of it is kept, and a new context begins. Its `output` may be NULL; else it takes
  * count * "hidden_size" floats. */
@@ -136,7 +161,7 @@ SLM_API int32_t slm_encode(slm_session *session, const int32_t *tokens, size_t c
 
 /* The three calls above with a mask: mask[i] is 0 where token i is hidden, anything else where it is
  * visible. NULL, like a mask that hides nothing, makes them the calls above. The output's rows of
- * hidden tokens are 0. What a hidden token is depends on the file that was compiled, "mask" of
+ * hidden tokens are 0, and they count for no pooled output. What a hidden token is depends on the file that was compiled, "mask" of
  * slm_info():
  *   "keys"  a token that no other one attends to, and whose position counts
  *   "skip"  no token at all: it takes no position, and nothing of it is kept
@@ -152,6 +177,14 @@ SLM_API int32_t slm_eval_all_masked(slm_session *session, const int32_t *tokens,
                                     const uint8_t *mask, size_t count, float *logits);
 SLM_API int32_t slm_encode_masked(slm_session *session, const int32_t *tokens, const uint8_t *mask,
                                   size_t count, float *output);
+
+/* slm_encode_masked of tokens that are of several texts, such as a question and its passage:
+ * segments[i], from 0 on, says of which one token i is, as "token_type_ids" do where the file has them;
+ * NULL is 0 for all. SLM_ERR_ARGUMENT for a number that is not below "segments" of slm_info(): what a
+ * model that tells no texts apart takes is 0. */
+SLM_API int32_t slm_encode_segments(slm_session *session, const int32_t *tokens,
+                                    const int32_t *segments, const uint8_t *mask, size_t count,
+                                    float *output);
 
 /* Tokens in the context so far; 0 for an encoder. */
 SLM_API int32_t slm_position(const slm_session *session);

@@ -22,10 +22,10 @@ _BITS = (2, 4, 8)  # of values in bytes
 
 
 def match_embedding(cover: Cover, node: Node) -> Embedding:
-    """A lookup by token id; raises UnsupportedOpError for lookups by anything else."""
+    """A lookup by token id or token type; raises UnsupportedOpError for those by anything else."""
     frame = cover.frame
     where = frame.graph.where(node)
-    _check_tokens(cover, node, where)
+    by_segment = _by_segment(cover, node, where)
     table = frame.small.constants[node.inputs[0]]
     if node.op_type == "GatherBlockQuantized":
         weights = _block_quantized(cover, node, table, where)
@@ -35,7 +35,7 @@ def match_embedding(cover: Cover, node: Node) -> Embedding:
                 f"a lookup in a table of shape {list(table.shape)} is not supported", where=where
             )
         weights = table_weights(table, where, cover.note)
-    return Embedding(weights, table.shape[0], frame.features(node.outputs[0]))
+    return Embedding(weights, table.shape[0], frame.features(node.outputs[0]), by_segment)
 
 
 def match_dequantized_rows(cover: Cover, value: str) -> Embedding | None:
@@ -59,10 +59,11 @@ def match_dequantized_rows(cover: Cover, value: str) -> Embedding | None:
             "rows looked up in a quantized table need one scale and zero point for the whole table",
             where=where,
         )
-    _check_tokens(cover, lookup, where)
+    by_segment = _by_segment(cover, lookup, where)
     quantization = Quantization(scales.stored, None if zeros is None else zeros.stored, 0, 0)
     quantized = replace(table, dtype=scales.dtype, quantization=quantization)
-    return Embedding(table_weights(quantized, where, cover.note), *table.shape)
+    rows, features = table.shape
+    return Embedding(table_weights(quantized, where, cover.note), rows, features, by_segment)
 
 
 def match_restored_rows(cover: Cover, value: str) -> Embedding | None:
@@ -83,7 +84,7 @@ def match_restored_rows(cover: Cover, value: str) -> Embedding | None:
         where = cover.frame.graph.where(node)
         _check_tokens(cover, lookup, where)
         restored = _restored(scales, zeros, table)
-        return Embedding(table_weights(restored, where, cover.note), *table.shape)
+        return Embedding(table_weights(restored, where, cover.note), table.shape[0], table.shape[1])
     return None
 
 
@@ -168,6 +169,15 @@ def _check_tokens(cover: Cover, node: Node, where: str) -> None:
     vocab = cover.frame.small.constants[node.inputs[0]].shape[0]
     if not _are_tokens(cover, node.inputs[1], vocab):
         raise UnsupportedOpError("looks up rows by something other than the token ids", where=where)
+
+
+def _by_segment(cover: Cover, node: Node, where: str) -> bool:
+    """Whether ``node`` looks up by token type, not by token id."""
+    trace = cover.frame.trace(node.inputs[1])
+    if trace.source == cover.segments and _keeps_order(trace):
+        return True
+    _check_tokens(cover, node, where)
+    return False
 
 
 def _are_tokens(cover: Cover, value: str, vocab: int) -> bool:

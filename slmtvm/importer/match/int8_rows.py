@@ -88,7 +88,7 @@ def _rows(
     offset = None if zero is None else zero.values().reshape(())
     unit = Quantization(np.ones((), np.float32), offset, 0, 0)
     restored = replace(table, dtype=_LEVELS, quantization=unit)
-    step = Embedding(table_weights(restored, where, cover.note), *table.shape)
+    step = Embedding(table_weights(restored, where, cover.note), table.shape[0], table.shape[1])
     return cover.add(f"{lookup.outputs[0]}#rows", step), 1.0, scales
 
 

@@ -125,7 +125,7 @@ def _parts(cover: Cover, nodes: Sequence[Node]) -> int | None:
 def _measure(
     cover: Cover, x: str, value: str, nodes: Sequence[Node], width: int
 ) -> _Measured | None:
-    length, groups = cover.frame.small.length, _parts(cover, nodes)
+    length, groups = cover.frame.samples, _parts(cover, nodes)
     if not groups or width % groups or width == groups:
         return None
     samples = [cover.random.normal(size=(length, width)) + 0.5 for _ in range(3)]

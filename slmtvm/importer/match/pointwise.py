@@ -75,7 +75,7 @@ def _function(cover: Cover, x: str, value: str, nodes: Sequence[Node]) -> str | 
     frozen = cover.frame.small
     shape = (frozen.length, cover.frame.features(x))
     tolerance = _tolerance(cover, nodes)
-    near = cover.random.normal(size=shape) * 4
+    near = cover.random.normal(size=(cover.frame.samples, shape[1])) * 4
     result = cover.probe(nodes, x, value, near)
     # The nearest one: rounded constants bring both formulas of GELU within the tolerance.
     errors = {name: _error(result, near, f(near)) for name, f in _ACTIVATIONS.items()}

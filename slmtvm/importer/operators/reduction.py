@@ -102,6 +102,16 @@ def cumsum(attrs: Attrs, x: Array, axis: Array) -> Any:
     return np.flip(sums, along) if attrs.get("reverse", 0) else sums
 
 
+@register("ArgMax", 1, Kind.GENERATE)
+def arg_max(attrs: Attrs, x: Array) -> Any:
+    axis = attrs.get("axis", 0) % x.ndim
+    if attrs.get("select_last_index", 0):
+        places = x.shape[axis] - 1 - np.argmax(np.flip(x, axis), axis=axis, keepdims=True)
+    else:
+        places = np.argmax(x, axis=axis, keepdims=True)
+    return np.asarray(places if attrs.get("keepdims", 1) else places.squeeze(axis), np.int64)
+
+
 _NORM = {"axis": (INT, False), "epsilon": (FLOAT, False), "stash_type": (INT, False)}
 
 

@@ -29,12 +29,14 @@ Observer = Callable[[Array, Array], None]
 
 @dataclass(frozen=True)
 class _Run:
-    """One function on one sequence; ``visible`` bool (m,), None where all its keys are."""
+    """One function on one sequence; ``visible`` bool (m,), None where all its keys are;
+    ``segments`` int32 (m,)."""
 
     kind: str
     visible: Array | None
     memory: _Memory
     observe: Observer
+    segments: Array
 
 
 def evaluate(
@@ -44,26 +46,42 @@ def evaluate(
     *,
     mask: npt.ArrayLike | None = None,
     observe: Observer = lambda keys, values: None,
+    segments: npt.ArrayLike | None = None,
 ) -> Array:
-    """Output of every position: logits (m, vocab) or hidden states (m, features), float32.
+    """The first output, see ``evaluate_outputs``."""
+    return evaluate_outputs(model, tokens, source, mask=mask, observe=observe, segments=segments)[0]
+
+
+def evaluate_outputs(
+    model: CanonicalModel,
+    tokens: npt.ArrayLike,
+    source: npt.ArrayLike | None = None,
+    *,
+    mask: npt.ArrayLike | None = None,
+    observe: Observer = lambda keys, values: None,
+    segments: npt.ArrayLike | None = None,
+) -> list[Array]:
+    """Each output, float32: of every position (m, features), such as logits (m, vocab), or an
+    encoder's pooled ones (features,). A decoder's have a row after each token.
 
     tokens: (m,) token ids, m at most ``model.context``. source: (s,) token ids that an
     encoder-decoder reads first. mask: which tokens are visible, those of the source where there is
     one; not 0 is visible, and rows of hidden tokens are 0. What hidden tokens do is ``model.mask``;
-    a model with "none" treats them as one with "skip".
+    a model with "none" treats them as one with "skip". segments: (m,) of which text each token is,
+    of the first where not given. observe: is shown keys and values as they are kept.
     """
     memory: _Memory = {}
     if source is not None:
         _run(model, "source", source, mask, memory, observe)
         mask = None
-    return _run(model, "main", tokens, mask, memory, observe)
+    return _run(model, "main", tokens, mask, memory, observe, segments)
 
 
 def encode_source(
     model: CanonicalModel, source: npt.ArrayLike, *, mask: npt.ArrayLike | None = None
 ) -> Array:
     """The hidden states (s, features) of an encoder-decoder's source, float32."""
-    return _run(model, "source", source, mask, {})
+    return _run(model, "source", source, mask, {})[0]
 
 
 def _run(
@@ -73,27 +91,44 @@ def _run(
     mask: npt.ArrayLike | None,
     memory: _Memory,
     observe: Observer = lambda keys, values: None,
-) -> Array:
+    segments: npt.ArrayLike | None = None,
+) -> list[Array]:
     ids = np.asarray(tokens, np.int32)
+    types = np.zeros_like(ids) if segments is None else np.asarray(segments, np.int32)
     visible = np.ones(len(ids), bool) if mask is None else np.asarray(mask) != 0
     keys = model.mask == "keys" and (model.kind != "encoder-decoder" or name == "source")
     run = _Run(
-        "encoder" if name == "source" else model.kind, visible if keys else None, memory, observe
+        "encoder" if name == "source" else model.kind,
+        visible if keys else None,
+        memory,
+        observe,
+        types if keys else types[visible],
     )
     found = _evaluate(model, name, ids if keys else ids[visible], run)
-    rows = np.zeros((len(ids), found.shape[1]), found.dtype)
+    pooled = [o.pooled and model.kind == "encoder" for o in model.outputs] or [False]
+    return [
+        output[0] if is_row else _spread(output, visible, keys)
+        for output, is_row in zip(found, pooled if name == "main" else [False], strict=True)
+    ]
+
+
+def _spread(found: Array, visible: Array, keys: bool) -> Array:
+    """The rows of visible tokens at their places, and zeros between them."""
+    rows = np.zeros((len(visible), found.shape[1]), found.dtype)
     rows[visible] = found[visible] if keys else found
     return rows
 
 
-def _evaluate(model: CanonicalModel, name: str, tokens: Array, run: _Run) -> Array:
+def _evaluate(model: CanonicalModel, name: str, tokens: Array, run: _Run) -> list[Array]:
     function = model.module[name]
     values: dict[relax.Var, Array] = {function.params[0]: tokens}
     values.update({p: model.params[p.name] for p in function.params[1:]})
     for block in function.body.blocks:
         for binding in block.bindings:
+            if isinstance(binding.value, relax.Tuple):  # the outputs, where they are several
+                return [values[field] for field in binding.value.fields]
             values[binding.var] = _value(binding.value, values, run)
-    return values[function.body.body]
+    return [values[function.body.body]]
 
 
 def _value(expr: relax.Expr, values: Mapping[relax.Var, Array], run: _Run) -> Array:
@@ -114,6 +149,8 @@ def _value(expr: relax.Expr, values: Mapping[relax.Var, Array], run: _Run) -> Ar
         operands = [_value(a, values, run) for a in expr.args]
         return np.asarray(function(*operands), np.float32)
     attrs = {key: expr.attrs[key] for key in expr.attrs.keys()}  # noqa: SIM118 (not a dict)
+    if name == "slm.segments":
+        return run.segments
     if name in _WITH_OPERANDS:
         named = {key: _value(arg, values, run) for key, arg in ops.operands(expr).items()}
         return _WITH_OPERANDS[name](_value(expr.args[0], values, run), attrs, run.kind, **named)
@@ -125,6 +162,8 @@ def _value(expr: relax.Expr, values: Mapping[relax.Var, Array], run: _Run) -> Ar
     if name == "slm.cross_attention":
         keys, values_kept, seen = run.memory[int(attrs["layer"])]
         return attention.attend(attrs, inputs[0], keys, values_kept, visible=seen)
+    if name == "slm.pool":
+        return layers.pool(attrs, *inputs, visible=run.visible)
     if name == "slm.attention":
         if attrs["mask"] == "causal":
             run.observe(inputs[1], inputs[2])

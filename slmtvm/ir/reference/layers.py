@@ -56,3 +56,13 @@ def layer_norm(attrs: Attrs, x: Array, gamma: Array, beta: Array) -> Array:
     parts = x.reshape(len(x), int(attrs["groups"]), -1)
     centred = (parts - parts.mean(axis=2, keepdims=True)).reshape(x.shape)
     return np.asarray(rms_norm(attrs, centred, gamma).reshape(parts.shape) + beta).reshape(x.shape)
+
+
+def pool(attrs: Attrs, x: Array, *, visible: Array | None = None) -> Array:
+    how = str(attrs["how"])
+    if how == "first":
+        return x[:1]
+    seen = x if visible is None or how == "last" else x[visible]
+    if how == "last":
+        return seen[-1:]
+    return np.asarray(seen.mean(axis=0) if how == "mean" else seen.max(axis=0))[None]

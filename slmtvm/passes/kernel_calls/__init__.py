@@ -8,6 +8,7 @@ from slmtvm.passes.kernel_calls import (
     embedding,
     experts,
     linear,
+    pool,
     positions,
     rows,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "embedding",
     "experts",
     "linear",
+    "pool",
     "positions",
     "rows",
 ]

@@ -9,9 +9,13 @@ from tvm import relax
 
 from slmtvm.passes.kernel_calls.registry import handles, shape_of
 from slmtvm.schedules import attention, elementwise
+from slmtvm.schedules.kernel import Tensor
 
 if TYPE_CHECKING:
     from slmtvm.passes.lower_kernels import KernelEmitter
+
+# Names the state that says of which text each token is.
+SEGMENTS = "segments"
 
 
 def position_table(expr: relax.Expr, rows: int, emitter: KernelEmitter) -> relax.Var:
@@ -45,6 +49,14 @@ def _add_positions(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     m, d = shape_of(x)
     kernel = elementwise.build_add_positions(m, d, emitter.capacity)
     return emitter.call(kernel, [x, position_table(table, emitter.capacity, emitter)])["y"]
+
+
+@handles("slm.segments")
+def _segments(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    (m,) = shape_of(call.args[0])
+    kernel = elementwise.build_segments(m, emitter.capacity)
+    state = emitter.cache(SEGMENTS, Tensor(SEGMENTS, (emitter.capacity,), "int32"))
+    return emitter.call(kernel, [state])["y"]
 
 
 @handles("slm.position_rows")
