@@ -38,14 +38,15 @@ def bench(
     threads: Sequence[int] | None = None,
     cores: str | None = None,
     target: str | None = None,
+    kernels: bool = True,
     progress: Progress = lambda _: None,
 ) -> BenchReport:
     """Measure ``bundle`` on this machine for each number of ``threads``, 0 being as many as pay; by
     default 1 to that.
 
     cores: those to compute on, "4-7,9"; the calling thread is bound to them. target: which of the
-    bundle's libraries; the best for this machine where None. progress: called with the name of each
-    step as it begins. Raises SlmError where the bundle cannot run here.
+    bundle's libraries; the best for this machine where None. kernels: whether to measure by kernel
+    as well. progress: called with the name of each step as it begins. Raises SlmError where the bundle cannot run here.
     """
     path = Path(bundle)
     progress("load")
@@ -59,7 +60,7 @@ def bench(
     load_ms = 1e3 * _best(lambda: load(path, target=target).close())
     map_ms = 1e3 * _best(lambda: load(path, target=target, check=False).close())
     first_ms, prompt, resident = _first_and_full(path, target)
-    limits, rates, kernels = [], [], []
+    limits, rates, by_kernel = [], [], []
     probe: LimitProbe | None = None
     for count in counts:
         progress(f"threads {count}: what takes the time")
@@ -70,14 +71,14 @@ def bench(
                 progress("limits of this machine")
                 probe = LimitProbe(_target(info["target"]), working_set)
             before = probe.measure(count)
-            profiles = run.profiles()
+            profiles = run.profiles() if kernels else []
             progress(f"threads {count}: tokens per second")
             timed = run.timed()
             limit = before.best(probe.measure(count))  # others may have used the machine meanwhile
             limits.append(limit)
             for phase in profiles:
                 described = info["kernels"]
-                kernels += kernel_times(phase.name, described, phase.times, phase.attended, limit)
+                by_kernel += kernel_times(phase.name, described, phase.times, phase.attended, limit)
             rates += [_rate(phase, info["kernels"], limit) for phase in timed]
     return BenchReport(
         bundle=path.name,
@@ -97,7 +98,7 @@ def bench(
         resident_bytes=resident,
         limits=tuple(limits),
         rates=tuple(rates),
-        kernels=tuple(kernels),
+        kernels=tuple(by_kernel),
     )
 
 

@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_cores(parser)
     parser.add_argument("--target", help="which of the bundle's libraries (default: the best here)")
+    parser.add_argument(
+        "--brief", action="store_true", help="leave out where the time goes, kernel by kernel"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
 
@@ -34,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
             threads=options.threads,
             cores=options.cores,
             target=options.target,
+            kernels=not options.brief,
             progress=bar.set_description_str,
         )
     print(report)
