@@ -168,6 +168,22 @@ def across(value: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
     return value
 
 
+class NotANumber:
+    """Watches vectors for what is no number, ``count`` of them at once."""
+
+    def __init__(self, count: int) -> None:
+        self._largest = Accumulators(count)
+
+    def look(self, x: Expr, slot: int) -> None:
+        """Watch ``x``; ``slot`` is as ``sweep`` has it."""
+        self._largest[slot] = highest(float_of_bits(magnitude(x)), self._largest[slot])
+
+    def or_else(self, value: Expr) -> Expr:
+        """The scalar ``value``, or no number where some lane was none."""
+        largest = across(self._largest.fold(highest), highest)
+        return T.bind(T.Select(largest == largest, value, largest))
+
+
 def add(a: Expr, b: Expr) -> Expr:
     """``a + b``, to be passed to ``fold`` and ``across``."""
     return a + b
@@ -244,6 +260,22 @@ def round_product_to_int(a: Expr, b: Expr) -> Expr:
     return _integer_bits(fma(a, b, splat(_ROUNDER, lanes_of(a))))
 
 
+def nearest(x: Expr) -> Expr:
+    """``round_to_int`` as float32; what is no number stays so."""
+    return _integral(T.bind(x + splat(_ROUNDER, lanes_of(x))))
+
+
+def nearest_product(a: Expr, b: Expr) -> Expr:
+    """``round_product_to_int`` as float32; what is no number stays so."""
+    return _integral(fma(a, b, splat(_ROUNDER, lanes_of(a))))
+
+
+def _integral(shifted: Expr) -> Expr:
+    lanes = lanes_of(shifted)
+    # An addition to LLVM; TVM's analyzer, which fails on differences of float vectors, skips it.
+    return fma(shifted, splat(1.0, lanes), splat(-_ROUNDER, lanes))
+
+
 def levels(x: Expr, scale: float | Expr, low: int | Expr, high: int | Expr) -> Expr:
     """``x / scale`` rounded half to even, within low and high: int32. No number becomes low.
 
@@ -270,11 +302,7 @@ def rounded_onto(
 
 def _float_levels(x: Expr, scale: float | Expr, low: int | Expr, high: int | Expr) -> Expr:
     """``levels`` as float32; what is no number stays so."""
-    lanes = lanes_of(x)
-    bounded = clamped(T.bind(x / splat(scale, lanes)), low, high)
-    shifted = T.bind(bounded + splat(_ROUNDER, lanes))
-    # An addition to LLVM; TVM's analyzer, which fails on differences of float vectors, skips it.
-    return fma(shifted, splat(1.0, lanes), splat(-_ROUNDER, lanes))
+    return nearest(clamped(T.bind(x / splat(scale, lanes_of(x))), low, high))
 
 
 def _integer_bits(shifted: Expr) -> Expr:

@@ -138,7 +138,6 @@ def _store_levels(
 ) -> None:
     levels = at.levels(op.last)
     low = T.bind(T.cast(levels.low, "int32"))
-    vec.store(buffers["xs"], pair, levels.scale, 1)
     vec.store(buffers["xz"], pair, T.bind(T.int32(0) - low), 1)
     bias = vec.splat(T.bind(low + T.int32(128 if op.storage == "int8" else 0)))
 
@@ -146,6 +145,15 @@ def _store_levels(
         stored = T.cast(T.bind(q - bias), f"{op.storage}x{LANES}")
         vec.store(buffers["xq"], pair * op.k_padded + column, stored)
 
-    vec.sweep(op.d, lambda column, count, _: store(column, levels.of(value(column, count))), 1)
+    watch = vec.NotANumber(1)
+
+    def emit(column: Expr, count: int, slot: int) -> None:
+        v = value(column, count)
+        watch.look(v, slot)
+        store(column, levels.of(v))
+
+    vec.sweep(op.d, emit, 1)
+    # A row that holds what is no number has that for its scale.
+    vec.store(buffers["xs"], pair, watch.or_else(levels.scale), 1)
     for column in range(-(-op.d // LANES) * LANES, op.k_padded, LANES):
         store(T.int32(column), vec.splat_int(0))

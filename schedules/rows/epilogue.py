@@ -98,12 +98,12 @@ def _static_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
     scale, low, high = _rounding(op, buffers)
     least = T.bind(T.cast(low, "int32"))
     vec.store(buffers["xz"], row, T.bind(-least), 1)
-    farthest = Accumulators(vectors_at_once(op))
+    watch = vec.NotANumber(vectors_at_once(op))
     bias = vec.splat(T.bind(least + (128 if op.storage == "int8" else 0)))
 
     def emit(column: Expr, count: int, slot: int) -> None:
         v = value(column, count)
-        farthest[slot] = vec.highest(vec.float_of_bits(vec.magnitude(v)), farthest[slot])
+        watch.look(v, slot)
         q = vec.levels(v, scale, low, high)
         if op.keep_f32:
             y = T.bind(T.cast(q, f"float32x{LANES}") * vec.splat(scale))
@@ -113,8 +113,7 @@ def _static_u8(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
 
     vec.sweep(op.d, emit, vectors_at_once(op))
     # A row that holds what is no number has that for its scale.
-    most = vec.across(farthest.fold(vec.highest), vec.highest)
-    vec.store(buffers["xs"], row, T.bind(T.Select(most == most, scale, most)), 1)
+    vec.store(buffers["xs"], row, watch.or_else(scale), 1)
     padding = T.bind(vec.splat_int(0) - bias)
     for column in range(-(-op.d // LANES) * LANES, op.k_padded, LANES):
         stored = T.cast(padding, f"{op.storage}x{LANES}")

@@ -16,7 +16,7 @@ from slmtvm.schedules.rows.op import GLUS, RowOp
 from slmtvm.schedules.rows.pair import FARTHEST
 from slmtvm.schedules.rows.rescale import COUNTED
 from slmtvm.schedules.rows.statistics import inverse_rms, mean
-from slmtvm.schedules.vector import LANES, Buffer, Expr
+from slmtvm.schedules.vector import Buffer, Expr
 
 Value = Callable[[Expr, int], Expr]
 Buffers = dict[str, Buffer]
@@ -101,8 +101,8 @@ def _pair(op: RowOp, row: Expr, buffers: Buffers) -> Value:
             start = column if op.other == "features" else row * op.d + column
             other = vec.load_part(buffers["other"], start, count)
         # Both are whole numbers of steps but for their own roundings.
-        counts = (_float_of(vec.round_product_to_int(v, r)) for v, r in ((x, of_x), (other, of_y)))
-        steps = T.bind(_nearest(ideal(*counts)) - zero)
+        counts = (vec.nearest_product(v, r) for v, r in ((x, of_x), (other, of_y)))
+        steps = T.bind(vec.nearest(ideal(*counts)) - zero)
         return vec.keep_part(T.bind(steps * scale), count)
 
     return value
@@ -134,17 +134,7 @@ def _product(number: Numbers) -> Callable[[Expr, Expr], Expr]:
 
 
 def _clipped(steps: Expr) -> Expr:
-    above = T.bind(vec.maximum(steps, vec.splat(-FARTHEST)))
-    return T.bind(vec.minimum(above, vec.splat(FARTHEST)))
-
-
-def _float_of(integers: Expr) -> Expr:
-    return T.bind(T.cast(integers, f"float32x{LANES}"))
-
-
-def _nearest(x: Expr) -> Expr:
-    """The nearest integer, ties to even, as a float32."""
-    return _float_of(vec.round_to_int(x))
+    return vec.clamped(steps, -FARTHEST, FARTHEST)
 
 
 def _rescale(op: RowOp, row: Expr, buffers: Buffers) -> Value:
@@ -154,9 +144,9 @@ def _rescale(op: RowOp, row: Expr, buffers: Buffers) -> Value:
         steps = vec.load_part(buffers["steps"], column, count)
         ratio = T.bind(vec.load_part(buffers["x"], row * op.d + column, count) / steps)
         few = vec.absolute(ratio) < vec.splat(COUNTED)
-        counted = T.bind(T.Select(few, _nearest(ratio), ratio))
+        counted = T.bind(T.Select(few, vec.nearest(ratio), ratio))
         ideal = _clipped(T.bind(counted * T.bind(steps / unit)))
-        return vec.keep_part(T.bind(_nearest(ideal) * unit), count)
+        return vec.keep_part(T.bind(vec.nearest(ideal) * unit), count)
 
     return value
 

@@ -111,7 +111,9 @@ def test_rows_of_tokens_become_the_integers_of_each_expert(target: Target, d: in
     want[:, :d] += np.rint(np.clip(levels, low, high))
     stored = got["xq"].astype(np.int32) + (128 if own.row_dtype == "int8" else 0)
     np.testing.assert_array_equal(stored, want)
-    np.testing.assert_array_equal(got["xs"], scale[:, 0])
+    # Both pairs of the row that holds what is no number have that for their scale.
+    np.testing.assert_array_equal(got["xs"][:TOP_K], np.nan)
+    np.testing.assert_array_equal(got["xs"][TOP_K:], scale[TOP_K:, 0])
     np.testing.assert_array_equal(got["xz"], -low[:, 0])
 
 

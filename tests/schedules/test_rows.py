@@ -311,12 +311,15 @@ def test_an_infinity_makes_no_finite_row(epilogue: str, value: float, target: Ta
     assert np.isinf(got[1, -1]) and np.isfinite(got[[0, 2]]).all()
 
 
-@pytest.mark.parametrize("prologue", ["relu", "silu", "sigmoid", "gelu_erf", "gelu_tanh"])
+@pytest.mark.parametrize(
+    "prologue", ["relu", "silu", "sigmoid", "gelu_erf", "gelu_tanh", "pair", "rescale"]
+)
 def test_activations_leave_what_is_no_number(prologue: str, target: Target) -> None:
     op = row_op(prologue, "f32", 33)
-    x = np.random.default_rng(0).standard_normal((3, 33)).astype(np.float32)
+    inputs = random_inputs(op)
+    x = inputs["x"]
     x[1, 4:7] = np.nan, np.copysign(np.nan, -1), np.nan
-    got = run(rows.build(op), {"x": x, **numbers(op)}, target)["y"]
+    got = run(rows.build(op), {**inputs, **numbers(op)}, target)["y"]
     np.testing.assert_array_equal(np.isnan(got), np.isnan(x))
 
 
