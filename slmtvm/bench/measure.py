@@ -46,7 +46,8 @@ def bench(
 
     cores: those to compute on, "4-7,9"; the calling thread is bound to them. target: which of the
     bundle's libraries; the best for this machine where None. kernels: whether to measure by kernel
-    as well. progress: called with the name of each step as it begins. Raises SlmError where the bundle cannot run here.
+    as well. progress: called with the name of each step as it begins. Raises SlmError where the
+    bundle cannot run here.
     """
     path = Path(bundle)
     progress("load")
