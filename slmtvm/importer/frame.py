@@ -8,6 +8,7 @@ layout (1, heads, length, head_dim) and a flat one (1, length, heads * head_dim)
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -75,6 +76,33 @@ class Frame:
     def dynamic(self, node: Node) -> list[str]:
         """The inputs of ``node`` that depend on the tokens."""
         return [i for i in node.inputs if i in self.small.shapes]
+
+    def uniform(self, name: str) -> float | None:
+        """The one number that all elements of a constant have, at the context's length too."""
+        number = uniform(self.small, name)
+        return number if number is not None and number == uniform(self.full, name) else None
+
+    def is_fixed(self, nodes: Iterable[Node]) -> bool:
+        """Whether what ``nodes`` do to single elements is the same at every position.
+
+        A constant that follows from the length may be the same at the few positions of the short
+        sequence alone, on which recognisers try ``nodes``.
+        """
+        return all(
+            self._is_same_constant(name)
+            for node in nodes
+            if operator_of(node).kind is Kind.ELEMENTWISE
+            for name in node.inputs
+            if name in self.small.constants
+        )
+
+    def _is_same_constant(self, name: str) -> bool:
+        small, full = self.small.constants[name], self.full.constants.get(name)
+        if full is small or small.dtype.kind in "iu" or self.uniform(name) is not None:
+            return True
+        if full is None or full.shape != small.shape or full.quantization is not small.quantization:
+            return False
+        return full.stored is small.stored or np.array_equal(full.stored, small.stored)
 
     def where(self, value: str) -> str:
         node = self.producers.get(value)
@@ -235,7 +263,7 @@ class Frame:
         shape = self.small.shapes[node.outputs[0]]
         if shape != self.small.shapes[self.dynamic(node)[0]]:
             return None
-        number = uniform(self.small, other)
+        number = self.uniform(other)
         if number is None or number == 0:
             return None
         return number if node.op_type == "Mul" else 1.0 / number

@@ -44,7 +44,8 @@ class Altered:
 
     def size(self, value: str) -> float:
         """The largest size of a number in ``value``."""
-        return float(np.abs(self.values[value].astype(np.float64)).max()) or 1.0
+        sizes = np.abs(self.values[value].astype(np.float64))
+        return float(sizes.max(where=np.isfinite(sizes), initial=0)) or 1.0
 
 
 def alter(
@@ -58,13 +59,14 @@ def alter(
     copy = ModelProto()
     copy.CopyFrom(model)
     altered = Altered(copy, values, rng)
-    if rng.random() < 0.3:
-        _scale_weight(altered)
-    wanted = len(altered.said) + rng.choice((1, 1, 1, 2))
-    for _ in range(_TRIES):
-        rng.choice(_ALTERATIONS)(altered)
-        if len(altered.said) >= wanted:
-            break
+    with np.errstate(over="ignore"):  # infinite numbers are among those that may come out
+        if rng.random() < 0.3:
+            _scale_weight(altered)
+        wanted = len(altered.said) + rng.choice((1, 1, 1, 2))
+        for _ in range(_TRIES):
+            rng.choice(_ALTERATIONS)(altered)
+            if len(altered.said) >= wanted:
+                break
     return copy, "; ".join(altered.said)
 
 

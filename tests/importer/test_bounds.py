@@ -231,3 +231,28 @@ def test_a_cast_to_a_narrower_type_does_not_pass_as_movement(kind, tmp_path):
     model.opset_import[0].version = 19
     with pytest.raises(UnsupportedOpError, match="Cast node"):
         import_onnx(save(model, tmp_path), context=48)
+
+
+def late(x: str, y: str) -> list[NodeProto]:
+    """Ten positions in, one half is added: what none of the first positions shows."""
+    return [
+        number(9.0), number(0.5),
+        helper.make_node("Constant", [], ["one"], value_int=1),
+        helper.make_node("Constant", [], ["none"], value_int=0),
+        helper.make_node("Shape", ["input_ids"], ["size"], start=1, end=2),
+        helper.make_node("Squeeze", ["size"], ["length"]),
+        helper.make_node("Range", ["none", "length", "one"], ["places"]),
+        helper.make_node("Cast", ["places"], ["positions"], to=TensorProto.FLOAT),
+        helper.make_node("Greater", ["positions", "number_9.0"], ["is_late"]),
+        helper.make_node("Cast", ["is_late"], ["lateness"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["lateness", "number_0.5"], ["added"]),
+        helper.make_node("Unsqueeze", ["added", "one"], ["column"]),
+        helper.make_node("Add", [x, "column"], [y]),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("after", ["Gather", "Relu", "ReduceMean", "MatMul", "Sqrt"])
+def test_what_begins_at_a_later_position_is_not_lost(after, tmp_path):
+    model = build(Tiny(activation="relu", rope="rotate_half"))
+    insert_after(model, outputs(model, after)[0], late)
+    check(model, tmp_path)

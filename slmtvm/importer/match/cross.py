@@ -186,7 +186,7 @@ def _scale(cover: Cover, raw: str, softmax: Node) -> tuple[float, Array]:
     slope = (result - zero) / samples
     scale = float(np.median(slope))
     straight = np.abs(slope - scale).max() <= _TOLERANCE * max(abs(scale), 1e-3)
-    straight = straight and is_linear(frame.small, nodes, {raw: FINITE})
+    straight &= frame.is_fixed(nodes) and is_linear(frame.small, nodes, {raw: FINITE})
     # What is the same for all of a row's scores goes out in the softmax.
     if not straight or (zero.max(axis=-1) != zero.min(axis=-1)).any():
         raise UnsupportedOpError(

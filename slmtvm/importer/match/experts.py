@@ -179,7 +179,7 @@ def _measure(
 ) -> list[_Measured]:
     """The routings with which the block computes what it does, the simplest first."""
     top_k = _count(cover, block)
-    if top_k is None:
+    if top_k is None or not cover.frame.is_fixed(block.nodes):
         return []
     experts = mixture.experts
     given = {block.x: FINITE, block.logits: FINITE}

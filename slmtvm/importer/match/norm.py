@@ -58,7 +58,8 @@ def match_norm(cover: Cover, value: str) -> Step | None:
         count = sum(operator_of(n).kind is Kind.REDUCE for n in nodes)
         # The nearest value will do, unless another reduction lies before it: an RMS norm of a
         # value that was centred is a layer norm. A bound that may act is no part of a norm.
-        if count > reductions and is_algebraic(frame.small, nodes, {x: FINITE}):
+        fixed = frame.is_fixed(nodes)
+        if count > reductions and fixed and is_algebraic(frame.small, nodes, {x: FINITE}):
             measured = _measure(cover, x, value, nodes, width)
             if measured is not None:
                 found, reductions = (x, nodes, measured), count

@@ -10,7 +10,6 @@ import numpy as np
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.compute import operator_of
 from slmtvm.importer.cover import Cover
-from slmtvm.importer.frame import uniform
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.match.formulas import emit, formula
 from slmtvm.importer.match.general import spread
@@ -51,8 +50,7 @@ def match_activation(cover: Cover, value: str) -> Step | None:
         if kind is Kind.MOVE:
             return not frame.small.is_lookup(node)
         return kind is Kind.ELEMENTWISE and all(
-            not i or i in frame.small.shapes or uniform(frame.small, i) is not None
-            for i in node.inputs
+            not i or i in frame.small.shapes or frame.uniform(i) is not None for i in node.inputs
         )
 
     for x in reversed(dominators(frame, value, allowed)):

@@ -248,7 +248,7 @@ def share_of(frame: Frame, source: str, value: str) -> float | None:
     # Numbers without any order show that reshapes leave every element in place.
     numbers = np.random.default_rng(_SEED).uniform(0.1, 1.0, shape)
     nodes = between(frame, source, value)
-    if not is_linear(frame.small, nodes, {source: SHARES}):
+    if not frame.is_fixed(nodes) or not is_linear(frame.small, nodes, {source: SHARES}):
         return None
     try:
         nothing, result = (
