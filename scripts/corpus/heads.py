@@ -18,6 +18,9 @@ class Head:
     task: str
 
 
+# Families that are made with every head, and those with scores of their last token.
+HEADED = ("bert", "distilbert", "roberta", "albert", "electra", "modernbert", "mpnet")
+SCORED = ("gpt2", "llama", "qwen3")
 HEADS = {
     "sequence": Head(hf.AutoModelForSequenceClassification, ("logits",), 3, "text-classification"),
     "token": Head(hf.AutoModelForTokenClassification, ("logits",), 5, "token-classification"),

@@ -27,7 +27,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from corpus.inputs import LEAST_VOCAB_SIZE, source_of, token_sequences
 from corpus.oracle import Calls
-from corpus.transforms import EVERY_FAMILY, add
+from corpus.transforms import EVERY_FAMILY, EVERY_HEAD, add
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.models.quantizers import fold_tied_head
@@ -47,7 +47,7 @@ def _float16(source: Path, target: Path, *, keep_io: bool) -> None:
     onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=keep_io), target)
 
 
-add("fp16", partial(_float16, keep_io=False), "gpt2-script-masked", *EVERY_FAMILY)
+add("fp16", partial(_float16, keep_io=False), "gpt2-script-masked", *EVERY_FAMILY, *EVERY_HEAD)
 add("fp16-float32-io", partial(_float16, keep_io=True), "llama-optimum-past", "gpt2-script-masked",
     "bert-optimum")  # fmt: skip
 
@@ -74,7 +74,7 @@ for _name, _options in _DYNAMIC.items():
     add(_name, partial(_dynamic, **_options), "llama-optimum-past", "gpt2-script-masked",
         "bert-optimum", "minilm-dynamo-masked")  # fmt: skip
 add("dynamic-s8", partial(_dynamic, **_DYNAMIC["dynamic-s8"]), "qwen3-moe-script-past",
-    *EVERY_FAMILY)  # fmt: skip
+    *EVERY_FAMILY, *EVERY_HEAD)  # fmt: skip
 add("dynamic-s8", partial(_dynamic, weight_type=QuantType.QInt8,
     extra_options={"EnableSubgraph": True}), *MERGED)  # fmt: skip
 
@@ -178,7 +178,7 @@ _STATIC: dict[str, dict[str, Any]] = {
 for _name, _options in _STATIC.items():
     add(_name, partial(_static, **_options), "llama-optimum", "gpt2-script-masked", "bert-optimum")
 for _name in ("qdq-u8s8", "qdq-u8s8-matmul", "qoperator-u8s8"):
-    add(_name, partial(_static, **_STATIC[_name]), *EVERY_FAMILY)
+    add(_name, partial(_static, **_STATIC[_name]), *EVERY_FAMILY, *EVERY_HEAD)
 
 
 # ---- MatMulNBits and its kin
@@ -226,7 +226,7 @@ for _name, _options in _NBITS.items():
     add(_name, partial(quantize_nbits, **_options), *NBITS_SOURCES)
 _NBITS_OF_ALL = (*EVERY_FAMILY, *MERGED)
 add("int4-block32", partial(quantize_nbits, **_NBITS["int4-block32"]), "gpt2-dynamo-masked",
-    "qwen3-moe-script-past", *_NBITS_OF_ALL)  # fmt: skip
+    "qwen3-moe-script-past", *_NBITS_OF_ALL, *EVERY_HEAD)  # fmt: skip
 add("int4-zp-level0", partial(quantize_nbits, **_NBITS["int4-zp-level0"]), *_NBITS_OF_ALL)
 # float16 with the activations of the products in float16 too, as models for GPUs are kept.
 add("int4-level0", partial(quantize_nbits, **_NBITS["int4-level0"]), "llama-optimum-past-fp16",

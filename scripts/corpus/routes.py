@@ -24,7 +24,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from corpus.experts import loop_over_all_experts
 from corpus.families import Family, Kind
-from corpus.heads import HEADS
+from corpus.heads import HEADED, HEADS, SCORED
 from corpus.releases import RELEASES, Release, as_known, traced
 
 _BATCH, _LENGTH, _PAST = 2, 7, 5  # of the example inputs; no two dimensions alike
@@ -309,8 +309,6 @@ _TIED = (
 _UNTIED = (
     "llama", "mistral", "phi3", "gpt-neox", "mixtral", "qwen2-moe", "qwen3-moe", "flan-t5",
 )  # fmt: skip
-_HEADED = ("bert", "distilbert", "roberta", "albert", "electra", "modernbert", "mpnet")
-_SCORED = ("gpt2", "llama", "qwen3")
 _EVERY_OPSET = ("llama", "bert", "gpt2")
 _SOME_OPSETS = ("qwen3", "gemma2", "gpt-neox", "mixtral", "roberta", "t5")
 # A version has an operator, or writes one otherwise, that the one before it does not.
@@ -375,7 +373,7 @@ def _head_routes() -> list[Route]:
     routes = []
     for name, head in HEADS.items():
         kinds: tuple[Kind, ...] = ("encoder", "decoder") if name == "sequence" else ("encoder",)
-        families = (*_HEADED, *(_SCORED if name == "sequence" else ()))
+        families = (*HEADED, *(SCORED if name == "sequence" else ()))
         for exporter in ("dynamo", "script"):
             write = partial(_torch, dynamo=exporter == "dynamo", inputs=_MASKED, head=name)
             routes.append(Route(f"{exporter}-{name}", write, kinds, families))

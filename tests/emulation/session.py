@@ -42,6 +42,10 @@ class EmulatedSession:
         """Output rows float32 (len(tokens), hidden), ``window`` tokens a call."""
         return self._rows("encode", tokens, window, 1)
 
+    def outputs(self, tokens: np.ndarray, threads: int = 1) -> np.ndarray:
+        """All outputs of one text, float32, one after the other."""
+        return np.frombuffer(self._run("outputs", tokens, 1, threads), np.float32)
+
     def greedy(self, tokens: np.ndarray, count: int) -> list[int]:
         """The ``count`` most likely tokens one after another."""
         raw = self._run("greedy", tokens, count, 1)

@@ -55,6 +55,18 @@ int main(int argc, char **argv) {
     }
     int32_t kb = peak_resident_kb();
     if (measure) fwrite(&kb, sizeof kb, 1, out);
+  } else if (!strcmp(mode, "outputs")) {
+    check(slm_encode(session, tokens, count, NULL));
+    for (int32_t i = 0; i < slm_output_count(); ++i) {
+      slm_output output = {.size = sizeof output};
+      check(slm_output_info(i, &output));
+      int32_t n = slm_output_get(session, i, NULL);
+      check(n);
+      float *values = malloc((size_t)n * (size_t)output.features * sizeof *values);
+      check(slm_output_get(session, i, values));
+      fwrite(values, (size_t)output.features * sizeof *values, (size_t)n, out);
+      free(values);
+    }
   } else {
     float *rows = malloc(window * width * sizeof *rows);
     for (size_t at = 0; at < count; at += window) {

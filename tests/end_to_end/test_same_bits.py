@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slmtvm.compiler import compile_model
 from tests.emulation.session import open_sessions
 from tests.end_to_end.bundles import CPU_TARGETS, bundle_for
+from tests.importer.heads import ENCODERS, VOCAB, save_head
 from tests.machines import runnable_targets
 from tests.models import heldout_ids
 
@@ -36,3 +38,20 @@ def test_every_target_computes_the_same_bits(
     first = next(iter(computed.values()))
     for where, logits in computed.items():
         np.testing.assert_array_equal(logits, first, err_msg=where)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["classifier", "tokens_and_embedding", "max_embedding"])
+def test_every_target_computes_the_same_bits_of_what_is_pooled(head: str, tmp_path: Path) -> None:
+    bundle = tmp_path / "x.slm"
+    compile_model(save_head(ENCODERS[head], tmp_path), CPU_TARGETS, output=bundle)
+    tokens = np.random.default_rng(0).integers(2, VOCAB, TOKENS)
+    computed = {
+        f"{target.name} {session.cpu} {threads}": session.outputs(tokens, threads)
+        for target in runnable_targets(CPU_TARGETS)
+        for session in open_sessions(bundle, target, tmp_path)
+        for threads in (1, 3)
+    }
+    first = next(iter(computed.values()))
+    for where, outputs in computed.items():
+        np.testing.assert_array_equal(outputs, first, err_msg=where)

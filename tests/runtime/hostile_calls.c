@@ -260,6 +260,10 @@ static void *converse(void *argument) {
         expect_refusal(slm_session_new(c->model, NULL));
         expect_refusal(slm_eval(NULL, tokens, 1, rows));
         expect_refusal(slm_eval_masked(NULL, tokens, mask, 1, rows));
+        expect_refusal(slm_encode_segments(NULL, tokens, NULL, mask, 1, rows));
+        int32_t beyond = below(c, 2) ? -1 : 1000000;
+        tokens[0] = 0;
+        expect_refusal(slm_encode_segments(session, tokens, &beyond, NULL, 1, rows));
         expect_refusal(slm_encode_masked(session, NULL, mask, 1, rows));
         expect_refusal(slm_eval_all_masked(session, NULL, NULL, 1, rows));
         expect_refusal(slm_seek(NULL, 0));
