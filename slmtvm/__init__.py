@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from slmtvm.bundle import Bundle
     from slmtvm.compiler import compile_model as compile
     from slmtvm.errors import (
+        AccuracyError,
         BundleError,
         DeviceError,
         InvalidModelError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 # public name -> module, name in it
 _PUBLIC = {
+    "AccuracyError": ("slmtvm.errors", "AccuracyError"),
     "Bundle": ("slmtvm.bundle", "Bundle"),
     "BundleError": ("slmtvm.errors", "BundleError"),
     "DeviceError": ("slmtvm.errors", "DeviceError"),
@@ -49,6 +51,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "AccuracyError",
     "Bundle",
     "BundleError",
     "DeviceError",

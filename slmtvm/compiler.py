@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from slmtvm.bundle import Bundle
 from slmtvm.bundle.write import write_bundle
-from slmtvm.errors import SlmError
+from slmtvm.errors import SlmError, TargetError
 from slmtvm.generation import generation_tokens
+from slmtvm.host import runs_here
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.passes.quantize_activations import ACTIVATIONS
 from slmtvm.plan.build import build_plan
 from slmtvm.plan.model import Plan
+from slmtvm.schedules import isa
 from slmtvm.target import Target
+
+if TYPE_CHECKING:
+    from slmtvm.verify.cases import Tokens
+    from slmtvm.verify.check import Check
 
 Progress = Callable[[str], None]
 KV_DTYPES = {"f16": "float16", "f32": "float32", "int8": "int8"}
@@ -32,6 +40,8 @@ def compile_model(
     kv: str | None = None,
     activations: str = "int8",
     mask: str = "none",
+    check: bool = True,
+    check_tokens: str | Path | Tokens | None = None,
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Compile an ONNX file for one or more targets into the bundle ``output``.
@@ -45,8 +55,13 @@ def compile_model(
     are rounded), "file" (rounded only where the file says so) or "f32" (never rounded).
     mask: "arbitrary" to run sequences of which any tokens are hidden, as the file's attention_mask
     has it; "none" takes no masks but those of an encoder's valid length.
-    progress: called with the name of each step as it begins. Raises SlmError; nothing is left at
-    ``output`` then, and what was there before stays.
+    check: compare what was made with onnxruntime on the file before it becomes the bundle; what
+    came out is the manifest's ``extra["check"]``. For targets that this machine cannot run, a build
+    for this machine is compared, whose bits are theirs.
+    check_tokens: what to compare on, by default 64 tokens: half at random, half those with the
+    largest embeddings. Ids (n,) or (windows, n), or a file: a text, or ids in a .npy.
+    progress: called with the name of each step as it begins. Raises SlmError, AccuracyError where
+    the check fails; nothing is left at ``output`` then, and what was there before stays.
     """
     _check_options(kv, activations)
     resolved = [t if isinstance(t, Target) else Target.load(t) for t in targets]
@@ -59,6 +74,8 @@ def compile_model(
         tokenizer=tokenizer,
         kv=kv,
         activations=activations,
+        check=check,
+        check_tokens=check_tokens,
         progress=progress,
     )
 
@@ -71,20 +88,85 @@ def compile_imported(
     tokenizer: str | Path | None = None,
     kv: str | None = None,
     activations: str = "int8",
+    check: bool = True,
+    check_tokens: str | Path | Tokens | None = None,
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """``compile_model`` from what ``import_onnx`` gave."""
     _check_options(kv, activations)
+    tokenizer = _tokenizer(model.source, tokenizer)
+    net = _prepare_check(model, check_tokens, tokenizer) if check else None
     fused = fuse(model, progress, activations)
     info = _info(model, activations, kv)
+    kv_dtype = None if kv is None else KV_DTYPES[kv]
     plans: list[tuple[Target, Plan]] = []
     for target in targets:
         progress(f"kernels for {target.name}")
-        kv_dtype = None if kv is None else KV_DTYPES[kv]
         plans.append((target, build_plan(lower(fused, target, kv_dtype), info)))
+
+    def checked(folder: Path) -> dict[str, Any]:
+        assert net is not None
+        for dtype, name in _to_check(targets, model, kv_dtype).items():
+            progress("check")
+            if name is not None:
+                net.compare(folder, name)
+            else:
+                _compare_host_build(net, fused, dtype, info, progress)
+        return net.record
+
     progress("bundle")
-    tokenizer = _tokenizer(model.source, tokenizer)
-    return write_bundle(output, plans, source=model.source, tokenizer=tokenizer, progress=progress)
+    return write_bundle(
+        output,
+        plans,
+        source=model.source,
+        tokenizer=tokenizer,
+        check=checked if check else None,
+        progress=progress,
+    )
+
+
+def _prepare_check(
+    model: CanonicalModel, tokens: str | Path | Tokens | None, tokenizer: Path | None
+) -> Check:
+    from slmtvm.verify.check import prepare_check  # onnxruntime is not needed without it
+
+    return prepare_check(model, tokens, tokenizer)
+
+
+def _to_check(
+    targets: Sequence[Target], model: CanonicalModel, kv_dtype: str | None
+) -> dict[str, str | None]:
+    """Each type of KV cache that there is, and a target with it that this machine runs, if any.
+
+    With the same type all targets compute the same bits.
+    """
+    found: dict[str, str | None] = {}
+    for target in sorted(targets, key=lambda t: (len(t.requires), t.name)):
+        # An encoder has no cache.
+        dtype = "" if model.kind == "encoder" else kv_dtype or isa.get(target.isa).kv_dtype
+        found.setdefault(dtype, None)
+        if runs_here(target):
+            found[dtype] = target.name
+    return found
+
+
+def _compare_host_build(
+    net: Check,
+    fused: CanonicalModel,
+    kv_dtype: str,
+    info: dict[str, object],
+    progress: Progress,
+) -> None:
+    try:
+        host = Target.load("host")
+    except TargetError as error:
+        net.skip(str(error))
+        return
+    with tempfile.TemporaryDirectory(prefix="slmtvm-check-") as folder:
+        bundle = Path(folder) / "check.slm"
+        plan = build_plan(lower(fused, host, kv_dtype or None), info)
+        write_bundle(bundle, [(host, plan)], progress=progress)
+        net.compare(bundle, host.name)
 
 
 def _check_options(kv: str | None, activations: str) -> None:

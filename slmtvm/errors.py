@@ -24,6 +24,10 @@ class UnsupportedOpError(SlmError):
     """The ONNX file is valid but holds something that cannot be compiled."""
 
 
+class AccuracyError(SlmError):
+    """What was compiled gives other results than onnxruntime on the same file."""
+
+
 class TargetError(SlmError):
     """A target is unknown, badly described, or cannot run what is asked of it."""
 

@@ -7,8 +7,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,18 @@ def write_bundle(
     model: Mapping[str, Any] | None = None,
     source: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    check: Callable[[Path], Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile and link ``plans``, one for each target, into the bundle ``path``.
 
     ``model`` holds JSON values for the manifest's part of that name, besides what the plan says;
     ``source`` is the ONNX file (its name and SHA-256 are noted), ``tokenizer`` a tokenizer.json to
-    include. Weights that several plans lay out alike are stored once. The bundle appears whole or
-    not at all; an older bundle at ``path`` is replaced, anything else there is left alone. Equal
-    input gives equal bytes. Raises BundleError where ``path`` cannot be written.
+    include. ``check`` gets the folder of the bundle when it is whole but not yet in its place; what
+    it returns, JSON values, is the manifest's ``extra["check"]``. Weights that several plans lay
+    out alike are stored once. The bundle appears whole or not at all; an older bundle at ``path``
+    is replaced, anything else there is left alone. Equal input gives equal bytes. Raises
+    BundleError where ``path`` cannot be written, and what ``check`` raises.
     """
     path = Path(path)
     ordered = sorted(plans, key=lambda pair: pair[0].name)
@@ -72,6 +75,9 @@ def write_bundle(
             tokenizer=_copy_tokenizer(tokenizer, folder),
         )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        if check is not None:
+            manifest = replace(manifest, extra={"check": dict(check(folder))})
+            (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         _set_modes(folder)
         bundle = Bundle.open(folder)
         _move_into_place(folder, path)

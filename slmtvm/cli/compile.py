@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slmtvm.cli.arguments import positive
+from slmtvm.errors import AccuracyError
 
 if TYPE_CHECKING:
     from slmtvm.bundle import Bundle
+
+INACCURATE = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="arbitrary: sequences may have hidden tokens anywhere, as the file's attention_mask "
         "has them (default: none)",
     )  # fmt: skip
+    check = parser.add_mutually_exclusive_group()
+    check.add_argument(
+        "--check-tokens", type=Path, metavar="FILE",
+        help="compare what was made with onnxruntime on this text, or on token ids in a .npy file "
+        "(default: 64 tokens, half at random, half those with the largest embeddings); exit code "
+        f"{INACCURATE} and no bundle where it differs by more than verify allows",
+    )  # fmt: skip
+    check.add_argument(
+        "--no-check", dest="check", action="store_false", help="do not compare with onnxruntime"
+    )
     parser.add_argument(
         "--tokenizer", type=Path, help="a tokenizer.json to include (default: the model's own)"
     )
@@ -53,19 +67,27 @@ def run(options: argparse.Namespace) -> int:
 
     from slmtvm.compiler import compile_model
 
-    with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as bar:
-        bundle = compile_model(
-            options.model,
-            options.target or ["host"],
-            output=options.output,
-            context=options.context,
-            source_context=options.source_context,
-            tokenizer=options.tokenizer,
-            kv=options.kv,
-            activations=options.activations,
-            mask=options.mask,
-            progress=bar.set_description_str,
-        )
+    try:
+        with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as bar:
+            bundle = compile_model(
+                options.model,
+                options.target or ["host"],
+                output=options.output,
+                context=options.context,
+                source_context=options.source_context,
+                tokenizer=options.tokenizer,
+                kv=options.kv,
+                activations=options.activations,
+                mask=options.mask,
+                check=options.check,
+                check_tokens=options.check_tokens,
+                progress=bar.set_description_str,
+            )
+    except AccuracyError as error:
+        if options.debug:
+            raise
+        print(f"slmtvm: error: {error}", file=sys.stderr)
+        return INACCURATE
     print(_summary(bundle))
     return 0
 
@@ -80,6 +102,10 @@ def _summary(bundle: Bundle) -> str:
     ]
     for name, target in bundle.manifest.targets.items():
         lines.append(f"  {name:24} {_size(target.library.bytes)}")
+    if record := bundle.manifest.extra.get("check"):
+        from slmtvm.verify.check import check_line
+
+        lines.append(f"  {check_line(record)}")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from onnx import ModelProto, helper
 
 from slmtvm.errors import InvalidModelError, SlmError
 from slmtvm.verify.reference import Reference
+from slmtvm.verify.token_files import encode_text, open_tokenizer, read_ids, read_text
 
 WINDOW = 128  # tokens that are evaluated together, from position 0
 MAX_WINDOWS = 32  # 4,096 tokens: the error of a layer changes little with more
@@ -28,41 +29,18 @@ def read_tokens(path: Path, tokenizer: Path) -> list[Tokens]:
     there.
     """
     if path.suffix == ".npy":
-        return _from_numpy(path)
-    from tokenizers import Tokenizer
-
-    from slmtvm.verify.compare import encode_text
-
-    try:
-        text = path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SlmError(f"not a readable UTF-8 text: {error}", where=str(path)) from error
+        ids = read_ids(path)
+        if ids.ndim == 2:
+            return [row.astype(np.int64) for row in ids[:MAX_WINDOWS]]
+        return _windows(ids, path)
+    text = read_text(path)
     if not tokenizer.is_file():
         raise SlmError(
             "there is no tokenizer to read the calibration text with; name one with --tokenizer, "
             "or give token ids in a .npy file",
             where=str(tokenizer),
         )
-    try:
-        loaded = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # tokenizers raises the base class
-        raise SlmError(f"not a tokenizer.json: {error}", where=str(tokenizer)) from error
-    return _windows(encode_text(loaded, text), path)
-
-
-def _from_numpy(path: Path) -> list[Tokens]:
-    try:
-        ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise SlmError(f"not a .npy file of token ids: {error}", where=str(path)) from error
-    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
-        raise SlmError(
-            f"holds {ids.dtype} {list(ids.shape)}; integers (n,) or (windows, n) are needed",
-            where=str(path),
-        )
-    if ids.ndim == 2:
-        return [row.astype(np.int64) for row in ids[:MAX_WINDOWS]]
-    return _windows(ids, path)
+    return _windows(encode_text(open_tokenizer(tokenizer), text), path)
 
 
 def _windows(ids: npt.NDArray[np.integer], path: Path) -> list[Tokens]:

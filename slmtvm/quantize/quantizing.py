@@ -240,7 +240,7 @@ def _with_accuracy(
             else:
                 hidden.add_hidden(ours, theirs)
     if not before.is_decoder:
-        return replace(report, tokens=hidden.rows, cosine=hidden.sum_cosine / hidden.rows)
+        return replace(report, tokens=hidden.rows, cosine=hidden.cosine)
     return replace(
         report,
         tokens=logits.rows,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.importer.encoder_decoder import encoder_file
 from slmtvm.verify.cache import cache_sizes
-from slmtvm.verify.exact_sums import exact_session
+from slmtvm.verify.exact_sums import open_exact
+from slmtvm.verify.widening import computes_in, in_float32
 
 _DTYPES = {
     "tensor(int64)": np.int64,
@@ -28,10 +30,14 @@ _LOGITS, _HIDDEN = "logits", "last_hidden_state"
 
 _Tokens = Sequence[int] | np.ndarray
 _Values = dict[str, np.ndarray]
+Change = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
 class Reference:
     """A model's ONNX file under onnxruntime, on the CPU, without optimisation.
+
+    One that computes in bfloat16, for which there are no kernels, is given the same numbers in
+    float32. What onnxruntime computes wrongly on this machine is computed by other kernels of it.
 
     A decoder that reads an encoder's hidden states has the encoder's file beside it.
 
@@ -39,11 +45,22 @@ class Reference:
     onnxruntime lacks an operator of it, or an input is none of those that language models have.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 1, optimize: bool = False) -> None:
-        """``optimize``: let onnxruntime rewrite the graph: for its speed, not its numbers."""
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int = 1,
+        optimize: bool = False,
+        change: Change | None = None,
+    ) -> None:
+        """``optimize``: let onnxruntime rewrite the graph: for its speed, not its numbers.
+
+        ``change``: takes the file's model, numbers and all, and gives the one to run in its place.
+        """
         self.path = Path(path)
         if not self.path.is_file():
             raise InvalidModelError("no such file", where=str(path))
+        self._threads = threads
         options = onnxruntime.SessionOptions()
         levels = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = (
@@ -54,15 +71,35 @@ class Reference:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what fails is raised too
         try:
-            self._session = exact_session(path, options)
+            model = onnx.load(path, load_external_data=change is not None)
+            self._cache_sizes = cache_sizes(model.graph)
+            changed = change is not None
+            if computes_in(onnx.TensorProto.BFLOAT16, model):
+                model, changed = in_float32(onnx.load(path)), True
+            model = change(model) if change else model
+            exact = open_exact(model, self.path, options, changed=changed)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise _refusal(path, error) from error
-        self._cache_sizes = cache_sizes(self.path)
+        self._session = exact.session
+        self.doubts = exact.doubts  # why its numbers may be wrong, a sentence each
         self._output = ""
         self.choose_output()
         self._encoder: Reference | None = None
         if any(given.name == _SOURCE_STATES for given in self._session.get_inputs()):
-            self._encoder = Reference(encoder_file(self.path), threads=threads)
+            encoder = encoder_file(self.path)
+            self._encoder = Reference(encoder, threads=threads, optimize=optimize, change=change)
+            self.doubts = tuple(dict.fromkeys((*self.doubts, *self._encoder.doubts)))
+
+    def variant(self, *, optimize: bool = False, change: Change | None = None) -> Reference:
+        """Another one of the same file, for the same output; arguments as when one is made."""
+        other = Reference(self.path, threads=self._threads, optimize=optimize, change=change)
+        other.choose_output(self._output)
+        return other
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, or of both files."""
+        return file_bytes(self.path) + (self._encoder.size if self._encoder else 0)
 
     def rows(
         self,
@@ -133,6 +170,11 @@ class Reference:
         """Whether its output is logits."""
         return self._output == _LOGITS
 
+    @property
+    def output(self) -> str:
+        """The output that is compared."""
+        return self._output
+
     def choose_output(self, name: str | None = None) -> None:
         """Compare the output ``name``; else logits, hidden states, or the first one.
 
@@ -164,6 +206,19 @@ class Reference:
                 where=str(self.path),
             )
         return values[name].astype(dtype)[None]
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of an ONNX file and of those beside it that hold its weights."""
+    model = onnx.load(path, load_external_data=False)
+    names = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    files = (path, *(path.parent / name for name in names))
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _values(ids: np.ndarray, mask: np.ndarray | None) -> _Values:
