@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from slmtvm.bundle import Bundle
     from slmtvm.compiler import compile_model as compile
     from slmtvm.errors import (
+        AccuracyError,
         BundleError,
         DeviceError,
         InternalError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 # public name -> module, name in it
 _PUBLIC = {
+    "AccuracyError": ("slmtvm.errors", "AccuracyError"),
     "Bundle": ("slmtvm.bundle", "Bundle"),
     "BundleError": ("slmtvm.errors", "BundleError"),
     "DeviceError": ("slmtvm.errors", "DeviceError"),
@@ -51,6 +53,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "AccuracyError",
     "Bundle",
     "BundleError",
     "DeviceError",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from slmtvm.bundle import Bundle
 from slmtvm.bundle.write import write_bundle
-from slmtvm.errors import SlmError
+from slmtvm.errors import SlmError, TargetError
 from slmtvm.generation import generation_tokens
+from slmtvm.host import runs_here
 from slmtvm.importer import import_onnx
 from slmtvm.ir.kv_range import beyond_half
 from slmtvm.ir.model import CanonicalModel
@@ -16,9 +19,14 @@ from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.passes.quantize_activations import ACTIVATIONS
 from slmtvm.plan.build import build_plan
 from slmtvm.plan.model import Plan
+from slmtvm.schedules import isa
 from slmtvm.target import Target
 from slmtvm.task import task_settings
 from slmtvm.text import find_tokenizer, read_tokenizer
+
+if TYPE_CHECKING:
+    from slmtvm.verify.cases import Tokens
+    from slmtvm.verify.check import Check
 
 Progress = Callable[[str], None]
 KV_DTYPES = {"f16": "float16", "f32": "float32", "int8": "int8"}
@@ -37,6 +45,8 @@ def compile_model(
     mask: str = "none",
     encoder: str | Path | None = None,
     outputs: Sequence[str] | None = None,
+    check: bool = True,
+    check_tokens: str | Path | Tokens | None = None,
     progress: Progress = lambda _: None,
     note: Progress = lambda _: None,
 ) -> Bundle:
@@ -54,9 +64,14 @@ def compile_model(
     the encoder whose hidden states the model reads; encoder_model.onnx beside it where None.
     outputs: names of the file's outputs to compile; where None all that hold floats for each token
     or for the whole sequence, but for the cache.
+    check: compare what was made with onnxruntime on the file before it becomes the bundle; what
+    came out is the manifest's ``extra["check"]``. For targets that this machine cannot run, a build
+    for this machine is compared, whose bits are theirs.
+    check_tokens: what to compare on, by default 64 tokens: half at random, half those with the
+    largest embeddings. Ids (n,) or (windows, n), or a file: a text, or ids in a .npy.
     progress: called with the name of each step as it begins. note: called with each of the model's
-    notes: what was left out, chosen or widened, and its cost. Raises SlmError; nothing is left at
-    ``output`` then, and what was there before stays.
+    notes: what was left out, chosen or widened, and its cost. Raises SlmError, AccuracyError where
+    the check fails; nothing is left at ``output`` then, and what was there before stays.
     """
     _check_options(kv, activations)
     resolved = [t if isinstance(t, Target) else Target.load(t) for t in targets]
@@ -77,6 +92,9 @@ def compile_model(
         tokenizer=text,
         kv=kv,
         activations=activations,
+        encoder=encoder,
+        check=check,
+        check_tokens=check_tokens,
         progress=progress,
         note=note,
     )
@@ -90,6 +108,9 @@ def compile_imported(
     tokenizer: bytes | None = None,
     kv: str | None = None,
     activations: str = "int8",
+    encoder: str | Path | None = None,
+    check: bool = True,
+    check_tokens: str | Path | Tokens | None = None,
     progress: Progress = lambda _: None,
     note: Progress = lambda _: None,
 ) -> Bundle:
@@ -97,16 +118,82 @@ def compile_imported(
     _check_options(kv, activations)
     for text in model.notes:
         note(text)
+    net = _prepare_check(model, check_tokens, tokenizer, encoder) if check else None
     largest = beyond_half(model)
     fused = fuse(model, progress, activations)
     info = _info(model, activations, kv, largest)
+    kv_dtype = KV_DTYPES[str(info["kv"])] if info["kv"] != "default" else None
     plans: list[tuple[Target, Plan]] = []
     for target in targets:
         progress(f"kernels for {target.name}")
-        kv_dtype = KV_DTYPES[str(info["kv"])] if info["kv"] != "default" else None
         plans.append((target, build_plan(lower(fused, target, kv_dtype), info)))
+
+    def checked(folder: Path) -> dict[str, Any]:
+        assert net is not None
+        for dtype, name in _to_check(targets, model, kv_dtype).items():
+            progress("check")
+            if name is not None:
+                net.compare(folder, name)
+            else:
+                _compare_host_build(net, fused, dtype, info, progress)
+        return net.record
+
     progress("bundle")
-    return write_bundle(output, plans, source=model.source, tokenizer=tokenizer, progress=progress)
+    return write_bundle(
+        output,
+        plans,
+        source=model.source,
+        tokenizer=tokenizer,
+        check=checked if check else None,
+        progress=progress,
+    )
+
+
+def _prepare_check(
+    model: CanonicalModel,
+    tokens: str | Path | Tokens | None,
+    tokenizer: bytes | None,
+    encoder: str | Path | None,
+) -> Check:
+    from slmtvm.verify.check import prepare_check  # onnxruntime is not needed without it
+
+    return prepare_check(model, tokens, tokenizer, encoder)
+
+
+def _to_check(
+    targets: Sequence[Target], model: CanonicalModel, kv_dtype: str | None
+) -> dict[str, str | None]:
+    """Each type of KV cache that there is, and a target with it that this machine runs, if any.
+
+    With the same type all targets compute the same bits.
+    """
+    found: dict[str, str | None] = {}
+    for target in sorted(targets, key=lambda t: (len(t.requires), t.name)):
+        # An encoder has no cache.
+        dtype = "" if model.kind == "encoder" else kv_dtype or isa.get(target.isa).kv_dtype
+        found.setdefault(dtype, None)
+        if runs_here(target):
+            found[dtype] = target.name
+    return found
+
+
+def _compare_host_build(
+    net: Check,
+    fused: CanonicalModel,
+    kv_dtype: str,
+    info: dict[str, object],
+    progress: Progress,
+) -> None:
+    try:
+        host = Target.load("host")
+    except TargetError as error:
+        net.skip(str(error))
+        return
+    with tempfile.TemporaryDirectory(prefix="slmtvm-check-") as folder:
+        bundle = Path(folder) / "check.slm"
+        plan = build_plan(lower(fused, host, kv_dtype or None), info)
+        write_bundle(bundle, [(host, plan)], progress=progress)
+        net.compare(bundle, host.name)
 
 
 def _check_options(kv: str | None, activations: str) -> None:

@@ -28,6 +28,10 @@ class InternalError(UnsupportedOpError):
     """A fault of slmtvm's own met an ONNX file; the exception that shows it is its cause."""
 
 
+class AccuracyError(SlmError):
+    """What was compiled gives other results than onnxruntime on the same file."""
+
+
 class TargetError(SlmError):
     """A target is unknown, badly described, or cannot run what is asked of it."""
 

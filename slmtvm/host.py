@@ -31,6 +31,13 @@ def cpu_features(cpuinfo: str) -> set[str]:
     return features
 
 
+def runs_here(target: Target) -> bool:
+    """Whether this machine's CPU has what ``target`` needs."""
+    features = cpu_features(Path("/proc/cpuinfo").read_text(errors="replace"))
+    has_all = all(CPUINFO_NAMES.get(r, r) in features for r in target.requires)
+    return target.arch == platform.machine() and has_all
+
+
 def host_target(machine: str | None = None, cpuinfo: str | None = None) -> Target:
     """The target of the machine that this runs on.
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from corpus.inputs import LENGTHS
-from corpus.widening import computes_in
+from slmtvm.verify.widening import computes_in
 
 INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits
 _ROUNDS_ACTIVATIONS = {

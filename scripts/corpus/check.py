@@ -15,7 +15,7 @@ from tvm_ffi import structural_hash
 
 from corpus.agreement import Agreement, compare, rule_of
 from corpus.inputs import source_of, token_sequences
-from corpus.oracle import runnable, wanted_rows
+from corpus.oracle import wanted_rows
 from corpus.outputs import our_rows, side_by_side
 from corpus.selection import split_name
 from corpus.stability import own_difference
@@ -105,14 +105,12 @@ def _run(path: Path, bundles: Path, outcome: Outcome, last: str) -> None:
         outcome.stage = "compile"
         if last == "compile":
             return
-        with runnable(path) as file:
-            outcome.speed = _speed(file, session, model.kind, model.vocab_size)
+        outcome.speed = _speed(path, session, model.kind, model.vocab_size)
     outcome.stage = "time"
     if last == "time" or not (model.float_activation_layers or _is_usual(path)):
         return
     bundle = _compiled(model, bundles)
-    with runnable(path) as file:
-        outcome.default = verify(bundle, file).to_json()
+    outcome.default = verify(bundle, path).to_json()
     outcome.stage = "default"
 
 
@@ -126,7 +124,7 @@ def _compiled(model: CanonicalModel, bundles: Path, **options: str) -> Path:
         digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
     bundle = bundles / f"{digest.hexdigest()}.slm"
     if not bundle.exists():
-        compile_imported(model, [Target.load("host")], output=bundle, **options)
+        compile_imported(model, [Target.load("host")], output=bundle, check=False, **options)
     return bundle
 
 

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 
 from corpus.outputs import their_rows
-from corpus.widening import computes_in, in_float32
 from slmtvm.ir.model import Output
 from slmtvm.verify.exact_sums import exact_session
 from slmtvm.verify.reference import Reference
-
-
-@contextmanager
-def runnable(path: Path) -> Iterator[Path]:
-    """The file, or in the place of one that computes in bfloat16 its numbers in float32."""
-    if not computes_in(onnx.TensorProto.BFLOAT16, onnx.load(path, load_external_data=False)):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        wide = Path(folder) / path.name
-        onnx.save(in_float32(onnx.load(path)), wide)
-        yield wide
 
 
 def wanted_rows(
@@ -44,18 +28,17 @@ def wanted_rows(
     ``stepwise``: token by token where the file takes a past. Dynamic quantization gives all rows of
     a call one scale, so that only this way the rows do not depend on what comes after them.
     """
-    with runnable(path) as file:
-        calls = Calls(file) if stepwise and source is None else None
-        if calls is None or not calls.has_cache:
-            reference = Reference(file)
-            if not outputs:
-                return [reference.rows(tokens, source) for tokens in sequences]
-            return [their_rows(reference, tokens, source, outputs) for tokens in sequences]
-        rows = []
-        for tokens in sequences:
-            calls.reset()
-            rows.append(np.concatenate([calls.rows(token[None]) for token in tokens]))
-        return rows
+    calls = Calls(path) if stepwise and source is None else None
+    if calls is None or not calls.has_cache:
+        reference = Reference(path)
+        if not outputs:
+            return [reference.rows(tokens, source) for tokens in sequences]
+        return [their_rows(reference, tokens, source, outputs) for tokens in sequences]
+    rows = []
+    for tokens in sequences:
+        calls.reset()
+        rows.append(np.concatenate([calls.rows(token[None]) for token in tokens]))
+    return rows
 
 
 class Calls:

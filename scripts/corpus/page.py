@@ -130,7 +130,7 @@ def _row(group: Outcomes) -> str:
 def _default(reports: Sequence[Mapping[str, float | None]]) -> str:
     """The largest KL divergence of decoders, the least cosine of encoders."""
     divergences = [r["kl_mean"] for r in reports if r.get("kl_mean") is not None]
-    cosines = [r["cosine"] for r in reports if r.get("cosine") is not None]
+    cosines = [r["cosine"] for r in reports if "kl_mean" not in r]
     words = [f"{max(divergences):.1e} nats"] if divergences else []
     words += [f"cosine {min(cosines):.4f}"] if cosines else []
     return ", ".join(words)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from corpus.agreement import Rule
 from corpus.oracle import Calls, wanted_rows
 from corpus.outputs import their_rows
 from slmtvm.ir.model import Output
 from slmtvm.verify import Reference
+from slmtvm.verify.stability import with_other_bits
 
 _DRAWS = 64  # of last bits, or of what comes later: a turned rounding is rare
 
@@ -56,7 +56,7 @@ def _others(
     for _ in range(_DRAWS):
         with tempfile.TemporaryDirectory() as folder:
             for file in path.parent.glob("*.onnx"):  # a decoder's encoder among them
-                onnx.save(_with_other_bits(onnx.load(file), random), Path(folder) / file.name)
+                onnx.save(with_other_bits(onnx.load(file), random), Path(folder) / file.name)
             yield wanted_rows(Path(folder) / path.name, sequences, source, outputs, stepwise=False)
     reference = Reference(path)
     if rule.stepwise and reference.is_decoder and source is None and not Calls(path).has_cache:
@@ -70,14 +70,3 @@ def _rows_before_others(
     """The rows of tokens (n,) in a call that goes on with up to n of them in another order."""
     after = random.permutation(tokens)[: random.integers(1, len(tokens) + 1)]
     return reference.rows(np.concatenate([tokens, after]))[: len(tokens)]
-
-
-def _with_other_bits(model: onnx.ModelProto, random: np.random.Generator) -> onnx.ModelProto:
-    """``model`` with half of the float32 numbers of its weights moved to the next one to zero."""
-    for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT:
-            array = numpy_helper.to_array(tensor)
-            stay = random.random(array.shape) < 0.5
-            moved = np.where(stay, array, np.nextafter(array, np.float32(0)))
-            tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
-    return model

@@ -7,8 +7,8 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +41,19 @@ def write_bundle(
     model: Mapping[str, Any] | None = None,
     source: str | Path | None = None,
     tokenizer: bytes | None = None,
+    check: Callable[[Path], Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile and link ``plans``, one for each target, into the bundle ``path``.
 
     ``model`` holds JSON values for the manifest's part of that name, besides what the plan says;
     ``source`` is the ONNX file (its name and SHA-256 are noted), ``tokenizer`` the content of a
-    tokenizer.json to include. Weights that several plans lay out alike are stored once. The bundle
-    appears whole or not at all; an older bundle at ``path`` is replaced, anything else there is
-    left alone. Equal input gives equal bytes. Raises BundleError where ``path`` cannot be written,
-    InvalidModelError where ``source`` cannot be read.
+    tokenizer.json to include. ``check`` gets the folder of the bundle when it is whole but not yet
+    in its place; what it returns, JSON values, is the manifest's ``extra["check"]``. Weights that
+    several plans lay out alike are stored once. The bundle appears whole or not at all; an older
+    bundle at ``path`` is replaced, anything else there is left alone. Equal input gives equal
+    bytes. Raises BundleError where ``path`` cannot be written, InvalidModelError where ``source``
+    cannot be read, and what ``check`` raises.
     """
     path = Path(path)
     ordered = sorted(plans, key=lambda pair: pair[0].name)
@@ -58,7 +61,9 @@ def write_bundle(
     weights, rebased = merge_weights([plan for _, plan in ordered])
     try:
         with build_folder(path) as folder:
-            bundle = _build(folder, ordered, rebased, weights, model, source, tokenizer, progress)
+            bundle = _build(
+                folder, ordered, rebased, weights, model, source, tokenizer, check, progress
+            )
             _move_into_place(folder, path)
     except OSError as error:
         advice = "; free some room, or choose another folder" if error.errno in _FULL else ""
@@ -75,6 +80,7 @@ def _build(
     model: Mapping[str, Any] | None,
     source: str | Path | None,
     tokenizer: bytes | None,
+    check: Callable[[Path], Mapping[str, Any]] | None,
     progress: Progress | None,
 ) -> Bundle:
     """The whole bundle in ``folder``, checked; ``rebased`` are the plans that read ``weights``."""
@@ -92,6 +98,9 @@ def _build(
         tokenizer=_write_tokenizer(tokenizer, folder),
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    if check is not None:
+        manifest = replace(manifest, extra={"check": dict(check(folder))})
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     _set_modes(folder)
     return Bundle.open(folder)
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmtvm.cli.arguments import positive
+from slmtvm.errors import AccuracyError
 
 if TYPE_CHECKING:
     from slmtvm.bundle import Bundle
+
+INACCURATE = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="arbitrary: sequences may have hidden tokens anywhere, as the file's attention_mask "
         "has them (default: none)",
     )  # fmt: skip
+    check = parser.add_mutually_exclusive_group()
+    check.add_argument(
+        "--check-tokens", type=Path, metavar="FILE",
+        help="compare what was made with onnxruntime on this text, or on token ids in a .npy file "
+        "(default: 64 tokens, half at random, half those with the largest embeddings); exit code "
+        f"{INACCURATE} and no bundle where it differs by more than verify allows",
+    )  # fmt: skip
+    check.add_argument(
+        "--no-check", dest="check", action="store_false", help="do not compare with onnxruntime"
+    )
     parser.add_argument(
         "--outputs", type=_names, metavar="A,B",
         help="the file's outputs to compile, by name (default: all of floats but the cache; of "
@@ -66,22 +79,32 @@ def run(options: argparse.Namespace) -> int:
     from slmtvm.compiler import compile_model
 
     notes: list[str] = []
-    with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=options.quiet or None) as bar:
-        bundle = compile_model(
-            options.model,
-            options.target or ["host"],
-            output=options.output,
-            context=options.context,
-            source_context=options.source_context,
-            tokenizer=options.tokenizer,
-            kv=options.kv,
-            activations=options.activations,
-            mask=options.mask,
-            encoder=options.encoder,
-            outputs=options.outputs,
-            progress=bar.set_description_str,
-            note=notes.append,
-        )
+    try:
+        with tqdm(
+            bar_format="{desc} [{elapsed}]", leave=False, disable=options.quiet or None
+        ) as bar:
+            bundle = compile_model(
+                options.model,
+                options.target or ["host"],
+                output=options.output,
+                context=options.context,
+                source_context=options.source_context,
+                tokenizer=options.tokenizer,
+                kv=options.kv,
+                activations=options.activations,
+                mask=options.mask,
+                encoder=options.encoder,
+                outputs=options.outputs,
+                check=options.check,
+                check_tokens=options.check_tokens,
+                progress=bar.set_description_str,
+                note=notes.append,
+            )
+    except AccuracyError as error:
+        if options.debug:
+            raise
+        print(f"slmtvm: error: {error}", file=sys.stderr)
+        return INACCURATE
     if not options.quiet:
         print(_summary(bundle))
         for note in notes:
@@ -110,6 +133,10 @@ def _summary(bundle: Bundle) -> str:
         lines.append("  the KV cache is float32: keys or values are beyond float16")
     for name, target in bundle.manifest.targets.items():
         lines.append(f"  {name:24} {_size(target.library.bytes)}")
+    if record := bundle.manifest.extra.get("check"):
+        from slmtvm.verify.check import check_line
+
+        lines.append(f"  {check_line(record)}")
     return "\n".join(lines)
 
 

@@ -10,9 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import ModelProto, helper
+from tokenizers import Tokenizer
 
 from slmtvm.errors import InvalidModelError, SlmError
+from slmtvm.text import read_tokenizer
 from slmtvm.verify.reference import Reference
+from slmtvm.verify.token_files import encode_text, read_ids, read_text
 
 WINDOW = 128  # tokens that are evaluated together, from position 0
 MAX_WINDOWS = 32  # 4,096 tokens: the error of a layer changes little with more
@@ -20,7 +23,7 @@ MAX_WINDOWS = 32  # 4,096 tokens: the error of a layer changes little with more
 Tokens = npt.NDArray[np.int64]
 
 
-def read_tokens(path: Path, tokenizer: Path) -> list[Tokens]:
+def read_tokens(path: Path, tokenizer: Path | None) -> list[Tokens]:
     """Windows of token ids: of a text, which goes through ``tokenizer``, or of a .npy file.
 
     A .npy file holds integers (n,), which are cut into windows of WINDOW, or (windows, n). The
@@ -28,41 +31,19 @@ def read_tokens(path: Path, tokenizer: Path) -> list[Tokens]:
     there.
     """
     if path.suffix == ".npy":
-        return _from_numpy(path)
-    from tokenizers import Tokenizer
-
-    from slmtvm.verify.compare import encode_text
-
-    try:
-        text = path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SlmError(f"not a readable UTF-8 text: {error}", where=str(path)) from error
-    if not tokenizer.is_file():
+        ids = read_ids(path)
+        if ids.ndim == 2:
+            return [row.astype(np.int64) for row in ids[:MAX_WINDOWS]]
+        return _windows(ids, path)
+    text = read_text(path)
+    if tokenizer is None:
         raise SlmError(
             "there is no tokenizer to read the calibration text with; name one with --tokenizer, "
             "or give token ids in a .npy file",
-            where=str(tokenizer),
-        )
-    try:
-        loaded = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # tokenizers raises the base class
-        raise SlmError(f"not a tokenizer.json: {error}", where=str(tokenizer)) from error
-    return _windows(encode_text(loaded, text), path)
-
-
-def _from_numpy(path: Path) -> list[Tokens]:
-    try:
-        ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise SlmError(f"not a .npy file of token ids: {error}", where=str(path)) from error
-    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
-        raise SlmError(
-            f"holds {ids.dtype} {list(ids.shape)}; integers (n,) or (windows, n) are needed",
             where=str(path),
         )
-    if ids.ndim == 2:
-        return [row.astype(np.int64) for row in ids[:MAX_WINDOWS]]
-    return _windows(ids, path)
+    reader = Tokenizer.from_buffer(read_tokenizer(tokenizer))
+    return _windows(encode_text(reader, text), path)
 
 
 def _windows(ids: npt.NDArray[np.integer], path: Path) -> list[Tokens]:

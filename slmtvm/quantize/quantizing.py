@@ -23,6 +23,7 @@ from slmtvm.quantize.calibration import (
 )
 from slmtvm.quantize.layers import Layer, find_layers, normalise, quantized_weight
 from slmtvm.quantize.report import LayerError, QuantizeReport
+from slmtvm.text import find_tokenizer
 from slmtvm.verify.metrics import HiddenDifference, LogitsDifference
 from slmtvm.verify.reference import Reference
 
@@ -64,7 +65,7 @@ def quantize(
         others write MatMulNBits.
     calibration: a text, or token ids in a .npy file: what the methods "gptq", "awq" and "static"
         look at, and what errors of outputs and perplexities are taken on.
-    tokenizer: for a calibration text; by default tokenizer.json beside the model.
+    tokenizer: for a calibration text; by default the one beside the model.
     exclude: shell patterns of nodes or weights that are left as they are.
     embeddings: also write embedding tables in 4 bits.
     size: bytes of the file that "mixed" aims at.
@@ -86,7 +87,7 @@ def quantize(
     windows: list[Tokens] = []
     moments: Mapping[str, Array] = {}
     if calibration is not None:
-        beside = Path(tokenizer) if tokenizer else source.with_name("tokenizer.json")
+        beside = Path(tokenizer) if tokenizer else find_tokenizer(source)
         windows = read_tokens(Path(calibration), beside)
         progress("calibrate")
         moments = second_moments(proto, [layer.x for layer in layers], windows)
@@ -240,7 +241,7 @@ def _with_accuracy(
             else:
                 hidden.add_hidden(ours, theirs)
     if not logits.rows:
-        return replace(report, tokens=hidden.rows, cosine=hidden.sum_cosine / hidden.rows)
+        return replace(report, tokens=hidden.rows, cosine=hidden.cosine)
     return replace(
         report,
         tokens=logits.rows,

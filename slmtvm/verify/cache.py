@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import onnx
-from onnx import NodeProto
+from onnx import GraphProto, NodeProto
 
 _PAST = (3, 4)  # where GroupQueryAttention takes past keys and values
 
 
-def cache_sizes(path: Path) -> dict[str, tuple[int, int]]:
+def cache_sizes(graph: GraphProto) -> dict[str, tuple[int, int]]:
     """(positions, head_dim) of each empty past input that a GroupQueryAttention reads.
 
     onnxruntime-genai's builder leaves head_dim symbolic at the input; the declared width of the
     attention's result tells it. A cache of a window's size has room for the window though empty.
     """
-    graph = onnx.load(str(path), load_external_data=False).graph
     shapes = {v.name: v.type.tensor_type.shape.dim for v in graph.value_info}
     found: dict[str, tuple[int, int]] = {}
     for node in graph.node:

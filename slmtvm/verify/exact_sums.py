@@ -1,163 +1,100 @@
-"""onnxruntime with exact sums of integer products, whatever CPU it runs on.
+"""onnxruntime with kernels that compute what their operators mean, whatever CPU it runs on.
 
-On x86 without VNNI its kernels add up products of unsigned and signed bytes in pairs of 16 bits,
-which saturate: most sums of a layer with weights up to +-127 come out wrong, and a file has other
-results than on every newer machine. Products of unsigned bytes are exact on all of them, so there
-signed weights are shifted by 128, and so are their zero points: the same sums.
+What small known sums show to be wrong here is computed by other kernels: weights that are not laid
+out beforehand, signed weights as unsigned ones, packed weights as floats. The sums are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime
-from onnx import helper, inliner, numpy_helper
+from onnx import inliner
 
-_MICROSOFT = "com.microsoft"
-# Operator -> its inputs that are the zero point of the first operand, the second operand, and the
-# zero point of that; where the first operand has none as an input, it is unsigned.
-_OPERANDS = {
-    ("", "MatMulInteger"): (2, 1, 3),
-    ("", "QLinearMatMul"): (2, 3, 5),
-    ("", "ConvInteger"): (2, 1, 3),
-    ("", "QLinearConv"): (2, 3, 5),
-    (_MICROSOFT, "MatMulIntegerToFloat"): (4, 1, 5),
-    (_MICROSOFT, "DynamicQuantizeMatMul"): (None, 1, 3),
-    (_MICROSOFT, "QGemm"): (2, 3, 5),
-    (_MICROSOFT, "QAttention"): (6, 1, 7),
-}
-_SHIFT = "slmtvm.shift"  # int32 128
-_ZERO = "slmtvm.zero"  # uint8 128: the zero point where there was none
+from slmtvm.verify.known_sums import (
+    DISABLE_PREPACKING,
+    Form,
+    forms_of,
+    is_right,
+    remedy,
+)
+
+
+@dataclass(frozen=True)
+class ExactSession:
+    """``doubts``: which of the file's operators this onnxruntime computes wrongly all the same."""
+
+    session: onnxruntime.InferenceSession
+    doubts: tuple[str, ...] = ()
 
 
 def exact_session(
     model: str | Path | onnx.ModelProto, options: onnxruntime.SessionOptions
 ) -> onnxruntime.InferenceSession:
-    """A session on the CPU whose sums of integer products are exact.
+    """A session on the CPU whose sums are exact; raises what onnxruntime raises."""
+    if isinstance(model, onnx.ModelProto):
+        copy = onnx.ModelProto.FromString(model.SerializeToString())
+        return open_exact(copy, None, options).session
+    path = Path(model)
+    return open_exact(onnx.load(path, load_external_data=False), path, options).session
 
-    Weights that are quantized while the model runs and have no zero point stay as they are.
+
+def open_exact(
+    model: onnx.ModelProto,
+    path: Path | None,
+    options: onnxruntime.SessionOptions,
+    *,
+    folder: Path | None = None,
+    changed: bool = False,
+) -> ExactSession:
+    """A session of ``model``, which may be changed, and what is to be said of it.
+
+    ``path``: the file that it was read from; None where there is none. ``folder``: where its
+    external data lies, the file's own if None. ``changed``: whether it is no longer what the file
+    holds. Weights that are quantized while the model runs and have no zero point stay as they are.
     Raises what onnxruntime raises.
     """
-    given: str | bytes
-    given = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-    if sums_saturate():
-        if isinstance(model, onnx.ModelProto):
-            loaded = onnx.ModelProto.FromString(given)
-        else:
-            loaded = onnx.load(given, load_external_data=False)
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path",
-                str(Path(given).resolve().parent),
-            )
-        shifted = with_unsigned_weights(loaded)
-        given = given if shifted is None else shifted.SerializeToString()
-    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-
-
-@cache
-def sums_saturate() -> bool:
-    """Whether this machine's onnxruntime gets a sum of products of u8 and s8 wrong."""
-    count = 64
-    node = helper.make_node("MatMulInteger", ["a", "b"], ["y"])
-    a = np.full((4, count), 255, np.uint8)
-    b = numpy_helper.from_array(np.full((count, 16), 127, np.int8), "b")
-    graph = helper.make_graph(
-        [node], "sum",
-        [helper.make_tensor_value_info("a", onnx.TensorProto.UINT8, a.shape)],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.INT32, (4, 16))],
-        [b],
-    )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    (sums,) = session.run(None, {"a": a})
-    return bool(np.any(np.asarray(sums) != 255 * 127 * count))
-
-
-def with_unsigned_weights(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """``model``, changed in place, with products of unsigned bytes for those of signed weights.
-
-    None where it has none. What computes the weights stays; nodes behind it shift them.
-    """
     if model.functions:
-        model = inliner.inline_local_functions(model)
-    found = False
-    for graph, signed in _graphs(model.graph, set()):
-        found |= _shift_weights(graph, signed)
-    if not found:
-        return None
-    model.graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.array(128, np.int32), _SHIFT),
-            numpy_helper.from_array(np.array(128, np.uint8), _ZERO),
-        ]
+        inlined = inliner.inline_local_functions(model)
+        if forms_of(inlined):
+            model, changed = inlined, True
+    if folder is None and path is not None:
+        folder = path.parent
+    forms = forms_of(model)
+    level = int(options.graph_optimization_level)
+    prepacked = _prepacked(forms, level)
+    wrong = {f for f in forms if not is_right(f, level, prepacked=prepacked, remedied=False)}
+    doubts = [f for f in wrong if not is_right(f, level, prepacked=prepacked, remedied=True)]
+    # Where onnxruntime itself makes integer products of a graph, those of unsigned bytes.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not prepacked:
+        options.add_session_config_entry(DISABLE_PREPACKING, "1")
+    if wrong:
+        model, changed = remedy(model, wrong, folder), True
+    given: str | bytes = model.SerializeToString() if changed or path is None else str(path)
+    if folder is not None and isinstance(given, bytes):
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder.resolve())
+        )
+    session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    return ExactSession(session, tuple(sorted(map(_doubt, doubts))))
+
+
+def _prepacked(forms: Collection[Form], level: int) -> bool:
+    """Whether weights may be laid out beforehand: False only where it helps, and harms nothing."""
+
+    def right(prepacked: bool) -> set[Form]:
+        return {f for f in forms if is_right(f, level, prepacked=prepacked, remedied=False)}
+
+    with_layout = right(True)
+    return len(with_layout) == len(forms) or not right(False) > with_layout
+
+
+def _doubt(form: Form) -> str:
+    return (
+        f"onnxruntime {onnxruntime.__version__} computes {form} wrongly on this machine, and a "
+        "difference may be its own"
     )
-    return model
-
-
-def _graphs(graph: onnx.GraphProto, outer: set[str]) -> Iterator[tuple[onnx.GraphProto, set[str]]]:
-    """The graph and those in its nodes, each with what int8 inputs and constants it sees."""
-    int8 = onnx.TensorProto.INT8
-    signed = outer | {t.name for t in graph.initializer if t.data_type == int8}
-    signed |= {given.name for given in graph.input if given.type.tensor_type.elem_type == int8}
-    for node in graph.node:
-        for attribute in node.attribute:
-            if (
-                node.op_type == "Constant"
-                and attribute.name == "value"
-                and attribute.t.data_type == int8
-            ):
-                signed.add(node.output[0])
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g, signed)
-    yield graph, signed
-
-
-def _shift_weights(graph: onnx.GraphProto, signed: set[str]) -> bool:
-    """Give products of unsigned rows unsigned weights; whether there were any.
-
-    Sums of products of signed bytes are exact, and few operators take signed by unsigned ones.
-    """
-    nodes: list[onnx.NodeProto] = []
-    shifted: dict[str, str] = {}
-
-    def unsigned(name: str) -> str:
-        if name not in shifted:
-            wide, sum_, shifted[name] = (f"slmtvm.{part}.{name}" for part in ("wide", "sum", "u8"))
-            nodes.extend(
-                [
-                    helper.make_node("Cast", [name], [wide], to=onnx.TensorProto.INT32),
-                    helper.make_node("Add", [wide, _SHIFT], [sum_]),
-                    helper.make_node("Cast", [sum_], [shifted[name]], to=onnx.TensorProto.UINT8),
-                ]
-            )
-        return shifted[name]
-
-    for node in graph.node:
-        if operands := _OPERANDS.get((_domain(node), node.op_type)):
-            rows_zero, at, zero = operands
-            inputs = [*node.input, *[""] * (zero + 1 - len(node.input))]
-            rows_are_signed = inputs[0] in signed or (
-                rows_zero is not None and inputs[rows_zero] in signed
-            )
-            if not rows_are_signed and (inputs[at] in signed or inputs[zero] in signed):
-                inputs[at] = unsigned(inputs[at])
-                inputs[zero] = unsigned(inputs[zero]) if inputs[zero] else _ZERO
-                del node.input[:]
-                node.input.extend(inputs)
-        nodes.append(node)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
-    return bool(shifted)
-
-
-def _domain(node: onnx.NodeProto) -> str:
-    return "" if node.domain == "ai.onnx" else node.domain

@@ -7,15 +7,18 @@ between rows; a single number by the cosine between all of them, one for each te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from slmtvm.errors import InvalidModelError
+from slmtvm.errors import AccuracyError, SlmError
+from slmtvm.verify.agreement import SAME, Limits, finite
 from slmtvm.verify.metrics import log_softmax
 from slmtvm.verify.reference import Reference
+from slmtvm.verify.stability import variants
 
 _SCORES = ("logits", "score", "start_logits", "end_logits")
 _SECOND = 2  # a text whose tokens are of two segments has half of them in each
@@ -99,17 +102,26 @@ class OutputDifference:
     def mean_abs(self) -> float:
         return self.sum_abs / self.values
 
-    def agrees(self, *, max_kl: float, min_cosine: float) -> bool:
-        """Whether the difference stays within the bound of its measure; NaN does not."""
+    def excess(self, limits: Limits, own: Sequence[OutputDifference] = ()) -> list[str]:
+        """What is beyond both its limit and ``own``, onnxruntime's differences from itself."""
         if (kl := self.kl_mean) is not None:
-            return kl <= max_kl
-        return (cosine := self.cosine) is not None and cosine >= min_cosine
+            most = max(limits.max_kl, *(SAME * (o.kl_mean or 0.0) for o in own), 0.0)
+            return [] if kl <= most else [f"KL divergence {kl:.2g} nats (at most {most:.2g})"]
+        cosine = math.nan if self.cosine is None else self.cosine
+        least = min(limits.min_cosine, *(1 - SAME * (1 - (o.cosine or 0.0)) for o in own), 1.0)
+        return [] if cosine >= least else [f"cosine {cosine:.4f} (at least {least:.4f})"]
 
     def to_json(self) -> dict[str, Any]:
-        said = {"rows": self.rows, "max_abs": self.max_abs, "mean_abs": self.mean_abs}
+        said: dict[str, Any] = {
+            "rows": self.rows,
+            "max_abs": self.max_abs,
+            "mean_abs": self.mean_abs,
+        }
         if self.kl_mean is not None:
-            return {**said, "kl_mean": self.kl_mean, "top1": self.same_top1 / self.rows}
-        return {**said, "cosine": self.cosine}
+            said |= {"kl_mean": self.kl_mean, "top1": self.same_top1 / self.rows}
+        else:
+            said["cosine"] = self.cosine
+        return {name: finite(value) for name, value in said.items()}
 
     def __str__(self) -> str:
         if self.kl_mean is not None:
@@ -128,6 +140,8 @@ class OutputsReport:
     outputs: tuple[OutputDifference, ...]
     masked: tuple[OutputDifference, ...] = ()  # under masks, where the bundle takes any
     rounded_layers: int = 0  # whose activations the bundle rounds to int8, but the file does not
+    own: tuple[tuple[OutputDifference, ...], ...] = ()  # onnxruntime from itself, in several ways
+    notes: tuple[str, ...] = ()  # what may be wrong with onnxruntime's numbers
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``slmtvm verify --json`` writes."""
@@ -138,12 +152,26 @@ class OutputsReport:
         }
         if self.masked:
             said["masked"] = {o.name: o.to_json() for o in self.masked}
+        if self.own:
+            said["own"] = [{o.name: o.to_json() for o in way} for way in self.own]
+        if self.notes:
+            said["notes"] = list(self.notes)
         return said
 
-    def agrees(self, *, max_kl: float, min_cosine: float) -> bool:
-        """Whether every output stays within the bound of its measure."""
-        every = (*self.outputs, *self.masked)
-        return all(o.agrees(max_kl=max_kl, min_cosine=min_cosine) for o in every)
+    def excess(self, limits: Limits) -> list[str]:
+        """What is beyond both its limit and onnxruntime's difference from itself, output by output;
+        nothing where all agree."""
+        found = []
+        for index, output in enumerate((*self.outputs, *self.masked)):
+            own = [way[index % len(self.outputs)] for way in self.own]
+            under = ", under masks" if index >= len(self.outputs) else ""
+            found += [f"{output.name}{under}: {part}" for part in output.excess(limits, own)]
+        return found
+
+    def agrees(self, limits: Limits | None = None) -> bool:
+        """Whether every output stays within the limit of its measure, or as near as onnxruntime is
+        to itself."""
+        return not self.excess(limits or Limits())
 
     def __str__(self) -> str:
         lines = [f"tokens compared      {self.tokens}", *map(str, self.outputs)]
@@ -154,6 +182,7 @@ class OutputsReport:
                 f"note: {self.rounded_layers} layers round activations to int8 where the file asks "
                 "for float32; --activations file compiles what it asks for"
             )
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -173,7 +202,7 @@ def compare_outputs(
 ) -> tuple[OutputDifference, ...]:
     """Each output over ``texts``: tokens (n,) and, where some are hidden, a mask (n,).
 
-    A decoder's are those after its last token. Raises InvalidModelError where the file's output has
+    A decoder's are those after its last token. Raises AccuracyError where the file's output has
     another shape.
     """
     info = session.info
@@ -195,7 +224,7 @@ def compare_outputs(
             if not encodes:
                 rows = rows[-1:]
             if ours.shape != rows.shape:
-                raise InvalidModelError(
+                raise AccuracyError(
                     f"its output {output.name!r} has shape {theirs.shape}, the bundle's has "
                     f"{ours.shape} rows: was the bundle compiled from another file?",
                     where=str(reference.path),
@@ -206,10 +235,52 @@ def compare_outputs(
     return tuple(total)
 
 
+def own_outputs(
+    info: dict[str, Any],
+    reference: Reference,
+    texts: Sequence[tuple[np.ndarray, np.ndarray | None]],
+) -> Iterator[tuple[OutputDifference, ...]]:
+    """How far onnxruntime is from itself over ``texts``, in one way after another."""
+    for make in variants(reference):
+        try:
+            yield compare_outputs(_Variant(info, make()), reference, texts)
+        except SlmError:
+            continue  # that a changed file does not run says nothing of the file
+
+
+class _Variant:
+    """onnxruntime in the place of a session."""
+
+    def __init__(self, info: dict[str, Any], reference: Reference) -> None:
+        self.info, self._reference = info, reference
+
+    def reset(self) -> None:
+        pass
+
+    def outputs(
+        self,
+        tokens: np.ndarray,
+        mask: np.ndarray | None = None,
+        segments: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
+        names = [output["name"] for output in self.info["outputs"]]
+        found = dict(
+            zip(
+                names,
+                self._reference.run(tokens, names, mask=mask, segments=segments),
+                strict=True,
+            )
+        )
+        if self.info["kind"] == "encoder":
+            return found
+        features = {output["name"]: output["features"] for output in self.info["outputs"]}
+        return {name: v.reshape(-1, features[name])[-1:] for name, v in found.items()}
+
+
 def _rows(theirs: np.ndarray, output: OutputDifference, reference: Reference) -> np.ndarray:
     """The file's output of one sequence as (rows, features)."""
     if theirs.shape[:1] != (1,) or theirs.size % output.features:
-        raise InvalidModelError(
+        raise AccuracyError(
             f"its output {output.name!r} has shape {theirs.shape} for one sequence: was the bundle "
             "compiled from another file?",
             where=str(reference.path),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
+from onnx.external_data_helper import load_external_data_for_model
 
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.importer.encoder_decoder import encoder_file
+from slmtvm.importer.hub import follow_links
 from slmtvm.verify.cache import cache_sizes
-from slmtvm.verify.exact_sums import exact_session
+from slmtvm.verify.exact_sums import open_exact
+from slmtvm.verify.widening import computes_in, in_float32
 
 _DTYPES = {
     "tensor(int64)": np.int64,
@@ -30,10 +34,14 @@ _LOGITS, _HIDDEN = "logits", "last_hidden_state"
 
 _Tokens = Sequence[int] | np.ndarray
 _Values = dict[str, np.ndarray]
+Change = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
 class Reference:
     """A model's ONNX file under onnxruntime, on the CPU, without optimisation.
+
+    One that computes in bfloat16, for which there are no kernels, is given the same numbers in
+    float32. What onnxruntime computes wrongly on this machine is computed by other kernels of it.
 
     A decoder that reads an encoder's hidden states has the encoder's file beside it.
 
@@ -48,12 +56,17 @@ class Reference:
         threads: int = 1,
         optimize: bool = False,
         encoder: str | Path | None = None,
+        change: Change | None = None,
     ) -> None:
         """``optimize``: let onnxruntime rewrite the graph: for its speed, not its numbers.
-        ``encoder``: the encoder's file; the one beside ``path`` where None."""
+
+        ``encoder``: the encoder's file; the one beside ``path`` where None. ``change``: takes the
+        file's model, numbers and all, and gives the one to run in its place.
+        """
         self.path = Path(path)
         if not self.path.is_file():
             raise InvalidModelError("no such file", where=str(path))
+        self._threads = threads
         options = onnxruntime.SessionOptions()
         levels = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = (
@@ -64,16 +77,45 @@ class Reference:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what fails is raised too
         try:
-            self._session = exact_session(path, options)
+            model = onnx.load(path, load_external_data=False)
+            folder = follow_links(model, self.path)
+            self._cache_sizes = cache_sizes(model.graph)
+            brain = computes_in(onnx.TensorProto.BFLOAT16, model)
+            if change or brain:
+                load_external_data_for_model(model, str(folder))
+            model = in_float32(model) if brain else model
+            model = change(model) if change else model
+            changed = bool(change or brain or folder != self.path.parent)
+            exact = open_exact(model, self.path, options, folder=folder, changed=changed)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise _refusal(path, error) from error
-        self._cache_sizes = cache_sizes(self.path)
+        self._session = exact.session
+        self.doubts = exact.doubts  # why its numbers may be wrong, a sentence each
         self._output = ""
         self.choose_output()
         self._encoder: Reference | None = None
         if any(given.name == _SOURCE_STATES for given in self._session.get_inputs()):
-            given = None if encoder is None else Path(encoder)
-            self._encoder = Reference(encoder_file(self.path, given), threads=threads)
+            file = encoder_file(self.path, None if encoder is None else Path(encoder))
+            self._encoder = Reference(file, threads=threads, optimize=optimize, change=change)
+            self.doubts = tuple(dict.fromkeys((*self.doubts, *self._encoder.doubts)))
+
+    def variant(self, *, optimize: bool = False, change: Change | None = None) -> Reference:
+        """Another one of the same file, for the same output; arguments as when one is made."""
+        encoder = None if self._encoder is None else self._encoder.path
+        other = Reference(
+            self.path,
+            threads=self._threads,
+            optimize=optimize,
+            encoder=encoder,
+            change=change,
+        )
+        other.choose_output(self._output)
+        return other
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, or of both files."""
+        return file_bytes(self.path) + (self._encoder.size if self._encoder else 0)
 
     def rows(
         self,
@@ -173,6 +215,11 @@ class Reference:
         """Whether its output is logits."""
         return self._output == _LOGITS
 
+    @property
+    def output(self) -> str:
+        """The output that is compared."""
+        return self._output
+
     def choose_output(self, name: str | None = None) -> None:
         """Compare the output ``name``; else logits, hidden states, or the first one.
 
@@ -205,6 +252,19 @@ class Reference:
             )
         value: np.ndarray = values[name].astype(dtype)
         return value[None] if given.shape else value  # a scalar has no batch
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of an ONNX file and of those beside it that hold its weights."""
+    model = onnx.load(path, load_external_data=False)
+    names = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    files = (path, *(path.parent / name for name in names))
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _values(ids: np.ndarray, mask: np.ndarray | None) -> _Values:

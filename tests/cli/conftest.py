@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == f"{path}: llama decoder, context 1024 tokens"
-    assert [line.split()[0] for line in lines[1:]] == ["weights", _host_library(path)]
+    assert [line.split()[0] for line in lines[1:]] == ["weights", _host_library(path), "checked:"]
+    assert re.fullmatch(r"  checked: KL \de-\d over 64 tokens", lines[-1])
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from slmtvm.errors import SlmError
-from slmtvm.verify import Reference, VerifyReport, compare, compare_greedy
+from slmtvm.verify import Limits, Reference, VerifyReport, compare, compare_greedy
 from slmtvm.verify.metrics import HiddenDifference, LogitsDifference
 from tests.models import FORMS, heldout_ids, model_path, prompt_ids
 from tests.models.corpus import corpus_path
@@ -51,7 +52,7 @@ def test_a_distorted_model_is_seen_in_every_number() -> None:
     assert report.top1 == 0
     assert report.ppl is not None and report.ppl_reference is not None
     assert report.ppl > 2 * report.ppl_reference
-    assert not report.agrees(max_kl=0.01, min_cosine=0.9)
+    assert not report.agrees()
 
 
 def test_kl_and_perplexity_are_those_of_two_known_distributions() -> None:
@@ -78,12 +79,16 @@ def test_random_tokens_are_compared_where_no_text_is_given() -> None:
 
 
 def test_an_encoder_is_compared_without_probabilities() -> None:
-    session = ReferenceSession(_reference(), kind="encoder", distort=lambda rows: rows * 2)
+    session = ReferenceSession(_reference(), kind="encoder", distort=lambda rows: rows * 1.1)
     report = compare(session, _reference(), heldout_ids()[:300])
     assert report.tokens == 300
     assert report.cosine == pytest.approx(1)
-    assert report.to_json().keys() == {"max_abs", "mean_abs", "rounded_layers", "cosine"}
-    assert report.agrees(max_kl=0, min_cosine=0.99)
+    assert 0.05 < report.relative < 0.1  # of the range: the largest value is over half of it
+    assert list(report.to_json()) == [
+        "tokens", "max_abs", "mean_abs", "relative", "cosine", "rounded_layers",
+    ]  # fmt: skip
+    assert report.agrees(Limits(max_kl=0))
+    assert not report.agrees(Limits(max_relative=0.05))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +100,7 @@ def test_a_bundle_that_takes_masks_is_compared_under_some(cell: str, kind: str) 
     report = compare(session, reference)
     assert report.masked is not None and report.masked.max_abs == 0
     assert 60 < report.masked.tokens < 120  # of three windows of 40, those that are visible
-    assert report.agrees(max_kl=1e-9, min_cosine=0.999)
+    assert report.agrees(Limits(1e-9, 0.999))
     assert "masked" in report.to_json() and "under masks" in str(report)
 
 
@@ -130,7 +135,7 @@ def test_a_bundle_that_does_not_mask_as_the_file_does_disagrees() -> None:
     reference = Reference(corpus_path("llama-script-masked"))
     report = compare(Unmasked(reference, mask="keys", vocab_size=60, context=40), reference)
     assert report.max_abs == 0 and report.masked is not None and report.masked.max_abs > 0
-    assert not report.agrees(max_kl=1e-9, min_cosine=0.999)
+    assert not report.agrees(Limits(1e-9, 0.999))
 
 
 def test_a_window_never_exceeds_the_context_of_the_bundle() -> None:
@@ -178,13 +183,20 @@ def test_the_json_has_the_documented_keys() -> None:
     report = compare(ReferenceSession(_reference()), _reference(), heldout_ids()[:20])
     table = json.loads(json.dumps(report.to_json()))
     assert list(table) == [
-        "max_abs", "mean_abs", "rounded_layers", "kl_mean", "top1", "ppl", "ppl_reference",
+        "tokens", "max_abs", "mean_abs", "relative", "cosine", "rounded_layers", "kl_mean", "top1",
+        "ppl", "ppl_reference",
     ]  # fmt: skip
 
 
 def test_not_a_number_never_agrees() -> None:
-    report = VerifyReport("decoder", 1, 0.0, 0.0, kl_mean=float("nan"))
-    assert not report.agrees(max_kl=1e9, min_cosine=0)
+    nan = float("nan")
+    good = VerifyReport(1, 0.0, 0.0, relative=0.0, cosine=1.0, kl_mean=0.0)
+    assert good.agrees()
+    for name in ("relative", "cosine", "kl_mean"):
+        bad = replace(good, **{name: nan}, own=good)
+        assert not bad.agrees(Limits(max_kl=1e9, min_cosine=-1, max_relative=1e9))
+        text = json.dumps(bad.to_json(), allow_nan=False)
+        assert json.loads(text)[name] is None
 
 
 def test_greedy_tokens_of_the_same_model_never_part() -> None:

@@ -10,7 +10,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from slmtvm.verify.exact_sums import exact_session, with_unsigned_weights
+from slmtvm.verify.exact_sums import exact_session
+from slmtvm.verify.unsigned_weights import with_unsigned_weights
 
 K, N, M = 64, 24, 5
 FLOAT, UINT8, INT8 = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT8
