@@ -23,8 +23,12 @@ TOKENS = np.array([101, 1996, 4248, 2829, 4419, 14523, 2058, 1996, 13971, 3899, 
 def test_an_encoder_has_bidirectional_attention_and_position_rows(form):
     model = import_onnx(encoder_path(form))
     names = op_names(model)
-    assert sorted(names[:4]) == ["relax.add", "relax.add", "slm.embedding", "slm.position_rows"]
-    assert names[4:] == ["slm.layer_norm", *LAYER * 6]
+    # The words', the positions' and the segments' rows.
+    assert sorted(names[:6]) == [
+        "relax.add", "relax.add", "slm.embedding", "slm.embedding", "slm.position_rows",
+        "slm.segments",
+    ]  # fmt: skip
+    assert names[6:] == ["slm.layer_norm", *LAYER * 6]
     assert (model.kind, model.family, model.context) == ("encoder", "bert", 512)
     assert (model.vocab_size, model.hidden_size, model.num_heads) == (30522, 384, 12)
 
