@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from slmtvm.verify.stability import own_difference
 from slmtvm.verify.token_files import encode_text
 
 WINDOW = 256  # tokens that are evaluated together, from position 0
+_CACHE_SHAPE = ("layers", "num_kv_heads", "head_dim")
+_FLOAT32_BYTES = 4
 _OWN_WINDOWS = 4  # that onnxruntime is compared with itself on
 
 Progress = Callable[[int, int], None]
@@ -115,12 +118,13 @@ def compare_cases(
 ) -> VerifyReport:
     """The report on ``cases``, and on the first of them under masks where the model takes any."""
     limits = limits or Limits()
-    report = _judged(
-        _compare(session, reference, cases, progress), reference, cases, limits, with_own
-    )
+    half = _has_half_cache(session)
+    report = _compare(session, reference, cases, progress)
+    report = _judged(report, reference, cases, limits, with_own=with_own, half=half)
     masked = masked_cases(cases[0], session.info)
     if masked:
-        under = _judged(_compare(session, reference, masked), reference, masked, limits, False)
+        under = _compare(session, reference, masked)
+        under = _judged(under, reference, masked, limits, with_own=False, half=half)
         report = replace(report, masked=under)
     rounded = int(session.info.get("rounded_layers", 0))
     return replace(report, rounded_layers=rounded, notes=reference.doubts)
@@ -131,7 +135,9 @@ def _judged(
     reference: Reference,
     cases: Sequence[Case],
     limits: Limits,
+    *,
     with_own: bool,
+    half: bool,
 ) -> VerifyReport:
     """``report`` with onnxruntime's own difference, where that is asked for or decides."""
     if not (with_own or report.excess(limits)):
@@ -140,7 +146,15 @@ def _judged(
     def enough(own: Figures) -> bool:
         return not report.excess(limits, own)
 
-    return replace(report, own=own_difference(reference, cases[:_OWN_WINDOWS], _figures, enough))
+    own = own_difference(reference, cases[:_OWN_WINDOWS], _figures, enough, half=half)
+    return replace(report, own=own)
+
+
+def _has_half_cache(session: Evaluator) -> bool:
+    """Whether keys and values are rounded, to float16 or more."""
+    info = session.info
+    values = 2 * math.prod(int(info.get(name, 0)) for name in _CACHE_SHAPE)
+    return 0 < int(info.get("kv_bytes_per_token", 0)) < values * _FLOAT32_BYTES
 
 
 def _compare(
