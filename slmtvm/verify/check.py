@@ -81,7 +81,8 @@ class Check:
         if excess and report.notes:
             self.skip(report.notes[0])
         elif excess:
-            raise AccuracyError(_message(report, excess), where=str(self._model.source))
+            kv = str(session.info.get("kv", ""))
+            raise AccuracyError(_message(report, excess, kv), where=str(self._model.source))
         self._reports.append(report)
 
     def skip(self, reason: str) -> None:
@@ -216,7 +217,7 @@ def _read(path: Path, tokenizer: bytes | None) -> np.ndarray:
     return encode_text(Tokenizer.from_buffer(tokenizer), text)
 
 
-def _message(report: VerifyReport | OutputsReport, excess: list[str]) -> str:
+def _message(report: VerifyReport | OutputsReport, excess: list[str], kv: str) -> str:
     tokens, own = report.tokens, ""
     if isinstance(report, VerifyReport) and report.own is not None:
         own = f" (onnxruntime from itself: {summary(report.own)})"
@@ -226,6 +227,8 @@ def _message(report: VerifyReport | OutputsReport, excess: list[str]) -> str:
         if report.rounded_layers
         else ""
     )
+    if kv == "int8":
+        rounded += "; the cache holds keys and values in int8: --kv f16 is nearer"
     return (
         f"the compiled model differs from onnxruntime over {tokens} tokens: "
         f"{', '.join(excess)}{own}{rounded}. No bundle was written; --no-check writes it all the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from slmtvm.verify.token_files import encode_text
 
 WINDOW = 256  # tokens that are evaluated together, from position 0
 _SHORT_WINDOW = 32  # random tokens that are a text of their own, where outputs are of whole texts
+_CACHE_SHAPE = ("layers", "num_kv_heads", "head_dim")
+_FLOAT32_BYTES = 4
 _OWN_WINDOWS = 4  # that onnxruntime is compared with itself on
 
 Progress = Callable[[int, int], None]
@@ -132,12 +135,13 @@ def compare_cases(
     reference.choose_output(outputs[0]["name"] if outputs else None)
     if needs_every_output(session.info):
         return _compare_outputs(session, reference, cases, limits, with_own, progress)
-    report = _judged(
-        _compare(session, reference, cases, progress), reference, cases, limits, with_own
-    )
+    half = _has_half_cache(session)
+    report = _compare(session, reference, cases, progress)
+    report = _judged(report, reference, cases, limits, with_own=with_own, half=half)
     masked = masked_cases(cases[0], session.info)
     if masked:
-        under = _judged(_compare(session, reference, masked), reference, masked, limits, False)
+        under = _compare(session, reference, masked)
+        under = _judged(under, reference, masked, limits, with_own=False, half=half)
         report = replace(report, masked=under)
     rounded = int(session.info.get("rounded_layers", 0))
     return replace(report, rounded_layers=rounded, notes=reference.doubts)
@@ -182,7 +186,9 @@ def _judged(
     reference: Reference,
     cases: Sequence[Case],
     limits: Limits,
+    *,
     with_own: bool,
+    half: bool,
 ) -> VerifyReport:
     """``report`` with onnxruntime's own difference, where that is asked for or decides."""
     if not (with_own or report.excess(limits)):
@@ -191,7 +197,15 @@ def _judged(
     def enough(own: Figures) -> bool:
         return not report.excess(limits, own)
 
-    return replace(report, own=own_difference(reference, cases[:_OWN_WINDOWS], _figures, enough))
+    own = own_difference(reference, cases[:_OWN_WINDOWS], _figures, enough, half=half)
+    return replace(report, own=own)
+
+
+def _has_half_cache(session: Evaluator) -> bool:
+    """Whether keys and values are rounded, to float16 or more."""
+    info = session.info
+    values = 2 * math.prod(int(info.get(name, 0)) for name in _CACHE_SHAPE)
+    return 0 < int(info.get("kv_bytes_per_token", 0)) < values * _FLOAT32_BYTES
 
 
 def _compare(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from corpus.agreement import ROUNDED, Agreement
-from corpus.check import Outcome, check, judge
+from corpus.check import CONTEXT, Outcome, check, judge
 
+from slmtvm.compiler import compile_model
 from slmtvm.errors import SlmError
 from tests.importer.corpus_gaps import reason
 from tests.models.corpus import corpus_path
@@ -46,6 +47,14 @@ def test_a_compiled_model_of_the_corpus_computes_what_onnxruntime_computes(
     outcome = check(corpus_path(*file.split("/")), tmp_path, "compile")
     assert not outcome.error and outcome.held
     assert outcome.stage == "compile"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [_param(file) for file in FILES])
+def test_a_model_of_the_corpus_passes_the_check_of_the_compiler(file: str, tmp_path: Path) -> None:
+    path = corpus_path(*file.split("/"))
+    bundle = compile_model(path, output=tmp_path / "model.slm", context=CONTEXT)
+    assert "skipped" not in bundle.manifest.extra["check"]
 
 
 @pytest.mark.parametrize("own", [0.02, 0.01, float("nan")])

@@ -10,6 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
+from slmtvm.importer import import_onnx
+from slmtvm.ir.reference import evaluate
 from slmtvm.verify import Reference
 from tests.importer.graph_builder import run_onnxruntime, save
 from tests.importer.test_builder_graphs import Built, write
@@ -123,3 +125,10 @@ def test_a_cache_whose_head_dim_is_symbolic_is_fed_as_the_attention_needs_it(
             )
     got = Reference(save(model, tmp_path, "symbolic.onnx")).rows(tokens)
     assert np.abs(got - want).max() <= 1e-5 * np.ptp(want)
+
+
+def test_a_file_that_computes_in_bfloat16_has_its_numbers_in_float32() -> None:
+    path = corpus_path("phi3-dynamo-bfloat16")
+    tokens = np.arange(3, 20)
+    want = evaluate(import_onnx(path, context=24), tokens)
+    assert np.abs(Reference(path).rows(tokens) - want).max() <= 2e-4 * np.ptp(want)

@@ -62,19 +62,21 @@ def test_an_encoder_and_masks_are_compared_with_themselves_too(cell: str) -> Non
     assert report.masked.own.relative < 1e-5
 
 
-def test_half_of_the_floats_move_by_one_bit_towards_zero() -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_half_of_the_floats_move_by_one_bit_towards_zero(half: bool) -> None:
     numbers = np.linspace(-2, 2, 1001, dtype=np.float32)
     model = onnx.ModelProto()
     model.graph.initializer.append(numpy_helper.from_array(numbers, "w"))
     model.graph.initializer.append(numpy_helper.from_array(np.arange(3), "i"))
     exponents = (np.float32(2), np.full((1,), 2, np.float32))
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(x)) for x in exponents)
-    with_other_bits(model, np.random.default_rng(0))
+    with_other_bits(model, np.random.default_rng(0), half=half)
     moved, integers, *same = map(numpy_helper.to_array, model.graph.initializer)
     assert [float(x.sum()) for x in same] == [2, 2]
     changed = moved != numbers
     assert 400 < changed.sum() < 600
-    assert np.array_equal(moved[changed], np.nextafter(numbers, np.float32(0))[changed])
+    near = numbers * np.float32(1 - 2**-11) if half else np.nextafter(numbers, np.float32(0))
+    assert np.array_equal(moved[changed], near[changed])
     assert integers.tolist() == [0, 1, 2]
 
 
