@@ -127,9 +127,9 @@ def _summary(bundle: Bundle) -> str:
         *_output_lines(model),
         f"  {'weights':24} {_size(weights.bytes)}",
     ]
-    if model["kv_beyond_f16"] and model["kv"] == "f16":
+    if model.get("kv_beyond_f16") and model["kv"] == "f16":
         lines.append("  keys or values beyond float16 are cut off: --kv f32 keeps them")
-    elif model["kv_beyond_f16"] and model["kv"] == "f32":
+    elif model.get("kv_beyond_f16") and model["kv"] == "f32":
         lines.append("  the KV cache is float32: keys or values are beyond float16")
     for name, target in bundle.manifest.targets.items():
         lines.append(f"  {name:24} {_size(target.library.bytes)}")

@@ -16,7 +16,8 @@ from tvm.ir import Op
 from slmtvm.ir import ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.params import Params
-from slmtvm.ir.reference import evaluate, layers
+from slmtvm.ir.probing import embedding_norms
+from slmtvm.ir.reference import evaluate
 from slmtvm.ir.reference.arrays import Array
 from slmtvm.ir.reference.weights import dequantize
 
@@ -63,17 +64,8 @@ def note_of(largest: float) -> str:
 def probing_tokens(model: CanonicalModel, name: str) -> Array:
     """Tokens int32 (n,) for the function ``name``: half those of the largest embeddings, and half
     drawn at random, always the same; the two take turns."""
-    (call,) = (c for c in _calls(model.module[name]).values() if c.op == ops.EMBEDDING)
-    attrs = {key: call.attrs[key] for key in call.attrs.keys()}  # noqa: SIM118 (not a dict)
-    named = {key: model.params[expr.name] for key, expr in ops.operands(call).items()}
-    largest = np.concatenate(
-        [
-            np.abs(layers.embedding(part, attrs, model.kind, **named)).max(axis=1)
-            for part in np.array_split(
-                np.arange(model.vocab_size), -(-model.vocab_size // _ROWS_AT_ONCE)
-            )
-        ]
-    )
+    largest = embedding_norms(model, name)
+    assert largest is not None  # every function looks its tokens up
     chosen = np.argsort(-largest, kind="stable")[:_PROBES]
     drawn = np.random.default_rng(_SEED).integers(0, model.vocab_size, chosen.size)
     return np.stack([chosen, drawn], axis=1).reshape(-1).astype(np.int32)

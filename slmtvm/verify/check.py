@@ -18,12 +18,12 @@ from slmtvm.errors import (
     UnsupportedOpError,
 )
 from slmtvm.ir.model import CanonicalModel
+from slmtvm.ir.probing import probing_tokens
 from slmtvm.runtime import load
 from slmtvm.verify.agreement import Limits, worst
 from slmtvm.verify.cases import Case, Tokens, make_cases
 from slmtvm.verify.compare import WINDOW, compare_cases, shortest
 from slmtvm.verify.outputs import OutputsReport
-from slmtvm.verify.probing import probing_tokens
 from slmtvm.verify.reference import Reference, file_bytes
 from slmtvm.verify.report import VerifyReport, summary
 from slmtvm.verify.token_files import encode_text, read_ids, read_text

@@ -14,7 +14,7 @@ CASES = [
     (("slmtvm", "comp"), {"compile", "completion"}),
     (("slmtvm", "compile", "--kv", ""), {"f16", "f32", "int8"}),
     (("slmtvm", "compile", "x.onnx", "--target", ""), {"host", *known_targets()}),
-    (("slmtvm", "run", "x.slm", "--top"), {"--top-k", "--top-p"}),
+    (("slmtvm", "run", "x.slm", "--top"), {"--top", "--top-k", "--top-p"}),
     (("slmtvm", "completion", ""), {"bash", "zsh", "fish"}),
     (("slmtvm", "--ver"), {"--version"}),
     (("slmtvm", "compile", "--tokenizer", "f"), set()),  # a file: the shell's own completion

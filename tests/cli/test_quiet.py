@@ -13,7 +13,15 @@ from slmtvm.bundle import Bundle
 from slmtvm.bundle.manifest import FileEntry, Manifest
 from slmtvm.cli.main import main
 
-MODEL = {"family": "llama", "kind": "decoder", "mask": "none", "context": 8}
+MODEL = {
+    "family": "llama",
+    "kind": "decoder",
+    "mask": "none",
+    "context": 8,
+    "vocab_size": 5,
+    "outputs": [{"name": "logits", "features": 5, "pooled": False}],
+    "left_out": {},
+}
 MANIFEST = Manifest(FileEntry("weights.bin", 9, "0"), {}, MODEL)
 
 

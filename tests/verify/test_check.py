@@ -21,10 +21,10 @@ from slmtvm.compiler import compile_imported
 from slmtvm.errors import AccuracyError, SlmError, UnsupportedOpError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
+from slmtvm.ir.probing import embedding_norms, probing_tokens
 from slmtvm.target import Target
 from slmtvm.verify import check as checking
 from slmtvm.verify.check import check_line, prepare_check
-from slmtvm.verify.probing import embedding_norms, probing_tokens
 from slmtvm.verify.reference import Reference
 from tests.importer.graph_builder import save
 from tests.importer.graphs import Tiny, build
@@ -112,8 +112,8 @@ def test_where_onnxruntime_is_known_to_be_wrong_there_is_nothing_to_compare_with
     other_file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def doubtful(path: Path) -> Reference:
-        reference = Reference(path)
+    def doubtful(path: Path, **options: Any) -> Reference:
+        reference = Reference(path, **options)
         reference.doubts = ("it adds wrongly",)
         return reference
 
@@ -223,7 +223,7 @@ def test_the_tokens_are_random_ones_and_those_with_the_largest_embeddings(
     assert model.kind == kind
     tokens = probing_tokens(model, 20)
     assert np.array_equal(tokens, probing_tokens(model, 20))
-    norms = embedding_norms(model)
+    norms = embedding_norms(model, "main")
     assert norms is not None
     largest = np.argsort(-norms)[:10]
     assert set(largest) <= set(tokens.tolist())
@@ -236,7 +236,9 @@ def test_the_norms_are_those_of_the_files_table(file: Path, model: CanonicalMode
         for t in onnx.load(file).graph.initializer
         if t.name == "embedding.weight"
     )
-    np.testing.assert_allclose(embedding_norms(model), np.linalg.norm(table, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        embedding_norms(model, "main"), np.linalg.norm(table, axis=1), rtol=1e-5
+    )
 
 
 def test_tokens_may_be_given(model: CanonicalModel, bundle: slmtvm.Bundle, tmp_path: Path) -> None:
@@ -251,7 +253,7 @@ def test_tokens_may_be_given(model: CanonicalModel, bundle: slmtvm.Bundle, tmp_p
         (np.array([1, 2, 999]), "token 999 is out of the vocabulary, which has 0 to 52"),
         (np.array([0.5, 1.0]), "integers (n,) or (windows, n) are needed"),
         (b"no array", "not a .npy file"),
-        (None, "not a .npy file"),
+        (None, "no such file"),
     ],
 )
 def test_tokens_that_cannot_be_used_are_refused_before_anything_is_compiled(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,13 +13,15 @@ from slmtvm.importer.cover import Cover
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.pieces import is_algebraic
-from slmtvm.importer.ranges import FINITE
+from slmtvm.importer.ranges import FINITE, range_of, ranges_of
 from slmtvm.importer.regions import between, constants_of, dominators
 from slmtvm.importer.steps import Elementwise, Norm, Param, Step
 
 _LARGE = 1e3  # inputs at which epsilon does not count
 _SMALL = 1e-6  # inputs at which it does
 _BETWEEN = 10.0 ** np.arange(-5, 5)  # sizes of inputs at which it may, or something else does
+# A length below which a row counts as zero: a bound there keeps a row of zeros from 0 / 0.
+_NO_LENGTH = 1e-10
 _FIT_TOLERANCE = 1e-6
 _SNAP = 1e-3  # how near the measured epsilon must be to a number in the graph to be that number
 
@@ -59,11 +61,37 @@ def match_norm(cover: Cover, value: str) -> Step | None:
         # The nearest value will do, unless another reduction lies before it: an RMS norm of a
         # value that was centred is a layer norm. A bound that may act is no part of a norm.
         fixed = frame.is_fixed(nodes)
-        if count > reductions and fixed and is_algebraic(frame.small, nodes, {x: FINITE}):
+        if count <= reductions or not fixed:
+            continue
+        floors = _floors(cover, x, nodes)
+        others = [node for node in nodes if node.outputs[0] not in floors]
+        if is_algebraic(frame.small, others, {x: FINITE}):
             measured = _measure(cover, x, value, nodes, width)
             if measured is not None:
+                if floors and not measured.eps:  # a row of zeros stays one
+                    eps = max(floors.values()) ** 2 * measured.groups / width
+                    measured = replace(measured, eps=eps)
                 found, reductions = (x, nodes, measured), count
     return None if found is None else _step(cover, value, *found)
+
+
+def _floors(cover: Cover, x: str, nodes: Sequence[Node]) -> dict[str, float]:
+    """What only bounds a length from below, by what is none: values, and their bounds."""
+    frozen, found = cover.frame.small, {}
+    ranges = ranges_of(frozen, nodes, {x: FINITE})
+    for node in nodes:
+        if node.op_type not in ("Clip", "Max"):
+            continue
+        given = [name for name in node.inputs if name]
+        bounds = [float(node.attrs[name]) for name in ("min",) if name in node.attrs]
+        bounds += [range_of(frozen, ranges, i).high for i in given if i in frozen.constants]
+        free = [name for name in given if name not in frozen.constants]
+        single = len(bounds) == len(free) == 1 and "max" not in node.attrs
+        if node.op_type == "Clip" and len(node.inputs) > 1 and not node.inputs[1]:
+            continue  # from above
+        if single and 0 < bounds[0] <= _NO_LENGTH and range_of(frozen, ranges, free[0]).low >= 0:
+            found[node.outputs[0]] = bounds[0]
+    return found
 
 
 def _step(cover: Cover, value: str, x: str, nodes: Sequence[Node], norm: _Measured) -> Step:

@@ -51,8 +51,9 @@ _RANGES: dict[str, Range] = {
             "allowzero", "causal", "channels_last", "do_rotary", "exclusive", "fmod",
             "interleaved", "is_causal", "is_packed_batching", "keepdims", "largest",
             "noop_with_empty_axes", "normalize_routing_weights", "past_present_share_buffer",
-            "reverse", "rotary_interleaved", "saturate", "sorted", "transA", "transB",
-            "transBatchA", "transBatchB", "unidirectional", "upper", "use_sparse_mixer",
+            "detect_negative", "detect_positive", "reverse", "rotary_interleaved", "saturate",
+            "select_last_index", "sorted", "transA", "transB", "transBatchA",
+            "transBatchB", "unidirectional", "upper", "use_sparse_mixer",
         ),
         _FLAG,
     ),
@@ -86,7 +87,7 @@ _RANGES: dict[str, Range] = {
     **dict.fromkeys(("dtype", "stash_type", "to"), _TYPE),
     "approximate": _among("none", "tanh"),
     "auto_pad": _among("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"),
-    "local_window_size": _from(-1),
+    **dict.fromkeys(("left_window_size", "local_window_size", "right_window_size"), _from(-1)),
     "mask_index_type": _FLAG,
     "p": _among(1, 2),
     "reduction": _among("none", "add", "mul", "max", "min"),
@@ -95,7 +96,8 @@ _RANGES: dict[str, Range] = {
     # Whatever their operators do not know is refused there, or they change nothing here.
     **dict.fromkeys(
         (
-            "activation", "activation_type", "k_quant_type", "precision", "quant_type", "ratio",
+            "activation", "activation_type", "equation", "k_quant_type",
+            "precision", "quant_type", "ratio",
             "seed", "v_quant_type", "weights_prepacked",
         ),
         _ANY,

@@ -22,25 +22,31 @@ def probing_tokens(model: CanonicalModel, count: int) -> np.ndarray:
     usual = np.setdiff1d(np.arange(model.vocab_size), model.padding)
     random = np.random.default_rng(_SEED)
     drawn = random.choice(usual, count - count // 2)
-    norms = embedding_norms(model)
+    norms = embedding_norms(model, "main")
     largest = drawn if norms is None else usual[np.argsort(-norms[usual], kind="stable")]
     both = np.concatenate([drawn, np.resize(largest, count // 2)])
     return random.permutation(both).astype(np.int32)
 
 
-def embedding_norms(model: CanonicalModel) -> np.ndarray | None:
-    """The norm of each token's embedding (vocab,), 0 if not finite; None without a table."""
-    function = model.module["main"]
+def embedding_norms(model: CanonicalModel, name: str) -> np.ndarray | None:
+    """The norm of each token's embedding (vocab,) in the function ``name``, 0 if not finite; None
+    without a table."""
+    function = model.module[name]
     for block in function.body.blocks:
         for binding in block.bindings:
             call = binding.value
             if not (isinstance(call, relax.Call) and call.op == ops.EMBEDDING):
                 continue
+            if not call.args[0].same_as(function.params[0]):
+                continue  # of token types
             attrs = {key: call.attrs[key] for key in call.attrs.keys()}  # noqa: SIM118 (not a dict)
             named = {key: model.params[arg.name] for key, arg in ops.operands(call).items()}
             tokens = np.arange(model.vocab_size)
             parts = [
-                np.linalg.norm(embedding(tokens[at : at + _ROWS], attrs, "", **named), axis=1)
+                np.linalg.norm(
+                    embedding(tokens[at : at + _ROWS], attrs, "", **named).astype(np.float64),
+                    axis=1,
+                )
                 for at in range(0, len(tokens), _ROWS)
             ]
             return np.nan_to_num(np.concatenate(parts), nan=0, posinf=0, neginf=0)
