@@ -18,16 +18,16 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-from corpus.agreement import EXACT, HALF, Rule, compare, rule_of
+from corpus.agreement import BLOCKS, EXACT, HALF, Rule, compare, rule_of
 from corpus.check import session_rows
 from corpus.inputs import source_of
+from corpus.outputs import our_rows, their_rows
 from onnx import TensorProto, helper, numpy_helper
 
 from slmtvm.compiler import compile_imported
 from slmtvm.errors import SlmError
 from slmtvm.importer import import_onnx
-from slmtvm.ir.model import CanonicalModel
-from slmtvm.ir.reference import evaluate
+from slmtvm.ir.model import CanonicalModel, Output
 from slmtvm.runtime import load
 from slmtvm.target import Target
 from slmtvm.verify import Reference
@@ -152,10 +152,9 @@ def judge(path: Path, base: str, alteration: str, bundles: Path | None = None) -
     rule = _rule(path)
     sequences = _sequences(_vocab(base))
     try:
-        wanted = _rows(path, sequences)
+        whole = np.concatenate(_rows(path, sequences))
     except SlmError as error:
         return Verdict(base, alteration, "unusable", str(error))
-    whole = np.concatenate(wanted)
     if not np.isfinite(whole).all() or np.ptp(whole) <= 1e-3 * np.abs(whole).max():
         return Verdict(base, alteration, "unusable", "no numbers to compare")
     try:
@@ -165,16 +164,19 @@ def judge(path: Path, base: str, alteration: str, bundles: Path | None = None) -
         return Verdict(base, alteration, "refused", str(error))
     except Exception:
         return Verdict(base, alteration, "crash", traceback.format_exc(limit=-3))
+    wanted = _rows(path, sequences, model.outputs)
     if ours[0].shape != wanted[0].shape:
         says = f"rows of {ours[0].shape}, onnxruntime's {wanted[0].shape}"
         return Verdict(base, alteration, "wrong", says)
+    if not all(np.isfinite(rows).all() for rows in wanted):
+        return Verdict(base, alteration, "unusable", "no numbers in another output")
     finite = all(np.isfinite(rows).all() for rows in ours)
     if not finite and _has_no_number(path, sequences[-1]):
         return Verdict(base, alteration, "unusable", "NaN on the way")
     agreement = compare(rule, ours, wanted)
     if agreement.holds:
         return Verdict(base, alteration, "agrees", str(agreement))
-    own = _own_difference(path, sequences, wanted)
+    own = _own_difference(path, sequences, model.outputs, wanted)
     near = agreement.difference <= _TIMES * own
     says = f"{agreement}; onnxruntime from itself {own:.2g}"
     return Verdict(base, alteration, "agrees" if near else "wrong", says)
@@ -185,7 +187,7 @@ def _rule(path: Path) -> Rule:
     nodes = onnx.load(path, load_external_data=False).graph.node
     casts = [a.i for n in nodes if n.op_type == "Cast" for a in n.attribute]
     rule = rule_of(path)
-    return HALF if rule is EXACT and TensorProto.FLOAT16 in casts else rule
+    return HALF if rule in (EXACT, BLOCKS) and TensorProto.FLOAT16 in casts else rule
 
 
 def _results(
@@ -193,17 +195,22 @@ def _results(
 ) -> list[np.ndarray]:
     if bundles is None:
         with np.errstate(all="ignore"):
-            return [evaluate(model, tokens, source_of(model.kind)) for tokens in sequences]
+            return [our_rows(model, tokens) for tokens in sequences]
     with TemporaryDirectory(dir=bundles) as folder:
         bundle, host = Path(folder) / "altered.slm", Target.load("host")
-        compile_imported(model, [host], output=bundle, kv="f32", activations="file")
+        compile_imported(model, [host], output=bundle, kv="f32", activations="file", check=False)
         with load(bundle) as session:
-            return [session_rows(session, model.kind, tokens) for tokens in sequences]
+            return [session_rows(session, model.outputs, tokens) for tokens in sequences]
 
 
-def _rows(path: Path, sequences: list[np.ndarray], **options: bool) -> list[np.ndarray]:
-    reference = Reference(path, **options)
-    return [reference.rows(tokens, _source(path)) for tokens in sequences]
+def _rows(
+    path: Path, sequences: list[np.ndarray], outputs: tuple[Output, ...] = (), **options: bool
+) -> list[np.ndarray]:
+    """onnxruntime's, of these outputs side by side; without any of the main one."""
+    reference, source = Reference(path, **options), _source(path)
+    if not outputs:
+        return [reference.rows(tokens, source) for tokens in sequences]
+    return [their_rows(reference, tokens, source, outputs) for tokens in sequences]
 
 
 def _source(path: Path) -> np.ndarray | None:
@@ -213,17 +220,22 @@ def _source(path: Path) -> np.ndarray | None:
     return source_of("encoder-decoder") if both else None
 
 
-def _own_difference(path: Path, sequences: list[np.ndarray], wanted: list[np.ndarray]) -> float:
+def _own_difference(
+    path: Path,
+    sequences: list[np.ndarray],
+    outputs: tuple[Output, ...],
+    wanted: list[np.ndarray],
+) -> float:
     """The largest difference, of the results' range, between onnxruntime on the file, and with the
     graph optimized or last bits of its numbers changed."""
     whole, generator = np.concatenate(wanted), np.random.default_rng(0)
     others = []
     with suppress(SlmError):  # its optimizer does not take every graph that it runs
-        others.append(_rows(path, sequences, optimize=True))
+        others.append(_rows(path, sequences, outputs, optimize=True))
     for _ in range(_DRAWS):
         near = path.with_name("near.onnx")
         onnx.save(_with_other_bits(onnx.load(path), generator), near)
-        others.append(_rows(near, sequences))
+        others.append(_rows(near, sequences, outputs))
     apart = (np.abs(np.concatenate(rows) - whole).max() for rows in others)
     return max(float(difference / np.ptp(whole)) for difference in apart)
 
