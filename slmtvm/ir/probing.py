@@ -9,6 +9,7 @@ from slmtvm.ir import ops
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference.layers import embedding
 
+_OVERFLOWS = 1e19  # squared, beyond float32
 _SEED = 0
 _ROWS = 4096  # of a table that are in float32 at a time
 
@@ -17,12 +18,15 @@ def probing_tokens(model: CanonicalModel, count: int) -> np.ndarray:
     """``count`` token ids int32: half drawn at random, half those with the largest embeddings.
 
     What acts on large values alone, a clip or a narrow type, acts on these first. None is one that
-    the file's positions leave out. The same model gives the same tokens.
+    the file's positions leave out, or whose embedding's square overflows: of such a token no number
+    comes that could be compared. The same model gives the same tokens.
     """
     usual = np.setdiff1d(np.arange(model.vocab_size), model.padding)
+    norms = embedding_norms(model, "main")
+    if norms is not None and (norms[usual] < _OVERFLOWS).any():
+        usual = usual[norms[usual] < _OVERFLOWS]
     random = np.random.default_rng(_SEED)
     drawn = random.choice(usual, count - count // 2)
-    norms = embedding_norms(model, "main")
     largest = drawn if norms is None else usual[np.argsort(-norms[usual], kind="stable")]
     both = np.concatenate([drawn, np.resize(largest, count // 2)])
     return random.permutation(both).astype(np.int32)

@@ -112,7 +112,7 @@ def test_damaged_files_end_in_an_error_that_names_them(make, tmp_path):
     assert results["UnsupportedOpError"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("seed", range(2, 4))
 @pytest.mark.parametrize("make", MODELS, ids=lambda f: f.__name__)
