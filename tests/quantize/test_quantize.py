@@ -190,7 +190,7 @@ def test_gemm_and_transposed_weights_are_brought_to_one_form_without_a_change(tm
         ({"method": "k-quant", "symmetric": True}, "cannot be symmetric"),
         ({"method": "k-quant", "group": 64}, "takes groups"),
         ({"size": 10}, "with mixed bits only"),
-        ({"calibration": "absent.npy"}, "not a .npy file"),
+        ({"calibration": "absent.npy"}, "no such file"),
         ({"calibration": "model.onnx"}, "UTF-8|no tokenizer"),
         ({"calibration": "text.txt"}, "no tokenizer to read"),
         ({"calibration": "floats.npy"}, "integers"),

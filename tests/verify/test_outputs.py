@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from slmtvm.compiler import compile_model
-from slmtvm.errors import InvalidModelError
+from slmtvm.errors import AccuracyError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.reference import evaluate_outputs
-from slmtvm.verify import Reference, compare, verify
+from slmtvm.verify import Limits, Reference, compare, verify
 from slmtvm.verify.outputs import OutputsReport
 from tests.importer.heads import DECODERS, ENCODERS, Head, save_head
 
-BOUNDS = {"max_kl": 1e-6, "min_cosine": 0.99999}
+BOUNDS = Limits(max_kl=1e-6, min_cosine=0.99999)
 
 
 class Imported:
@@ -60,11 +60,11 @@ def test_the_same_outputs_agree_and_a_distorted_one_does_not(name: str, tmp_path
     path = save_head(head, tmp_path, types="table")
     report = compare(Imported(path), Reference(path))
     assert isinstance(report, OutputsReport)
-    assert report.agrees(**BOUNDS)
+    assert report.agrees(BOUNDS)
     assert list(report.to_json()["outputs"]) == list(head.outputs)
     for output in head.outputs:
         assert output in str(report)
-        assert not compare(Imported(path, output), Reference(path)).agrees(**BOUNDS)
+        assert not compare(Imported(path, output), Reference(path)).agrees(BOUNDS)
 
 
 def test_scores_are_compared_by_probabilities_and_rows_by_their_cosine(tmp_path: Path) -> None:
@@ -95,11 +95,11 @@ def test_a_bundle_of_another_model_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     path = save_head(ENCODERS["classifier"], tmp_path)
     other = save_head(ENCODERS["regression"], tmp_path / "other")
-    with pytest.raises(InvalidModelError, match="compiled from another file"):
+    with pytest.raises(AccuracyError, match="compiled from another file"):
         compare(Imported(path), Reference(other))
 
 
 def test_a_compiled_bundle_agrees_in_every_output(tmp_path: Path) -> None:
     path = save_head(ENCODERS["pooler"], tmp_path, types="table")
     compile_model(path, output=tmp_path / "x.slm", mask="arbitrary")
-    assert verify(tmp_path / "x.slm", path).agrees(**BOUNDS)
+    assert verify(tmp_path / "x.slm", path).agrees(BOUNDS)
