@@ -11,6 +11,7 @@ from tests.machines import EVERY_TARGET
 from tests.schedules.harness import run
 
 ROWS = 9
+_MORE = [pytest.param(d, marks=pytest.mark.exhaustive) for d in (16, 37)]
 
 
 @pytest.fixture(params=EVERY_TARGET)
@@ -28,7 +29,7 @@ def _inputs(d: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("d", [7, 16, 37, 96])
+@pytest.mark.parametrize("d", [7, 96, *_MORE])
 @pytest.mark.parametrize("how", HOW)
 def test_a_pooled_row_is_that_of_the_valid_and_visible_rows(
     how: str, d: int, masked: bool, target: Target

@@ -279,7 +279,7 @@ def test_static_rounding_is_quantize_linear(dtype: type) -> None:
 
 
 @pytest.mark.parametrize("epilogue", ["block", "row_u8", "static_u8", "rounded"])
-@pytest.mark.parametrize("d", [33, 96])
+@pytest.mark.parametrize("d", [33, pytest.param(96, marks=pytest.mark.exhaustive)])
 def test_what_is_no_number_stays_so(epilogue: str, d: int, target: Target) -> None:
     """Whatever its sign is and wherever it stands, and without changing another row."""
     op = row_op("copy", epilogue, d, m=2 * d + 1)
