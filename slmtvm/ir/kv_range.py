@@ -24,7 +24,6 @@ from slmtvm.ir.reference.weights import dequantize
 LARGEST_HALF = 65504.0
 _MARGIN = 0.9  # of it, for what activations that are rounded add
 _PROBES = 16  # tokens of the largest embeddings, and as many of the others
-_ROWS_AT_ONCE = 8192  # of a table, as floats
 _SEED = 0
 
 

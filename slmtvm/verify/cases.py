@@ -19,17 +19,13 @@ _HIDDEN = 0.25  # of the tokens of a masked window
 Tokens = Sequence[int] | npt.NDArray[Any]  # (n,), or (windows, n)
 
 
-class Evaluator(Protocol):
-    """What verification needs of a session."""
+class Runner(Protocol):
+    """What a comparison of every output needs of a session."""
 
     @property
     def info(self) -> dict[str, Any]: ...
 
     def reset(self) -> None: ...
-
-    def eval_all(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray: ...
-
-    def encode(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray: ...
 
     def outputs(
         self,
@@ -37,6 +33,14 @@ class Evaluator(Protocol):
         mask: np.ndarray | None = None,
         segments: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]: ...
+
+
+class Evaluator(Runner, Protocol):
+    """What verification needs of a session."""
+
+    def eval_all(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray: ...
+
+    def encode(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)

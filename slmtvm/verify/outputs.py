@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from slmtvm.errors import AccuracyError, SlmError
 from slmtvm.verify.agreement import SAME, Limits, finite
+from slmtvm.verify.cases import Runner
 from slmtvm.verify.metrics import log_softmax
 from slmtvm.verify.reference import Reference
 from slmtvm.verify.stability import variants
@@ -24,22 +25,6 @@ _SCORES = ("logits", "score", "start_logits", "end_logits")
 _SECOND = 2  # a text whose tokens are of two segments has half of them in each
 
 Progress = Callable[[int, int], None]
-
-
-class Runner(Protocol):
-    """What the comparison needs of a session."""
-
-    @property
-    def info(self) -> dict[str, Any]: ...
-
-    def reset(self) -> None: ...
-
-    def outputs(
-        self,
-        tokens: np.ndarray,
-        mask: np.ndarray | None = None,
-        segments: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]: ...
 
 
 @dataclass
