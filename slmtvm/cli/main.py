@@ -30,6 +30,7 @@ def command_parser() -> Parser:
     )
     parser.add_argument("--version", action=ShowVersion, help="show versions, and end")
     _add_common(parser, debug=False, quiet=False)
+    parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="name", parser_class=Parser)
     for verb in _VERBS:
         name = verb.__name__.rpartition(".")[2]
