@@ -13,7 +13,7 @@ from typing import Any
 
 from slmtvm.errors import BundleError
 
-FORMAT = 3  # changes with what a library says of itself, or what its functions are
+FORMAT = 4  # changes with what a library says of itself, or what its functions are
 _TARGET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MEMORY = ("state", "arena", "scratch_per_thread", "io", "weights")
@@ -51,6 +51,7 @@ class Manifest:
     model: dict[str, Any]
     source: dict[str, str] | None = None  # {"file": name, "sha256": hex} of the ONNX file
     tokenizer: FileEntry | None = None
+    tokenizer_tables: FileEntry | None = None  # the tokenizer compiled, for devices without Python
     extra: dict[str, Any] = field(default_factory=dict)  # what a later compiler may add
 
     def to_json(self) -> str:
@@ -90,11 +91,8 @@ def parse_manifest(text: str, where: str) -> Manifest:
         targets={name: _target(targets.table(name), name) for name in sorted(targets.values)},
         model=fields.table("model").values,
         source=None if fields.missing("source") else _source(fields.table("source")),
-        tokenizer=(
-            None
-            if fields.missing("tokenizer")
-            else _file(fields.table("tokenizer"), "tokenizer.json")
-        ),
+        tokenizer=_optional_file(fields, "tokenizer", "tokenizer.json"),
+        tokenizer_tables=_optional_file(fields, "tokenizer_tables", "tokenizer.bin"),
         extra={} if fields.missing("extra") else fields.table("extra").values,
     )
     if not manifest.targets:
@@ -144,6 +142,10 @@ def _file(fields: _Fields, expected: str) -> FileEntry:
     if fields.text("file") != expected:
         raise fields.wrong(f"field file must be {expected!r}")
     return FileEntry(expected, fields.integer("bytes"), fields.sha256())
+
+
+def _optional_file(fields: _Fields, name: str, expected: str) -> FileEntry | None:
+    return None if fields.missing(name) else _file(fields.table(name), expected)
 
 
 def _target(fields: _Fields, name: str) -> TargetEntry:

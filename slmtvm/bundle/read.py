@@ -50,7 +50,8 @@ class Bundle:
     def files(self) -> list[FileEntry]:
         """Every file that the manifest lists."""
         found = [self.manifest.weights, *(t.library for t in self.manifest.targets.values())]
-        return found + ([self.manifest.tokenizer] if self.manifest.tokenizer else [])
+        text = (self.manifest.tokenizer, self.manifest.tokenizer_tables)
+        return found + [entry for entry in text if entry is not None]
 
     def library(self, target: str) -> Path:
         """The library of ``target``; raises BundleError where there is none or it was changed."""
@@ -70,6 +71,16 @@ class Bundle:
                 where=f"{self.path}",
             )
         return self.check_file(self.manifest.tokenizer)
+
+    def tokenizer_tables(self) -> Path:
+        """The compiled tokenizer; raises BundleError where there is none or it was changed."""
+        if self.manifest.tokenizer_tables is None:
+            raise BundleError(
+                "this bundle has no compiled tokenizer: it has none at all, or one that cannot be "
+                "compiled, as slmtvm compile said",
+                where=f"{self.path}",
+            )
+        return self.check_file(self.manifest.tokenizer_tables)
 
     def verify(self) -> None:
         """Compare each file's SHA-256 with the manifest; raises BundleError at the first damage."""

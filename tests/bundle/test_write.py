@@ -41,7 +41,7 @@ def test_a_bundle_holds_a_library_for_each_target_and_the_weights_once(tmp_path:
         "manifest.json", "weights.bin", "tokenizer.json", *(f"lib/{t}.so" for t in TARGETS),
     }  # fmt: skip
     manifest = json.loads(files["manifest.json"])
-    assert manifest["format"] == 3
+    assert manifest["format"] == 4
     assert manifest["source"] == {
         "file": "model.onnx", "sha256": hashlib.sha256(b"source").hexdigest(),
     }  # fmt: skip
