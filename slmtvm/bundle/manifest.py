@@ -32,11 +32,13 @@ class FileEntry:
 class TargetEntry:
     """One target's library, and what the CPU must have to run it (names as in /proc/cpuinfo).
 
-    ``memory`` predicts bytes: ``state`` (KV cache), ``arena``, ``io`` once for each session,
-    ``scratch_per_thread``, and ``weights``, mapped once for all.
+    ``object`` holds the library's kernels and tables without the runtime, to be linked into
+    programs. ``memory`` predicts bytes: ``state`` (KV cache), ``arena``, ``io`` once for each
+    session, ``scratch_per_thread``, and ``weights``, mapped once for all.
     """
 
     library: FileEntry
+    object: FileEntry
     arch: str
     requires: tuple[str, ...]
     memory: dict[str, int]
@@ -62,6 +64,11 @@ class Manifest:
 def library_path(target: str) -> str:
     """Where the library of ``target`` lies in a bundle."""
     return f"lib/{target}.so"
+
+
+def object_path(target: str) -> str:
+    """Where the object of ``target`` lies in a bundle."""
+    return f"lib/{target}.o"
 
 
 def check_target_name(name: str, where: str) -> None:
@@ -155,6 +162,7 @@ def _target(fields: _Fields, name: str) -> TargetEntry:
     memory = fields.table("memory")
     return TargetEntry(
         library=_file(fields.table("library"), library_path(name)),
+        object=_file(fields.table("object"), object_path(name)),
         arch=fields.text("arch"),
         requires=tuple(requires),
         memory={key: memory.integer(key) for key in _MEMORY},

@@ -19,6 +19,7 @@ from slmtvm.bundle.manifest import (
     TargetEntry,
     check_target_name,
     library_path,
+    object_path,
 )
 from slmtvm.bundle.read import MANIFEST, Bundle
 from slmtvm.codegen.library import Progress, build_library
@@ -92,7 +93,9 @@ def _build(
     (folder / "lib").mkdir()
     for (target, _), plan in zip(ordered, rebased, strict=True):
         library = folder / library_path(target.name)
-        build_library(plan, target, library, weights, progress=progress)
+        build_library(
+            plan, target, library, weights, folder / object_path(target.name), progress=progress
+        )
         targets[target.name] = _target_entry(target, plan, weights, library)
     manifest = Manifest(
         weights=FileEntry("weights.bin", weights.size, weights.write(folder / "weights.bin")),
@@ -126,6 +129,7 @@ def _check_arguments(path: Path, names: list[str]) -> None:
 def _target_entry(target: Target, plan: Plan, weights: WeightsFile, library: Path) -> TargetEntry:
     return TargetEntry(
         library=_entry(library, library_path(target.name)),
+        object=_entry(library.with_suffix(".o"), object_path(target.name)),
         arch=target.arch,
         requires=target.requires,
         memory=asdict(predict_memory(plan, weights.size)),

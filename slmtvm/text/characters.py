@@ -20,8 +20,8 @@ _BLOCK = 0x800
 _LAST_OF_PLANE = 2  # of each plane: they are no characters anywhere
 _SEPARATOR = "\n"
 # White_Space of Unicode's PropList.txt, which has been the same since version 6.3.
-_WHITE_SPACE = (*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029,
-                0x202F, 0x205F, 0x3000)  # fmt: skip
+_WHITE_SPACE = (*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028,
+                0x2029, 0x202F, 0x205F, 0x3000)  # fmt: skip
 
 CharSet = npt.NDArray[np.bool_]  # (CODE_POINTS,)
 

@@ -1,7 +1,7 @@
 """The regexes of tokenizer files, parsed: the part of Oniguruma's (Ruby's) syntax that they use.
 
 Classes of characters are not interpreted here: ``slmtvm.text.characters`` asks the reference what
-they match. What is beyond this part, such as backward references and look-behind, is refused by name.
+they match. What is beyond this part, such as back-references and look-behind, is refused by name.
 """
 
 from __future__ import annotations

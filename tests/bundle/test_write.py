@@ -38,7 +38,8 @@ def test_a_bundle_holds_a_library_for_each_target_and_the_weights_once(tmp_path:
     )  # fmt: skip
     files = contents(tmp_path / "x.slm")
     assert set(files) == {
-        "manifest.json", "weights.bin", "tokenizer.json", *(f"lib/{t}.so" for t in TARGETS),
+        "manifest.json", "weights.bin", "tokenizer.json",
+        *(f"lib/{t}.{end}" for t in TARGETS for end in ("so", "o")),
     }  # fmt: skip
     manifest = json.loads(files["manifest.json"])
     assert manifest["format"] == 4
@@ -48,7 +49,9 @@ def test_a_bundle_holds_a_library_for_each_target_and_the_weights_once(tmp_path:
     assert manifest["model"]["kind"] == "decoder" and manifest["model"]["note"] == "more"
     assert manifest["targets"]["cortex-a78"]["requires"] == list(Target.load("cortex-a78").requires)
     listed = [manifest["weights"], manifest["tokenizer"]]
-    listed += [entry["library"] for entry in manifest["targets"].values()]
+    listed += [
+        entry[part] for entry in manifest["targets"].values() for part in ("library", "object")
+    ]
     for entry in listed:
         content = files[entry["file"]]
         assert entry["bytes"] == len(content)

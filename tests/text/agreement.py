@@ -11,7 +11,8 @@ from slmtvm.runtime.tokenizer import CompiledTokenizer
 
 # What regexes, normalizers and decoders treat in ways of their own.
 PIECES = (
-    "a", "b", "the", "The", "QUICK", "running", "ing", "s", "x", "don't", "'s", "'LL", "'\u017f", "n't",
+    "a", "b", "the", "The", "QUICK", "running", "ing", "s", "x", "don't", "'s", "'LL",
+    "'\u017f", "n't",
     " ", " ", "  ", "   ", "\n", "\r\n", "\t", " \n ", "\u00a0", "\u3000", "\u2028", "\x85",
     "▁", "Ġ",
     "1", "23", "456", "7890", "٣", "²", "½", "Ⅷ", "é", "e\u0301", "É", "ñ", "ß", "ẞ", "İ", "ﬁ", "Å",

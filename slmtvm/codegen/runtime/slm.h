@@ -42,7 +42,7 @@ enum {
                           * model was opened before fork() */
   SLM_ERR_LOGITS = -10,  /* no output or no logits to sample from yet, or they are not numbers */
   SLM_ERR_MASK = -11,    /* a mask hides tokens that this model cannot do without */
-  SLM_ERR_TOKENIZER = -12 /* the tokenizer is damaged, or of another version */
+  SLM_ERR_TOKENIZER = -13 /* the tokenizer is damaged, or of another version */
 };
 
 typedef struct slm_model slm_model;
