@@ -16,7 +16,7 @@ from slmtvm.text.normalizers import normalizer_steps, reference_normalizer
 from slmtvm.text.pre_tokenizers import pre_tokenizer
 from slmtvm.text.processors import Template, templates
 from slmtvm.text.steps import Added, AddedToken, Step, write_steps
-from slmtvm.text.tables import Header, TableWriter
+from slmtvm.text.tables import NONE, Header, TableWriter
 
 Settings = dict[str, Any]
 _WORD, _SPACE = 1, 2  # SLM_KIND_ of codegen/runtime/text.h
@@ -93,7 +93,12 @@ def _write_kinds(words: bool, header: Header, writer: TableWriter) -> None:
 
 
 def _write_texts(settings: Settings, names: list[str], header: Header, writer: TableWriter) -> None:
-    texts = token_texts(settings["decoder"], names)
+    # A decoder gets added tokens as they are looked for.
+    shown, normalize = list(names), _normalize(settings["normalizer"])
+    for token in settings["added_tokens"]:
+        if token["normalized"]:
+            shown[token["id"]] = normalize(token["content"])
+    texts = token_texts(settings["decoder"], shown)
     special = {t["content"] for t in settings["added_tokens"] if t["special"]}
     header.first_texts = writer.strings(texts.first)
     header.texts = writer.strings(texts.other)
@@ -101,7 +106,7 @@ def _write_texts(settings: Settings, names: list[str], header: Header, writer: T
     header.token_flags = writer.words(
         [
             _SKIPPED * (name in special or name == "") + _BYTE * byte + _SPACE_AFTER * space
-            for name, byte, space in zip(names, texts.is_byte, texts.space_after, strict=True)
+            for name, byte, space in zip(shown, texts.is_byte, texts.space_after, strict=True)
         ]
     )
     header.stripped = writer.strings([texts.stripped.encode()])
@@ -114,7 +119,10 @@ def _write_templates(
     made = templates(settings["post_processor"])
     header.flags |= made.flags
     if made.flags:
-        header.trims = writer.words([_spaces(name) for name in names])
+        trims = [_spaces(name) for name in names]
+        for token in settings["added_tokens"]:
+            trims[token["id"]] = NONE
+        header.trims = writer.words(trims)
 
     def write(template: Template) -> tuple[int, int]:
         return writer.words([word for piece in template for word in piece]), len(template)

@@ -32,7 +32,6 @@ class Flag(IntFlag):
     AFFIXES = 16
     TRIM = 32
     TRIM_PREFIXED = 64
-    KEEP_PENDING = 128
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any
 from slmtvm.errors import UnsupportedTokenizerError
 from slmtvm.text.automaton import compile_automaton
 from slmtvm.text.characters import mapped_characters
+from slmtvm.text.forms import normalization_form
 from slmtvm.text.regex import Choice, Node, Repeat, Sequence, literal, parse_regex
 from slmtvm.text.steps import Map, Prepend, Replace, Step, Strip, When
 
@@ -75,7 +76,45 @@ def _strip(settings: Settings) -> list[Step]:
     return [Strip(settings["strip_left"], settings["strip_right"])]
 
 
+def _form(settings: Settings) -> list[Step]:
+    return [normalization_form(settings["type"])]
+
+
+def _around(map_: Map) -> Map:
+    """The same for strings that are all a space, the character and a space."""
+    if any(string != f" {chr(code)} " for code, string in map_.strings.items()):
+        raise UnsupportedTokenizerError("BertNormalizer puts other than spaces around characters")
+    return Map(dict.fromkeys(map_.strings, " "), around=True)
+
+
+def _bert(settings: Settings) -> list[Step]:
+    """BertNormalizer in its parts: each is asked for what it does to single characters."""
+    accents = settings.get("strip_accents")
+    strip = settings["lowercase"] if accents is None else accents
+
+    def part(name: str) -> Map:
+        names = ("clean_text", "handle_chinese_chars", "strip_accents", "lowercase")
+        only = {n: n == name for n in names}
+        return Map(mapped_characters(reference_normalizer({"type": "BertNormalizer", **only})))
+
+    steps: list[Step] = []
+    if settings["clean_text"]:
+        steps.append(part("clean_text"))
+    if settings["handle_chinese_chars"]:
+        steps.append(_around(part("handle_chinese_chars")))
+    if strip:
+        # It takes characters apart first; of marks alone, what is left of them is asked.
+        form = normalization_form("NFD")
+        marks = {c: s for c, s in part("strip_accents").strings.items() if not s}
+        steps += [form, Map(marks)]
+    if settings["lowercase"]:
+        steps.append(part("lowercase"))
+    return steps
+
+
 _KINDS: dict[str, Callable[[Settings], list[Step]]] = {
+    **dict.fromkeys(("NFC", "NFD", "NFKC", "NFKD"), _form),
+    "BertNormalizer": _bert,
     "Lowercase": _asked,
     "StripAccents": _asked,
     "Nmt": _asked,

@@ -60,7 +60,7 @@ def _parts(settings: Settings | None) -> list[Settings]:
 def _byte_level(settings: Settings) -> list[Step]:
     steps: list[Step] = []
     if settings.get("add_prefix_space", True):
-        steps.append(Prepend(_SPACE, When.UNLESS_SPACE))
+        steps.append(Prepend(_SPACE, When.UNLESS_SAME))
     if settings.get("use_regex", True):
         steps.append(_split_by(BYTE_LEVEL_WORDS, Behavior.ISOLATED))
     return steps

@@ -24,7 +24,7 @@ class Kind(IntEnum):
     PREPEND = 4
     REPLACE = 5
     STRIP = 6
-    ORDER = 7
+    NORMALIZE = 7
     CHARSMAP = 8
 
 
@@ -42,9 +42,8 @@ class When(IntEnum):
     """When a string is put in front of a text."""
 
     ALWAYS = 0
-    UNLESS_SPACE = 1  # it starts with white space
-    UNLESS_SAME = 2  # it starts with the string
-    FIRST = 3  # the same, and it is the start of the whole text
+    UNLESS_SAME = 1  # it starts with the string
+    FIRST = 2  # the same, and it is the start of the whole text
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,10 @@ class Added:
 
 @dataclass(frozen=True)
 class Map:
-    """Characters, by code point, become strings."""
+    """Characters, by code point, become strings; or, ``around``, get one before and one behind."""
 
     strings: dict[int, str] = field(hash=False)
+    around: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,16 @@ class Strip:
     right: bool
 
 
-Step = Added | Map | Split | Prepend | Replace | Strip
+@dataclass(frozen=True)
+class Normalize:
+    """A normalization form of Unicode, but for Hangul syllables, which follow a rule."""
+
+    decompositions: dict[int, str] = field(hash=False)
+    classes: dict[int, int] = field(hash=False)  # of combining marks, 1 to 254
+    compositions: dict[tuple[int, int], int] | None = field(hash=False)  # None: stays apart
+
+
+Step = Added | Map | Split | Prepend | Replace | Strip | Normalize
 
 
 def write_steps(steps: list[Step], writer: TableWriter) -> int:
@@ -113,6 +122,12 @@ def _step(step: Step, writer: TableWriter) -> list[int]:
         words, count = writer.words(listed), len(listed)
     elif isinstance(step, Map):
         map_, strings = _map(step, writer)
+    elif isinstance(step, Normalize):
+        map_, strings = _map(Map(step.decompositions), writer)
+        classes = np.zeros(CODE_POINTS, np.uint16)
+        classes[list(step.classes)] = list(step.classes.values())
+        automaton = writer.char_map(classes)
+        pairs = writer.pairs({k: (v, 0) for k, v in (step.compositions or {}).items()})
     elif isinstance(step, Prepend):
         strings = writer.strings([step.string.encode()])
     elif isinstance(step, Split | Replace):
@@ -127,7 +142,11 @@ def _head(step: Step) -> tuple[int, int, int, int, int]:
     if isinstance(step, Added):
         return Kind.ADDED, 0, 0, 0, 0
     if isinstance(step, Map):
-        return Kind.MAP, 0, 0, _sixteenths(_map_growth(step)), 0
+        return Kind.MAP, int(step.around), 0, _sixteenths(_map_growth(step)), 0
+    if isinstance(step, Normalize):
+        # A Hangul syllable of 3 bytes becomes 9.
+        growth = max(3.0, _map_growth(Map(step.decompositions)))
+        return Kind.NORMALIZE, int(step.compositions is not None), 0, _sixteenths(growth), 0
     if isinstance(step, Split):
         return Kind.SPLIT, step.behavior, int(step.invert), 0, 0
     if isinstance(step, Prepend):
@@ -142,9 +161,12 @@ def _sixteenths(growth: float) -> int:
 
 
 def _map_growth(step: Map) -> float:
-    return max(
-        (len(s.encode()) / len(chr(c).encode()) for c, s in step.strings.items()), default=1.0
-    )  # fmt: skip
+    def growth(character: bytes, string: bytes) -> float:
+        return (2 * len(string) / len(character) + 1) if step.around else (
+            len(string) / len(character)
+        )  # fmt: skip
+
+    return max([1.0, *(growth(chr(c).encode(), s.encode()) for c, s in step.strings.items())])
 
 
 def _map(step: Map, writer: TableWriter) -> tuple[int, int]:

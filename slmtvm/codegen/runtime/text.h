@@ -57,8 +57,8 @@ enum {
   SLM_STEP_PREPEND,
   SLM_STEP_REPLACE, /* what an automaton finds becomes a string */
   SLM_STEP_STRIP,   /* removes white space at the ends: choice 1 left, 2 right, 3 both */
-  SLM_STEP_ORDER,   /* canonical order of combining marks, and composition */
-  SLM_STEP_CHARSMAP /* SentencePiece's normalization */
+  SLM_STEP_NORMALIZE, /* a normalization form of Unicode; choice 1: marks are put together */
+  SLM_STEP_CHARSMAP   /* SentencePiece's normalization */
 };
 
 enum { /* of SLM_STEP_SPLIT: what becomes of matches */
@@ -71,9 +71,8 @@ enum { /* of SLM_STEP_SPLIT: what becomes of matches */
 
 enum { /* of SLM_STEP_PREPEND: when */
   SLM_PREPEND_ALWAYS,
-  SLM_PREPEND_UNLESS_SPACE, /* the text starts with white space */
-  SLM_PREPEND_UNLESS_SAME,  /* it starts with the string */
-  SLM_PREPEND_FIRST         /* the same, and only where the whole text starts */
+  SLM_PREPEND_UNLESS_SAME, /* it starts with the string */
+  SLM_PREPEND_FIRST        /* the same, and only where the whole text starts */
 };
 
 typedef struct {
@@ -97,8 +96,7 @@ enum { /* of a model */
   SLM_TEXT_BYTE_FALLBACK = 8,  /* unknown characters are written in bytes */
   SLM_TEXT_AFFIXES = 16,       /* characters inside and at the end of a word are tokens of their own */
   SLM_TEXT_TRIM = 32,          /* spans leave white space at the ends of tokens out */
-  SLM_TEXT_TRIM_PREFIXED = 64, /* but for one space at the start of the text */
-  SLM_TEXT_KEEP_PENDING = 128  /* see bpe.c */
+  SLM_TEXT_TRIM_PREFIXED = 64  /* but for one space at the start of the text */
 };
 
 enum { /* flags of a token */
@@ -129,7 +127,8 @@ struct slm_tokenizer {
   slm_strings texts;
   slm_strings names;            /* tokens as the vocabulary has them */
   const uint32_t *token_flags;  /* SLM_TOKEN_ */
-  const uint32_t *trims;        /* by token: spaces at its start, and at its end times 65536; or NULL */
+  const uint32_t *trims;        /* by token: spaces at its start, and at its end times 65536, or
+                                 * SLM_NONE where its text says it; or NULL */
   const uint32_t *single, *pair; /* templates: (token or SLM_NONE - 1 and - 2 for texts, segment) */
   uint32_t single_count, pair_count;
   const uint8_t *stripped; /* what a decoded text loses at its start, stripped_count times at most */
@@ -223,6 +222,8 @@ int32_t slm_step_added(slm_encoding *encoding, uint32_t step, const slm_piece *p
 int32_t slm_step_split(slm_encoding *encoding, uint32_t step, const slm_piece *piece);
 /* The steps that make another text. */
 int32_t slm_step_transform(slm_encoding *encoding, uint32_t step, const slm_piece *piece);
+
+int32_t slm_step_normalize(slm_encoding *encoding, uint32_t step, const slm_piece *piece);
 
 /* The models: a word into tokens. */
 int32_t slm_bpe(slm_encoding *encoding, const slm_piece *word);

@@ -38,11 +38,7 @@ static size_t split(const slm_tokenizer *t, const slm_piece *word, uint32_t *tok
       uint32_t known = 0;
       while (known < size && t->fallback[word->bytes[at + known]] != SLM_NONE) ++known;
       if (known == size) {
-        if (unknown && !(t->flags & SLM_TEXT_KEEP_PENDING)) {
-          tokens[count] = t->unknown;
-          lengths[count++] = unknown;
-          unknown = 0;
-        }
+        /* The reference puts unknown characters that wait behind these, and so it is done here. */
         for (uint32_t i = 0; i < size; ++i) {
           tokens[count] = t->fallback[word->bytes[at + i]];
           lengths[count++] = 1;

@@ -9,6 +9,7 @@ static const uint8_t REPLACEMENT[REPLACEMENT_BYTES] = {0xef, 0xbf, 0xbd}; /* U+F
 static const uint32_t MOST_BYTES = 1u << 30;
 enum {
   PLACE_BYTES = 1 + 2 * sizeof(uint32_t), /* a byte of a text that was changed, and its places */
+  MARK_BYTES = 16,                        /* a character while combining marks are put in order */
   MODEL_BYTES = 48,                       /* most work space of a model for a byte of a word */
   PADDING = 64
 };
@@ -35,6 +36,7 @@ int64_t slm_tokenize_bytes(const slm_tokenizer *t, size_t bytes) {
     if (t->steps[i].growth == 0) continue;
     length = length * t->steps[i].growth / 16 + t->steps[i].more;
     sum += length * PLACE_BYTES + PADDING;
+    if (t->steps[i].kind == SLM_STEP_NORMALIZE) sum += length * MARK_BYTES + PADDING;
   }
   sum += length * MODEL_BYTES + PADDING;
   if (sum > 9e15) return slm_fail(SLM_ERR_ARGUMENT, "a text of %zu bytes grows too much", bytes);
@@ -101,28 +103,61 @@ static int32_t repair(slm_encoding *e, slm_piece *piece) {
   return SLM_OK;
 }
 
+/* Where the character at `at` ends, or the one before it starts. */
+static uint32_t step_right(const slm_piece *text, uint32_t at) {
+  do ++at;
+  while (at < text->length && (text->bytes[at] & 0xc0) == 0x80);
+  return at;
+}
+
+static uint32_t step_left(const slm_piece *text, uint32_t at) {
+  do --at;
+  while (at > 0 && (text->bytes[at] & 0xc0) == 0x80);
+  return at;
+}
+
+/* White space, and the character that stands for a space where characters stand for bytes. */
+static int is_space(const slm_tokenizer *t, const slm_piece *text, uint32_t at) {
+  static const uint32_t space_of_bytes = 0x120;
+  uint32_t size, invalid;
+  if (slm_char_check(text->bytes + at, text->length - at, 0, &invalid) <= 0) return 0;
+  const uint32_t c = slm_char_at(text->bytes + at, &size);
+  return c == space_of_bytes || (slm_char_value(&t->kinds, c) & SLM_KIND_SPACE);
+}
+
 /* Spans without the spaces that are part of their tokens. */
-static void trim(slm_encoding *e, size_t first) {
+static void trim(slm_encoding *e, const slm_piece *text, size_t first) {
   const slm_tokenizer *t = e->tokenizer;
   if (!(t->flags & SLM_TEXT_TRIM) || !e->spans || !t->trims) return;
   const size_t end = e->count < e->room ? e->count : e->room;
   for (size_t i = first; i < end; ++i) {
     slm_span *span = &e->spans[i];
-    uint32_t left = t->trims[e->tokens[i]] & 0xffff, right = t->trims[e->tokens[i]] >> 16;
-    if (left && (t->flags & SLM_TEXT_TRIM_PREFIXED) && (i == first || span->begin == 0)) --left;
-    span->begin = span->begin + left < span->end ? span->begin + left : span->end;
-    if (right && span->end >= right)
-      span->end = span->end - right > span->begin ? span->end - right : span->begin;
+    const uint32_t said = t->trims[e->tokens[i]];
+    uint32_t left = said & 0xffff, right = said >> 16;
+    if (said == SLM_NONE) { /* an added token, with the spaces beside it that it takes */
+      left = right = 0;
+      for (uint32_t at = span->begin; at < span->end && is_space(t, text, at); ++left)
+        at = step_right(text, at);
+      for (uint32_t at = span->end; at > span->begin && is_space(t, text, step_left(text, at));
+           ++right)
+        at = step_left(text, at);
+    }
+    /* A single one at the start was put there. */
+    if (left == 1 && (t->flags & SLM_TEXT_TRIM_PREFIXED) && (i == first || span->begin == 0))
+      left = 0;
+    for (; left && span->begin < span->end; --left) span->begin = step_right(text, span->begin);
+    for (; right && span->end > span->begin; --right) span->end = step_left(text, span->end);
   }
 }
 
 static int32_t encode_text(slm_encoding *e, const char *text, size_t bytes) {
-  slm_piece piece = {.bytes = (const uint8_t *)text, .length = bytes};
+  const slm_piece whole = {.bytes = (const uint8_t *)text, .length = bytes};
+  slm_piece piece = whole;
   const size_t first = e->count;
   e->work_used = 0;
   int32_t code = repair(e, &piece);
   if (code == SLM_OK && piece.length) code = slm_follow(e, 0, &piece);
-  if (code == SLM_OK) trim(e, first);
+  if (code == SLM_OK) trim(e, &whole, first);
   return code;
 }
 

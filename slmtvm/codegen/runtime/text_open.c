@@ -199,6 +199,13 @@ static void read_step(reader *r, const uint32_t *words, uint32_t tokens, slm_tex
     case SLM_STEP_STRIP:
       check(r, step->choice <= 3, "strip");
       break;
+    case SLM_STEP_NORMALIZE: /* the classes of its automaton are those of combining marks */
+      check(r, step->choice <= 1, "normalization");
+      read_strings(r, words[STRINGS], 0, 1, &step->strings, "normalization");
+      read_map(r, words[MAP], step->strings.count, &step->map, "normalization");
+      read_map(r, words[AUTOMATON], 255, &step->automaton.classes, "normalization");
+      read_pairs(r, words[PAIRS], SLM_TEXT_CODE_POINTS, SLM_NONE, &step->pairs, "normalization");
+      break;
     default:
       check(r, 0, "step");
   }
