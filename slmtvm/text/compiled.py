@@ -11,7 +11,7 @@ import numpy as np
 from slmtvm.errors import UnsupportedTokenizerError
 from slmtvm.text.characters import white_space, word_characters
 from slmtvm.text.decoders import token_texts
-from slmtvm.text.models import byte_characters, vocabulary, write_model
+from slmtvm.text.models import byte_characters, write_model
 from slmtvm.text.normalizers import normalizer_steps, reference_normalizer
 from slmtvm.text.pre_tokenizers import pre_tokenizer
 from slmtvm.text.processors import Template, templates
@@ -62,7 +62,11 @@ def _compile(settings: Settings) -> bytes:
 
 def _names(model: Settings, added: list[Settings]) -> list[str]:
     """The tokens by id; "" where there is none."""
-    ids = {id_: name for name, id_ in vocabulary(model).items()}
+    vocab = model["vocab"]
+    listed = enumerate(piece[0] for piece in vocab) if isinstance(vocab, list) else (
+        (id_, name) for name, id_ in vocab.items()
+    )  # fmt: skip
+    ids = dict(listed)
     ids.update({token["id"]: token["content"] for token in added})
     if not ids:
         raise UnsupportedTokenizerError("it has no tokens")

@@ -105,7 +105,8 @@ def _bert(settings: Settings) -> list[Step]:
     if strip:
         # It takes characters apart first; of marks alone, what is left of them is asked.
         form = normalization_form("NFD")
-        marks = {c: s for c, s in part("strip_accents").strings.items() if not s}
+        gone = part("strip_accents").strings.items()
+        marks: dict[int, str] = {code: string for code, string in gone if not string}
         steps += [form, Map(marks)]
     if settings["lowercase"]:
         steps.append(part("lowercase"))
