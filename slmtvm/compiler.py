@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmtvm.bundle import Bundle
 from slmtvm.bundle.write import write_bundle
-from slmtvm.errors import SlmError, TargetError
+from slmtvm.errors import SlmError, TargetError, UnsupportedTokenizerError
 from slmtvm.generation import generation_tokens
 from slmtvm.host import runs_here
 from slmtvm.importer import import_onnx
@@ -22,7 +22,7 @@ from slmtvm.plan.model import Plan
 from slmtvm.schedules import isa
 from slmtvm.target import Target
 from slmtvm.task import task_settings
-from slmtvm.text import find_tokenizer, read_tokenizer
+from slmtvm.text import compile_tokenizer, find_tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     from slmtvm.verify.cases import Tokens
@@ -118,6 +118,7 @@ def compile_imported(
     _check_options(kv, activations)
     for text in model.notes:
         note(text)
+    tables = _tokenizer_tables(tokenizer, note)
     net = _prepare_check(model, check_tokens, tokenizer, encoder) if check else None
     largest = beyond_half(model)
     fused = fuse(model, progress, activations)
@@ -144,6 +145,7 @@ def compile_imported(
         plans,
         source=model.source,
         tokenizer=tokenizer,
+        tokenizer_tables=tables,
         check=checked if check else None,
         progress=progress,
     )
@@ -207,6 +209,20 @@ def _check_options(kv: str | None, activations: str) -> None:
 def _tokenizer(model: str | Path, given: str | Path | None) -> bytes | None:
     path = find_tokenizer(model) if given is None else given
     return None if path is None else read_tokenizer(path)
+
+
+def _tokenizer_tables(tokenizer: bytes | None, note: Progress) -> bytes | None:
+    """The tokenizer compiled for devices; None, with a note, where that cannot be."""
+    if tokenizer is None:
+        return None
+    try:
+        return compile_tokenizer(tokenizer)
+    except UnsupportedTokenizerError as error:
+        note(
+            f"the tokenizer cannot be compiled for devices: {error}; there the bundle takes token "
+            "ids only, in Python text too"
+        )
+        return None
 
 
 def _info(

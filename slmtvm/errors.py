@@ -28,6 +28,10 @@ class InternalError(UnsupportedOpError):
     """A fault of slmtvm's own met an ONNX file; the exception that shows it is its cause."""
 
 
+class UnsupportedTokenizerError(SlmError):
+    """A tokenizer.json asks for something that cannot be compiled; Python's tokenizers reads it."""
+
+
 class AccuracyError(SlmError):
     """What was compiled gives other results than onnxruntime on the same file."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from slmtvm.errors import BundleError
 
-FORMAT = 3  # changes with what a library says of itself, or what its functions are
+FORMAT = 4  # changes with what a library says of itself, or what its functions are
 _TARGET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MEMORY = ("state", "arena", "scratch_per_thread", "io", "weights")
@@ -32,11 +32,13 @@ class FileEntry:
 class TargetEntry:
     """One target's library, and what the CPU must have to run it (names as in /proc/cpuinfo).
 
-    ``memory`` predicts bytes: ``state`` (KV cache), ``arena``, ``io`` once for each session,
-    ``scratch_per_thread``, and ``weights``, mapped once for all.
+    ``object`` holds the library's kernels and tables without the runtime, to be linked into
+    programs. ``memory`` predicts bytes: ``state`` (KV cache), ``arena``, ``io`` once for each
+    session, ``scratch_per_thread``, and ``weights``, mapped once for all.
     """
 
     library: FileEntry
+    object: FileEntry
     arch: str
     requires: tuple[str, ...]
     memory: dict[str, int]
@@ -51,6 +53,7 @@ class Manifest:
     model: dict[str, Any]
     source: dict[str, str] | None = None  # {"file": name, "sha256": hex} of the ONNX file
     tokenizer: FileEntry | None = None
+    tokenizer_tables: FileEntry | None = None  # the tokenizer compiled, for devices without Python
     extra: dict[str, Any] = field(default_factory=dict)  # what a later compiler may add
 
     def to_json(self) -> str:
@@ -61,6 +64,11 @@ class Manifest:
 def library_path(target: str) -> str:
     """Where the library of ``target`` lies in a bundle."""
     return f"lib/{target}.so"
+
+
+def object_path(target: str) -> str:
+    """Where the object of ``target`` lies in a bundle."""
+    return f"lib/{target}.o"
 
 
 def check_target_name(name: str, where: str) -> None:
@@ -90,11 +98,8 @@ def parse_manifest(text: str, where: str) -> Manifest:
         targets={name: _target(targets.table(name), name) for name in sorted(targets.values)},
         model=fields.table("model").values,
         source=None if fields.missing("source") else _source(fields.table("source")),
-        tokenizer=(
-            None
-            if fields.missing("tokenizer")
-            else _file(fields.table("tokenizer"), "tokenizer.json")
-        ),
+        tokenizer=_optional_file(fields, "tokenizer", "tokenizer.json"),
+        tokenizer_tables=_optional_file(fields, "tokenizer_tables", "tokenizer.bin"),
         extra={} if fields.missing("extra") else fields.table("extra").values,
     )
     if not manifest.targets:
@@ -146,6 +151,10 @@ def _file(fields: _Fields, expected: str) -> FileEntry:
     return FileEntry(expected, fields.integer("bytes"), fields.sha256())
 
 
+def _optional_file(fields: _Fields, name: str, expected: str) -> FileEntry | None:
+    return None if fields.missing(name) else _file(fields.table(name), expected)
+
+
 def _target(fields: _Fields, name: str) -> TargetEntry:
     requires = fields.values.get("requires")
     if not isinstance(requires, list) or not all(isinstance(r, str) for r in requires):
@@ -153,6 +162,7 @@ def _target(fields: _Fields, name: str) -> TargetEntry:
     memory = fields.table("memory")
     return TargetEntry(
         library=_file(fields.table("library"), library_path(name)),
+        object=_file(fields.table("object"), object_path(name)),
         arch=fields.text("arch"),
         requires=tuple(requires),
         memory={key: memory.integer(key) for key in _MEMORY},

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from slmtvm.bundle.manifest import FileEntry, Manifest, parse_manifest
+from slmtvm.bundle.manifest import FileEntry, Manifest, TargetEntry, parse_manifest
 from slmtvm.errors import BundleError
 from slmtvm.files import no_such_file, read_text
 
@@ -49,18 +49,29 @@ class Bundle:
 
     def files(self) -> list[FileEntry]:
         """Every file that the manifest lists."""
-        found = [self.manifest.weights, *(t.library for t in self.manifest.targets.values())]
-        return found + ([self.manifest.tokenizer] if self.manifest.tokenizer else [])
+        found = [self.manifest.weights]
+        for target in self.manifest.targets.values():
+            found += [target.library, target.object]
+        text = (self.manifest.tokenizer, self.manifest.tokenizer_tables)
+        return found + [entry for entry in text if entry is not None]
 
     def library(self, target: str) -> Path:
         """The library of ``target``; raises BundleError where there is none or it was changed."""
-        entry = self.manifest.targets.get(target)
+        return self.check_file(self._target(target).library)
+
+    def object(self, target: str) -> Path:
+        """The kernels and tables of ``target``, to be linked into a program; raises BundleError
+        where they are not there or were changed."""
+        return self.check_file(self._target(target).object)
+
+    def _target(self, name: str) -> TargetEntry:
+        entry = self.manifest.targets.get(name)
         if entry is None:
             raise BundleError(
-                f"no library for target {target!r}; there are {', '.join(self.targets)}",
+                f"no library for target {name!r}; there are {', '.join(self.targets)}",
                 where=f"{self.path}",
             )
-        return self.check_file(entry.library)
+        return entry
 
     def tokenizer(self) -> Path:
         """The tokenizer's file; raises BundleError where the bundle has none or it was changed."""
@@ -70,6 +81,16 @@ class Bundle:
                 where=f"{self.path}",
             )
         return self.check_file(self.manifest.tokenizer)
+
+    def tokenizer_tables(self) -> Path:
+        """The compiled tokenizer; raises BundleError where there is none or it was changed."""
+        if self.manifest.tokenizer_tables is None:
+            raise BundleError(
+                "this bundle has no compiled tokenizer: it has none at all, or one that cannot be "
+                "compiled, as slmtvm compile said",
+                where=f"{self.path}",
+            )
+        return self.check_file(self.manifest.tokenizer_tables)
 
     def verify(self) -> None:
         """Compare each file's SHA-256 with the manifest; raises BundleError at the first damage."""

@@ -19,6 +19,7 @@ from slmtvm.bundle.manifest import (
     TargetEntry,
     check_target_name,
     library_path,
+    object_path,
 )
 from slmtvm.bundle.read import MANIFEST, Bundle
 from slmtvm.codegen.library import Progress, build_library
@@ -41,6 +42,7 @@ def write_bundle(
     model: Mapping[str, Any] | None = None,
     source: str | Path | None = None,
     tokenizer: bytes | None = None,
+    tokenizer_tables: bytes | None = None,
     check: Callable[[Path], Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -48,7 +50,8 @@ def write_bundle(
 
     ``model`` holds JSON values for the manifest's part of that name, besides what the plan says;
     ``source`` is the ONNX file (its name and SHA-256 are noted), ``tokenizer`` the content of a
-    tokenizer.json to include. ``check`` gets the folder of the bundle when it is whole but not yet
+    tokenizer.json to include, ``tokenizer_tables`` what ``slmtvm.text.compile_tokenizer`` made of
+    it. ``check`` gets the folder of the bundle when it is whole but not yet
     in its place; what it returns, JSON values, is the manifest's ``extra["check"]``. Weights that
     several plans lay out alike are stored once. The bundle appears whole or not at all; an older
     bundle at ``path`` is replaced, anything else there is left alone. Equal input gives equal
@@ -62,8 +65,9 @@ def write_bundle(
     try:
         with build_folder(path) as folder:
             bundle = _build(
-                folder, ordered, rebased, weights, model, source, tokenizer, check, progress
-            )
+                folder, ordered, rebased, weights, model, source, tokenizer, tokenizer_tables,
+                check, progress,
+            )  # fmt: skip
             _move_into_place(folder, path)
     except OSError as error:
         advice = "; free some room, or choose another folder" if error.errno in _FULL else ""
@@ -80,6 +84,7 @@ def _build(
     model: Mapping[str, Any] | None,
     source: str | Path | None,
     tokenizer: bytes | None,
+    tokenizer_tables: bytes | None,
     check: Callable[[Path], Mapping[str, Any]] | None,
     progress: Progress | None,
 ) -> Bundle:
@@ -88,14 +93,17 @@ def _build(
     (folder / "lib").mkdir()
     for (target, _), plan in zip(ordered, rebased, strict=True):
         library = folder / library_path(target.name)
-        build_library(plan, target, library, weights, progress=progress)
+        build_library(
+            plan, target, library, weights, folder / object_path(target.name), progress=progress
+        )
         targets[target.name] = _target_entry(target, plan, weights, library)
     manifest = Manifest(
         weights=FileEntry("weights.bin", weights.size, weights.write(folder / "weights.bin")),
         targets=targets,
         model={**_model_facts(ordered[0][1]), **(model or {})},
         source=_source(source),
-        tokenizer=_write_tokenizer(tokenizer, folder),
+        tokenizer=_write_file(tokenizer, folder, "tokenizer.json"),
+        tokenizer_tables=_write_file(tokenizer_tables, folder, "tokenizer.bin"),
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     if check is not None:
@@ -121,6 +129,7 @@ def _check_arguments(path: Path, names: list[str]) -> None:
 def _target_entry(target: Target, plan: Plan, weights: WeightsFile, library: Path) -> TargetEntry:
     return TargetEntry(
         library=_entry(library, library_path(target.name)),
+        object=_entry(library.with_suffix(".o"), object_path(target.name)),
         arch=target.arch,
         requires=target.requires,
         memory=asdict(predict_memory(plan, weights.size)),
@@ -157,12 +166,12 @@ def _source(source: str | Path | None) -> dict[str, str] | None:
     return {"file": Path(source).name, "sha256": digest.hexdigest()}
 
 
-def _write_tokenizer(tokenizer: bytes | None, folder: Path) -> FileEntry | None:
-    if tokenizer is None:
+def _write_file(content: bytes | None, folder: Path, name: str) -> FileEntry | None:
+    if content is None:
         return None
-    file = folder / "tokenizer.json"
-    file.write_bytes(tokenizer)
-    return _entry(file, file.name)
+    file = folder / name
+    file.write_bytes(content)
+    return _entry(file, name)
 
 
 def _set_modes(folder: Path) -> None:

@@ -12,6 +12,7 @@ from ctypes import (
     c_int32,
     c_int64,
     c_size_t,
+    c_uint8,
     c_uint32,
     c_uint64,
     c_void_p,
@@ -22,7 +23,8 @@ from slmtvm.errors import BundleError, DeviceError, SlmError
 
 ABI_VERSION = 1
 SKIP_CHECKSUM, PROFILE, ALL_THREADS = 1, 2, 4  # flags of slm_open
-ERR_ARGUMENT, ERR_FILE, ERR_WEIGHTS = -1, -5, -6
+ERR_ARGUMENT, ERR_FILE, ERR_WEIGHTS, ERR_TOKENIZER = -1, -5, -6, -13
+_OF_BUNDLES = (ERR_FILE, ERR_WEIGHTS, ERR_TOKENIZER)
 
 
 class Options(ctypes.Structure):
@@ -62,8 +64,22 @@ class KernelTime(ctypes.Structure):
     _fields_ = (("calls", c_uint64), ("nanoseconds", c_uint64), ("own_nanoseconds", c_uint64))
 
 
+class TextState(ctypes.Structure):
+    """slm_text_state."""
+
+    _fields_ = (
+        ("token", c_uint64),
+        ("written", c_uint32),
+        ("held", c_uint32),
+        ("bytes", c_uint8 * 4),
+        ("started", c_uint32),
+        ("stripped", c_uint32),
+    )
+
+
+_TEXT, _SPANS, _WORK = c_char_p, c_void_p, c_void_p
 _TOKENS, _MASK, _FLOATS = c_void_p, c_void_p, c_void_p
-_PROTOTYPES = {
+PROTOTYPES = {
     "slm_abi_version": (c_uint32, ()),
     "slm_info": (c_char_p, ()),
     "slm_output_size": (c_int32, ()),
@@ -88,6 +104,37 @@ _PROTOTYPES = {
     "slm_position": (c_int32, (c_void_p,)),
     "slm_seek": (c_int32, (c_void_p, c_int32)),
     "slm_profile": (c_int32, (c_void_p, POINTER(KernelTime), c_size_t)),
+    "slm_tokenizer_open": (c_int32, (c_char_p, POINTER(c_void_p))),
+    "slm_tokenizer_close": (c_int32, (c_void_p,)),
+    "slm_tokenize_bytes": (c_int64, (c_void_p, c_size_t)),
+    "slm_tokenize": (
+        c_int32,
+        (c_void_p, _TEXT, c_size_t, c_uint32, _TOKENS, _SPANS, c_size_t, _WORK, c_size_t),
+    ),
+    "slm_tokenize_pair": (
+        c_int32,
+        (
+            c_void_p,
+            _TEXT,
+            c_size_t,
+            _TEXT,
+            c_size_t,
+            c_uint32,
+            _TOKENS,
+            c_void_p,
+            _SPANS,
+            c_size_t,
+            _WORK,
+            c_size_t,
+        ),
+    ),
+    "slm_detokenize": (
+        c_int32,
+        (c_void_p, POINTER(TextState), _TOKENS, c_size_t, c_uint32, c_void_p, c_size_t),
+    ),
+    "slm_token_text": (c_int32, (c_void_p, c_int32, c_void_p, c_size_t)),
+    "slm_token_find": (c_int32, (c_void_p, _TEXT, c_size_t)),
+    "slm_token_count": (c_int32, (c_void_p,)),
     "slm_sample": (c_int32, (c_void_p, POINTER(Sampling))),
 }
 
@@ -99,7 +146,7 @@ class Library:
         """Load ``path``; raises BundleError where it is no library of this interface."""
         try:
             self._library: ctypes.CDLL | None = _load_afresh(path)
-            for name, (result, arguments) in _PROTOTYPES.items():
+            for name, (result, arguments) in PROTOTYPES.items():
                 function = getattr(self._library, name)
                 function.restype, function.argtypes = result, arguments
         except (OSError, AttributeError) as error:
@@ -118,7 +165,7 @@ class Library:
         result: int = getattr(library, name)(*arguments)
         if result < 0:
             message = library.slm_last_error().decode(errors="replace")
-            kind: type[SlmError] = BundleError if result in (ERR_FILE, ERR_WEIGHTS) else DeviceError
+            kind: type[SlmError] = BundleError if result in _OF_BUNDLES else DeviceError
             raise kind(message)
         return result
 

@@ -22,6 +22,7 @@ from slmtvm.runtime.interface import (
     Library,
     Options,
 )
+from slmtvm.runtime.tokenizer import CompiledTokenizer
 
 _MAX_THREADS = 256  # SLM_MAX_THREADS of pool.h
 
@@ -85,6 +86,14 @@ class Model:
         times = (KernelTime * len(names))()
         self.library.call("slm_profile", self.handle, times, len(names))
         return dict(zip(names, times, strict=True))
+
+    def compiled_tokenizer(self) -> CompiledTokenizer:
+        """The tokenizer that devices use; raises BundleError where the bundle has none.
+
+        It must be closed before the model is.
+        """
+        self.bundle.tokenizer_tables()
+        return CompiledTokenizer(self.library, self.bundle.path)
 
     def close(self) -> None:
         """End the workers and unmap the weights; raises DeviceError while sessions are left."""

@@ -1,5 +1,6 @@
 """What turns text into a model's tokens, as it lies beside ONNX files."""
 
+from slmtvm.text.compiled import compile_tokenizer
 from slmtvm.text.find import find_tokenizer, read_tokenizer
 
-__all__ = ["find_tokenizer", "read_tokenizer"]
+__all__ = ["compile_tokenizer", "find_tokenizer", "read_tokenizer"]

@@ -38,17 +38,20 @@ def test_a_bundle_holds_a_library_for_each_target_and_the_weights_once(tmp_path:
     )  # fmt: skip
     files = contents(tmp_path / "x.slm")
     assert set(files) == {
-        "manifest.json", "weights.bin", "tokenizer.json", *(f"lib/{t}.so" for t in TARGETS),
+        "manifest.json", "weights.bin", "tokenizer.json",
+        *(f"lib/{t}.{end}" for t in TARGETS for end in ("so", "o")),
     }  # fmt: skip
     manifest = json.loads(files["manifest.json"])
-    assert manifest["format"] == 3
+    assert manifest["format"] == 4
     assert manifest["source"] == {
         "file": "model.onnx", "sha256": hashlib.sha256(b"source").hexdigest(),
     }  # fmt: skip
     assert manifest["model"]["kind"] == "decoder" and manifest["model"]["note"] == "more"
     assert manifest["targets"]["cortex-a78"]["requires"] == list(Target.load("cortex-a78").requires)
     listed = [manifest["weights"], manifest["tokenizer"]]
-    listed += [entry["library"] for entry in manifest["targets"].values()]
+    listed += [
+        entry[part] for entry in manifest["targets"].values() for part in ("library", "object")
+    ]
     for entry in listed:
         content = files[entry["file"]]
         assert entry["bytes"] == len(content)

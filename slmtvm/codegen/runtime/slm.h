@@ -41,7 +41,8 @@ enum {
   SLM_ERR_BUSY = -9,     /* the model has sessions, the session is in use in another thread, or the
                           * model was opened before fork() */
   SLM_ERR_LOGITS = -10,  /* no output or no logits to sample from yet, or they are not numbers */
-  SLM_ERR_MASK = -11     /* a mask hides tokens that this model cannot do without */
+  SLM_ERR_MASK = -11,    /* a mask hides tokens that this model cannot do without */
+  SLM_ERR_TOKENIZER = -13 /* the tokenizer is damaged, or of another version */
 };
 
 typedef struct slm_model slm_model;
@@ -208,6 +209,76 @@ typedef struct slm_kernel_time {
  * anew; nothing may run on the model meanwhile. `times` takes the first `count` of them. Returns how
  * many kernels there are. */
 SLM_API int32_t slm_profile(slm_model *model, slm_kernel_time *times, size_t count);
+
+/* Text in, text out: what turns text into the model's tokens and back. It needs no open model. Texts
+ * are UTF-8, with their length in bytes and no 0 at the end; bytes that are no UTF-8 are read as
+ * U+FFFD. A tokenizer may be used from several threads at the same time. */
+typedef struct slm_tokenizer slm_tokenizer;
+
+/* A part of a text, in bytes from its start: where a token comes from. */
+typedef struct slm_span {
+  uint32_t begin, end;
+} slm_span;
+
+enum { SLM_NO_SPECIAL = 1 /* no tokens that a model wants around a text */ };
+
+/* Opens tokenizer.bin of the bundle (a folder). SLM_ERR_FILE where it cannot be read, as in a bundle
+ * whose tokenizer could not be compiled; SLM_ERR_TOKENIZER where it is damaged. */
+SLM_API int32_t slm_tokenizer_open(const char *bundle, slm_tokenizer **tokenizer);
+
+/* NULL is allowed. */
+SLM_API int32_t slm_tokenizer_close(slm_tokenizer *tokenizer);
+
+/* Bytes of work space that are enough for texts of `bytes` together; what a short call does not reach is
+ * never touched. */
+SLM_API int64_t slm_tokenize_bytes(const slm_tokenizer *tokenizer, size_t bytes);
+
+/* The tokens of a text; how many there are, of which the first `room` are written. `spans`, which may be
+ * NULL, says of each where it comes from: a token that the text does not have is at 0, 0. `work` is
+ * 8-aligned and takes slm_tokenize_bytes(). Nothing else is allocated. */
+SLM_API int32_t slm_tokenize(const slm_tokenizer *tokenizer, const char *text, size_t bytes,
+                             uint32_t flags, int32_t *tokens, slm_span *spans, size_t room,
+                             void *work, size_t work_bytes);
+
+/* The tokens of two texts that belong together, such as a question and a passage. `segments` may be
+ * NULL; it says of each token which text it is of. Spans are of the token's own text. */
+SLM_API int32_t slm_tokenize_pair(const slm_tokenizer *tokenizer, const char *first,
+                                  size_t first_bytes, const char *second, size_t second_bytes,
+                                  uint32_t flags, int32_t *tokens, int32_t *segments,
+                                  slm_span *spans, size_t room, void *work, size_t work_bytes);
+
+/* How far a text has been written; all 0 at its start. */
+typedef struct slm_text_state {
+  uint64_t token;   /* the first that is not written yet */
+  uint32_t written; /* bytes of that one's text, or of a row of bytes, that are */
+  uint32_t held;    /* bytes of a character that is not whole */
+  uint8_t bytes[4];
+  uint32_t started;  /* 1 once a token was text */
+  uint32_t stripped; /* how much the start of the text has lost */
+} slm_text_state;
+
+enum { SLM_KEEP_SPECIAL = 1, /* write special tokens too */
+       SLM_TEXT_ENDS = 2     /* no token follows: write what was held back */
+};
+
+/* Writes what `tokens`, all `count` from the start of the text, say after what was written before: only
+ * whole characters, and nothing that tokens which follow could change. Returns the bytes that were
+ * written; `room` is at least 16, and where it is full, SLM_MORE_TEXT is added: call again. */
+SLM_API int32_t slm_detokenize(const slm_tokenizer *tokenizer, slm_text_state *state,
+                               const int32_t *tokens, size_t count, uint32_t flags, char *text,
+                               size_t room);
+
+enum { SLM_MORE_TEXT = 1 << 30 };
+
+/* The token as the vocabulary has it: bytes of `text` are written, at most `room`; how many there are. */
+SLM_API int32_t slm_token_text(const slm_tokenizer *tokenizer, int32_t token, char *text,
+                               size_t room);
+
+/* The token whose name in the vocabulary is `text`; SLM_ERR_TOKEN where there is none. */
+SLM_API int32_t slm_token_find(const slm_tokenizer *tokenizer, const char *text, size_t bytes);
+
+/* How many tokens there are. */
+SLM_API int32_t slm_token_count(const slm_tokenizer *tokenizer);
 
 #ifdef __cplusplus
 }

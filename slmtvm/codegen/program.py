@@ -1,0 +1,90 @@
+"""Programs with a model's code linked in: static, against musl, so that they need no loader."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+from slmtvm.bundle import Bundle
+from slmtvm.codegen.c_runtime import C_FLAGS, runtime_object
+from slmtvm.codegen.zig import zig_cc
+from slmtvm.errors import SlmError
+
+_LINK_FLAGS = ("-static", "-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-lm")
+PROGRAMS = ("run",)
+
+Progress = Callable[[str], None]
+
+
+def build_programs(
+    bundle: str | Path,
+    targets: Sequence[str] | None = None,
+    output: str | Path = ".",
+    *,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Link slm-run for ``targets`` of the bundle (None: all) into the folder ``output``.
+
+    The files are called slm-run.TARGET, and run where that target's library does; they are returned
+    in the order of the targets. Raises BundleError where the bundle lacks a target, SlmError where
+    linking fails or ``output`` cannot be written.
+    """
+    opened = Bundle.open(bundle)
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SlmError(f"cannot be made: {error.strerror}", where=f"{folder}") from error
+    made = []
+    for target in opened.targets if targets is None else targets:
+        for name in PROGRAMS:
+            path = folder / f"slm-{name}.{target}"
+            build_program(opened, target, name, path, progress=progress)
+            made.append(path)
+    return made
+
+
+def build_program(
+    bundle: Bundle,
+    target: str,
+    name: str,
+    path: Path,
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Link the program of ``codegen/programs/NAME.c`` with the code of ``target`` into ``path``.
+
+    It reads its weights, tokenizer and manifest from a bundle that is named when it runs. Equal
+    bundles give equal bytes. Raises BundleError where the bundle has no object of ``target``,
+    SlmError where linking fails or ``path`` cannot be written.
+    """
+    model = bundle.object(target)
+    arch = bundle.manifest.targets[target].arch
+    triple = f"{arch}-linux-musl"
+    if progress:
+        progress(f"{target}: linking slm-{name}")
+    package = resources.files("slmtvm.codegen")
+    with (
+        resources.as_file(package / "runtime") as runtime,
+        resources.as_file(package / "programs") as programs,
+    ):
+        try:
+            with tempfile.TemporaryDirectory(prefix=".program-", dir=path.parent) as made:
+                folder = Path(made)
+                built = runtime_object(triple, runtime, folder, progress=progress)
+                zig_cc(
+                    triple,
+                    [
+                        *C_FLAGS, f"-I{runtime}", f"-I{programs}", "-o", path.name,
+                        str(programs / f"{name}.c"), str(model.absolute()), str(built.absolute()),
+                        *_LINK_FLAGS,
+                    ],
+                    folder=folder,
+                    progress=progress,
+                )  # fmt: skip
+                (folder / path.name).chmod(0o755)
+                (folder / path.name).replace(path)
+        except OSError as error:
+            raise SlmError(f"cannot be written: {error.strerror}", where=f"{path}") from error

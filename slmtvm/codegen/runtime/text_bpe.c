@@ -1,0 +1,244 @@
+/* Byte-pair encoding: characters become tokens, and the pair of the lowest rank is merged until there is
+ * none; of equal ranks the first in the text. */
+#include <string.h>
+
+#include "error.h"
+#include "text.h"
+
+enum {
+  SHORT_WORD = 32,        /* tokens up to which searching all pairs is faster than a heap */
+  INNER = 1, LAST = 2     /* places of a character in a word */
+};
+
+/* A token of the word, with its neighbours; `length` 0 once it is merged into the one before. */
+typedef struct {
+  uint32_t token, length, before, after;
+} symbol;
+
+static uint32_t token_of(const slm_tokenizer *t, uint32_t character, uint32_t place) {
+  if (character < 256 && place == 0) return t->initial[character];
+  const uint32_t *found = slm_pairs_find(&t->symbols, character, place);
+  return found ? found[0] : SLM_NONE;
+}
+
+/* Splits the word into the tokens of its characters; how many there are. `tokens` and `lengths` take one
+ * for each byte. */
+static size_t split(const slm_tokenizer *t, const slm_piece *word, uint32_t *tokens,
+                    uint32_t *lengths) {
+  size_t count = 0;
+  uint32_t unknown = 0; /* bytes of unknown characters that are no token yet */
+  uint32_t size = 1;
+  for (size_t at = 0; at < word->length; at += size) {
+    uint32_t character = word->bytes[at], place = 0;
+    if (!(t->flags & SLM_TEXT_BYTES)) character = slm_char_at(word->bytes + at, &size);
+    if (t->flags & SLM_TEXT_AFFIXES)
+      place = (at ? INNER : 0) | (at + size == word->length ? LAST : 0);
+    const uint32_t token = token_of(t, character, place);
+    if (token == SLM_NONE && (t->flags & SLM_TEXT_BYTE_FALLBACK)) {
+      uint32_t known = 0;
+      while (known < size && t->fallback[word->bytes[at + known]] != SLM_NONE) ++known;
+      if (known == size) {
+        /* The reference puts unknown characters that wait behind these, and so it is done here. */
+        for (uint32_t i = 0; i < size; ++i) {
+          tokens[count] = t->fallback[word->bytes[at + i]];
+          lengths[count++] = 1;
+        }
+        continue;
+      }
+    }
+    if (token == SLM_NONE) {
+      if (t->unknown == SLM_NONE) continue; /* nothing stands for it */
+      if (unknown && !(t->flags & SLM_TEXT_FUSE_UNKNOWN)) {
+        tokens[count] = t->unknown;
+        lengths[count++] = unknown;
+        unknown = 0;
+      }
+      unknown += size;
+      continue;
+    }
+    if (unknown) {
+      tokens[count] = t->unknown;
+      lengths[count++] = unknown;
+      unknown = 0;
+    }
+    tokens[count] = token;
+    lengths[count++] = size;
+  }
+  if (unknown) {
+    tokens[count] = t->unknown;
+    lengths[count++] = unknown;
+  }
+  return count;
+}
+
+static size_t merge_short(const slm_tokenizer *t, uint32_t *tokens, uint32_t *lengths,
+                          size_t count) {
+  const uint32_t *ways[SHORT_WORD]; /* merges of a token with the one after it */
+  for (size_t i = 0; i + 1 < count; ++i)
+    ways[i] = slm_pairs_find(&t->merges, tokens[i], tokens[i + 1]);
+  for (;;) {
+    uint32_t lowest = SLM_NONE;
+    size_t best = 0;
+    for (size_t i = 0; i + 1 < count; ++i)
+      if (ways[i] && ways[i][0] < lowest) {
+        lowest = ways[i][0];
+        best = i;
+      }
+    if (lowest == SLM_NONE) return count;
+    tokens[best] = ways[best][1];
+    lengths[best] += lengths[best + 1];
+    const size_t left = --count - best - 1;
+    memmove(tokens + best + 1, tokens + best + 2, left * sizeof *tokens);
+    memmove(lengths + best + 1, lengths + best + 2, left * sizeof *lengths);
+    memmove(ways + best, ways + best + 1, left * sizeof *ways);
+    if (best + 1 < count) ways[best] = slm_pairs_find(&t->merges, tokens[best], tokens[best + 1]);
+    if (best > 0) ways[best - 1] = slm_pairs_find(&t->merges, tokens[best - 1], tokens[best]);
+  }
+}
+
+/* ---- long words: a heap of the pairs ---- */
+
+typedef struct {
+  const slm_tokenizer *tokenizer;
+  symbol *symbols;
+  uint32_t *ranks;  /* of the pair that starts at a symbol */
+  uint32_t *merged; /* the token it becomes */
+  uint32_t *heap;   /* symbols, the one of the lowest rank first */
+  uint32_t *place;  /* of a symbol in the heap, SLM_NONE where it is not in it */
+  uint32_t heap_count;
+} pairs;
+
+static int before(const pairs *p, uint32_t a, uint32_t b) {
+  return p->ranks[a] < p->ranks[b] || (p->ranks[a] == p->ranks[b] && a < b);
+}
+
+static void set(pairs *p, uint32_t at, uint32_t symbol_at) {
+  p->heap[at] = symbol_at;
+  p->place[symbol_at] = at;
+}
+
+static void sift(pairs *p, uint32_t at) {
+  const uint32_t moved = p->heap[at];
+  for (uint32_t parent; at > 0; at = parent) {
+    parent = (at - 1) / 2;
+    if (!before(p, moved, p->heap[parent])) break;
+    set(p, at, p->heap[parent]);
+  }
+  for (uint32_t child; (child = 2 * at + 1) < p->heap_count; at = child) {
+    if (child + 1 < p->heap_count && before(p, p->heap[child + 1], p->heap[child])) ++child;
+    if (!before(p, p->heap[child], moved)) break;
+    set(p, at, p->heap[child]);
+  }
+  set(p, at, moved);
+}
+
+static void leave(pairs *p, uint32_t symbol_at) {
+  const uint32_t at = p->place[symbol_at];
+  if (at == SLM_NONE) return;
+  p->place[symbol_at] = SLM_NONE;
+  const uint32_t last = p->heap[--p->heap_count];
+  if (at == p->heap_count) return;
+  set(p, at, last);
+  sift(p, at);
+}
+
+/* Looks up the pair that starts at a symbol. */
+static void enter(pairs *p, uint32_t at) {
+  const symbol *s = &p->symbols[at];
+  const uint32_t *way =
+      s->after == SLM_NONE
+          ? NULL
+          : slm_pairs_find(&p->tokenizer->merges, s->token, p->symbols[s->after].token);
+  if (!way) {
+    leave(p, at);
+    return;
+  }
+  p->ranks[at] = way[0];
+  p->merged[at] = way[1];
+  if (p->place[at] == SLM_NONE) set(p, p->heap_count++, at);
+  sift(p, p->place[at]);
+}
+
+static int32_t merge_long(slm_encoding *e, uint32_t *tokens, uint32_t *lengths, size_t *count) {
+  const size_t n = *count;
+  pairs p = {.tokenizer = e->tokenizer};
+  p.symbols = slm_work_take(e, n * sizeof *p.symbols);
+  p.ranks = slm_work_take(e, n * sizeof *p.ranks);
+  p.merged = slm_work_take(e, n * sizeof *p.merged);
+  p.heap = slm_work_take(e, n * sizeof *p.heap);
+  p.place = slm_work_take(e, n * sizeof *p.place);
+  if (!p.symbols || !p.ranks || !p.merged || !p.heap || !p.place) return SLM_ERR_MEMORY;
+  for (uint32_t i = 0; i < n; ++i) {
+    p.symbols[i] = (symbol){tokens[i], lengths[i], i ? i - 1 : SLM_NONE,
+                            i + 1 < n ? i + 1 : SLM_NONE};
+    p.place[i] = SLM_NONE;
+  }
+  for (uint32_t i = 0; i < n; ++i) enter(&p, i);
+  while (p.heap_count) {
+    const uint32_t at = p.heap[0];
+    symbol *s = &p.symbols[at];
+    symbol *gone = &p.symbols[s->after];
+    leave(&p, at);
+    leave(&p, s->after);
+    s->token = p.merged[at];
+    s->length += gone->length;
+    s->after = gone->after;
+    gone->length = 0;
+    if (s->after != SLM_NONE) p.symbols[s->after].before = at;
+    enter(&p, at);
+    if (s->before != SLM_NONE) enter(&p, s->before);
+  }
+  size_t kept = 0;
+  for (uint32_t i = 0; i != SLM_NONE; i = p.symbols[i].after) {
+    tokens[kept] = p.symbols[i].token;
+    lengths[kept++] = p.symbols[i].length;
+  }
+  *count = kept;
+  return SLM_OK;
+}
+
+static int32_t encode(slm_encoding *e, const slm_piece *word, uint32_t *tokens,
+                      uint32_t *lengths) {
+  const slm_tokenizer *t = e->tokenizer;
+  size_t count = split(t, word, tokens, lengths);
+  if (count > SHORT_WORD) {
+    int32_t code = merge_long(e, tokens, lengths, &count);
+    if (code != SLM_OK) return code;
+  } else {
+    count = merge_short(t, tokens, lengths, count);
+  }
+  size_t at = 0;
+  for (size_t i = 0; i < count; ++i) {
+    slm_emit(e, word, tokens[i], at, at + lengths[i]);
+    at += lengths[i];
+  }
+  return SLM_OK;
+}
+
+int32_t slm_bpe(slm_encoding *e, const slm_piece *word) {
+  const slm_tokenizer *t = e->tokenizer;
+  if (t->flags & SLM_TEXT_WHOLE_WORDS) {
+    uint32_t node = 0, found = 0;
+    size_t at = 0;
+    for (; at < word->length; ++at) {
+      const uint32_t *next = slm_pairs_find(&t->trie, node, word->bytes[at]);
+      if (!next) break;
+      node = next[0];
+      found = next[1];
+    }
+    if (at == word->length && found) {
+      slm_emit(e, word, found - 1, 0, word->length);
+      return SLM_OK;
+    }
+  }
+  if (word->length <= SHORT_WORD) {
+    uint32_t tokens[SHORT_WORD], lengths[SHORT_WORD];
+    return encode(e, word, tokens, lengths);
+  }
+  const size_t used = e->work_used;
+  uint32_t *tokens = slm_work_take(e, word->length * sizeof *tokens);
+  uint32_t *lengths = slm_work_take(e, word->length * sizeof *lengths);
+  int32_t code = tokens && lengths ? encode(e, word, tokens, lengths) : SLM_ERR_MEMORY;
+  e->work_used = used;
+  return code;
+}
