@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from slmtvm.bundle.build_folder import aside, build_folder
+from slmtvm.bundle.build_folder import build_folder
 from slmtvm.bundle.manifest import (
     FileEntry,
     Manifest,
     TargetEntry,
     check_target_name,
     library_path,
+    object_path,
 )
+from slmtvm.bundle.move import move_into_place
 from slmtvm.bundle.read import MANIFEST, Bundle
 from slmtvm.codegen.library import Progress, build_library
 from slmtvm.codegen.memory import predict_memory
@@ -27,11 +27,20 @@ from slmtvm.codegen.tables import output_facts
 from slmtvm.codegen.weights import WeightsFile, merge_weights
 from slmtvm.errors import BundleError, InvalidModelError
 from slmtvm.plan.model import Plan
+from slmtvm.runtime.interface import ABI_VERSION
 from slmtvm.target import Target
 
+_MADE_BY = ("slmtvm", "apache-tvm", "ziglang")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check of a bundle gave: JSON values for ``extra["check"]``, and by target those that
+    a device compares its own results with."""
+
+    record: Mapping[str, Any]
+    selftests: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def write_bundle(
@@ -41,7 +50,7 @@ def write_bundle(
     model: Mapping[str, Any] | None = None,
     source: str | Path | None = None,
     tokenizer: bytes | None = None,
-    check: Callable[[Path], Mapping[str, Any]] | None = None,
+    check: Callable[[Path], Checked] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile and link ``plans``, one for each target, into the bundle ``path``.
@@ -49,11 +58,11 @@ def write_bundle(
     ``model`` holds JSON values for the manifest's part of that name, besides what the plan says;
     ``source`` is the ONNX file (its name and SHA-256 are noted), ``tokenizer`` the content of a
     tokenizer.json to include. ``check`` gets the folder of the bundle when it is whole but not yet
-    in its place; what it returns, JSON values, is the manifest's ``extra["check"]``. Weights that
-    several plans lay out alike are stored once. The bundle appears whole or not at all; an older
-    bundle at ``path`` is replaced, anything else there is left alone. Equal input gives equal
-    bytes. Raises BundleError where ``path`` cannot be written, InvalidModelError where ``source``
-    cannot be read, and what ``check`` raises.
+    in its place; what it returns goes into the manifest. Weights that several plans lay out alike
+    are stored once. The bundle appears whole or not at all; an older bundle at ``path`` is
+    replaced, anything else there is left alone. Equal input gives equal bytes. Raises BundleError
+    where ``path`` cannot be written, InvalidModelError where ``source`` cannot be read, and what
+    ``check`` raises.
     """
     path = Path(path)
     ordered = sorted(plans, key=lambda pair: pair[0].name)
@@ -64,7 +73,7 @@ def write_bundle(
             bundle = _build(
                 folder, ordered, rebased, weights, model, source, tokenizer, check, progress
             )
-            _move_into_place(folder, path)
+            move_into_place(folder, path)
     except OSError as error:
         advice = "; free some room, or choose another folder" if error.errno in _FULL else ""
         message = f"cannot be written: {error.strerror}{advice}"
@@ -80,7 +89,7 @@ def _build(
     model: Mapping[str, Any] | None,
     source: str | Path | None,
     tokenizer: bytes | None,
-    check: Callable[[Path], Mapping[str, Any]] | None,
+    check: Callable[[Path], Checked] | None,
     progress: Progress | None,
 ) -> Bundle:
     """The whole bundle in ``folder``, checked; ``rebased`` are the plans that read ``weights``."""
@@ -88,7 +97,9 @@ def _build(
     (folder / "lib").mkdir()
     for (target, _), plan in zip(ordered, rebased, strict=True):
         library = folder / library_path(target.name)
-        build_library(plan, target, library, weights, progress=progress)
+        build_library(
+            plan, target, library, weights, folder / object_path(target.name), progress=progress
+        )
         targets[target.name] = _target_entry(target, plan, weights, library)
     manifest = Manifest(
         weights=FileEntry("weights.bin", weights.size, weights.write(folder / "weights.bin")),
@@ -96,13 +107,25 @@ def _build(
         model={**_model_facts(ordered[0][1]), **(model or {})},
         source=_source(source),
         tokenizer=_write_tokenizer(tokenizer, folder),
+        made_by={name: _version(name) for name in _MADE_BY},
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     if check is not None:
-        manifest = replace(manifest, extra={"check": dict(check(folder))})
+        manifest = _with_record(manifest, check(folder))
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     _set_modes(folder)
     return Bundle.open(folder)
+
+
+def _with_record(manifest: Manifest, checked: Checked) -> Manifest:
+    return replace(
+        manifest,
+        targets={
+            name: replace(target, selftest=checked.selftests.get(name))
+            for name, target in manifest.targets.items()
+        },
+        extra={"check": dict(checked.record)},
+    )
 
 
 def _check_arguments(path: Path, names: list[str]) -> None:
@@ -121,6 +144,9 @@ def _check_arguments(path: Path, names: list[str]) -> None:
 def _target_entry(target: Target, plan: Plan, weights: WeightsFile, library: Path) -> TargetEntry:
     return TargetEntry(
         library=_entry(library, library_path(target.name)),
+        object=_entry(library.with_suffix(".o"), object_path(target.name)),
+        triple=target.link,
+        abi=ABI_VERSION,
         arch=target.arch,
         requires=target.requires,
         memory=asdict(predict_memory(plan, weights.size)),
@@ -142,6 +168,13 @@ def _model_facts(plan: Plan) -> dict[str, Any]:
         "outputs": output_facts(plan),
         "mask": plan.mask,
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _source(source: str | Path | None) -> dict[str, str] | None:
@@ -169,29 +202,3 @@ def _set_modes(folder: Path) -> None:
     """The same modes whatever made the files: a bundle is read by others than its writer."""
     for item in (folder, *folder.rglob("*")):
         item.chmod(0o755 if item.is_dir() or item.suffix == ".so" else 0o644)
-
-
-def _move_into_place(folder: Path, path: Path) -> None:
-    if not path.exists():
-        folder.rename(path)
-    elif not _exchange(folder, path):
-        # No exchange on this file system: for a moment there is no bundle at ``path``.
-        older = aside(folder)
-        path.rename(older)
-        try:
-            folder.rename(path)
-        except BaseException:
-            older.rename(path)
-            raise
-        shutil.rmtree(older, ignore_errors=True)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two folders in one step; False where the system cannot."""
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    if renameat2 is None:
-        return False
-    code: int = renameat2(
-        _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE
-    )
-    return code == 0

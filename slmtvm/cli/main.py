@@ -8,7 +8,20 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from slmtvm.cli import bench, compile, completion, inspect, quantize, run, targets, verify
+from slmtvm.cli import (
+    bench,
+    compile,
+    completion,
+    inspect,
+    keygen,
+    package,
+    quantize,
+    run,
+    sign,
+    targets,
+    verify,
+    verify_signature,
+)
 from slmtvm.cli.parser import USAGE, Parser
 from slmtvm.cli.signals import Terminated, unwinding
 from slmtvm.cli.streams import drop_output, is_of_output, replace_closed_streams
@@ -20,7 +33,10 @@ INTERNAL = 70  # EX_SOFTWARE of sysexits.h: a fault of slmtvm itself
 SIGNALLED = 128  # and the signal's number, as shells have it
 INTERRUPTED = SIGNALLED + 2  # SIGINT
 
-_VERBS = (compile, run, inspect, verify, quantize, bench, targets, completion)
+_VERBS = (
+    compile, run, inspect, verify, quantize, bench, keygen, sign, verify_signature, package,
+    targets, completion,
+)  # fmt: skip
 
 
 def command_parser() -> Parser:
@@ -32,7 +48,7 @@ def command_parser() -> Parser:
     _add_common(parser, debug=False, quiet=False)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="name", parser_class=Parser)
     for verb in _VERBS:
-        name = verb.__name__.rpartition(".")[2]
+        name = verb.__name__.rpartition(".")[2].replace("_", "-")
         summary = (verb.__doc__ or "").splitlines()[0]
         options = verbs.add_parser(name, help=summary, description=summary)
         # Also after the verb; there they have no default, which would undo one given before.

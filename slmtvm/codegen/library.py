@@ -43,10 +43,14 @@ def build_library(
     target: Target,
     path: Path,
     weights: WeightsFile,
+    object_path: Path | None = None,
     *,
     progress: Progress | None = None,
 ) -> None:
     """Write the library of ``plan`` for ``target`` to ``path``; its file name becomes the soname.
+
+    ``object_path``: where its kernels and tables are to be written as well, as one object without
+    the runtime, which ``slmtvm.codegen.program`` links into programs.
 
     ``plan`` and ``weights`` come from ``merge_weights``: the library runs only with a weights file
     of that content. It exports the functions of slm.h and needs libc and libm only. Equal arguments
@@ -62,6 +66,8 @@ def build_library(
         tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder,
     ):
         _build(plan, target, path, weights, sources, Path(folder), say)
+        if object_path is not None:
+            (Path(folder) / "model.o").replace(object_path)
 
 
 def _build(
@@ -82,9 +88,19 @@ def _build(
     runtime = runtime_object(target.link, sources, folder, progress=say)
     zig_cc(
         target.link,
+        # What helps a debugger names the folder.
         [
-            *C_FLAGS, f"-I{sources}", "-o", path.name, "plan.c", str(runtime.absolute()),
-            "kernels.o", *_LINK_FLAGS, f"-Wl,-soname,{path.name}",
+            *C_FLAGS, "-g0", "-Wl,--strip-debug", f"-I{sources}", "-r", "-o", "model.o", "plan.c",
+            "kernels.o",
+        ],
+        folder=folder,
+        progress=say,
+    )  # fmt: skip
+    zig_cc(
+        target.link,
+        [
+            *C_FLAGS, "-o", path.name, "model.o", str(runtime.absolute()), *_LINK_FLAGS,
+            f"-Wl,-soname,{path.name}",
             "-Wl,--version-script=exports.map",
         ],
         folder=folder,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from slmtvm.bundle import Bundle
+from slmtvm.bundle import move as moving
 from slmtvm.bundle import write as writing
 from slmtvm.bundle.write import write_bundle
 from slmtvm.errors import BundleError, InvalidModelError, SlmError
@@ -38,17 +39,20 @@ def test_a_bundle_holds_a_library_for_each_target_and_the_weights_once(tmp_path:
     )  # fmt: skip
     files = contents(tmp_path / "x.slm")
     assert set(files) == {
-        "manifest.json", "weights.bin", "tokenizer.json", *(f"lib/{t}.so" for t in TARGETS),
+        "manifest.json", "weights.bin", "tokenizer.json",
+        *(f"lib/{t}.{kind}" for t in TARGETS for kind in ("so", "o")),
     }  # fmt: skip
     manifest = json.loads(files["manifest.json"])
-    assert manifest["format"] == 3
+    assert manifest["format"] == 4
     assert manifest["source"] == {
         "file": "model.onnx", "sha256": hashlib.sha256(b"source").hexdigest(),
     }  # fmt: skip
     assert manifest["model"]["kind"] == "decoder" and manifest["model"]["note"] == "more"
     assert manifest["targets"]["cortex-a78"]["requires"] == list(Target.load("cortex-a78").requires)
     listed = [manifest["weights"], manifest["tokenizer"]]
-    listed += [entry["library"] for entry in manifest["targets"].values()]
+    listed += [
+        entry[kind] for entry in manifest["targets"].values() for kind in ("library", "object")
+    ]
     for entry in listed:
         content = files[entry["file"]]
         assert entry["bytes"] == len(content)
@@ -77,7 +81,7 @@ def test_an_older_bundle_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
 ) -> None:
     if not can_exchange:
-        monkeypatch.setattr(writing, "_exchange", lambda _first, _second: False)
+        monkeypatch.setattr(moving, "_exchange", lambda _first, _second: False)
     path = tmp_path / "x.slm"
     write_bundle(path, [(Target.load("cortex-a72"), toy_decoder(toy_weights(seed=9)))])
     write(path)
@@ -114,7 +118,7 @@ def test_what_is_no_bundle_is_left_alone(tmp_path: Path, make: Callable[[Path], 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SlmError("no"), OSError(28, "No space left")])
 @pytest.mark.parametrize("there_before", [True, False])
-@pytest.mark.parametrize("step", ["build_library", "_set_modes", "_move_into_place"])
+@pytest.mark.parametrize("step", ["build_library", "_set_modes", "move_into_place"])
 def test_after_an_error_everything_is_as_it_was(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -24,5 +24,5 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _host_library(bundle: Path) -> str:
-    (library,) = (bundle / "lib").iterdir()
+    (library,) = (bundle / "lib").glob("*.so")
     return library.stem
