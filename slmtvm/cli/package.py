@@ -7,16 +7,20 @@ from pathlib import Path
 
 from slmtvm.cli.arguments import add_signer, signer
 
-_FORMATS = ("tar.gz",)
+_FORMATS = ("tar.gz", "deb", "oci", "wheel")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="the bundle, x.slm")
     parser.add_argument("--format", choices=_FORMATS, default="tar.gz", help="default: tar.gz")
     parser.add_argument(
-        "--target", metavar="NAME", help="one of the bundle's targets (default: the only one)"
+        "--target", action="append", metavar="NAME",
+        help="one of the bundle's targets (default: the only one); for oci it may be given several "
+        "times, and the default is all",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="the package's file; for wheel, its folder"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the package's file")
     parser.add_argument(
         "--name",
         dest="model_name",
@@ -24,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--license", metavar="SPDX", help="the weights' licence, such as Apache-2.0"
+    )
+    parser.add_argument(
+        "--maintainer", metavar="NAME", help="who answers for a deb: 'Your Name <you@example.org>'"
     )
     parser.add_argument(
         "--pub", type=Path, action="append", metavar="FILE",
@@ -46,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
             target=options.target,
             name=options.model_name,
             license=options.license,
+            maintainer=options.maintainer,
             signer=signer(options),
             pub=PublicKeys.read(options.pub) if options.pub else None,
             progress=bar.set_description_str,

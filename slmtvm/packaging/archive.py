@@ -8,42 +8,54 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Protocol
 
 from slmtvm.packaging.contents import File
 
 _LEVEL = 6  # of gzip: 9 takes several times as long for a hundredth of the bytes
 
 
+class _Sink(Protocol):
+    def write(self, data: bytes, /) -> int: ...
+
+
 def write_tar(
-    output: IO[bytes] | gzip.GzipFile,
+    output: _Sink | IO[bytes],
     files: Iterable[File],
     extra: Iterable[tuple[str, bytes]] = (),
     *,
     prefix: str = "",
+    time: int = 0,
 ) -> None:
     """``extra`` (path, content) and then ``files``, by their paths, with the folders they lie in.
 
-    Owners are root, times are 0; the format is GNU tar's, which busybox reads as well.
-    """  # fmt: skip
+    ``prefix``, which ends with a slash where there is one, comes before every path. Owners are
+    root, ``time`` is in seconds; the format is GNU tar's, which busybox reads as well.
+    """
     made: set[str] = set()
-    with tarfile.open(fileobj=output, mode="w", format=tarfile.GNU_FORMAT) as tar:
+    with tarfile.open(fileobj=output, mode="w", format=tarfile.GNU_FORMAT) as tar:  # type: ignore[call-overload]
+
+        def folder(path: str) -> None:
+            if path not in made:
+                made.add(path)
+                entry = _entry(path, 0o755, 0, time)
+                entry.type = tarfile.DIRTYPE
+                tar.addfile(entry)
 
         def folders(path: str) -> None:
+            if prefix:
+                folder(prefix)
             for parent in reversed(PurePosixPath(path).parents):
-                if str(parent) != "." and str(parent) not in made:
-                    made.add(str(parent))
-                    entry = _entry(f"{parent}/", 0o755, 0)
-                    entry.type = tarfile.DIRTYPE
-                    tar.addfile(entry)
+                if str(parent) != ".":
+                    folder(f"{prefix}{parent}/")
 
         for path, content in extra:
-            folders(prefix + path)
-            tar.addfile(_entry(prefix + path, 0o644, len(content)), io.BytesIO(content))
+            folders(path)
+            tar.addfile(_entry(prefix + path, 0o644, len(content), time), io.BytesIO(content))
         for file in sorted(files, key=lambda f: f.path):
-            folders(prefix + file.path)
+            folders(file.path)
             with file.source.open("rb") as source:
-                tar.addfile(_entry(prefix + file.path, file.mode, file.bytes), source)
+                tar.addfile(_entry(prefix + file.path, file.mode, file.bytes, time), source)
 
 
 @contextmanager
@@ -58,8 +70,8 @@ def gzip_stream(raw: IO[bytes]) -> gzip.GzipFile:
     return gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=raw, mtime=0)
 
 
-def _entry(path: str, mode: int, size: int) -> tarfile.TarInfo:
+def _entry(path: str, mode: int, size: int, time: int) -> tarfile.TarInfo:
     entry = tarfile.TarInfo(path)
-    entry.mode, entry.size, entry.mtime = mode, size, 0
+    entry.mode, entry.size, entry.mtime = mode, size, time
     entry.uname = entry.gname = "root"
     return entry

@@ -146,7 +146,8 @@ def _programs(bundle: Bundle, target: str, folder: Path, progress: Progress) -> 
         progress(f"{path.name} for {target}")
         build_program(bundle, target, name, path, progress=progress)
         made.append(File(f"bin/{path.name}", path, program=True))
-    return tuple(made)
+    install = _resource("programs/slm-install.sh", folder)
+    return (*made, File("bin/slm-install", install, program=True))
 
 
 def _resource(name: str, folder: Path) -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from slmtvm.bundle.signature import Signer
 from slmtvm.packaging.archive import gzip_file, write_tar
 from slmtvm.packaging.contents import Contents
+from slmtvm.packaging.options import Options
 
 DESCRIPTION = "package"
 DESCRIPTION_SIGNATURE = "package.sig"
@@ -29,12 +30,13 @@ def describe(contents: Contents) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def write_tarball(contents: Contents, output: Path, signer: Signer | None) -> None:
+def write_tarball(several: Sequence[Contents], output: Path, options: Options) -> None:
     """The archive: ``NAME-VERSION-TARGET/`` with the description, its signature and all files."""
+    (contents,) = several
     description = describe(contents)
     first = [(DESCRIPTION, description)]
-    if signer is not None:
-        first.append((DESCRIPTION_SIGNATURE, signer(description)))
+    if options.signer is not None:
+        first.append((DESCRIPTION_SIGNATURE, options.signer(description)))
     prefix = f"{contents.name}-{contents.version}-{contents.target}/"
     with gzip_file(output) as archive:
         write_tar(archive, contents.files, first, prefix=prefix)
