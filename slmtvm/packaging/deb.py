@@ -101,10 +101,13 @@ def _control(contents: Contents, package: str, maintainer: str, size: int) -> by
         "Priority: optional\n"
         f"Description: compiled language model {contents.name}\n"
         f" A {model.get('family', 'language model')} {model['kind']} with a context of"
-        f" {model['context']} tokens,\n"
-        f" compiled for {contents.target} (CPU features: {requires}).\n"
-        f" The library is in /usr/lib/slm/{contents.name}/bundle, its interface in slm.h.\n"
-        f" /usr/lib/slm/{contents.name}/bin/slm-selftest says whether it computes what it should.\n"
+        f" {model['context']} tokens.\n"
+        f" It is compiled for {contents.target}.\n"
+        f" CPU features that it needs: {requires}.\n"
+        " .\n"
+        f" Its folder is /usr/lib/slm/{contents.name}: the library and weights\n"
+        " in bundle, the interface in include, and bin/slm-selftest, which says\n"
+        " whether this machine computes what it should.\n"
     ).encode()
 
 
@@ -122,7 +125,7 @@ def _copyright(contents: Contents, package: str) -> bytes:
     return (
         f"{package}: the weights of {contents.name} and what was compiled of them.\n\n"
         f"Weights: {license}\n"
-        "Copyright of the weights is their authors'.\n\n"
+        "Copyright (c) the authors of the weights\n\n"
         "Code: slmtvm, under the Apache License 2.0, whose text is in\n"
         "/usr/share/common-licenses/Apache-2.0; static programs hold musl (MIT).\n"
         "All parts are listed in licenses.txt and sbom.cdx.json beside this file.\n"
