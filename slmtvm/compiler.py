@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmtvm.bundle import Bundle
-from slmtvm.bundle.write import write_bundle
+from slmtvm.bundle.write import Checked, write_bundle
 from slmtvm.errors import SlmError, TargetError, UnsupportedTokenizerError
 from slmtvm.generation import generation_tokens
 from slmtvm.host import runs_here
@@ -19,6 +19,7 @@ from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.passes.quantize_activations import ACTIVATIONS
 from slmtvm.plan.build import build_plan
 from slmtvm.plan.model import Plan
+from slmtvm.runtime.selftest import record_selftest
 from slmtvm.schedules import isa
 from slmtvm.target import Target
 from slmtvm.task import task_settings
@@ -129,15 +130,20 @@ def compile_imported(
         progress(f"kernels for {target.name}")
         plans.append((target, build_plan(lower(fused, target, kv_dtype), info)))
 
-    def checked(folder: Path) -> dict[str, Any]:
+    def checked(folder: Path) -> Checked:
         assert net is not None
+        selftests: dict[str, dict[str, Any]] = {}
         for dtype, name in _to_check(targets, model, kv_dtype).items():
             progress("check")
             if name is not None:
                 net.compare(folder, name)
+                expected = record_selftest(folder, name)
             else:
-                _compare_host_build(net, fused, dtype, info, progress)
-        return net.record
+                expected = _compare_host_build(net, fused, dtype, info, progress)
+            if expected:
+                alike = (t.name for t in targets if _cache_dtype(t, model, kv_dtype) == dtype)
+                selftests.update(dict.fromkeys(alike, expected))
+        return Checked(net.record, selftests)
 
     progress("bundle")
     return write_bundle(
@@ -171,12 +177,16 @@ def _to_check(
     """
     found: dict[str, str | None] = {}
     for target in sorted(targets, key=lambda t: (len(t.requires), t.name)):
-        # An encoder has no cache.
-        dtype = "" if model.kind == "encoder" else kv_dtype or isa.get(target.isa).kv_dtype
+        dtype = _cache_dtype(target, model, kv_dtype)
         found.setdefault(dtype, None)
         if runs_here(target.arch, target.requires):
             found[dtype] = target.name
     return found
+
+
+def _cache_dtype(target: Target, model: CanonicalModel, kv_dtype: str | None) -> str:
+    """The type of a target's KV cache; "" for an encoder, which has none."""
+    return "" if model.kind == "encoder" else kv_dtype or isa.get(target.isa).kv_dtype
 
 
 def _compare_host_build(
@@ -185,17 +195,18 @@ def _compare_host_build(
     kv_dtype: str,
     info: dict[str, object],
     progress: Progress,
-) -> None:
+) -> dict[str, Any] | None:
     try:
         host = Target.load("host")
     except TargetError as error:
         net.skip(str(error))
-        return
+        return None
     with tempfile.TemporaryDirectory(prefix="slmtvm-check-") as folder:
         bundle = Path(folder) / "check.slm"
         plan = build_plan(lower(fused, host, kv_dtype or None), info)
         write_bundle(bundle, [(host, plan)], progress=progress)
         net.compare(bundle, host.name)
+        return record_selftest(bundle, host.name)
 
 
 def _check_options(kv: str | None, activations: str) -> None:

@@ -44,5 +44,9 @@ class BundleError(SlmError):
     """A bundle is missing, damaged, or made for something else."""
 
 
+class SignatureError(BundleError):
+    """A bundle or package is not signed by a key that is trusted, is too old, or was changed."""
+
+
 class DeviceError(SlmError):
     """The compiled model reported an error while it ran."""

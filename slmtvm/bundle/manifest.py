@@ -1,7 +1,7 @@
 """manifest.json: what a bundle holds and how to tell that it is whole.
 
 It names the SHA-256 of every other file: whoever trusts its bytes trusts the bundle, so a signature
-(manifest.json.sig) has to cover this one file only.
+(manifest.json.sig) has to cover this one file only. ``manifest.schema.json`` describes its fields.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from slmtvm.errors import BundleError
 
 FORMAT = 4  # changes with what a library says of itself, or what its functions are
 _TARGET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MEMORY = ("state", "arena", "scratch_per_thread", "io", "weights")
 
@@ -33,15 +34,28 @@ class TargetEntry:
     """One target's library, and what the CPU must have to run it (names as in /proc/cpuinfo).
 
     ``object`` holds the library's kernels and tables without the runtime, to be linked into
-    programs. ``memory`` predicts bytes: ``state`` (KV cache), ``arena``, ``io`` once for each
-    session, ``scratch_per_thread``, and ``weights``, mapped once for all.
+    programs; ``triple`` is what the library is linked for, ``abi`` its SLM_ABI_VERSION. ``memory``
+    predicts bytes: ``state`` (KV cache), ``arena``, ``io`` once for each session,
+    ``scratch_per_thread``, and ``weights``, mapped once for all. ``selftest`` is what
+    ``slmtvm.verify.selftest`` recorded.
     """
 
     library: FileEntry
     object: FileEntry
+    triple: str
+    abi: int
     arch: str
     requires: tuple[str, ...]
     memory: dict[str, int]
+    selftest: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Release:
+    """Which of a model's bundles this is; ``counter`` never falls from one to the next."""
+
+    counter: int = 0
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,8 @@ class Manifest:
     source: dict[str, str] | None = None  # {"file": name, "sha256": hex} of the ONNX file
     tokenizer: FileEntry | None = None
     tokenizer_tables: FileEntry | None = None  # the tokenizer compiled, for devices without Python
+    release: Release = field(default_factory=Release)
+    made_by: dict[str, str] = field(default_factory=dict)  # package -> version
     extra: dict[str, Any] = field(default_factory=dict)  # what a later compiler may add
 
     def to_json(self) -> str:
@@ -75,6 +91,14 @@ def check_target_name(name: str, where: str) -> None:
     """Raise BundleError where ``name`` cannot be a file's name in every bundle."""
     if not _TARGET_NAME.fullmatch(name):
         raise BundleError(f"target name {name!r} must be letters, digits and . _ + -", where=where)
+
+
+def check_version(version: str, where: str) -> None:
+    """Raise BundleError where ``version`` is no version that every package format takes."""
+    if version and not _VERSION.fullmatch(version):
+        raise BundleError(
+            f"version {version!r} must be numbers with dots between, such as 1.2.0", where=where
+        )
 
 
 def parse_manifest(text: str, where: str) -> Manifest:
@@ -100,6 +124,8 @@ def parse_manifest(text: str, where: str) -> Manifest:
         source=None if fields.missing("source") else _source(fields.table("source")),
         tokenizer=_optional_file(fields, "tokenizer", "tokenizer.json"),
         tokenizer_tables=_optional_file(fields, "tokenizer_tables", "tokenizer.bin"),
+        release=_release(fields.table("release")),
+        made_by={} if fields.missing("made_by") else _texts(fields.table("made_by")),
         extra={} if fields.missing("extra") else fields.table("extra").values,
     )
     if not manifest.targets:
@@ -163,10 +189,23 @@ def _target(fields: _Fields, name: str) -> TargetEntry:
     return TargetEntry(
         library=_file(fields.table("library"), library_path(name)),
         object=_file(fields.table("object"), object_path(name)),
+        triple=fields.text("triple"),
+        abi=fields.integer("abi"),
         arch=fields.text("arch"),
         requires=tuple(requires),
         memory={key: memory.integer(key) for key in _MEMORY},
+        selftest=None if fields.missing("selftest") else fields.table("selftest").values,
     )
+
+
+def _release(fields: _Fields) -> Release:
+    release = Release(fields.integer("counter"), fields.text("version"))
+    check_version(release.version, fields.where)
+    return release
+
+
+def _texts(fields: _Fields) -> dict[str, str]:
+    return {name: fields.text(name) for name in fields.values}
 
 
 def _source(fields: _Fields) -> dict[str, str]:

@@ -6,12 +6,17 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slmtvm.bundle.manifest import FileEntry, Manifest, TargetEntry, parse_manifest
-from slmtvm.errors import BundleError
-from slmtvm.files import no_such_file, read_text
+from slmtvm.errors import BundleError, SignatureError
+from slmtvm.files import no_such_file, read_file
+
+if TYPE_CHECKING:  # cryptography is not needed where nothing is signed
+    from slmtvm.bundle.signature import PublicKeys
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"
 _MAX_MANIFEST_BYTES = 16 << 20
 _READ_BYTES = 1 << 20
 
@@ -24,10 +29,13 @@ class Bundle:
     manifest: Manifest
 
     @staticmethod
-    def open(path: str | Path) -> Bundle:
+    def open(path: str | Path, keys: PublicKeys | None = None, *, least_counter: int = 0) -> Bundle:
         """The bundle at ``path``; raises BundleError where it is missing or damaged.
 
-        Sizes are checked here, contents by ``verify`` and when the library is loaded.
+        Sizes are checked here, contents by ``verify`` and when the library is loaded. With
+        ``keys``, the manifest must be signed by one of them and its release's counter be at least
+        ``least_counter``; SignatureError where not. Libraries of some targets may be missing, as
+        in a package for one of them.
         """
         path = Path(path)
         if not os.path.isdir(path):
@@ -36,8 +44,16 @@ class Bundle:
                 f"no bundle (a folder, as slmtvm compile writes it): {missing}", where=f"{path}"
             )
         file = path / MANIFEST
-        text = read_text(file, _MAX_MANIFEST_BYTES, BundleError)
+        content = read_file(file, _MAX_MANIFEST_BYTES, BundleError)
+        if keys is not None:  # before anything is made of what may be anyone's
+            keys.check(content, path / SIGNATURE, f"{file}")
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            raise BundleError(f"is not UTF-8 text: {error}", where=f"{file}") from error
         bundle = Bundle(path, parse_manifest(text, f"{file}"))
+        if keys is not None:
+            _check_counter(bundle.manifest.release.counter, least_counter, f"{file}")
         for entry in bundle.files():
             bundle._check_size(entry)
         return bundle
@@ -45,33 +61,47 @@ class Bundle:
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of the targets that have a library here."""
-        return tuple(self.manifest.targets)
+        there = [n for n, t in self.manifest.targets.items() if self._has(t.library)]
+        return tuple(there or self.manifest.targets)
 
     def files(self) -> list[FileEntry]:
-        """Every file that the manifest lists."""
+        """Every file that the manifest lists, but for targets that were left out of a package."""
         found = [self.manifest.weights]
-        for target in self.manifest.targets.values():
-            found += [target.library, target.object]
+        for name in self.targets:
+            target = self.manifest.targets[name]
+            found.append(target.library)
+            if self._has(target.object):
+                found.append(target.object)
         text = (self.manifest.tokenizer, self.manifest.tokenizer_tables)
         return found + [entry for entry in text if entry is not None]
+
+    def object(self, target: str) -> Path:
+        """The kernels and tables of ``target``, to be linked into a program; raises BundleError
+        where they are not there or were changed."""
+        entry = self._target(target).object
+        if not self._has(entry):
+            raise BundleError(
+                "missing: this bundle was taken out of a package, and no programs can be linked of "
+                "it; use the one that slmtvm compile wrote",
+                where=f"{self.path / entry.file}",
+            )
+        return self.check_file(entry)
 
     def library(self, target: str) -> Path:
         """The library of ``target``; raises BundleError where there is none or it was changed."""
         return self.check_file(self._target(target).library)
 
-    def object(self, target: str) -> Path:
-        """The kernels and tables of ``target``, to be linked into a program; raises BundleError
-        where they are not there or were changed."""
-        return self.check_file(self._target(target).object)
-
     def _target(self, name: str) -> TargetEntry:
         entry = self.manifest.targets.get(name)
-        if entry is None:
+        if entry is None or name not in self.targets:
             raise BundleError(
                 f"no library for target {name!r}; there are {', '.join(self.targets)}",
                 where=f"{self.path}",
             )
         return entry
+
+    def _has(self, entry: FileEntry) -> bool:
+        return os.path.lexists(self.path / entry.file)
 
     def tokenizer(self) -> Path:
         """The tokenizer's file; raises BundleError where the bundle has none or it was changed."""
@@ -126,3 +156,12 @@ class Bundle:
                 where=f"{path}",
             )
         return path
+
+
+def _check_counter(counter: int, least: int, where: str) -> None:
+    if counter < least:
+        raise SignatureError(
+            f"the counter of this release is {counter}, older than the least that is taken, "
+            f"{least}",
+            where=where,
+        )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from slmtvm.bundle.build_folder import aside, build_folder
+from slmtvm.bundle.build_folder import build_folder
 from slmtvm.bundle.manifest import (
     FileEntry,
     Manifest,
@@ -21,6 +19,7 @@ from slmtvm.bundle.manifest import (
     library_path,
     object_path,
 )
+from slmtvm.bundle.move import move_into_place
 from slmtvm.bundle.read import MANIFEST, Bundle
 from slmtvm.codegen.library import Progress, build_library
 from slmtvm.codegen.memory import predict_memory
@@ -28,11 +27,20 @@ from slmtvm.codegen.tables import output_facts
 from slmtvm.codegen.weights import WeightsFile, merge_weights
 from slmtvm.errors import BundleError, InvalidModelError
 from slmtvm.plan.model import Plan
+from slmtvm.runtime.interface import ABI_VERSION
 from slmtvm.target import Target
 
+_MADE_BY = ("slmtvm", "apache-tvm", "ziglang")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check of a bundle gave: JSON values for ``extra["check"]``, and by target those that
+    a device compares its own results with."""
+
+    record: Mapping[str, Any]
+    selftests: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def write_bundle(
@@ -43,7 +51,7 @@ def write_bundle(
     source: str | Path | None = None,
     tokenizer: bytes | None = None,
     tokenizer_tables: bytes | None = None,
-    check: Callable[[Path], Mapping[str, Any]] | None = None,
+    check: Callable[[Path], Checked] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile and link ``plans``, one for each target, into the bundle ``path``.
@@ -51,12 +59,11 @@ def write_bundle(
     ``model`` holds JSON values for the manifest's part of that name, besides what the plan says;
     ``source`` is the ONNX file (its name and SHA-256 are noted), ``tokenizer`` the content of a
     tokenizer.json to include, ``tokenizer_tables`` what ``slmtvm.text.compile_tokenizer`` made of
-    it. ``check`` gets the folder of the bundle when it is whole but not yet
-    in its place; what it returns, JSON values, is the manifest's ``extra["check"]``. Weights that
-    several plans lay out alike are stored once. The bundle appears whole or not at all; an older
-    bundle at ``path`` is replaced, anything else there is left alone. Equal input gives equal
-    bytes. Raises BundleError where ``path`` cannot be written, InvalidModelError where ``source``
-    cannot be read, and what ``check`` raises.
+    it. ``check`` gets the folder of the bundle when it is whole but not yet in its place; what it
+    returns goes into the manifest. Weights that several plans lay out alike are stored once. The
+    bundle appears whole or not at all; an older bundle at ``path`` is replaced, anything else there
+    is left alone. Equal input gives equal bytes. Raises BundleError where ``path`` cannot be
+    written, InvalidModelError where ``source`` cannot be read, and what ``check`` raises.
     """
     path = Path(path)
     ordered = sorted(plans, key=lambda pair: pair[0].name)
@@ -68,7 +75,7 @@ def write_bundle(
                 folder, ordered, rebased, weights, model, source, tokenizer, tokenizer_tables,
                 check, progress,
             )  # fmt: skip
-            _move_into_place(folder, path)
+            move_into_place(folder, path)
     except OSError as error:
         advice = "; free some room, or choose another folder" if error.errno in _FULL else ""
         message = f"cannot be written: {error.strerror}{advice}"
@@ -85,7 +92,7 @@ def _build(
     source: str | Path | None,
     tokenizer: bytes | None,
     tokenizer_tables: bytes | None,
-    check: Callable[[Path], Mapping[str, Any]] | None,
+    check: Callable[[Path], Checked] | None,
     progress: Progress | None,
 ) -> Bundle:
     """The whole bundle in ``folder``, checked; ``rebased`` are the plans that read ``weights``."""
@@ -104,13 +111,25 @@ def _build(
         source=_source(source),
         tokenizer=_write_file(tokenizer, folder, "tokenizer.json"),
         tokenizer_tables=_write_file(tokenizer_tables, folder, "tokenizer.bin"),
+        made_by={name: _version(name) for name in _MADE_BY},
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     if check is not None:
-        manifest = replace(manifest, extra={"check": dict(check(folder))})
+        manifest = _with_record(manifest, check(folder))
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     _set_modes(folder)
     return Bundle.open(folder)
+
+
+def _with_record(manifest: Manifest, checked: Checked) -> Manifest:
+    return replace(
+        manifest,
+        targets={
+            name: replace(target, selftest=checked.selftests.get(name))
+            for name, target in manifest.targets.items()
+        },
+        extra={"check": dict(checked.record)},
+    )
 
 
 def _check_arguments(path: Path, names: list[str]) -> None:
@@ -130,6 +149,8 @@ def _target_entry(target: Target, plan: Plan, weights: WeightsFile, library: Pat
     return TargetEntry(
         library=_entry(library, library_path(target.name)),
         object=_entry(library.with_suffix(".o"), object_path(target.name)),
+        triple=target.link,
+        abi=ABI_VERSION,
         arch=target.arch,
         requires=target.requires,
         memory=asdict(predict_memory(plan, weights.size)),
@@ -151,6 +172,13 @@ def _model_facts(plan: Plan) -> dict[str, Any]:
         "outputs": output_facts(plan),
         "mask": plan.mask,
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _source(source: str | Path | None) -> dict[str, str] | None:
@@ -178,29 +206,3 @@ def _set_modes(folder: Path) -> None:
     """The same modes whatever made the files: a bundle is read by others than its writer."""
     for item in (folder, *folder.rglob("*")):
         item.chmod(0o755 if item.is_dir() or item.suffix == ".so" else 0o644)
-
-
-def _move_into_place(folder: Path, path: Path) -> None:
-    if not path.exists():
-        folder.rename(path)
-    elif not _exchange(folder, path):
-        # No exchange on this file system: for a moment there is no bundle at ``path``.
-        older = aside(folder)
-        path.rename(older)
-        try:
-            folder.rename(path)
-        except BaseException:
-            older.rename(path)
-            raise
-        shutil.rmtree(older, ignore_errors=True)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two folders in one step; False where the system cannot."""
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    if renameat2 is None:
-        return False
-    code: int = renameat2(
-        _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE
-    )
-    return code == 0

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from slmtvm.bundle.signature import Signer
 
 
 def positive(text: str) -> int:
@@ -44,3 +49,38 @@ def add_cores(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cores", metavar="LIST", help="cores to compute on, such as 4-7,9 (default: any)"
     )
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 0, as files and C have it."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return value
+
+
+def add_signer(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """``--key`` and ``--sign-with``, of which one at most may be given."""
+    group = parser.add_mutually_exclusive_group(required=required)
+    group.add_argument(
+        "--key", type=Path, metavar="FILE",
+        help="the private key, as slmtvm keygen writes it; the password of an encrypted one is "
+        "taken from the variable SLMTVM_KEY_PASSWORD",
+    )  # fmt: skip
+    group.add_argument(
+        "--sign-with", metavar="COMMAND",
+        help="a shell command that writes the Ed25519 signature, 64 bytes, of the file {} to its "
+        "standard output: for keys in hardware",
+    )  # fmt: skip
+
+
+def signer(options: argparse.Namespace) -> Signer | None:
+    """What ``add_signer``'s options say, if anything."""
+    from slmtvm.bundle.signature import command_signer, key_signer
+
+    if options.key:
+        return key_signer(options.key)
+    return command_signer(options.sign_with) if options.sign_with else None

@@ -13,12 +13,16 @@ from slmtvm.cli import (
     compile,
     completion,
     inspect,
+    keygen,
+    package,
     program,
     prune,
     quantize,
     run,
+    sign,
     targets,
     verify,
+    verify_signature,
 )
 from slmtvm.cli.parser import USAGE, Parser
 from slmtvm.cli.signals import Terminated, unwinding
@@ -38,8 +42,12 @@ _VERBS = (
     verify,
     quantize,
     prune,
-    program,
     bench,
+    program,
+    keygen,
+    sign,
+    verify_signature,
+    package,
     targets,
     completion,
 )
@@ -55,7 +63,7 @@ def command_parser() -> Parser:
     parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="name", parser_class=Parser)
     for verb in _VERBS:
-        name = verb.__name__.rpartition(".")[2]
+        name = verb.__name__.rpartition(".")[2].replace("_", "-")
         summary = (verb.__doc__ or "").splitlines()[0]
         options = verbs.add_parser(name, help=summary, description=summary)
         # Also after the verb; there they have no default, which would undo one given before.

@@ -19,18 +19,28 @@ from ctypes import (
 )
 from pathlib import Path
 
-from slmtvm.errors import BundleError, DeviceError, SlmError
+from slmtvm.errors import BundleError, DeviceError, SignatureError, SlmError
 
 ABI_VERSION = 1
 SKIP_CHECKSUM, PROFILE, ALL_THREADS = 1, 2, 4  # flags of slm_open
-ERR_ARGUMENT, ERR_FILE, ERR_WEIGHTS, ERR_TOKENIZER = -1, -5, -6, -13
-_OF_BUNDLES = (ERR_FILE, ERR_WEIGHTS, ERR_TOKENIZER)
+ERR_ARGUMENT, ERR_FILE, ERR_WEIGHTS, ERR_SIGNATURE, ERR_TOKENIZER = -1, -5, -6, -12, -13
+_BUNDLE_ERRORS = {
+    ERR_FILE: BundleError, ERR_WEIGHTS: BundleError, ERR_TOKENIZER: BundleError,
+    ERR_SIGNATURE: SignatureError,
+}  # fmt: skip
 
 
 class Options(ctypes.Structure):
     """slm_options."""
 
-    _fields_ = (("size", c_uint32), ("threads", c_int32), ("flags", c_uint32), ("cores", c_char_p))
+    _fields_ = (
+        ("size", c_uint32),
+        ("threads", c_int32),
+        ("flags", c_uint32),
+        ("cores", c_char_p),
+        ("public_keys", c_char_p),
+        ("least_counter", c_uint64),
+    )
 
 
 class Sampling(ctypes.Structure):
@@ -165,7 +175,7 @@ class Library:
         result: int = getattr(library, name)(*arguments)
         if result < 0:
             message = library.slm_last_error().decode(errors="replace")
-            kind: type[SlmError] = BundleError if result in _OF_BUNDLES else DeviceError
+            kind: type[SlmError] = _BUNDLE_ERRORS.get(result, DeviceError)
             raise kind(message)
         return result
 

@@ -6,7 +6,7 @@ import ctypes
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Model:
         check: bool = True,
         profile: bool = False,
         all_threads: bool = False,
+        pub: str | Path | Sequence[str | Path] | None = None,
+        least_counter: int = 0,
     ) -> None:
         """Open the bundle ``path`` for ``target``, by default the best one for this machine.
 
@@ -49,14 +51,25 @@ class Model:
         says what was chosen and why. ``all_threads`` starts and uses as many as asked for, whatever
         that costs: for tests. ``check`` reads all weights once and compares their checksum.
         ``profile`` measures each kernel, for ``take_profile``. A library whose SHA-256 is not the
-        manifest's is never loaded. Raises BundleError where the bundle is missing, damaged or has
+        manifest's is never loaded. ``pub``: PEM files of the Ed25519 public keys that are trusted;
+        with them the bundle must be signed by one, every file that is used be what was signed,
+        whatever ``check`` is, and the release's counter at least ``least_counter``;
+        SignatureError where not. Raises BundleError where the bundle is missing, damaged or has
         nothing for this machine, DeviceError where it cannot run here.
         """
         if not 0 <= threads <= _MAX_THREADS:
             raise DeviceError(f"threads is {threads}, must be 0 to {_MAX_THREADS}")
-        self.bundle = Bundle.open(path)
+        keys = None
+        if pub is not None:
+            from slmtvm.bundle.signature import PublicKeys
+
+            keys = PublicKeys.read(pub)
+        self.bundle = Bundle.open(path, keys, least_counter=least_counter)
         self.target = target or choose_target(
-            self.bundle.manifest.targets, platform.machine(), _host_features(), f"{path}"
+            {name: self.bundle.manifest.targets[name] for name in self.bundle.targets},
+            platform.machine(),
+            _host_features(),
+            f"{path}",
         )
         self.library = Library(self.bundle.library(self.target))
         self.info: dict[str, Any] = json.loads(self.library.info())
@@ -65,6 +78,8 @@ class Model:
         flags |= ALL_THREADS if all_threads else 0
         listed = None if cores is None else os.fsencode(cores)
         options = Options(ctypes.sizeof(Options), threads, flags, listed)
+        if keys is not None:
+            options.public_keys, options.least_counter = keys.pem.encode(), least_counter
         try:
             self.library.call(
                 "slm_open",

@@ -34,10 +34,19 @@ def load(
     target: str | None = None,
     check: bool = True,
     all_threads: bool = False,
+    pub: str | Path | Sequence[str | Path] | None = None,
+    least_counter: int = 0,
 ) -> Session:
     """Open the bundle ``path`` and start a session; see ``Model`` for the arguments and errors."""
     model = Model(
-        path, threads=threads, cores=cores, target=target, check=check, all_threads=all_threads
+        path,
+        threads=threads,
+        cores=cores,
+        target=target,
+        check=check,
+        all_threads=all_threads,
+        pub=pub,
+        least_counter=least_counter,
     )
     return Session(model, owns_model=True)
 

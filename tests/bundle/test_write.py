@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from slmtvm.bundle import Bundle
+from slmtvm.bundle import move as moving
 from slmtvm.bundle import write as writing
 from slmtvm.bundle.write import write_bundle
 from slmtvm.errors import BundleError, InvalidModelError, SlmError
@@ -39,7 +40,7 @@ def test_a_bundle_holds_a_library_for_each_target_and_the_weights_once(tmp_path:
     files = contents(tmp_path / "x.slm")
     assert set(files) == {
         "manifest.json", "weights.bin", "tokenizer.json",
-        *(f"lib/{t}.{end}" for t in TARGETS for end in ("so", "o")),
+        *(f"lib/{t}.{kind}" for t in TARGETS for kind in ("so", "o")),
     }  # fmt: skip
     manifest = json.loads(files["manifest.json"])
     assert manifest["format"] == 4
@@ -50,7 +51,7 @@ def test_a_bundle_holds_a_library_for_each_target_and_the_weights_once(tmp_path:
     assert manifest["targets"]["cortex-a78"]["requires"] == list(Target.load("cortex-a78").requires)
     listed = [manifest["weights"], manifest["tokenizer"]]
     listed += [
-        entry[part] for entry in manifest["targets"].values() for part in ("library", "object")
+        entry[kind] for entry in manifest["targets"].values() for kind in ("library", "object")
     ]
     for entry in listed:
         content = files[entry["file"]]
@@ -80,7 +81,7 @@ def test_an_older_bundle_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
 ) -> None:
     if not can_exchange:
-        monkeypatch.setattr(writing, "_exchange", lambda _first, _second: False)
+        monkeypatch.setattr(moving, "_exchange", lambda _first, _second: False)
     path = tmp_path / "x.slm"
     write_bundle(path, [(Target.load("cortex-a72"), toy_decoder(toy_weights(seed=9)))])
     write(path)
@@ -117,7 +118,7 @@ def test_what_is_no_bundle_is_left_alone(tmp_path: Path, make: Callable[[Path], 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SlmError("no"), OSError(28, "No space left")])
 @pytest.mark.parametrize("there_before", [True, False])
-@pytest.mark.parametrize("step", ["build_library", "_set_modes", "_move_into_place"])
+@pytest.mark.parametrize("step", ["build_library", "_set_modes", "move_into_place"])
 def test_after_an_error_everything_is_as_it_was(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

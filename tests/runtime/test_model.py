@@ -22,7 +22,8 @@ from tests.runtime.toy import decoder_reference, toy_decoder, toy_weights
 
 def entry(name: str) -> TargetEntry:
     target = Target.load(name)
-    return TargetEntry(FileEntry(f"lib/{name}.so", 0, "0" * 64), target.arch, target.requires, {})
+    files = (FileEntry(f"lib/{name}.{kind}", 0, "0" * 64) for kind in ("so", "o"))
+    return TargetEntry(*files, target.link, 1, target.arch, target.requires, {})
 
 
 ALL = {name: entry(name) for name in known_targets()}

@@ -40,6 +40,7 @@ static const feature features[] = {
     {"avx512dq", 7, 1, 17, STATE_AVX512},
     {"avx512ifma", 7, 1, 21, STATE_AVX512},
     {"avx512cd", 7, 1, 28, STATE_AVX512},
+    {"sha_ni", 7, 1, 29, STATE_NONE},
     {"avx512bw", 7, 1, 30, STATE_AVX512},
     {"avx512vl", 7, 1, 31, STATE_AVX512},
     {"avx512vbmi", 7, 2, 1, STATE_AVX512},

@@ -10,6 +10,7 @@
 #include "error.h"
 #include "plan_tables.h"
 #include "profile.h"
+#include "trust.h"
 #include "weights.h"
 
 uint32_t slm_abi_version(void) { return SLM_ABI_VERSION; }
@@ -28,19 +29,44 @@ int32_t slm_check_model(const slm_model *model) {
 
 /* Copies what the caller's slm_options has, an older one too; the rest is zero. */
 static int32_t take_options(const slm_options *given, slm_options *options) {
-  const size_t oldest = offsetof(slm_options, flags) + sizeof given->flags;
+  /* What was there before `cores` was, before `public_keys` were, and now. */
+  const size_t sizes[] = {offsetof(slm_options, flags) + sizeof given->flags,
+                          offsetof(slm_options, public_keys), sizeof *options};
   *options = (slm_options){.size = sizeof *options, .threads = 1};
   if (!given) return SLM_OK;
-  if (given->size < oldest)
+  if (given->size < sizes[0])
     return slm_fail(SLM_ERR_ARGUMENT, "slm_options.size is %u, must be sizeof(slm_options), %zu",
                     given->size, sizeof *given);
-  memcpy(options, given, given->size < sizeof *options ? oldest : sizeof *options);
+  size_t taken = sizes[0];
+  for (int i = 1; i < 3 && given->size >= sizes[i]; ++i) taken = sizes[i];
+  memcpy(options, given, taken);
   if (options->threads < 0 || options->threads > SLM_MAX_THREADS)
     return slm_fail(SLM_ERR_ARGUMENT, "threads is %d, must be 0 (one for each core) to %d",
                     options->threads, SLM_MAX_THREADS);
   if (options->flags & ~(uint32_t)(SLM_SKIP_CHECKSUM | SLM_PROFILE | SLM_ALL_THREADS))
     return slm_fail(SLM_ERR_ARGUMENT, "unknown flags %#x", options->flags);
   return SLM_OK;
+}
+
+/* Maps the weights; where keys are given, nothing of the bundle is used that was not signed. */
+static int32_t map_weights(const char *bundle, const slm_options *options, const void **weights) {
+  static const char file[] = "weights.bin";
+  /* A checksum besides SHA-256 would say nothing more. */
+  int check = !(options->flags & SLM_SKIP_CHECKSUM) && !options->public_keys;
+  slm_manifest manifest;
+  if (!options->public_keys) return slm_weights_map(bundle, check, weights);
+  int32_t code =
+      slm_manifest_trust(bundle, options->public_keys, options->least_counter, &manifest);
+  if (code != SLM_OK) return code;
+  code = slm_manifest_check_files(&manifest, bundle, slm_plan.target, file);
+  if (code == SLM_OK) code = slm_weights_map(bundle, check, weights);
+  if (code == SLM_OK) {
+    /* What is mapped, not the file of that name again, which may be another by now. */
+    code = slm_manifest_check(&manifest, bundle, file, *weights, slm_plan.weights_bytes);
+    if (code != SLM_OK) slm_weights_unmap(*weights);
+  }
+  slm_manifest_free(&manifest);
+  return code;
 }
 
 /* Starts the workers, and says of the model how many and why. */
@@ -79,7 +105,7 @@ int32_t slm_open(const char *bundle, const slm_options *given, slm_model **resul
   if (!model) return slm_fail(SLM_ERR_MEMORY, "no memory for the model");
   code = slm_profile_new(options.flags, &model->profile);
   if (code == SLM_OK)
-    code = slm_weights_map(bundle, !(options.flags & SLM_SKIP_CHECKSUM), &model->weights);
+    code = map_weights(bundle, &options, &model->weights);
   if (code == SLM_OK) {
     code = start_pool(model, &options);
     if (code != SLM_OK) slm_weights_unmap(model->weights);

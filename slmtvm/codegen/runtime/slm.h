@@ -42,7 +42,9 @@ enum {
                           * model was opened before fork() */
   SLM_ERR_LOGITS = -10,  /* no output or no logits to sample from yet, or they are not numbers */
   SLM_ERR_MASK = -11,    /* a mask hides tokens that this model cannot do without */
-  SLM_ERR_TOKENIZER = -13 /* the tokenizer is damaged, or of another version */
+  SLM_ERR_SIGNATURE = -12, /* the bundle is not signed by a key that is trusted, is too old, or one
+                            * of its files is not what was signed */
+  SLM_ERR_TOKENIZER = -13, /* the tokenizer is damaged, or of another version */
 };
 
 typedef struct slm_model slm_model;
@@ -71,6 +73,15 @@ typedef struct slm_options {
    * the thread that calls slm_open, which should be the one that computes. Not there in a caller
    * whose `size` is older. */
   const char *cores;
+  /* Ed25519 public keys that are trusted, one or more, as PEM text ("-----BEGIN PUBLIC KEY-----"). The
+   * bundle's manifest.json must be signed by one of them (manifest.json.sig), and every file that the
+   * library reads must have the SHA-256 that the manifest says, whatever `flags` are. NULL: anyone's
+   * bundle is opened; its checksum finds accidents, but no changes on purpose. Not there in a caller
+   * whose `size` is older, nor is what follows. */
+  const char *public_keys;
+  /* With `public_keys`: the least counter ("release" of the manifest) that a bundle must have, so that
+   * an older one, signed as well, cannot take the place of a newer one. */
+  uint64_t least_counter;
 } slm_options;
 
 /* How to choose the next token. Zero turns each part off; all zero is greedy. */

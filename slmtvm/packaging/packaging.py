@@ -1,0 +1,92 @@
+"""Bundle to package: chooses the format, writes it beside its place and moves it there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from slmtvm.bundle import Bundle
+from slmtvm.bundle.signature import PublicKeys, Signer
+from slmtvm.errors import SlmError
+from slmtvm.packaging.contents import Contents, Progress, gather, scratch_folder
+from slmtvm.packaging.deb import write_deb
+from slmtvm.packaging.oci import write_oci
+from slmtvm.packaging.options import Options
+from slmtvm.packaging.tarball import write_tarball
+from slmtvm.packaging.wheel import wheel_name, write_wheel
+
+Writer = Callable[[Sequence[Contents], Path, Options], None]
+FORMATS: dict[str, Writer] = {
+    "tar.gz": write_tarball,
+    "deb": write_deb,
+    "oci": write_oci,
+    "wheel": write_wheel,
+}
+_SEVERAL = ("oci",)  # take all targets of a bundle
+
+
+def package(
+    bundle: str | Path,
+    format: str,
+    output: str | Path,
+    *,
+    target: str | Sequence[str] | None = None,
+    name: str | None = None,
+    license: str | None = None,
+    maintainer: str | None = None,
+    signer: Signer | None = None,
+    pub: PublicKeys | None = None,
+    progress: Progress = lambda _: None,
+) -> Path:
+    """Write ``bundle`` as a package of ``format`` for ``target`` to ``output``; returns its path.
+
+    target: one of the bundle's, by default the only one; for "oci" one or more, by default all.
+    output: where the package goes, for "wheel" a folder: pip goes by the names of such files.
+    name: the model's name on devices, by default that of the bundle's folder. license: the
+    weights' own, an SPDX expression. maintainer: who answers for a "deb", "Name <mail>". signer:
+    signs what a format has to sign besides the bundle. pub: with these keys the bundle must be
+    signed. The package appears whole or not at all, and its bytes follow from the arguments.
+    Raises SlmError.
+    """
+    if format not in FORMATS:
+        raise SlmError(f"{format!r} must be one of {', '.join(FORMATS)}", where="--format")
+    output = Path(output)
+    opened = Bundle.open(bundle, pub)
+    targets = _targets(opened, target, format)
+    place = output / "wheel" if format == "wheel" else output
+    try:
+        with scratch_folder(place) as made:
+            folder = Path(made)
+            several = [
+                gather(opened, one, _subfolder(folder, number), name=name, license=license,
+                       progress=progress)
+                for number, one in enumerate(targets)
+            ]  # fmt: skip
+            progress(format)
+            written = folder / "written"
+            FORMATS[format](several, written, Options(signer, maintainer))
+            written.chmod(0o644)
+            if format == "wheel":
+                place = output / wheel_name(several[0])
+            os.replace(written, place)
+    except OSError as error:
+        raise SlmError(f"cannot be written: {error.strerror}", where=f"{output}") from error
+    return place
+
+
+def _targets(
+    bundle: Bundle, target: str | Sequence[str] | None, format: str
+) -> Sequence[str | None]:
+    if target is None:
+        return bundle.targets if format in _SEVERAL else [None]
+    given = [target] if isinstance(target, str) else list(target)
+    if len(given) != 1 and format not in _SEVERAL:
+        raise SlmError(f"a package of this format has one, not {len(given)}", where="--target")
+    return given
+
+
+def _subfolder(folder: Path, number: int) -> Path:
+    made = folder / f"target-{number}"
+    made.mkdir()
+    return made
