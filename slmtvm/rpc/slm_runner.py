@@ -1043,17 +1043,23 @@ def check_outcome(name: str, outcome: Outcome) -> None:
 
 
 class Door:
-    """Listens; lets in the one client that has the key, everybody else is turned away at once.
+    """Listens; lets in who has the key that is expected, everybody else is turned away at once.
+
+    Without a tracker that is the device's key, and clients wait for their turn. Of an offer to a
+    tracker it is one client's.
 
     Handshakes are done by threads, so that a peer that says nothing holds nobody up.
     """
 
-    def __init__(self, listener: socket.socket, key: str, tls: str | None) -> None:
+    def __init__(
+        self, listener: socket.socket, key: str, tls: str | None, expected: str | None
+    ) -> None:
         self.listener, self.key = listener, key
+        self.standing = expected is not None  # the key of all clients, who queue up
         self.tls = tls_context(tls, server=True) if tls else None
         self.lock = threading.Lock()
-        self.expected: str | None = None
-        self.admitted: queue.Queue[tuple[Any, dict[str, float]]] = queue.Queue()
+        self.expected = expected
+        self.admitted: queue.Queue[tuple[Any, dict[str, float]]] = queue.Queue(MOST_HANDSHAKES)
         self.free = threading.Semaphore(MOST_HANDSHAKES)
         threading.Thread(target=self.listen, daemon=True).start()
 
@@ -1086,7 +1092,10 @@ class Door:
                     raise PeerError(f"its certificate is for {roles(known)}, not for a tuner")
             options = self.hear(known)
             keep_alive(known)
-            self.admitted.put((known, options))
+            self.admitted.put_nowait((known, options))
+        except queue.Full:
+            log(f"turned away {peer[0]}:{peer[1]}: too many clients wait")
+            known.close()
         except (OSError, PeerError, ValueError) as error:
             log(f"refused {peer[0]}:{peer[1]}: {error}")
             known.close()
@@ -1112,7 +1121,7 @@ class Door:
             right = wanted is not None and bool(words) and secrets.compare_digest(
                 words[0].encode(), f"client:{wanted}".encode()
             )  # fmt: skip
-            if right:
+            if right and not self.standing:
                 self.expected = None  # one client for each offer
         if not right:
             sock.sendall(struct.pack("<i", MISMATCH))
@@ -1173,11 +1182,10 @@ class Registration:
 
 
 def next_client(
-    door: Door, registration: Registration | None, key: str
+    door: Door, registration: Registration | None
 ) -> tuple[Any, dict[str, float]]:
     """Wait for the next client's connection and options."""
     if registration is None:
-        door.expect(key)
         return door.admitted.get()
     door.expect(registration.offer())
     unclaimed = 0
@@ -1211,6 +1219,13 @@ def remove_leftovers(folder: str) -> None:
             shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
 
+def follow_standard_input() -> None:
+    """End when whoever holds the other end of our standard input does."""
+    while os.read(0, 1 << 10):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def serve(settings: argparse.Namespace) -> int:
     """Serve one client after the other, for ever. OSError where the port cannot be had."""
     if settings.cores:
@@ -1222,7 +1237,10 @@ def serve(settings: argparse.Namespace) -> int:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.create_server((settings.host, settings.port), family=family, backlog=64)
     port = listener.getsockname()[1]
-    door = Door(listener, settings.key, settings.tls)
+    door = Door(listener, settings.key, settings.tls, None if settings.tracker else settings.key)
+    if settings.leash:
+        print(port, flush=True)
+        threading.Thread(target=follow_standard_input, daemon=True).start()
     log(f"{settings.key}: listening on {settings.host}:{port}{' with TLS' if settings.tls else ''}")
     registration: Registration | None = None
     known = True
@@ -1233,7 +1251,7 @@ def serve(settings: argparse.Namespace) -> int:
                     registration = Registration(settings, port)
                     log(f"registered with {settings.tracker[0]}:{settings.tracker[1]}")
                     known = True
-                sock, options = next_client(door, registration, settings.key)
+                sock, options = next_client(door, registration)
             except (OSError, PeerError) as error:
                 door.expect(None)
                 if known:  # said once, tried until it is there
@@ -1316,6 +1334,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--user", help="whom jobs run as, where the runner is root")
     add("--folder", metavar="DIR", help="where sessions keep their files (default: /tmp)")
     add("--retry", type=float, default=2.0, help=argparse.SUPPRESS)
+    # Print the port, and end when standard input does: for the program that started this one.
+    add("--leash", action="store_true", help=argparse.SUPPRESS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
