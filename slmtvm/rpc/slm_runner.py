@@ -73,6 +73,10 @@ class JobError(Exception):
     """Told to the client as the answer to its call; the session goes on."""
 
 
+class SetupError(Exception):
+    """This runner cannot be started so, or these keys cannot be used."""
+
+
 class PeerError(Exception):
     """The connection is of no more use."""
 
@@ -245,14 +249,14 @@ def tls_context(folder: str, server: bool) -> Any:
     try:
         import ssl
     except ImportError:
-        raise SystemExit("--tls needs Python's ssl module, which this Python lacks") from None
+        raise SetupError("--tls needs Python's ssl module, which this Python lacks") from None
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     made.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
         made.load_cert_chain(os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem"))
         made.load_verify_locations(os.path.join(folder, "ca.pem"))
     except OSError as error:  # ssl.SSLError is one
-        raise SystemExit(f"{folder}: no ca.pem, cert.pem and key.pem of one CA: {error}") from None
+        raise SetupError(f"{folder}: no ca.pem, cert.pem and key.pem of one CA: {error}") from None
     made.verify_mode = ssl.CERT_REQUIRED
     if server:
         made.num_tickets = 0  # every connection shows its certificate
@@ -1181,9 +1185,7 @@ class Registration:
         return self.match in self.link.ask([PENDING_KEYS])
 
 
-def next_client(
-    door: Door, registration: Registration | None
-) -> tuple[Any, dict[str, float]]:
+def next_client(door: Door, registration: Registration | None) -> tuple[Any, dict[str, float]]:
     """Wait for the next client's connection and options."""
     if registration is None:
         return door.admitted.get()
@@ -1227,11 +1229,14 @@ def follow_standard_input() -> None:
 
 
 def serve(settings: argparse.Namespace) -> int:
-    """Serve one client after the other, for ever. OSError where the port cannot be had."""
+    """Serve one client after the other, for ever.
+
+    OSError where the port cannot be had, SetupError where an option asks for what is not there.
+    """
     if settings.cores:
         os.sched_setaffinity(0, settings.cores)
     if settings.user and (os.geteuid() != 0 or sys.version_info < (3, 9)):
-        raise SystemExit("--user needs a runner that is root, and Python 3.9")
+        raise SetupError("--user needs a runner that is root, and Python 3.9")
     settings.folder = settings.folder or tempfile.gettempdir()
     remove_leftovers(settings.folder)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -1352,7 +1357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return serve(settings)
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
+    except (OSError, SetupError) as error:
         print(f"slm_runner.py: error: {error}", file=sys.stderr)
         return 1
 
