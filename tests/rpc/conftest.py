@@ -68,7 +68,7 @@ def remote(tracker: Tracker, runner: Runner) -> Iterator[Any]:
     from tvm import rpc
 
     client = rpc.connect_tracker("127.0.0.1", tracker.port)
-    yield client.request("test", session_timeout=60)
+    yield client.request("test", session_timeout=20)
     client.close()
 
 

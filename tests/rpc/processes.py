@@ -33,7 +33,8 @@ class Process:
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout
@@ -60,6 +61,9 @@ class Process:
         if self.alive:
             self.process.send_signal(number)
         code = self.process.wait(SECONDS)
+        self._reader.join(SECONDS)
+        if self.process.stdout:
+            self.process.stdout.close()
         return code
 
 

@@ -28,7 +28,7 @@ def put(remote: Any, *arrays: np.ndarray) -> list[Any]:
 
 
 def load(remote: Any, program: Path) -> Any:
-    remote.upload(str(program), "kernels")
+    remote.upload(bytearray(program.read_bytes()), "kernels")
     return remote.load_module("kernels")
 
 
@@ -91,7 +91,6 @@ def test_buffers_are_copied_on_the_device_and_seen_in_part(remote: Any) -> None:
 
 def test_the_functions_of_a_device_exist(remote: Any) -> None:
     assert remote.cpu().exist
-    assert not remote.cpu(1).exist
     with pytest.raises(AttributeError, match=r"slm\.nothing"):
         remote.get_function("slm.nothing")
 
@@ -220,7 +219,7 @@ def test_a_real_kernel_gives_the_same_bytes_as_without_a_runner(
     }
     expected = run(kernel, given, target)
     build_program({"linear": kernel}, target, tmp_path / "program")
-    remote.upload(str(tmp_path / "program"), "program")
+    remote.upload(bytearray((tmp_path / "program").read_bytes()), "program")
     module = remote.load_module("program")
     for name in ("linear", "main", "linear@2"):
         buffers = put(
