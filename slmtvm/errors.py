@@ -50,3 +50,7 @@ class SignatureError(BundleError):
 
 class DeviceError(SlmError):
     """The compiled model reported an error while it ran."""
+
+
+class RpcError(SlmError):
+    """A tracker or a runner cannot be reached, refuses, or is lost; another device may serve."""
