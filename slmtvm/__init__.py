@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from slmtvm.quantize import quantize
     from slmtvm.runtime import Session, load
     from slmtvm.target import Target
+    from slmtvm.tuning.tune import tune
     from slmtvm.verify import verify
 
 # public name -> module, name in it
@@ -49,6 +50,7 @@ _PUBLIC = {
     "inspect": ("slmtvm.inspect", "inspect"),
     "load": ("slmtvm.runtime", "load"),
     "quantize": ("slmtvm.quantize", "quantize"),
+    "tune": ("slmtvm.tuning.tune", "tune"),
     "verify": ("slmtvm.verify", "verify"),
 }
 
@@ -68,6 +70,7 @@ __all__ = [
     "inspect",
     "load",
     "quantize",
+    "tune",
     "verify",
 ]
 

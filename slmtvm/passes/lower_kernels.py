@@ -23,18 +23,23 @@ from slmtvm.passes.rewrite import bindings, function_names, rebuild, variables, 
 from slmtvm.schedules import attention, isa, linear
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.kernel import Kernel, Tensor
+from slmtvm.schedules.linear.knobs import Knobs
+from slmtvm.schedules.templates import KnobChoice, default_choice
 from slmtvm.target import Target
 
 _T = TypeVar("_T")
 
 
 def lower_kernels(
-    model: CanonicalModel, target: Target, kv_dtype: str | None = None
+    model: CanonicalModel,
+    target: Target,
+    kv_dtype: str | None = None,
+    choose: KnobChoice = default_choice,
 ) -> LoweredModel:
     """Every op as a call of a kernel of ours, or of a PrimFunc of TVM's where we have none.
 
     kv_dtype: "float32", "float16" or "int8", how the KV cache holds its values; None is what suits
-    the ISA.
+    the ISA. choose: the knobs of each kernel that has any; they change how fast it is, and no bit.
     """
     capacity = attention.capacity_of(model.context)
     primitives = isa.get(target.isa)
@@ -46,7 +51,7 @@ def lower_kernels(
         and binding.value.op in (fused.FLOAT_LINEAR, fused.QUANTIZED_LINEAR)
     ]
     kv_dtype = kv_dtype or primitives.kv_dtype
-    emitter = KernelEmitter(model, primitives, capacity, kv_dtype, linears)
+    emitter = KernelEmitter(model, primitives, capacity, kv_dtype, linears, choose)
     functions = {name: emitter.lower(model.module[name]) for name in function_names(model.module)}
     with target.tvm:
         module = relax.transform.LegalizeOps()(tvm.IRModule(functions))
@@ -65,6 +70,7 @@ class KernelEmitter:
     kv_dtype: str
     linears: list[relax.Call]
     """The linear layers of all functions."""
+    choose: KnobChoice = default_choice
     kernels: dict[str, Kernel] = field(default_factory=dict)
     weights: Params = field(default_factory=Params)
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -72,6 +78,10 @@ class KernelEmitter:
     _params: dict[str, relax.Var] = field(default_factory=dict)
     _made: dict[Hashable, Any] = field(default_factory=dict)
     _packed: dict[Hashable, dict[str, str]] = field(default_factory=dict)
+
+    def knobs(self, kind: str, shape: Any) -> Knobs:
+        """The knobs of a kernel of this kind and shape, see ``schedules.templates``."""
+        return self.choose(kind, shape, self.isa)
 
     def array(self, expr: relax.Expr) -> np.ndarray:
         """The value of a parameter of the model."""
