@@ -12,7 +12,7 @@ from slmtvm.schedules.isa.base import Buffer
 from slmtvm.schedules.kernel import Kernel, Tensor, Tunable
 from slmtvm.schedules.linear import by_row, channel_blocks, floating, grouped, weight_only
 from slmtvm.schedules.linear.integer import unrolled
-from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
+from slmtvm.schedules.linear.knobs import BY_TILE, Knobs, KnobSpace
 from slmtvm.schedules.linear.scheme import Scheme, Weights
 from slmtvm.schedules.linear.shape import LinearShape, pick_scale_dtype
 from slmtvm.schedules.linear.tile import Frame, Store, Tile, define_tiled
@@ -75,7 +75,8 @@ def layout(shape: LinearShape, isa: Isa) -> str:
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
     """Every knob's settings: ``mr`` rows and ``nv`` vectors of a tile, ``ku`` unrolled k, ``gu``
-    groups of k in a round of the loop, ``pf`` how many tiles ahead weights are prefetched."""
+    groups of k in a round of the loop, ``pf`` how far ahead weights are prefetched (0 not at all,
+    1 by a tile, else so many bytes), ``ps`` whether scales are as well."""
     return _scheme(shape).knob_space(shape, isa)
 
 
@@ -91,6 +92,8 @@ def effective_knobs(shape: LinearShape, isa: Isa, knobs: Knobs) -> Knobs:
         used["nv"] //= 2
     if "gu" in used:
         used["gu"] = min(used["gu"], shape.groups)
+    if "ps" in used and used["pf"] <= BY_TILE:
+        used["ps"] = 0
     if shape.activation == "f32":
         used["ku"] = min(used["ku"], shape.group_size or shape.k)
     else:

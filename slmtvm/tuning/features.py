@@ -12,7 +12,7 @@ from slmtvm.schedules.linear import LinearShape, packed_weights
 from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.schedules.templates import TEMPLATES
 
-_KNOBS = ("mr", "nv", "ku", "gu", "pf")
+_KNOBS = ("mr", "nv", "ku", "gu", "pf", "ps")
 
 
 def features(kind: str, shape: Any, isa: Isa, knobs: Knobs) -> np.ndarray:
