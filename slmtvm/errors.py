@@ -42,3 +42,7 @@ class BundleError(SlmError):
 
 class DeviceError(SlmError):
     """The compiled model reported an error while it ran."""
+
+
+class RpcError(SlmError):
+    """A tracker or a runner cannot be reached, refuses, or is lost; another device may serve."""

@@ -19,9 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to tune for: a name of `slmtvm targets`, a TOML file, or host (default)",
     )  # fmt: skip
     where = parser.add_mutually_exclusive_group()
+    where.add_argument("--local", action="store_true", help="measure on this machine (the default)")
     where.add_argument(
-        "--local", action="store_true", help="measure on this machine (the default)"
-    )  # fmt: skip
+        "--tracker", metavar="HOST:PORT", help="measure on the devices of this tracker"
+    )
+    parser.add_argument(
+        "--key", metavar="K", help="which of the tracker's devices (default: the target's name)"
+    )
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="the tuner's keys")
     parser.add_argument(
         "--records", type=Path, required=True, metavar="FILE",
         help="where to append what is measured, for `slmtvm compile --records`",
@@ -68,6 +73,9 @@ def run(options: argparse.Namespace) -> int:
             resume=options.resume,
             start_from=options.start_from,
             threads=options.threads,
+            tracker=options.tracker,
+            key=options.key,
+            tls=options.tls,
             context=options.context,
             kv=options.kv,
             activations=options.activations,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from slmtvm.errors import DeviceError
 from slmtvm.schedules import isa as isas
@@ -38,12 +38,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds of a call in each round, and of the default's in the same; or why there are none."""
+    """Seconds of a call in each round, and of the default's in the same; or why there are none.
+
+    ``device``: what is known of where it was measured.
+    """
 
     knobs: Knobs
     seconds: tuple[float, ...] = ()
     default_seconds: tuple[float, ...] = ()
     failure: str | None = None
+    device: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Measurer(Protocol):
@@ -70,21 +74,40 @@ RunProgram = Callable[[bytes, Sequence[str], float], Ran]
 
 
 class ProgramMeasurer:
-    """Builds a program for each batch, and has it run by ``run``."""
+    """Builds a program for each batch, and has it run by ``run`` on ``device``."""
 
     def __init__(
-        self, target: Target, run: RunProgram, progress: Callable[[str], None] = lambda _: None
+        self,
+        target: Target,
+        run: RunProgram,
+        device: Mapping[str, Any] | None = None,
+        progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._target, self._run, self._progress = target, run, progress
+        self._device = device or {}
 
     def measure(self, batch: Batch) -> list[Measurement]:
-        template, isa = TEMPLATES[batch.key.kind], isas.get(self._target.isa)
-        settings = [template.default_knobs(batch.key.shape, isa), *batch.settings]
-        kernels = [template.build(batch.key.shape, isa, knobs) for knobs in settings]
-        program = build_program(kernels, self._target, batch.situation, self._progress)
-        failures: dict[int, str] = {}
-        while True:  # each round without one setting more
-            ran = self._run(program, _arguments(batch, failures), self._seconds(batch))
+        program = BatchProgram(batch, self._target, self._progress)
+        return program.run(self._run, self._device)
+
+
+class BatchProgram:
+    """The program that measures a batch, built when this is made."""
+
+    def __init__(
+        self, batch: Batch, target: Target, progress: Callable[[str], None] = lambda _: None
+    ) -> None:
+        template, isa = TEMPLATES[batch.key.kind], isas.get(target.isa)
+        self._batch = batch
+        self._settings = [template.default_knobs(batch.key.shape, isa), *batch.settings]
+        kernels = [template.build(batch.key.shape, isa, knobs) for knobs in self._settings]
+        self._program = build_program(kernels, target, batch.situation, progress)
+
+    def run(self, run: RunProgram, device: Mapping[str, Any]) -> list[Measurement]:
+        """Have ``run`` run it, again without each setting that fails; as ``Measurer.measure``."""
+        batch, failures = self._batch, dict[int, str]()
+        while True:
+            ran = run(self._program, _arguments(batch, failures), _seconds(batch))
             report = _Report(ran.stdout)
             if ran.status == 0:
                 break
@@ -98,18 +121,15 @@ class ProgramMeasurer:
         failures |= dict.fromkeys(report.wrong, "computes other bytes than the default")
         default = report.seconds[0]
         return [
-            _measurement(knobs, report.seconds.get(i), default, failures.get(i))
-            for i, knobs in enumerate(settings)
+            _measurement(knobs, report.seconds.get(i), default, failures.get(i), device)
+            for i, knobs in enumerate(self._settings)
         ][1:]
 
-    def _seconds(self, batch: Batch) -> float:
-        """The longest that a program may take that reports what hangs itself."""
-        count = len(batch.settings) + 1
-        return (
-            _STARTING_SECONDS
-            + batch.limit
-            + count * batch.rounds * (0.1 + 10 * batch.milliseconds / 1e3)
-        )
+
+def _seconds(batch: Batch) -> float:
+    """The longest that a program may take that reports what hangs itself."""
+    each = 0.1 + 10 * batch.milliseconds / 1e3
+    return _STARTING_SECONDS + batch.limit + (len(batch.settings) + 1) * batch.rounds * each
 
 
 class _Report:
@@ -157,7 +177,8 @@ def _measurement(
     seconds: tuple[float, ...] | None,
     default: tuple[float, ...],
     failure: str | None,
+    device: Mapping[str, Any],
 ) -> Measurement:
     if failure is not None or not seconds:
-        return Measurement(knobs, failure=failure or "was not measured")
-    return Measurement(knobs, seconds, default[: len(seconds)])
+        return Measurement(knobs, failure=failure or "was not measured", device=device)
+    return Measurement(knobs, seconds, default[: len(seconds)], device=device)

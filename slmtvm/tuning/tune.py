@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from slmtvm.errors import TargetError
 from slmtvm.host import CPUINFO_NAMES, cpu_features, runs_here
 from slmtvm.target import Target
 from slmtvm.tuning.cost_model import import_xgboost
+from slmtvm.tuning.devices import DeviceMeasurer
 from slmtvm.tuning.local import LocalRunner
 from slmtvm.tuning.measuring import Measurer, ProgramMeasurer
 from slmtvm.tuning.records import RecordFile, read_records
@@ -31,7 +33,9 @@ def tune(
     start_from: Sequence[str | Path] = (),
     threads: int = 1,
     workload: Workload | None = None,
-    measurer: Measurer | None = None,
+    tracker: str | None = None,
+    key: str | None = None,
+    tls: Path | None = None,
     step: Callable[[str], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
     **options: Any,
@@ -42,7 +46,9 @@ def tune(
     trials, minutes: when to stop at the latest; where both are None, when nothing more is to be
     gained. resume: do not measure again what ``records`` holds. start_from: files of other records,
     of other models or relatives of the target, that the cost model is trained on first. threads:
-    how many compute each kernel. measurer: what measures, this machine where None. options: as
+    how many compute each kernel. tracker, key: measure on all devices that the tracker "host:port"
+    has under the key, by default the target's name; this machine measures where there is no
+    tracker. tls: folder of the tuner's keys. options: as
     ``slmtvm.compile`` takes them: context, source_context, kv, activations, mask, encoder, outputs.
     step: called with the name of each step before measuring, progress after each batch.
 
@@ -57,17 +63,21 @@ def tune(
     known = [r for path in start_from for r in read_records(path)]
     if resume and file.path.exists():
         known += read_records(file.path)
-    device = None
-    if measurer is None:
-        device = this_machine()
-        measurer = local_measurer(resolved, step)
     file.append([])  # where it cannot be written, that is known now
-    plan = plan_model(model, resolved, progress=step, **options)
-    return tune_plan(
-        plan, resolved, measurer, file,
-        known=known, budget=Budget(trials, minutes), workload=workload or Workload(),
-        device=device, threads=threads, progress=progress,
-    )  # fmt: skip
+    with ExitStack() as stack:
+        measurer: Measurer
+        if tracker is None:
+            measurer = local_measurer(resolved, step)
+        else:
+            measurer = stack.enter_context(
+                DeviceMeasurer(resolved, tracker, key or resolved.name, tls=tls, progress=step)
+            )
+        plan = plan_model(model, resolved, progress=step, **options)
+        return tune_plan(
+            plan, resolved, measurer, file,
+            known=known, budget=Budget(trials, minutes), workload=workload or Workload(),
+            threads=threads, progress=progress,
+        )  # fmt: skip
 
 
 def local_measurer(
@@ -80,7 +90,7 @@ def local_measurer(
             f"host ({Target.load('host').name})",
             where=target.name,
         )
-    return ProgramMeasurer(target, LocalRunner(), progress)
+    return ProgramMeasurer(target, LocalRunner(), this_machine(), progress)
 
 
 def this_machine() -> dict[str, Any]:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 from slmtvm.plan.model import Plan
 from slmtvm.schedules import isa as isas
@@ -86,7 +85,6 @@ def tune_plan(
     known: Iterable[Record] = (),
     budget: Budget = Budget(),
     workload: Workload = Workload(),  # noqa: B008
-    device: dict[str, Any] | None = None,
     threads: int = 1,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> TuneReport:
@@ -94,10 +92,10 @@ def tune_plan(
     ``output`` before the next batch is built.
 
     known: earlier records; those of the same tasks on this target are not measured again, the
-    others are what the cost model begins with. device: what records say of it. KeyboardInterrupt
+    others are what the cost model begins with. KeyboardInterrupt
     ends the search, and what was measured is kept.
     """
-    run = _Tuner(plan, target, measurer, output, workload, device or {}, threads, progress)
+    run = _Tuner(plan, target, measurer, output, workload, threads, progress)
     run.learn(known)
     interrupted = False
     try:
@@ -115,12 +113,11 @@ class _Tuner:
         measurer: Measurer,
         output: RecordFile,
         workload: Workload,
-        device: dict[str, Any],
         threads: int,
         progress: Callable[[Progress], None],
     ) -> None:
         self._target, self._measurer, self._output = target, measurer, output
-        self._device, self._threads, self._progress = device, threads, progress
+        self._threads, self._progress = threads, progress
         self._isa = isas.get(target.isa)
         self._working_set = working_set(plan)
         self._models: dict[str, CostModel] = {}
@@ -249,7 +246,7 @@ class _Tuner:
             failure=m.failure,
             threads=self._threads,
             working_set=self._working_set,
-            device=self._device,
+            device=m.device,
             versions={name: version(name) for name in ("slmtvm", "apache-tvm")},
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )

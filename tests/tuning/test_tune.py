@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import slmtvm
+from slmtvm.bench.measure import cpu_name
 from slmtvm.bundle.write import write_bundle
 from slmtvm.compiler import compile_model, plan_model
 from slmtvm.errors import TargetError
@@ -79,12 +80,12 @@ def test_measurements_of_this_machine_become_records(plan: Plan, tmp_path: Path)
     heard: list[Progress] = []
     report = tune_plan(
         plan, HOST, local_measurer(HOST), file,
-        budget=Budget(trials=12), device={"cpu": "this"}, progress=heard.append,
+        budget=Budget(trials=12), progress=heard.append,
     )  # fmt: skip
     records = read_records(file.path)
     assert report.trials == 12 and not report.interrupted
     assert len(records) >= 12 and not report.failures
-    assert all(r.failure is None and r.device == {"cpu": "this"} for r in records)
+    assert all(r.failure is None and r.device["cpu"] == cpu_name() for r in records)
     assert sum(t.share for t in report.tasks) == pytest.approx(1)
     assert [p.trials for p in heard if p.trials < 12] == [8]
     assert all(r.working_set and len(r.seconds) == len(r.default_seconds) for r in records)
