@@ -49,12 +49,25 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Tunable:
+    """What a kernel was made from: ``kind`` and ``shape`` say what it computes, ``knobs`` only how.
+
+    ``kind`` is a name in ``schedules.templates``, which makes the kernel of the same shape with
+    other knobs.
+    """
+
+    kind: str
+    shape: Any
+    knobs: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Kernel:
     """A PrimFunc and how it is run.
 
     ``tensors`` are the buffers of ``func`` in order; ``scalars`` the ambient scalars after them.
     ``outputs`` names the tensors that the kernel writes in full, ``state`` those it updates in
-    place.
+    place. ``tunable`` is None where there are no knobs.
     """
 
     func: tirx.PrimFunc
@@ -64,6 +77,7 @@ class Kernel:
     scalars: tuple[str, ...]
     grid: int
     work: Work = Work()
+    tunable: Tunable | None = None
 
 
 def define(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from slmtvm.quantize import quantize
     from slmtvm.runtime import Session, load
     from slmtvm.target import Target
+    from slmtvm.tuning.tune import tune
     from slmtvm.verify import verify
 
 # public name -> module, name in it
@@ -53,6 +54,7 @@ _PUBLIC = {
     "load": ("slmtvm.runtime", "load"),
     "prune": ("slmtvm.prune", "prune"),
     "quantize": ("slmtvm.quantize", "quantize"),
+    "tune": ("slmtvm.tuning.tune", "tune"),
     "verify": ("slmtvm.verify", "verify"),
 }
 
@@ -74,6 +76,7 @@ __all__ = [
     "load",
     "prune",
     "quantize",
+    "tune",
     "verify",
 ]
 

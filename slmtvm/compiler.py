@@ -24,6 +24,8 @@ from slmtvm.schedules import isa
 from slmtvm.target import Target
 from slmtvm.task import task_settings
 from slmtvm.text import compile_tokenizer, find_tokenizer, read_tokenizer
+from slmtvm.tuning.choice import RecordedChoice
+from slmtvm.tuning.records import Record, read_records
 
 if TYPE_CHECKING:
     from slmtvm.verify.cases import Tokens
@@ -48,6 +50,7 @@ def compile_model(
     outputs: Sequence[str] | None = None,
     check: bool = True,
     check_tokens: str | Path | Tokens | None = None,
+    records: str | Path | None = None,
     progress: Progress = lambda _: None,
     note: Progress = lambda _: None,
 ) -> Bundle:
@@ -70,6 +73,9 @@ def compile_model(
     for this machine is compared, whose bits are theirs.
     check_tokens: what to compare on, by default 64 tokens: half at random, half those with the
     largest embeddings. Ids (n,) or (windows, n), or a file: a text, or ids in a .npy.
+    records: a file that ``slmtvm.tune`` wrote. Kernels take the fastest knobs measured for their
+    shape, or a near one, on the same target; what they took is the manifest's ``extra["tuning"]``.
+    Results do not depend on it.
     progress: called with the name of each step as it begins. note: called with each of the model's
     notes: what was left out, chosen or widened, and its cost. Raises SlmError, AccuracyError where
     the check fails; nothing is left at ``output`` then, and what was there before stays.
@@ -96,9 +102,33 @@ def compile_model(
         encoder=encoder,
         check=check,
         check_tokens=check_tokens,
+        records=read_records(records) if records is not None else (),
         progress=progress,
         note=note,
     )
+
+
+def plan_model(
+    model: str | Path,
+    target: Target,
+    *,
+    kv: str | None = None,
+    activations: str = "int8",
+    progress: Progress = lambda _: None,
+    **options: Any,
+) -> Plan:
+    """What ``compile_model`` makes a library of: the plan of one target, with default knobs.
+
+    options: ``context``, ``source_context``, ``mask``, ``encoder`` and ``outputs``, as it takes
+    them.
+    """
+    _check_options(kv, activations)
+    progress("import")
+    canonical = import_onnx(model, **options)
+    fused = fuse(canonical, progress, activations)
+    info = _info(canonical, activations, kv, beyond_half(canonical))
+    progress(f"kernels for {target.name}")
+    return build_plan(lower(fused, target, _kv_dtype(info)), info)
 
 
 def compile_imported(
@@ -112,6 +142,7 @@ def compile_imported(
     encoder: str | Path | None = None,
     check: bool = True,
     check_tokens: str | Path | Tokens | None = None,
+    records: Sequence[Record] = (),
     progress: Progress = lambda _: None,
     note: Progress = lambda _: None,
 ) -> Bundle:
@@ -124,11 +155,15 @@ def compile_imported(
     largest = beyond_half(model)
     fused = fuse(model, progress, activations)
     info = _info(model, activations, kv, largest)
-    kv_dtype = KV_DTYPES[str(info["kv"])] if info["kv"] != "default" else None
+    kv_dtype = _kv_dtype(info)
     plans: list[tuple[Target, Plan]] = []
+    tuning: dict[str, Any] = {}
     for target in targets:
         progress(f"kernels for {target.name}")
-        plans.append((target, build_plan(lower(fused, target, kv_dtype), info)))
+        choice = RecordedChoice(records, target)
+        plans.append((target, build_plan(lower(fused, target, kv_dtype, choice), info)))
+        if records:
+            tuning[target.name] = [chosen.to_json() for chosen in choice.used]
 
     def checked(folder: Path) -> Checked:
         assert net is not None
@@ -153,8 +188,14 @@ def compile_imported(
         tokenizer=tokenizer,
         tokenizer_tables=tables,
         check=checked if check else None,
+        extra={"tuning": tuning} if tuning else {},
         progress=progress,
     )
+
+
+def _kv_dtype(info: dict[str, object]) -> str | None:
+    """How the KV cache is held where the user or the model says, else None."""
+    return KV_DTYPES[str(info["kv"])] if info["kv"] != "default" else None
 
 
 def _prepare_check(

@@ -15,9 +15,9 @@ from slmtvm.schedules import linear
 from slmtvm.schedules.experts.grouping import Grouping
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let
-from slmtvm.schedules.kernel import Kernel, Tensor, Work, define
+from slmtvm.schedules.kernel import Kernel, Tensor, Tunable, Work, define
 from slmtvm.schedules.linear import LinearShape, Weights
-from slmtvm.schedules.linear.knobs import Knobs
+from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
 from slmtvm.schedules.linear.tile import EmitTile, Store, Tile, split_channels
 
 
@@ -47,18 +47,17 @@ class RoutedShape:
             n=self.experts * isa.panels(self.layer.n) * isa.panel,
         )  # fmt: skip
 
-    def knobs(self, isa: Isa) -> Knobs:
-        """Those of a layer of as many rows as an expert gets if all get the same."""
-        if self.m == 1:
-            return linear.default_knobs(replace(self.layer, m=1), isa)
-        rows = max(2, -(-self.pairs // self.experts))
-        return linear.default_knobs(replace(self.layer, m=rows), isa)
+    @property
+    def of_one_expert(self) -> LinearShape:
+        """A layer of as many rows as an expert gets if all get the same."""
+        rows = 1 if self.m == 1 else max(2, -(-self.pairs // self.experts))
+        return replace(self.layer, m=rows)
 
-    def grouping(self, isa: Isa) -> Grouping | None:
+    def grouping(self, knobs: Knobs) -> Grouping | None:
         """How pairs come in tiles; None where each is a tile of its own, in order."""
         if self.m == 1:
             return None
-        return Grouping(self.m, self.top_k, self.experts, self.knobs(isa)["mr"])
+        return Grouping(self.m, self.top_k, self.experts, knobs["mr"])
 
     def name(self, isa: Isa, knobs: Knobs) -> str:
         """A name that says all that the code depends on."""
@@ -121,24 +120,41 @@ def pack(shape: RoutedShape, isa: Isa, weights: Weights) -> dict[str, np.ndarray
     return linear.pack(shape.stacked(isa), isa, stacked)
 
 
-def build_linear(shape: RoutedShape, isa: Isa) -> Kernel:
+def knob_space(shape: RoutedShape, isa: Isa) -> KnobSpace:
+    """Those of the experts' layers; ``mr`` is how many pairs of an expert a tile has."""
+    return linear.knob_space(shape.of_one_expert, isa)
+
+
+def default_knobs(shape: RoutedShape, isa: Isa) -> Knobs:
+    """The setting used where nothing was tuned."""
+    return linear.default_knobs(shape.of_one_expert, isa)
+
+
+def effective_knobs(shape: RoutedShape, isa: Isa, knobs: Knobs) -> Knobs:
+    """``knobs`` as they are really used: of settings that make the same code, one."""
+    rows = 1 if shape.m == 1 else shape.pairs
+    return linear.effective_knobs(replace(shape.layer, m=rows), isa, knobs)
+
+
+def build_linear(shape: RoutedShape, isa: Isa, knobs: Knobs | None = None) -> Kernel:
     """Tensors: the activations, as ``schedules.linear.build`` has them, a row for each token or
     pair; experts int32 (m, top_k) where m is 1, else tile_expert and tile_pairs of the grouping;
     the packed weights; bias (experts, n) where the layer has one; y float32 (m * top_k, n)."""
-    knobs = shape.knobs(isa)
+    settings = knobs or default_knobs(shape, isa)
 
     def frame(
         stacked: LinearShape, isa: Isa, knobs: Knobs, inputs: list[Tensor], emit: EmitTile
     ) -> Kernel:
         return _define(shape, isa, knobs, inputs, emit)
 
-    return linear.build(shape.stacked(isa), isa, knobs, frame)
+    kernel = linear.build(shape.stacked(isa), isa, settings, frame)
+    return replace(kernel, tunable=Tunable("routed_linear", shape, settings))
 
 
 def _define(
     shape: RoutedShape, isa: Isa, knobs: Knobs, inputs: list[Tensor], emit: EmitTile
 ) -> Kernel:
-    layer, grouping = shape.layer, shape.grouping(isa)
+    layer, grouping = shape.layer, shape.grouping(knobs)
     width = knobs["nv"] * isa.lanes
     column_blocks = -(-layer.n // width)
     weights = len(packed_names(shape, isa))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer
-from slmtvm.schedules.kernel import Kernel, Tensor
+from slmtvm.schedules.kernel import Kernel, Tensor, Tunable
 from slmtvm.schedules.linear import by_row, channel_blocks, floating, grouped, weight_only
-from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
+from slmtvm.schedules.linear.integer import unrolled
+from slmtvm.schedules.linear.knobs import BY_TILE, Knobs, KnobSpace
 from slmtvm.schedules.linear.scheme import Scheme, Weights
 from slmtvm.schedules.linear.shape import LinearShape, pick_scale_dtype
 from slmtvm.schedules.linear.tile import Frame, Store, Tile, define_tiled
 
 __all__ = [
-    "LinearShape", "Weights", "build", "default_knobs", "knob_space", "layout", "pack",
-    "packed_weights", "pick_scale_dtype", "reference",
+    "LinearShape", "Weights", "build", "default_knobs", "effective_knobs", "knob_space", "layout",
+    "pack", "packed_weights", "pick_scale_dtype", "reference",
 ]  # fmt: skip
 
 _SCHEMES: dict[str, Scheme] = {"f32": floating, "block": grouped, "row_u8": by_row}
@@ -41,7 +43,8 @@ def build(
     def emit(tile: Tile, named: Mapping[str, Buffer], store: Store) -> None:
         scheme.emit(shape, settings, tile, named, store)
 
-    return frame(shape, isa, settings, inputs, emit)
+    kernel = frame(shape, isa, settings, inputs, emit)
+    return replace(kernel, tunable=Tunable("linear", shape, settings))
 
 
 def packed_weights(shape: LinearShape, isa: Isa) -> list[Tensor]:
@@ -72,13 +75,30 @@ def layout(shape: LinearShape, isa: Isa) -> str:
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
     """Every knob's settings: ``mr`` rows and ``nv`` vectors of a tile, ``ku`` unrolled k, ``gu``
-    groups of k in a round of the loop, ``pf`` how many tiles ahead weights are prefetched."""
+    groups of k in a round of the loop, ``pf`` how far ahead weights are prefetched (0 not at all,
+    1 by a tile, else so many bytes), ``ps`` whether scales are as well."""
     return _scheme(shape).knob_space(shape, isa)
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     """The setting used where nothing was tuned."""
     return _scheme(shape).default_knobs(shape, isa)
+
+
+def effective_knobs(shape: LinearShape, isa: Isa, knobs: Knobs) -> Knobs:
+    """``knobs`` as they are really used: of settings that make the same code, one."""
+    used = {**knobs, "mr": min(knobs["mr"], shape.m)}
+    while used["nv"] > isa.vectors and used["nv"] // 2 * isa.lanes >= shape.n:
+        used["nv"] //= 2
+    if "gu" in used:
+        used["gu"] = min(used["gu"], shape.groups)
+    if "ps" in used and used["pf"] <= BY_TILE:
+        used["ps"] = 0
+    if shape.activation == "f32":
+        used["ku"] = min(used["ku"], shape.group_size or shape.k)
+    else:
+        used["ku"] = unrolled(shape.group_size or shape.padded_k, used["ku"])
+    return used
 
 
 def reference(

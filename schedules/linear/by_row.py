@@ -14,7 +14,7 @@ from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let, load, splat
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear.integer import Operands, Sums, integer_sums
-from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
+from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, ahead, tile_knobs, tile_space
 from slmtvm.schedules.linear.packing import panels_of_fields
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
@@ -79,7 +79,7 @@ def emit(
         named["xq"],
         lambda row: tile.row(row) * shape.padded_k,
         sum_rows=shape.has_zero_points,
-        ahead=knobs["pf"] * knobs["nv"] * isa.lanes * shape.padded_k,
+        ahead=ahead(knobs, knobs["nv"] * isa.lanes * shape.padded_k, 1),
     )
     sums = integer_sums(tile, products, shape.padded_k, knobs["ku"])
     _write(shape, tile, named, sums, store)
@@ -116,7 +116,7 @@ def _write(
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
-    return {**tile_space(isa), "ku": (16, 32, 64, 128)}
+    return {**tile_space(shape, isa), "ku": (16, 32, 64, 128)}
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:

@@ -70,8 +70,7 @@ def emit(
 
     def step(k: Expr, count: int) -> None:
         columns = [
-            fields(shape, tile, named["weight"], v, k, count, knobs["pf"])
-            for v in range(tile.vectors)
+            fields(shape, tile, named["weight"], v, k, count, knobs) for v in range(tile.vectors)
         ]
         for place in range(count):
             shared: dict[tuple[int, ...], tuple[Expr, Expr | None]] = {}
@@ -136,7 +135,7 @@ def _side_by_side(numbers: list[Expr], lanes: int) -> Expr:
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
-    return {**tile_space(isa), "ku": (8, 16, 32)}
+    return {**tile_space(shape, isa), "ku": (8, 16, 32)}
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:

@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let, load, prefetch, splat
 from slmtvm.schedules.kernel import Tensor
-from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
+from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, ahead, tile_knobs, tile_space
 from slmtvm.schedules.linear.packing import pad, panels_of_rows
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
@@ -45,13 +45,13 @@ def emit(
     shape: LinearShape, knobs: Knobs, tile: Tile, named: Mapping[str, Buffer], store: Store
 ) -> None:
     isa, x, weight = tile.isa, named["x"], named["weight"]
-    ahead = knobs["pf"] * knobs["nv"] * isa.lanes * shape.k
+    distance = ahead(knobs, knobs["nv"] * isa.lanes * shape.k, 4 if shape.format == "f32" else 2)
     sums = Registers("float32", isa.lanes, tile.rows * tile.vectors)
 
     def step(k: Expr) -> None:
         for v in range(0, tile.vectors, isa.vectors):
-            if ahead:
-                prefetch(weight, _at(shape, tile, v, k) + ahead)
+            if distance:
+                prefetch(weight, _at(shape, tile, v, k) + distance)
         columns = [
             _as_f32(isa, shape, load(weight, _at(shape, tile, v, k), isa.lanes))
             for v in range(tile.vectors)
@@ -86,7 +86,7 @@ def _as_f32(isa: Isa, shape: LinearShape, vector: Expr) -> Expr:
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
-    return {**tile_space(isa), "ku": (1, 2, 4, 8)}
+    return {**tile_space(shape, isa), "ku": (1, 2, 4, 8)}
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:

@@ -12,10 +12,10 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Dot, Isa
-from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load, splat
+from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load, prefetch, splat
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear.integer import Operands, integer_sums
-from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
+from slmtvm.schedules.linear.knobs import BY_TILE, Knobs, KnobSpace, ahead, tile_knobs, tile_space
 from slmtvm.schedules.linear.packing import pack_quantized, pad, panels_of_rows, values
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
@@ -108,7 +108,7 @@ def _add_group(
         lambda v: (tile.panel(v) * shape.groups + group) * panel_bytes,
         named["xq"],
         lambda row: tile.row(row) * shape.padded_k + group * size,
-        ahead=knobs["pf"] * knobs["nv"] * shape.groups * panel_bytes // isa.vectors,
+        ahead=ahead(knobs, knobs["nv"] * shape.groups * panel_bytes // isa.vectors, 1),
         start=starts,
     )
     integers = integer_sums(tile, products, size, knobs["ku"])
@@ -116,6 +116,11 @@ def _add_group(
     def place(v: int) -> Expr:
         return (tile.panel(v) * shape.groups + group) * isa.panel + tile.lane(v)
 
+    if knobs.get("ps") and knobs["pf"] > BY_TILE:
+        # As far ahead as the weights are, in groups.
+        further = max(1, knobs["pf"] // panel_bytes) * isa.panel
+        for v in range(0, tile.vectors, isa.vectors):
+            prefetch(named["scales"], place(v) + further)
     scales = _scales(shape, tile, named["scales"], place)
     corrections = [
         None if starts else _minus_zero_point(shape, isa, dot, named, place(v))
@@ -180,7 +185,8 @@ def _minus_zero_point(
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
-    return {**tile_space(isa), "ku": (16, 32, 64, 128), "gu": (1, 2)}
+    scales = (0, 1) if shape.m == 1 else (0,)
+    return {**tile_space(shape, isa), "ku": (16, 32, 64, 128), "gu": (1, 2, 4), "ps": scales}
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
@@ -190,7 +196,7 @@ def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     tile = tile_knobs(shape, isa, registers, max_rows=4 if isa.row_in_registers else 8)
     # Two groups share the loads of what a row has for each, where registers are left for it.
     gu = 2 if shape.m == 1 and isa.row_in_registers and state == 1 else 1
-    return {**tile, "ku": 32, "gu": gu, "pf": int(shape.m == 1 and isa.prefetch)}
+    return {**tile, "ku": 32, "gu": gu, "ps": 0, "pf": int(shape.m == 1 and isa.prefetch)}
 
 
 def _dot(shape: LinearShape, isa: Isa, rows: int) -> Dot:

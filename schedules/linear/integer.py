@@ -44,7 +44,7 @@ def integer_sums(tile: Tile, operands: Operands, k: int, unroll: int) -> Sums:
     """
     columns = tile.vectors + operands.sum_rows
     cells = [(r, c) for r in range(tile.rows) for c in range(columns)]
-    unroll = _divisor(k, unroll)
+    unroll = unrolled(k, unroll)
     dot = operands.dot
     started = {(r, c): [state] for r, state in operands.start.items() for c in range(tile.vectors)}
     if unroll == k:
@@ -77,8 +77,9 @@ def integer_sums(tile: Tile, operands: Operands, k: int, unroll: int) -> Sums:
     return _finished(dot, states())
 
 
-def _divisor(k: int, unroll: int) -> int:
-    """The largest multiple of CHUNK that divides ``k`` and is at most ``unroll``."""
+def unrolled(k: int, unroll: int) -> int:
+    """How many of ``k`` are unrolled where at most ``unroll`` are to be: the largest multiple of
+    CHUNK that divides ``k``."""
     candidates = range(CHUNK, max(unroll, CHUNK) + 1, CHUNK)
     return max(size for size in candidates if k % size == 0)
 

@@ -12,6 +12,9 @@ from slmtvm.schedules.linear.shape import LinearShape
 Knobs = dict[str, int]
 KnobSpace = dict[str, tuple[int, ...]]
 
+BY_TILE = 1
+"""As ``pf``: prefetch the next tile's weights. 0 prefetches nothing, more counts bytes."""
+
 _MIN_BLOCKS = 8
 """A matrix-vector product is cut in so many blocks where it can be, for threads to share."""
 
@@ -31,10 +34,21 @@ def tile_knobs(shape: LinearShape, isa: Isa, registers_per_cell: int, max_rows: 
     return {"mr": rows, "nv": min(4, _power_of_two(cells // rows))}
 
 
-def tile_space(isa: Isa) -> KnobSpace:
+def tile_space(shape: LinearShape, isa: Isa) -> KnobSpace:
     """Settings of ``mr``, ``nv`` and ``pf`` that can be worth a try."""
     vectors = tuple(nv for nv in (1, 2, 4, 8) if nv * isa.lanes <= 4 * isa.panel)
-    return {"mr": (1, 2, 3, 4, 6, 8), "nv": vectors, "pf": (0, 1)}
+    if shape.m == 1:
+        return {"mr": (1,), "nv": vectors, "pf": (0, BY_TILE, 512, 1024, 2048, 4096)}
+    return {"mr": (1, 2, 3, 4, 6, 8), "nv": vectors, "pf": (0, BY_TILE, 1024)}
+
+
+def ahead(knobs: Knobs, tile_elements: int, element_bytes: int) -> int:
+    """How many elements ahead of those in use weights are prefetched; 0 for not at all.
+
+    ``tile_elements``: from a tile to the next.
+    """
+    distance = knobs["pf"]
+    return tile_elements if distance == BY_TILE else distance // element_bytes
 
 
 def _rows(m: int, most: int) -> int:

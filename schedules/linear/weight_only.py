@@ -82,8 +82,7 @@ def _add_group(
     def steps(k: Expr, number: int) -> None:
         at = k if shape.stored_group == shape.group_size else k + ahead
         columns = [
-            fields(shape, tile, named["weight"], v, at, number, knobs["pf"])
-            for v in range(tile.vectors)
+            fields(shape, tile, named["weight"], v, at, number, knobs) for v in range(tile.vectors)
         ]
         for place in range(number):
             floats = [
@@ -123,7 +122,7 @@ def _zero_point(
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
-    return {**tile_space(isa), "ku": (8, 16, 32)}
+    return {**tile_space(shape, isa), "ku": (8, 16, 32)}
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:

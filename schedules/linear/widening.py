@@ -9,6 +9,7 @@ from tvm.script.ir_builder import tirx as T
 from slmtvm.schedules import vector as vec
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let, load, prefetch, splat
+from slmtvm.schedules.linear.knobs import Knobs, ahead
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Tile
 
@@ -36,7 +37,7 @@ def values_of_a_load(shape: LinearShape, isa: Isa) -> int:
 
 
 def fields(
-    shape: LinearShape, tile: Tile, weight: Buffer, v: int, k: Expr, count: int, ahead: int
+    shape: LinearShape, tile: Tile, weight: Buffer, v: int, k: Expr, count: int, knobs: Knobs
 ) -> list[Expr]:
     """Vector ``v`` of the weights for ``k``, a multiple of ``values_of_a_load``, to ``k + count``,
     each as int32 with its bits where ``widened`` wants them."""
@@ -48,12 +49,13 @@ def fields(
             for i in range(count)
         ]
     per_load = values_of_a_load(shape, isa)
+    distance = ahead(knobs, tile.vectors * panel_size // isa.vectors, 1)
     found: list[Expr] = []
     for first in range(0, count, per_load):
         offset = (k + first) * shape.bits // 8 * isa.panel + tile.lane(v) * isa.k_step
         at = tile.panel(v) * panel_size + offset
-        if ahead and v % isa.vectors == 0:
-            prefetch(weight, at + tile.vectors * panel_size // isa.vectors)
+        if distance and v % isa.vectors == 0:
+            prefetch(weight, at + distance)
         raw = load(weight, at, lanes * isa.k_step)
         dtype = f"int32x{lanes}"
         word = let(T.Cast(dtype, raw) if isa.k_step == 1 else T.reinterpret(dtype, raw))

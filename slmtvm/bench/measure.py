@@ -84,7 +84,7 @@ def bench(
     return BenchReport(
         bundle=path.name,
         target=info["target"],
-        cpu=_cpu(),
+        cpu=cpu_name(),
         cores=how["cores"],
         why=how["why"],
         busy_before=before_all,
@@ -168,7 +168,8 @@ def _resident() -> int:
     raise OSError("/proc/self/status has no VmRSS")
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """The name of this machine's CPU."""
     for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

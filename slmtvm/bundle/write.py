@@ -52,6 +52,7 @@ def write_bundle(
     tokenizer: bytes | None = None,
     tokenizer_tables: bytes | None = None,
     check: Callable[[Path], Checked] | None = None,
+    extra: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile and link ``plans``, one for each target, into the bundle ``path``.
@@ -60,10 +61,11 @@ def write_bundle(
     ``source`` is the ONNX file (its name and SHA-256 are noted), ``tokenizer`` the content of a
     tokenizer.json to include, ``tokenizer_tables`` what ``slmtvm.text.compile_tokenizer`` made of
     it. ``check`` gets the folder of the bundle when it is whole but not yet in its place; what it
-    returns goes into the manifest. Weights that several plans lay out alike are stored once. The
-    bundle appears whole or not at all; an older bundle at ``path`` is replaced, anything else there
-    is left alone. Equal input gives equal bytes. Raises BundleError where ``path`` cannot be
-    written, InvalidModelError where ``source`` cannot be read, and what ``check`` raises.
+    returns goes into the manifest, as does ``extra``, JSON values. Weights that several plans lay
+    out alike are stored once. The bundle appears whole or not at all; an older one at ``path`` is
+    replaced, anything else there is left alone. Equal input gives equal bytes. Raises BundleError
+    where ``path`` cannot be written, InvalidModelError where ``source`` cannot be read, and what
+    ``check`` raises.
     """
     path = Path(path)
     ordered = sorted(plans, key=lambda pair: pair[0].name)
@@ -73,7 +75,7 @@ def write_bundle(
         with build_folder(path) as folder:
             bundle = _build(
                 folder, ordered, rebased, weights, model, source, tokenizer, tokenizer_tables,
-                check, progress,
+                check, extra or {}, progress,
             )  # fmt: skip
             move_into_place(folder, path)
     except OSError as error:
@@ -93,6 +95,7 @@ def _build(
     tokenizer: bytes | None,
     tokenizer_tables: bytes | None,
     check: Callable[[Path], Checked] | None,
+    extra: Mapping[str, Any],
     progress: Progress | None,
 ) -> Bundle:
     """The whole bundle in ``folder``, checked; ``rebased`` are the plans that read ``weights``."""
@@ -112,6 +115,7 @@ def _build(
         tokenizer=_write_file(tokenizer, folder, "tokenizer.json"),
         tokenizer_tables=_write_file(tokenizer_tables, folder, "tokenizer.bin"),
         made_by={name: _version(name) for name in _MADE_BY},
+        extra=dict(extra),
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     if check is not None:
@@ -128,7 +132,7 @@ def _with_record(manifest: Manifest, checked: Checked) -> Manifest:
             name: replace(target, selftest=checked.selftests.get(name))
             for name, target in manifest.targets.items()
         },
-        extra={"check": dict(checked.record)},
+        extra={**manifest.extra, "check": dict(checked.record)},
     )
 
 

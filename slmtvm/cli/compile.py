@@ -69,6 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a decoder's, not those that others are made of)",
     )  # fmt: skip
     parser.add_argument(
+        "--records", type=Path, metavar="FILE",
+        help="what `slmtvm tune` measured: kernels take the fastest settings known for the target",
+    )  # fmt: skip
+    parser.add_argument(
         "--tokenizer", type=Path, help="a tokenizer to include (default: the model's own)"
     )
 
@@ -97,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
                 outputs=options.outputs,
                 check=options.check,
                 check_tokens=options.check_tokens,
+                records=options.records,
                 progress=bar.set_description_str,
                 note=notes.append,
             )
@@ -133,6 +138,11 @@ def _summary(bundle: Bundle) -> str:
         lines.append("  the KV cache is float32: keys or values are beyond float16")
     for name, target in bundle.manifest.targets.items():
         lines.append(f"  {name:24} {_size(target.library.bytes)}")
+    for name, chosen in bundle.manifest.extra.get("tuning", {}).items():
+        near = sum(kernel["origin"] == "nearest" for kernel in chosen)
+        lines.append(
+            f"  {name}: {len(chosen)} kinds of kernels as tuned, {near} of them by a near shape"
+        )
     if record := bundle.manifest.extra.get("check"):
         from slmtvm.verify.check import check_line
 

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,22 +25,24 @@ def runtime_object(
     sources: Path,
     folder: Path,
     *,
+    headers: Sequence[Path] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Path:
     """The object of all C files of ``sources`` for ``link_triple``: in the cache, or ``folder``.
 
-    Equal sources give equal bytes, kept or compiled anew. Raises SlmError where that fails.
+    ``headers``: other folders whose headers they include. Equal sources give equal bytes, kept or
+    compiled anew. Raises SlmError where that fails.
     """
-    kept = cache_folder().parent / f"runtime-{_key(link_triple, sources)}.o"
+    kept = cache_folder().parent / f"{sources.name}-{_key(link_triple, [sources, *headers])}.o"
     if kept.is_file():
         return kept
     if progress:
-        progress(f"compiling the C runtime for {link_triple}: once for this version")
-    made = folder / "runtime.o"
+        progress(f"compiling the C {sources.name} for {link_triple}: once for this version")
+    made = folder / f"{sources.name}.o"
     files = sorted(str(path) for path in sources.glob("*.c"))
     zig_cc(
         link_triple,
-        [*C_FLAGS, "-c", *files, "-o", made.name],
+        [*C_FLAGS, *(f"-I{path}" for path in headers), "-c", *files, "-o", made.name],
         folder=folder,
         progress=progress,
     )
@@ -48,12 +50,13 @@ def runtime_object(
     return made
 
 
-def _key(link_triple: str, sources: Path) -> str:
+def _key(link_triple: str, folders: Sequence[Path]) -> str:
     """Of all that the object depends on: the files, the flags, the compiler."""
     digest = hashlib.sha256(repr((link_triple, C_FLAGS, version("ziglang"))).encode())
-    for path in sorted((*sources.glob("*.c"), *sources.glob("*.h"))):
-        content = path.read_bytes()
-        digest.update(f"{path.name} {len(content)} ".encode() + content)
+    for folder in folders:
+        for path in sorted((*folder.glob("*.c"), *folder.glob("*.h"))):
+            content = path.read_bytes()
+            digest.update(f"{path.name} {len(content)} ".encode() + content)
     return digest.hexdigest()[:32]
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
-from slmtvm.packaging.contents import File
+from slmtvm.packaging.file import File
 
 _LEVEL = 6  # of gzip: 9 takes several times as long for a hundredth of the bytes
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tempfile
 from collections.abc import Callable
@@ -15,38 +14,13 @@ from slmtvm.bundle.manifest import TargetEntry
 from slmtvm.bundle.read import MANIFEST, SIGNATURE
 from slmtvm.codegen.program import build_program
 from slmtvm.errors import SlmError
+from slmtvm.packaging.file import File
+from slmtvm.packaging.papers import write_papers
 
 Progress = Callable[[str], None]
-PROGRAMS = ("selftest", "verify")  # of codegen/programs: they become slm-selftest, slm-verify
+# Of codegen/programs: they become slm-selftest and so on.
+PROGRAMS = ("selftest", "verify", "run")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_READ_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a package: its path inside, where its content lies, whether it is a program."""
-
-    path: str
-    source: Path
-    program: bool = False
-
-    @property
-    def mode(self) -> int:
-        """Its permissions."""
-        return 0o755 if self.program else 0o644
-
-    @property
-    def bytes(self) -> int:
-        """Its size."""
-        return self.source.stat().st_size
-
-    def sha256(self) -> str:
-        """Its SHA-256 in hex."""
-        digest = hashlib.sha256()
-        with self.source.open("rb") as file:
-            while piece := file.read(_READ_BYTES):
-                digest.update(piece)
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -92,8 +66,6 @@ def gather(
     bundle's folder. ``license``: the weights' own, an SPDX expression. Raises BundleError where a
     file of the bundle is damaged, SlmError where ``name`` suits no package.
     """
-    from slmtvm.packaging.papers import write_papers
-
     chosen = _target(bundle, target)
     given = name or re.sub(r"[^a-z0-9]+", "-", bundle.path.resolve().stem.lower()).strip("-")
     if not _NAME.fullmatch(given):
@@ -132,8 +104,8 @@ def _target(bundle: Bundle, target: str | None) -> str:
 
 def _bundle_names(bundle: Bundle, target: str) -> list[str]:
     names = [MANIFEST, bundle.manifest.weights.file, bundle.manifest.targets[target].library.file]
-    if bundle.manifest.tokenizer is not None:
-        names.append(bundle.manifest.tokenizer.file)
+    text = (bundle.manifest.tokenizer, bundle.manifest.tokenizer_tables)
+    names += [entry.file for entry in text if entry is not None]
     if (bundle.path / SIGNATURE).is_file():
         names.append(SIGNATURE)
     return sorted(names)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from slmtvm.errors import SlmError
 from slmtvm.packaging.archive import write_tar
-from slmtvm.packaging.contents import Contents, File
+from slmtvm.packaging.contents import Contents
+from slmtvm.packaging.file import File
 from slmtvm.packaging.options import Options
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}

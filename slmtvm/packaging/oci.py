@@ -15,7 +15,8 @@ from typing import Any
 
 from slmtvm.errors import SlmError
 from slmtvm.packaging.archive import gzip_stream, write_tar
-from slmtvm.packaging.contents import Contents, File
+from slmtvm.packaging.contents import Contents
+from slmtvm.packaging.file import File
 from slmtvm.packaging.options import Options
 
 PLATFORMS = {

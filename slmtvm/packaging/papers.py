@@ -6,13 +6,11 @@ import json
 import uuid
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slmtvm.bundle import Bundle
 from slmtvm.errors import SlmError
-
-if TYPE_CHECKING:
-    from slmtvm.packaging.contents import File
+from slmtvm.packaging.file import File
 
 _NAMESPACE = uuid.UUID("7f0f6c1e-8f5b-5b0e-9d43-6c2f6a1d5e10")  # of serial numbers, drawn once
 # What of these is part of a library or of a static program.
@@ -33,8 +31,6 @@ def write_papers(
     folder: Path,
 ) -> tuple[File, ...]:
     """sbom.cdx.json and licenses.txt in ``folder``, to lie under share/."""
-    from slmtvm.packaging.contents import File
-
     sbom, licenses = folder / "sbom.cdx.json", folder / "licenses.txt"
     sbom.write_text(_sbom(bundle, target, name, version, license, files))
     licenses.write_text(_licenses(name, license))

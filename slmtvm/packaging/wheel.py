@@ -12,7 +12,8 @@ from importlib import resources
 from pathlib import Path
 
 from slmtvm.errors import SlmError
-from slmtvm.packaging.contents import Contents, File
+from slmtvm.packaging.contents import Contents
+from slmtvm.packaging.file import File
 from slmtvm.packaging.options import Options
 
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip file can say

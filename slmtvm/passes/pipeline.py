@@ -16,6 +16,7 @@ from slmtvm.passes.quantize_activations import QuantizeActivations
 from slmtvm.passes.specialize import Specialize
 from slmtvm.passes.split_experts import SplitExperts
 from slmtvm.passes.split_head import SplitHead
+from slmtvm.schedules.templates import KnobChoice, default_choice
 from slmtvm.target import Target
 
 
@@ -57,6 +58,11 @@ def fuse(
     return model
 
 
-def lower(fused: CanonicalModel, target: Target, kv_dtype: str | None = None) -> LoweredModel:
-    """The fused model as calls of the target's kernels; ``kv_dtype`` as for ``lower_kernels``."""
-    return lower_kernels(fused, target, kv_dtype)
+def lower(
+    fused: CanonicalModel,
+    target: Target,
+    kv_dtype: str | None = None,
+    choose: KnobChoice = default_choice,
+) -> LoweredModel:
+    """The fused model as calls of the target's kernels; the rest as for ``lower_kernels``."""
+    return lower_kernels(fused, target, kv_dtype, choose)

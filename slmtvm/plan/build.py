@@ -235,7 +235,9 @@ class _FunctionWriter:
             func = _with_grid(self.lowered.module[name])
             self.kernels[name] = KernelCode(func, len(func.params) - 2, ())
             return 1, 0
-        self.kernels[name] = KernelCode(kernel.func, len(kernel.tensors), kernel.scalars)
+        self.kernels[name] = KernelCode(
+            kernel.func, len(kernel.tensors), kernel.scalars, tunable=kernel.tunable
+        )
         scratch = _scratch_bytes(kernel)
         self.scratch_bytes = max(self.scratch_bytes, align(scratch))
         return kernel.grid, scratch

@@ -13,6 +13,8 @@ from enum import IntEnum
 import numpy as np
 from tvm import tirx
 
+from slmtvm.schedules.kernel import Tunable
+
 _FLOAT_BYTES = 4
 
 
@@ -86,6 +88,7 @@ class KernelCode:
     buffers: int
     scalars: tuple[str, ...]
     work: KernelWork = field(default_factory=KernelWork)
+    tunable: Tunable | None = None  # what the tuner may change of it
 
 
 @dataclass(frozen=True)

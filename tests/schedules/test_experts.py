@@ -108,7 +108,7 @@ def test_each_pair_is_multiplied_by_its_expert_with_the_bits_of_that_layer_alone
     inputs = {**activations, **experts.pack(shape, own, linear.Weights(**stacked))}
     if shape.layer.has_bias:
         inputs["bias"] = np.stack([c.addends["bias"] for c in cases])
-    grouping = shape.grouping(own)
+    grouping = shape.grouping(experts.default_knobs(shape, own))
     if grouping is None:
         inputs["experts"] = chosen
     else:

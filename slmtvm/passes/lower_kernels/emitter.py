@@ -21,6 +21,8 @@ from slmtvm.passes.rewrite import bindings, function_names, rebuild, variables, 
 from slmtvm.schedules import linear
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.kernel import Kernel, Tensor
+from slmtvm.schedules.linear.knobs import Knobs
+from slmtvm.schedules.templates import KnobChoice, default_choice
 
 _T = TypeVar("_T")
 
@@ -40,6 +42,7 @@ class KernelEmitter:
     """The linear layers of all functions."""
     handlers: Mapping[str, Handler]
     """Which function lowers an op."""
+    choose: KnobChoice = default_choice
     kernels: dict[str, Kernel] = field(default_factory=dict)
     weights: Params = field(default_factory=Params)
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -47,6 +50,10 @@ class KernelEmitter:
     _params: dict[str, relax.Var] = field(default_factory=dict)
     _made: dict[Hashable, Any] = field(default_factory=dict)
     _packed: dict[Hashable, dict[str, str]] = field(default_factory=dict)
+
+    def knobs(self, kind: str, shape: Any) -> Knobs:
+        """The knobs of a kernel of this kind and shape, see ``schedules.templates``."""
+        return self.choose(kind, shape, self.isa)
 
     def array(self, expr: relax.Expr) -> np.ndarray:
         """The value of a parameter of the model."""

@@ -58,13 +58,14 @@ def _routed_linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     if "bias" in named:
         operands.append(emitter.weight(named["bias"].name, emitter.array(named["bias"])))
     routes = [chosen]
-    grouping = shape.grouping(emitter.isa)
+    knobs = emitter.knobs("routed_linear", shape)
+    grouping = shape.grouping(knobs)
     if grouping is not None:
         made = emitter.once(
             (chosen, grouping), lambda: emitter.call(experts.build_group(grouping), [chosen])
         )
         routes = [made["tile_expert"], made["tile_pairs"]]
-    kernel = experts.build_linear(shape, emitter.isa)
+    kernel = experts.build_linear(shape, emitter.isa, knobs)
     return emitter.call(kernel, [*inputs, *routes, *operands])["y"]
 
 

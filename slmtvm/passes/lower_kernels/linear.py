@@ -53,7 +53,8 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         operands.append(emitter.weight(named["bias"].name, emitter.array(named["bias"])))
     if "residual" in named:
         operands.append(named["residual"])
-    return emitter.call(linear.build(shape, emitter.isa), [*inputs, *operands])["y"]
+    kernel = linear.build(shape, emitter.isa, emitter.knobs("linear", shape))
+    return emitter.call(kernel, [*inputs, *operands])["y"]
 
 
 def packed_linear(

@@ -1,0 +1,1 @@
+"""Tuning: which knobs make each kernel of a model fastest on a device, measured there."""

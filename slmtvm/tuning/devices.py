@@ -1,0 +1,136 @@
+"""Measuring on the devices of a tracker, all that are free, and going on when one is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from slmtvm.errors import RpcError
+from slmtvm.rpc.client import Device, devices, registered
+from slmtvm.target import Target
+from slmtvm.tuning.measuring import Batch, BatchProgram, Measurement, Ran
+
+_LOSSES = 5
+"""Devices that may be lost in a row before a batch is given up."""
+_LEAST_SETTINGS = 3
+"""Of a batch on one device: each measures the default as well."""
+
+
+@dataclass
+class _Held:
+    device: Device
+    info: Mapping[str, Any]
+
+    def run(self, executable: bytes, arguments: Sequence[str], timeout: float) -> Ran:
+        result = self.device.run(executable, arguments, timeout_s=timeout)
+        self.device.forget(executable)  # the next batch is another one
+        status = None if result.killed == "time" else result.status
+        reason = f"killed: {result.killed}" if result.killed else result.stderr
+        if result.killed and result.killed != "time":
+            status = 1
+        return Ran(status, result.stdout.decode(errors="replace"), reason)
+
+
+class DeviceMeasurer:
+    """Measures on the devices that a tracker has under ``key``: a context manager, which gives them
+    back at the end.
+
+    A batch is divided among all that are free; what a lost one was to measure, another does.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        tracker: str,
+        key: str,
+        *,
+        tls: Path | None = None,
+        wait_s: float = 600.0,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """tracker: "host:port". tls: folder of the tuner's keys. wait_s: how long to wait for a
+        device at most, when all are busy or lost."""
+        self._target, self._tracker, self._key, self._tls = target, tracker, key, tls
+        self._progress = progress
+        self._waiting: Iterator[Device] = devices(tracker, key, tls=tls, wait_s=wait_s)
+        self._held: list[_Held] = []
+
+    def __enter__(self) -> DeviceMeasurer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with ExitStack() as stack:
+            for held in self._held:
+                stack.callback(held.device.close)
+        self._held = []
+
+    def measure(self, batch: Batch) -> list[Measurement]:
+        """Raises RpcError where devices are lost again and again, or the tracker is."""
+        left = list(batch.settings)
+        found: dict[int, Measurement] = {}
+        losses = 0
+        while left:
+            self._take(1 + len(left) // _LEAST_SETTINGS)
+            parts = [left[i :: len(self._held)] for i in range(len(self._held))]
+            pairs = [
+                (held, part) for held, part in zip(self._held, parts, strict=True) if part
+            ]  # fmt: skip
+            programs = [
+                BatchProgram(replace(batch, settings=part), self._target, self._progress)
+                for _, part in pairs
+            ]
+            left, errors = [], []
+            with ThreadPoolExecutor(len(pairs)) as pool:
+                running = [
+                    pool.submit(program.run, held.run, held.info)
+                    for program, (held, _) in zip(programs, pairs, strict=True)
+                ]
+            for future, (held, part) in zip(running, pairs, strict=True):
+                try:
+                    for knobs, measurement in zip(part, future.result(), strict=True):
+                        found[id(knobs)] = measurement
+                except RpcError as error:
+                    errors.append(error)
+                    left += part
+                    self._held.remove(held)
+                    held.device.close()
+            losses = losses + len(errors) if errors else 0
+            if losses >= _LOSSES:
+                raise RpcError(
+                    f"{losses} devices were lost in a row; the last: {errors[-1]}",
+                    where=f"tracker {self._tracker}",
+                )
+        return [found[id(knobs)] for knobs in batch.settings]
+
+    def _take(self, most: int) -> None:
+        """Hold one device, waiting for it, and more of those that are free, up to ``most``."""
+        while not self._held or (
+            len(self._held) < most
+            and registered(self._tracker, tls=self._tls).free.get(self._key, 0)
+        ):
+            if not self._held:
+                self._progress(f"waiting for a device {self._key}")
+            device = next(self._waiting)
+            try:
+                info = device.info()
+            except RpcError:
+                device.close()
+                continue
+            self._held.append(_Held(device, _facts(info, device)))
+
+
+def _facts(info: Mapping[str, Any], device: Device) -> dict[str, Any]:
+    """What records keep of a device."""
+    kept = ("machine", "exec", "features", "cores", "caches", "frequency_khz")
+    facts = {name: info[name] for name in kept if info.get(name)}
+    return {"cpu": info.get("model") or device.key, "key": device.key, **facts}

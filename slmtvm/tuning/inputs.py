@@ -1,0 +1,100 @@
+"""What a measured kernel reads: random values in the packed layout, finite and of equal cost.
+
+Times do not depend on the values; results are compared between settings, so that what one buffer
+says of another (sums of activations) must hold.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from slmtvm.schedules.experts import RoutedShape
+from slmtvm.schedules.kernel import Kernel, Tensor
+from slmtvm.schedules.linear import LinearShape
+
+# The kinds of measure.h, by number.
+OUTPUT, BYTES, INT32, F32, F16, SUMS, GIVEN = range(7)
+_CYCLED = ("weight", "scales", "zero_points", "column_sums")
+
+
+@dataclass(frozen=True)
+class Fill:
+    """How the program fills a buffer of ``size`` bytes; the fields are those of measure.h."""
+
+    size: int
+    kind: int
+    low: float = 0
+    high: float = 0
+    of: int = 0
+    cycled: bool = False
+    result: bool = False
+    given: bytes = b""
+
+
+def fills_of(kernel: Kernel) -> list[Fill]:
+    """A fill for each tensor of a tunable kernel but ``scratch``, in order."""
+    assert kernel.tunable is not None
+    shape, knobs = kernel.tunable.shape, dict(kernel.tunable.knobs)
+    tensors = [t for t in kernel.tensors if t.name != "scratch"]
+    given = _routes(shape, knobs) if isinstance(shape, RoutedShape) else {}
+    layer = shape.layer if isinstance(shape, RoutedShape) else shape
+    names = [t.name for t in tensors]
+    found = []
+    for tensor in tensors:
+        if tensor.name in given:
+            found.append(Fill(_bytes(tensor), GIVEN, given=given[tensor.name].tobytes()))
+        elif tensor.name in kernel.outputs:
+            found.append(Fill(_bytes(tensor), OUTPUT, result=True))
+        elif tensor.name == "xsum":
+            assert isinstance(layer, LinearShape)
+            size = layer.group_size
+            found.append(Fill(_bytes(tensor), SUMS, size, of=names.index("xq")))
+        else:
+            found.append(_random(tensor))
+    return found
+
+
+def _random(tensor: Tensor) -> Fill:
+    size, cycled = _bytes(tensor), tensor.name in _CYCLED
+    if tensor.name == "xz":
+        return Fill(size, INT32, 0, 255)
+    match tensor.dtype:
+        case "uint8" | "int8":
+            # -128 is no activation of a group; of weights, any byte will do.
+            low = -127 if tensor.name == "xq" and tensor.dtype == "int8" else -128
+            return Fill(size, BYTES, low, 127, cycled=cycled)
+        case "int32":
+            return Fill(size, INT32, -1000, 1000, cycled=cycled)
+        case "float16":
+            return Fill(size, F16, cycled=cycled)
+        case "float32":
+            return Fill(size, F32, 0.01, 0.03, cycled=cycled)
+        case "uint16" | "int16":  # bfloat16 as its bits, among others
+            return Fill(size, F16, cycled=cycled)
+    raise AssertionError(tensor)
+
+
+def _routes(shape: RoutedShape, knobs: dict[str, int]) -> dict[str, np.ndarray]:
+    """Pairs of tokens and experts as evenly as can be, in tiles as the grouping kernel has them."""
+    experts = np.arange(shape.pairs, dtype=np.int32) % shape.experts
+    grouping = shape.grouping(knobs)
+    if grouping is None:
+        return {"experts": experts}
+    tile_expert = np.full(grouping.tiles, -1, np.int32)
+    tile_pairs = np.zeros((grouping.tiles, grouping.rows), np.int32)
+    tile = 0
+    for expert in range(shape.experts):
+        pairs = np.flatnonzero(experts == expert).astype(np.int32)
+        for at in range(0, len(pairs), grouping.rows):
+            part = pairs[at : at + grouping.rows]
+            tile_expert[tile] = expert
+            tile_pairs[tile] = np.pad(part, (0, grouping.rows - len(part)), "edge")
+            tile += 1
+    return {"tile_expert": tile_expert, "tile_pairs": tile_pairs}
+
+
+def _bytes(tensor: Tensor) -> int:
+    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize

@@ -1,0 +1,105 @@
+"""The public call: tunes the kernels of an ONNX file for one target."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from slmtvm.bench.measure import cpu_name
+from slmtvm.errors import TargetError
+from slmtvm.host import cpu_features, cpuinfo, runs_here
+from slmtvm.target import Target
+from slmtvm.tuning.cost_model import import_xgboost
+from slmtvm.tuning.devices import DeviceMeasurer
+from slmtvm.tuning.local import LocalRunner
+from slmtvm.tuning.measuring import Measurer, ProgramMeasurer
+from slmtvm.tuning.records import RecordFile, read_records
+from slmtvm.tuning.tasks import Workload
+from slmtvm.tuning.tuner import Budget, Progress, TuneReport, tune_plan
+
+
+def tune(
+    model: str | Path,
+    target: str | Target = "host",
+    *,
+    records: str | Path,
+    trials: int | None = None,
+    minutes: float | None = None,
+    resume: bool = False,
+    start_from: Sequence[str | Path] = (),
+    threads: int = 1,
+    workload: Workload | None = None,
+    tracker: str | None = None,
+    key: str | None = None,
+    tls: Path | None = None,
+    step: Callable[[str], None] = lambda _: None,
+    progress: Callable[[Progress], None] = lambda _: None,
+    **options: Any,
+) -> TuneReport:
+    """Search the fastest knobs of the kernels of ``model`` for ``target``, and append every
+    measurement to the file ``records``, which ``slmtvm.compile`` takes.
+
+    trials, minutes: when to stop at the latest; where both are None, when nothing more is to be
+    gained. resume: do not measure again what ``records`` holds. start_from: files of other records,
+    of other models or relatives of the target, that the cost model is trained on first. threads:
+    how many compute each kernel. tracker, key: measure on all devices that the tracker "host:port"
+    has under the key, by default the target's name; this machine measures where there is no
+    tracker. tls: folder of the tuner's keys. options: as
+    ``slmtvm.compile`` takes them: context, source_context, kv, activations, mask, encoder, outputs.
+    step: called with the name of each step before measuring, progress after each batch.
+
+    KeyboardInterrupt while it measures ends it with what it has. Raises SlmError, TargetError where
+    this machine is to measure what it cannot run.
+    """
+    from slmtvm.compiler import plan_model
+
+    import_xgboost()  # before the work that takes long
+    resolved = target if isinstance(target, Target) else Target.load(target)
+    file = RecordFile(records)
+    known = [r for path in start_from for r in read_records(path)]
+    if resume and file.path.exists():
+        known += read_records(file.path)
+    file.append([])  # where it cannot be written, that is known now
+    with ExitStack() as stack:
+        measurer: Measurer
+        if tracker is None:
+            measurer = local_measurer(resolved, step)
+        else:
+            measurer = stack.enter_context(
+                DeviceMeasurer(resolved, tracker, key or resolved.name, tls=tls, progress=step)
+            )
+        plan = plan_model(model, resolved, progress=step, **options)
+        return tune_plan(
+            plan, resolved, measurer, file,
+            known=known, budget=Budget(trials, minutes), workload=workload or Workload(),
+            threads=threads, progress=progress,
+        )  # fmt: skip
+
+
+def local_measurer(
+    target: Target, progress: Callable[[str], None] = lambda _: None
+) -> ProgramMeasurer:
+    """Measures on this machine; TargetError where it cannot run ``target``."""
+    if not runs_here(target.arch, target.requires):
+        raise TargetError(
+            f"this machine's CPU cannot run it: measure on a device that can, or tune for "
+            f"host ({Target.load('host').name})",
+            where=target.name,
+        )
+    return ProgramMeasurer(target, LocalRunner(), this_machine(), progress)
+
+
+def this_machine() -> dict[str, Any]:
+    """What records say of this machine."""
+    features = cpu_features(cpuinfo())
+    known = {"v", "avx2", "avx512f", "avx512_vnni", "asimd", "asimddp"}
+    return {
+        "cpu": cpu_name(),
+        "machine": platform.machine(),
+        "features": sorted(features & known),
+        "cores": len(os.sched_getaffinity(0)),
+    }

@@ -1,0 +1,74 @@
+"""Layers are tuned on the devices of a tracker, whatever happens to some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slmtvm.errors import RpcError
+from slmtvm.passes.pipeline import fuse, lower
+from slmtvm.plan.build import build_plan
+from slmtvm.schedules import isa as isas
+from slmtvm.schedules.templates import TEMPLATES
+from slmtvm.target import Target
+from slmtvm.tuning.choice import RecordedChoice
+from slmtvm.tuning.devices import DeviceMeasurer
+from slmtvm.tuning.measuring import Batch
+from slmtvm.tuning.records import RecordFile, read_records
+from slmtvm.tuning.tasks import Workload
+from slmtvm.tuning.tuner import Budget, tune_plan
+from tests.passes import toy
+from tests.schedules.harness import emulators
+from tests.tuning.farm import Farm, farm
+from tests.tuning.tasks import HOST, KEY
+
+DECODE = Workload(prompt=0, generate=100)
+
+
+@pytest.fixture(scope="module")
+def devices() -> Iterator[Farm]:
+    with farm() as made:
+        yield made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cortex-a78", "riscv64-rvv"])
+def test_a_layer_is_tuned_on_an_emulated_board(name: str, devices: Farm, tmp_path: Path) -> None:
+    target = Target.load(name)
+    devices.runner(name, emulators(target)[0])
+    plan = build_plan(lower(fuse(toy.decoder("int4")), target), {})
+    file = RecordFile(tmp_path / "r.jsonl")
+    with DeviceMeasurer(target, devices.address, name, wait_s=30) as measurer:
+        report = tune_plan(
+            plan, target, measurer, file, budget=Budget(trials=8), workload=DECODE
+        )  # fmt: skip
+    records = read_records(file.path)
+    assert report.trials == 8 and not report.failures
+    assert {r.target for r in records} == {name}
+    assert all(r.device["key"] == name and r.device["exec"] for r in records)
+    choice = RecordedChoice(records, target)
+    tuned = build_plan(lower(fuse(toy.decoder("int4")), target, choose=choice), {})
+    names = set(tuned.kernels) - set(plan.kernels)
+    assert bool(names) == bool(choice.used)
+
+
+@pytest.mark.slow
+def test_a_batch_is_divided_among_devices_and_survives_the_loss_of_one(devices: Farm) -> None:
+    runners = [devices.runner("host") for _ in range(2)]
+    settings = TEMPLATES["linear"].settings(KEY.shape, isas.get(HOST.isa))[1:9]
+    batch = Batch(KEY, settings, rounds=2, milliseconds=0.1, limit=20)
+    with DeviceMeasurer(HOST, devices.address, "host", wait_s=30) as measurer:
+        both = measurer.measure(batch)
+        assert len(measurer._held) == 2
+        runners[0].kill()
+        one = measurer.measure(batch)
+        assert len(measurer._held) == 1
+    for measured in (both, one):
+        assert [m.knobs for m in measured] == settings
+        assert all(m.failure is None and m.seconds for m in measured)
+    runners[1].kill()
+    lost = DeviceMeasurer(HOST, devices.address, "host", wait_s=1)
+    with lost, pytest.raises(RpcError, match="no device 'host'"):
+        lost.measure(batch)
