@@ -21,6 +21,7 @@ import json
 import math
 import os
 import platform
+import pwd
 import queue
 import re
 import secrets
@@ -365,7 +366,8 @@ def run_process(
     words = ["sh", "-c", LAUNCH, "sh", str(limits.memory // 1024), str(limits.disk // BLOCK)]
     more: dict[str, Any] = {}
     if limits.user:
-        more = {"user": limits.user, "group": limits.user, "extra_groups": []}
+        group = pwd.getpwnam(limits.user).pw_gid
+        more = {"user": limits.user, "group": group, "extra_groups": []}
     start = time.monotonic()
     process = subprocess.Popen(
         [*words, *limits.wrapper, *command], cwd=folder, env=child_environment(limits, folder),
@@ -1174,12 +1176,12 @@ class Registration:
         self.link = TrackerLink(settings.tracker, settings.tls)
         self.link.ask([UPDATE_INFO, {"key": "server:" + self.key, "addr": [self.host, self.port]}])
 
-    def offer(self) -> str:
-        """Put ourselves up for the next client; what it has to know."""
+    def offer(self, door: Door) -> None:
+        """Put ourselves up for the next client, whom the tracker may know already."""
         self.match = f"{self.key}:{secrets.token_hex(16)}"
+        door.expect(self.match)
         if self.link.ask([PUT, self.key, [self.port, self.match], self.host]) != SUCCESS:
             raise PeerError("the tracker refused this device")
-        return self.match
 
     def stands(self) -> bool:
         return self.match in self.link.ask([PENDING_KEYS])
@@ -1189,7 +1191,7 @@ def next_client(door: Door, registration: Registration | None) -> tuple[Any, dic
     """Wait for the next client's connection and options."""
     if registration is None:
         return door.admitted.get()
-    door.expect(registration.offer())
+    registration.offer(door)
     unclaimed = 0
     while True:
         try:
@@ -1197,7 +1199,7 @@ def next_client(door: Door, registration: Registration | None) -> tuple[Any, dic
         except queue.Empty:
             unclaimed = 0 if registration.stands() else unclaimed + 1
         if unclaimed >= UNCLAIMED_POLLS:  # who was given our offer never came
-            door.expect(registration.offer())
+            registration.offer(door)
             unclaimed = 0
 
 
@@ -1237,6 +1239,11 @@ def serve(settings: argparse.Namespace) -> int:
         os.sched_setaffinity(0, settings.cores)
     if settings.user and (os.geteuid() != 0 or sys.version_info < (3, 9)):
         raise SetupError("--user needs a runner that is root, and Python 3.9")
+    if settings.user:
+        try:
+            pwd.getpwnam(settings.user)
+        except KeyError:
+            raise SetupError(f"--user: there is no user {settings.user!r}") from None
     settings.folder = settings.folder or tempfile.gettempdir()
     remove_leftovers(settings.folder)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
