@@ -9,6 +9,7 @@ from typing import Any
 from slmtvm.errors import UnsupportedTokenizerError
 from slmtvm.text.automaton import compile_automaton
 from slmtvm.text.characters import mapped_characters
+from slmtvm.text.charsmap import charsmap
 from slmtvm.text.forms import normalization_form
 from slmtvm.text.regex import Choice, Node, Repeat, Sequence, literal, parse_regex
 from slmtvm.text.steps import Map, Prepend, Replace, Step, Strip, When
@@ -113,7 +114,13 @@ def _bert(settings: Settings) -> list[Step]:
     return steps
 
 
+def _precompiled(settings: Settings) -> list[Step]:
+    encoded = settings.get("precompiled_charsmap")
+    return [charsmap(encoded)] if encoded else []
+
+
 _KINDS: dict[str, Callable[[Settings], list[Step]]] = {
+    "Precompiled": _precompiled,
     **dict.fromkeys(("NFC", "NFD", "NFKC", "NFKD"), _form),
     "BertNormalizer": _bert,
     "Lowercase": _asked,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
+import numpy.typing as npt
 
 from slmtvm.text.automaton import Automaton
 from slmtvm.text.tables import CODE_POINTS, TableWriter
@@ -105,7 +106,17 @@ class Normalize:
     compositions: dict[tuple[int, int], int] | None = field(hash=False)  # None: stays apart
 
 
-Step = Added | Map | Split | Prepend | Replace | Strip | Normalize
+@dataclass(frozen=True, eq=False)
+class Charsmap:
+    """SentencePiece's normalization; ``slmtvm.text.charsmap`` says what is followed."""
+
+    edges: dict[tuple[int, int], tuple[int, int]]  # (node, byte) to (node, number of string + 1)
+    strings: tuple[bytes, ...]
+    kinds: npt.NDArray[np.uint16]  # of characters in grapheme clusters
+    growth: float
+
+
+Step = Added | Map | Split | Prepend | Replace | Strip | Normalize | Charsmap
 
 
 def write_steps(steps: list[Step], writer: TableWriter) -> int:
@@ -128,6 +139,9 @@ def _step(step: Step, writer: TableWriter) -> list[int]:
         classes[list(step.classes)] = list(step.classes.values())
         automaton = writer.char_map(classes)
         pairs = writer.pairs({k: (v, 0) for k, v in (step.compositions or {}).items()})
+    elif isinstance(step, Charsmap):
+        map_, strings = writer.char_map(step.kinds), writer.strings(step.strings)
+        pairs = writer.pairs(step.edges)
     elif isinstance(step, Prepend):
         strings = writer.strings([step.string.encode()])
     elif isinstance(step, Split | Replace):
@@ -147,6 +161,8 @@ def _head(step: Step) -> tuple[int, int, int, int, int]:
         # A Hangul syllable of 3 bytes becomes 9.
         growth = max(3.0, _map_growth(Map(step.decompositions)))
         return Kind.NORMALIZE, int(step.compositions is not None), 0, _sixteenths(growth), 0
+    if isinstance(step, Charsmap):
+        return Kind.CHARSMAP, 0, 0, _sixteenths(max(1.0, step.growth)), 0
     if isinstance(step, Split):
         return Kind.SPLIT, step.behavior, int(step.invert), 0, 0
     if isinstance(step, Prepend):

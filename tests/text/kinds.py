@@ -21,6 +21,7 @@ from tokenizers import (
 
 from tests.models import HELDOUT
 from tests.text.agreement import random_texts
+from tests.text.charsmaps import NORMALIZED, charsmap
 
 N, P, D = normalizers, pre_tokenizers, decoders
 SPECIALS = ("<s>", "</s>", "<pad>", " <sp> ", "Word")
@@ -161,6 +162,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "roberta": lambda: processed(
         lambda start, end: processors.RobertaProcessing(end, start), prefix=True
     ),
+    "xlm-roberta": lambda: unigram(N.Precompiled(charsmap(NORMALIZED))),
     "gpt-4o": lambda: byte_bpe(_GPT_4O),
     "gpt-2 with a prefix": lambda: byte_bpe(prefix=True),
     "whole words": lambda: edited(byte_bpe(_LLAMA_3), ignore_merges=True),

@@ -225,6 +225,8 @@ int32_t slm_step_transform(slm_encoding *encoding, uint32_t step, const slm_piec
 
 int32_t slm_step_normalize(slm_encoding *encoding, uint32_t step, const slm_piece *piece);
 
+int32_t slm_step_charsmap(slm_encoding *encoding, uint32_t step, const slm_piece *piece);
+
 /* The models: a word into tokens. */
 int32_t slm_bpe(slm_encoding *encoding, const slm_piece *word);
 int32_t slm_wordpiece(slm_encoding *encoding, const slm_piece *word);

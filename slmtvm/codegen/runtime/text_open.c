@@ -206,6 +206,11 @@ static void read_step(reader *r, const uint32_t *words, uint32_t tokens, slm_tex
       read_map(r, words[AUTOMATON], 255, &step->automaton.classes, "normalization");
       read_pairs(r, words[PAIRS], SLM_TEXT_CODE_POINTS, SLM_NONE, &step->pairs, "normalization");
       break;
+    case SLM_STEP_CHARSMAP:
+      read_strings(r, words[STRINGS], 0, 1, &step->strings, "charsmap");
+      read_map(r, words[MAP], 15, &step->map, "charsmap");
+      read_pairs(r, words[PAIRS], 0, step->strings.count, &step->pairs, "charsmap");
+      break;
     default:
       check(r, 0, "step");
   }

@@ -183,6 +183,8 @@ int32_t slm_step_transform(slm_encoding *e, uint32_t number, const slm_piece *pi
       return replace(e, number, piece);
     case SLM_STEP_NORMALIZE:
       return slm_step_normalize(e, number, piece);
+    case SLM_STEP_CHARSMAP:
+      return slm_step_charsmap(e, number, piece);
     default:
       return strip(e, number, piece);
   }
