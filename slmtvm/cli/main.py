@@ -12,6 +12,7 @@ from slmtvm.cli import (
     bench,
     compile,
     completion,
+    delta,
     inspect,
     keygen,
     package,
@@ -34,7 +35,7 @@ SIGNALLED = 128  # and the signal's number, as shells have it
 INTERRUPTED = SIGNALLED + 2  # SIGINT
 
 _VERBS = (
-    compile, run, inspect, verify, quantize, bench, keygen, sign, verify_signature, package,
+    compile, run, inspect, verify, quantize, bench, keygen, sign, verify_signature, package, delta,
     targets, completion,
 )  # fmt: skip
 
