@@ -12,6 +12,7 @@ from slmtvm.cli import (
     bench,
     compile,
     completion,
+    delta,
     inspect,
     keygen,
     package,
@@ -56,6 +57,7 @@ _VERBS = (
     sign,
     verify_signature,
     package,
+    delta,
     targets,
     completion,
 )

@@ -22,6 +22,7 @@ RUNTIME = ROOT / "slmtvm" / "codegen" / "runtime"
 PROGRAMS = ROOT / "tests" / "runtime"
 CALLS = 5000
 ROUNDS = 60
+MANIFESTS = 5000
 
 
 def build(plan: Plan, sanitizers: str, folder: Path, program: str, *, delays: bool = False) -> Path:
@@ -77,6 +78,11 @@ def test_one_to_eight_threads_give_the_same_bits_whichever_of_them_is_held_up(
 ) -> None:
     program = build(toy_decoder(), sanitizers, tmp_path, "equal_threads.c", delays=True)
     run([str(program), str(tmp_path), "1", str(ROUNDS), mixed], sanitizers)
+
+
+def test_random_manifests_and_keys_leave_the_sanitizers_silent(tmp_path: Path) -> None:
+    program = build(toy_decoder(), "address,undefined", tmp_path, "hostile_manifests.c")
+    run([str(program), str(tmp_path), "1", str(MANIFESTS)], "address,undefined")
 
 
 def run(command: list[str], sanitizers: str) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,8 +19,11 @@ from slmtvm.bundle.write import Checked, write_bundle
 from slmtvm.packaging import package
 from slmtvm.runtime.selftest import record_selftest
 from slmtvm.target import Target
-from tests.packaging.devices import TARGETS
+from tests.packaging.devices import HOST, TARGETS, Device, tool
 from tests.runtime.toy import toy_decoder, toy_weights
+
+# Of a distribution, and the one program of a small system.
+SHELLS = (pytest.param("sh", marks=pytest.mark.slow), "busybox")
 
 
 @dataclass(frozen=True)
@@ -77,3 +85,26 @@ def other_keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory, keys: Keys) -> Release:
     return Release(tmp_path_factory.mktemp("release"), keys)
+
+
+@pytest.fixture(params=SHELLS)
+def device(
+    request: pytest.FixtureRequest, release: Release, keys: Keys, tmp_path: Path
+) -> Iterator[Device]:
+    """This machine with the system's shell, or with nothing but busybox."""
+    programs = tmp_path / "programs"
+    with tarfile.open(release.tarball(1, HOST)) as tar:
+        for member in tar:
+            if "/bin/" in member.name:
+                member.name = Path(member.name).name
+                tar.extract(member, programs, filter="data")
+    shell, path = ["sh"], os.environ["PATH"]
+    if request.param == "busybox":
+        busybox = tool("busybox", "busybox-static")
+        applets = tmp_path / "applets"
+        applets.mkdir()
+        subprocess.run([busybox, "--install", "-s", applets], check=True)
+        shell, path = [busybox, "sh"], str(applets)
+    memory = Path("/dev/shm")  # where what is flushed is soon there
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
+        yield Device(Path(folder) / "device", keys.public, programs, shell, path)

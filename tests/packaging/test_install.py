@@ -2,111 +2,27 @@
 
 from __future__ import annotations
 
-import io
+import http.server
 import os
 import random
 import shutil
 import signal
 import subprocess
 import tarfile
-import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from slmtvm.bundle.signature import key_signer
 from slmtvm.packaging import package
 from tests.packaging.conftest import Keys, Release
-from tests.packaging.devices import HOST, tool
+from tests.packaging.devices import HOST, Device, repacked, state, tool
 from tests.small_disk import small_disk
 
-# Of a distribution, and the one program of a small system.
-SHELLS = (pytest.param("sh", marks=pytest.mark.slow), "busybox")
 KILLS = 12  # by default
-
-
-@dataclass
-class Device:
-    """A root that versions are installed in, and what runs the script."""
-
-    root: Path
-    keys: Path
-    programs: Path
-    shell: list[str]
-    path: str
-
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        command = [*self.shell, self.programs / "slm-install", "--root", self.root,
-                   "--keys", self.keys, *arguments]  # fmt: skip
-        return subprocess.Popen(
-            list(map(str, command)), env={"PATH": self.path}, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    def succeed(self, *arguments: str | Path) -> str:
-        result = self.run(*arguments)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    def refuse(self, message: str, *arguments: str | Path) -> None:
-        """The command must end with an error that says ``message`` and leave nothing."""
-        before = state(self.root)
-        result = self.run(*arguments)
-        assert result.returncode == 1 and message in result.stderr, result.stdout + result.stderr
-        assert state(self.root) == before
-
-    def version(self) -> str:
-        """The version in use, after comparing it with what was signed, file by file."""
-        current = self.root / "toy" / "current"
-        lines = (current / "package").read_text().splitlines()
-        sums = [line.split() for line in lines if line.startswith("file ")]
-        check = "".join(f"{digest}  {path}\n" for _, _, digest, _, path in sums)
-        subprocess.run(
-            ["sha256sum", "-c", "--quiet"], cwd=current, input=check, text=True, check=True
-        )
-        return next(line.removeprefix("version ") for line in lines if line.startswith("version"))
-
-
-def state(root: Path) -> list[tuple[str, bytes | str]]:
-    """All files and links below a root but for its lock."""
-    found: list[tuple[str, bytes | str]] = []
-    for path in sorted(root.rglob("*")) if root.exists() else []:
-        if path.is_symlink():
-            found.append((str(path), os.readlink(path)))
-        elif path.is_file():
-            found.append((str(path), path.read_bytes()))
-    return found
-
-
-@pytest.fixture(params=SHELLS)
-def device(
-    request: pytest.FixtureRequest, release: Release, keys: Keys, tmp_path: Path
-) -> Iterator[Device]:
-    """This machine with the system's shell, or with nothing but busybox."""
-    programs = tmp_path / "programs"
-    with tarfile.open(release.tarball(1, HOST)) as tar:
-        for member in tar:
-            if "/bin/" in member.name:
-                member.name = Path(member.name).name
-                tar.extract(member, programs, filter="data")
-    shell, path = ["sh"], os.environ["PATH"]
-    if request.param == "busybox":
-        busybox = tool("busybox", "busybox-static")
-        applets = tmp_path / "applets"
-        applets.mkdir()
-        subprocess.run([busybox, "--install", "-s", applets], check=True)
-        shell, path = [busybox, "sh"], str(applets)
-    memory = Path("/dev/shm")  # where what is flushed is soon there
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
-        yield Device(Path(folder) / "device", keys.public, programs, shell, path)
 
 
 def test_a_package_is_installed_followed_by_the_next_and_taken_back(
@@ -196,21 +112,6 @@ def test_any_change_of_a_package_is_refused(
         result = device.run("install", altered)
         assert result.returncode == 1, (at, turn, result.stdout)
         assert state(device.root) == before
-
-
-def repacked(
-    source: Path, output: Path, change: Callable[[list[tuple[tarfile.TarInfo, bytes]]], None]
-) -> Path:
-    """A copy of a package whose members were changed by someone without the key."""
-    with tarfile.open(source) as tar:
-        members = [(m, (tar.extractfile(m) or io.BytesIO()).read() if m.isfile() else b"")
-                   for m in tar]  # fmt: skip
-    change(members)
-    with tarfile.open(output, "w:gz", format=tarfile.GNU_FORMAT) as tar:
-        for member, content in members:
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return output
 
 
 def entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
@@ -353,6 +254,46 @@ def test_killed_at_any_moment_it_leaves_one_of_two_whole_versions(
         assert not list(device.root.glob(".install.*"))
         assert len(list((device.root / "toy/versions").iterdir())) <= 2
     assert "1.1.0" in found
+
+
+class _Ranges(http.server.BaseHTTPRequestHandler):
+    """Serves ``content`` from the byte that is asked for; the first time only half of it."""
+
+    content = b""
+    asked: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:  # the library's name
+        wanted = self.headers["Range"]
+        self.asked.append(wanted)
+        begin = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", f"{len(self.content) - begin}")
+        if wanted:
+            size = len(self.content)
+            self.send_header("Content-Range", f"bytes {begin}-{size - 1}/{size}")
+        self.end_headers()
+        self.wfile.write(self.content[begin : None if wanted else len(self.content) // 2])
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_download_goes_on_where_it_was_cut(
+    device: Device, release: Release, tmp_path: Path
+) -> None:
+    tool("wget", "wget")
+    _Ranges.content = release.tarball(1, HOST).read_bytes()
+    _Ranges.asked.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Ranges) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url, file = f"http://127.0.0.1:{server.server_port}/x.tar.gz", tmp_path / "x.tar.gz"
+        for _ in range(3):
+            if device.run("fetch", url, file).returncode == 0:
+                break
+            assert not file.exists()
+        server.shutdown()
+    assert file.read_bytes() == _Ranges.content
+    assert any(asked == f"bytes={len(_Ranges.content) // 2}-" for asked in _Ranges.asked)
 
 
 @pytest.mark.parametrize("words", [[], ["--root"], ["install"], ["--what", "status"], ["fly", "x"]])

@@ -95,20 +95,67 @@ put() { # FILE TEXT, in one step
 }
 
 # What the archive holds must be what its signed description names: nothing else, no links, no `..`.
-check_listing() { # ARCHIVE DESCRIPTION PREFIX
+# A delta may hold less, and parts of files; what is made of them is compared with the description later.
+check_listing() { # ARCHIVE PREFIX
   tar -tzvf "$1" >"$staging/listing" 2>/dev/null || die "$1: damaged: not a whole tar.gz"
   {
     echo "$(wc -c <"$staging/package" | tr -d ' ') package"
     echo "$(wc -c <"$staging/package.sig" | tr -d ' ') package.sig"
-    sed -n 's/^file [0-7]* [0-9a-f]* \([0-9]* \)/\1/p' "$2"
-  } | sed "s| | $3/|" | sort >"$staging/named"
+    sed -n 's/^file [0-7]* [0-9a-f]* \([0-9]* \)/\1/p' "$staging/package"
+  } | sed "s| | $2/|" | sort >"$staging/named"
   grep -v '^[-d]' "$staging/listing" >/dev/null && die "$1: holds something else than files and folders"
   grep '^-' "$staging/listing" | awk '{ print $3, $NF }' | sort >"$staging/found"
-  cmp -s "$staging/named" "$staging/found" || die "$1: does not hold what its description names"
+  if is_delta "$2"; then
+    {
+      echo "$2/delta"
+      sed 's/^[0-9]* //; p; s/$/.parts/' "$staging/named"
+    } >"$staging/may"
+    sed 's/^[0-9]* //' "$staging/found" | grep -v -x -F -f "$staging/may" >/dev/null &&
+      die "$1: holds what its description does not name"
+    [ -z "$(sed 's/^[0-9]* //' "$staging/found" | sort | uniq -d)" ] || die "$1: holds a file twice"
+  else
+    cmp -s "$staging/named" "$staging/found" || die "$1: does not hold what its description names"
+  fi
   grep '^d' "$staging/listing" | sed 's/.* //; s|/$||' | while IFS= read -r path; do
-    case /$path/ in */../* | *//*) echo bad ;; /$3/*) ;; *) echo bad ;; esac
+    case /$path/ in */../* | *//*) echo bad ;; /$2/*) ;; *) echo bad ;; esac
   done | grep bad >/dev/null && die "$1: holds a folder outside of its own"
   return 0
+}
+
+is_delta() { grep "^-.* $1/delta\$" "$staging/listing" >/dev/null; } # PREFIX
+
+piece() { # FILE SIZE SKIP COUNT
+  number "$2" && number "$3" && number "$4" && [ "$2" -gt 0 ] && [ "$2" -le 1048576 ] &&
+    dd if="$1" bs="$2" skip="$3" count="$4" 2>/dev/null
+}
+
+inside() { case /$1/ in //* | */../*) return 1 ;; esac; } # PATH
+
+# Makes the files that a delta leaves out, of those of the version in use. What they are is checked
+# afterwards, so that a wrong recipe makes nothing that is used.
+apply_delta() { # OLD NEW
+  made=
+  while read -r what first second third fourth; do
+    case $what in
+      base)
+        [ -e "$1/package" ] && [ "$(sha256sum <"$1/package" | cut -d' ' -f1)" = "$first" ] ||
+          { say "the delta is not from the version that is in use here"; return 1; }
+        ;;
+      copy)
+        inside "$first" && inside "$second" && mkdir -p "$2/$(dirname "$second")" &&
+          cp "$1/$first" "$2/$second" || return 1
+        ;;
+      take) inside "$first" && [ -f "$2/$first" ] || return 1 ;;
+      join)
+        inside "$first" && mkdir -p "$2/$(dirname "$first")" && : >"$2/$first" || return 1
+        made=$first
+        ;;
+      old) inside "$first" && piece "$1/$first" "$second" "$third" "$fourth" >>"$2/$made" || return 1 ;;
+      new) piece "$2/$made.parts" "$first" "$second" "$third" >>"$2/$made" || return 1 ;;
+      *) return 1 ;;
+    esac
+  done <"$2/delta"
+  find "$2" -name '*.parts' -exec rm -f {} + && rm -f "$2/delta"
 }
 
 check_description() { # FILE ARCHIVE
@@ -136,7 +183,7 @@ install() { # ARCHIVE
   verify "$staging/package" "$staging/package.sig" ||
     die "$1: not signed by a key of $keys, or changed since"
   check_description "$staging/package" "$1"
-  check_listing "$1" "$staging/package" "$first"
+  check_listing "$1" "$first"
   # Which features the CPU has is asked by the self-test, before it uses any.
   [ "$(uname -m)" = "$arch" ] || die "$1: for $arch, this CPU is $(uname -m)"
   folder=$root/$name
@@ -161,6 +208,9 @@ install() { # ARCHIVE
   mkdir "$staging/new" && tar -xzf "$1" -C "$staging/new" 2>/dev/null ||
     die "$1: cannot be unpacked below $root: is the disk full?"
   new=$staging/new/$first
+  if is_delta "$first"; then
+    apply_delta "$folder/current" "$new" || die "$1: cannot be applied here; install the whole package"
+  fi
   sed -n 's/^file [0-7]* \([0-9a-f]*\) [0-9]* /\1  /p' "$new/package" >"$staging/sums"
   cmp -s "$staging/package" "$new/package" && (cd "$new" && sha256sum -c "$staging/sums" >/dev/null 2>&1) ||
     die "$1: a file in it is not what was signed"
