@@ -21,6 +21,10 @@ class LaneRow:
     def row(self, buffer: Buffer, at: Expr) -> Row:
         return let(T.reinterpret("int32x4", load(buffer, at, CHUNK)))
 
+    def scattered(self, buffer: Buffer, at: Expr) -> Expr:
+        word = T.reinterpret("int32", load(buffer, at, 4))  # ld1r
+        return let(T.reinterpret(BYTES, T.Broadcast(word, LANES)))
+
     def activation(self, row: Row, k: int) -> Expr:
         return let(T.reinterpret(BYTES, T.Shuffle([row], [k // 4] * LANES)))
 
