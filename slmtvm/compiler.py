@@ -14,7 +14,9 @@ from slmtvm.generation import generation_tokens
 from slmtvm.host import runs_here
 from slmtvm.importer import import_onnx
 from slmtvm.ir.kv_range import beyond_half
+from slmtvm.ir.lowered import sparse_note
 from slmtvm.ir.model import CanonicalModel
+from slmtvm.passes.lower_kernels import SPARSE
 from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.passes.quantize_activations import ACTIVATIONS
 from slmtvm.plan.build import build_plan
@@ -45,6 +47,7 @@ def compile_model(
     mask: str = "none",
     encoder: str | Path | None = None,
     outputs: Sequence[str] | None = None,
+    sparse: str = "auto",
     check: bool = True,
     check_tokens: str | Path | Tokens | None = None,
     progress: Progress = lambda _: None,
@@ -64,6 +67,9 @@ def compile_model(
     the encoder whose hidden states the model reads; encoder_model.onnx beside it where None.
     outputs: names of the file's outputs to compile; where None all that hold floats for each token
     or for the whole sequence, but for the cache.
+    sparse: "auto" to skip zeros of weights in the layers where that is expected to be faster, "off"
+    to compute with them; results are the same bits. What became of each layer that has such zeros
+    is the manifest's ``extra["sparse"]``.
     check: compare what was made with onnxruntime on the file before it becomes the bundle; what
     came out is the manifest's ``extra["check"]``. For targets that this machine cannot run, a build
     for this machine is compared, whose bits are theirs.
@@ -73,7 +79,7 @@ def compile_model(
     notes: what was left out, chosen or widened, and its cost. Raises SlmError, AccuracyError where
     the check fails; nothing is left at ``output`` then, and what was there before stays.
     """
-    _check_options(kv, activations)
+    _check_options(kv, activations, sparse)
     resolved = [t if isinstance(t, Target) else Target.load(t) for t in targets]
     text = _tokenizer(model, tokenizer)  # before the work that takes long
     progress("import")
@@ -93,6 +99,7 @@ def compile_model(
         kv=kv,
         activations=activations,
         encoder=encoder,
+        sparse=sparse,
         check=check,
         check_tokens=check_tokens,
         progress=progress,
@@ -109,13 +116,14 @@ def compile_imported(
     kv: str | None = None,
     activations: str = "int8",
     encoder: str | Path | None = None,
+    sparse: str = "auto",
     check: bool = True,
     check_tokens: str | Path | Tokens | None = None,
     progress: Progress = lambda _: None,
     note: Progress = lambda _: None,
 ) -> Bundle:
     """``compile_model`` from what ``import_onnx`` and ``read_tokenizer`` gave."""
-    _check_options(kv, activations)
+    _check_options(kv, activations, sparse)
     for text in model.notes:
         note(text)
     net = _prepare_check(model, check_tokens, tokenizer, encoder) if check else None
@@ -124,9 +132,14 @@ def compile_imported(
     info = _info(model, activations, kv, largest)
     kv_dtype = KV_DTYPES[str(info["kv"])] if info["kv"] != "default" else None
     plans: list[tuple[Target, Plan]] = []
+    skipping: dict[str, list[dict[str, object]]] = {}
     for target in targets:
         progress(f"kernels for {target.name}")
-        plans.append((target, build_plan(lower(fused, target, kv_dtype), info)))
+        lowered = lower(fused, target, kv_dtype, sparse)
+        plans.append((target, build_plan(lowered, info)))
+        if lowered.sparse:
+            skipping[target.name] = [layer.facts() for layer in lowered.sparse]
+            note(f"{target.name}: {sparse_note(lowered.sparse)}")
 
     def checked(folder: Path) -> dict[str, Any]:
         assert net is not None
@@ -135,7 +148,7 @@ def compile_imported(
             if name is not None:
                 net.compare(folder, name)
             else:
-                _compare_host_build(net, fused, dtype, info, progress)
+                _compare_host_build(net, fused, dtype, info, sparse, progress)
         return net.record
 
     progress("bundle")
@@ -145,6 +158,7 @@ def compile_imported(
         source=model.source,
         tokenizer=tokenizer,
         check=checked if check else None,
+        extra={"sparse": skipping} if skipping else None,
         progress=progress,
     )
 
@@ -182,6 +196,7 @@ def _compare_host_build(
     fused: CanonicalModel,
     kv_dtype: str,
     info: dict[str, object],
+    sparse: str,
     progress: Progress,
 ) -> None:
     try:
@@ -191,17 +206,19 @@ def _compare_host_build(
         return
     with tempfile.TemporaryDirectory(prefix="slmtvm-check-") as folder:
         bundle = Path(folder) / "check.slm"
-        plan = build_plan(lower(fused, host, kv_dtype or None), info)
+        plan = build_plan(lower(fused, host, kv_dtype or None, sparse), info)
         write_bundle(bundle, [(host, plan)], progress=progress)
         net.compare(bundle, host.name)
 
 
-def _check_options(kv: str | None, activations: str) -> None:
+def _check_options(kv: str | None, activations: str, sparse: str) -> None:
     if kv is not None and kv not in KV_DTYPES:
         raise SlmError(f"must be one of {', '.join(KV_DTYPES)}, not {kv!r}", where="kv")
     if activations not in ACTIVATIONS:
         message = f"must be one of {', '.join(ACTIVATIONS)}, not {activations!r}"
         raise SlmError(message, where="activations")
+    if sparse not in SPARSE:
+        raise SlmError(f"must be one of {', '.join(SPARSE)}, not {sparse!r}", where="sparse")
 
 
 def _tokenizer(model: str | Path, given: str | Path | None) -> bytes | None:

@@ -94,6 +94,13 @@ class Isa(ABC):
     row_in_registers: bool = False
     panel: int = 16
 
+    list_step: ClassVar[float] = 1.5
+    """What a step of a list of blocks takes, in steps of a dense kernel, with one row: a place to
+    load, and an activation that nothing else reads."""
+
+    list_step_of_rows: ClassVar[float] = 1.3
+    """The same with several rows, whose blocks are loaded once."""
+
     native_f16: ClassVar[bool] = True
     """Whether one instruction converts a vector between float16 and float32."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load
+from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load, prefetch
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear import by_row
 from slmtvm.schedules.linear.integer import Sums
@@ -22,6 +22,14 @@ from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, row_knobs
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile
+
+_PLACE_BYTES = 2
+
+_STEPS_OF_A_LIST = 10
+"""What beginning and ending a list takes, in steps of the dense kernel."""
+
+LINE_BYTES = 64
+PREFETCH_BYTES = 512
 
 _CHAINS = 4
 """States that take turns, at least, where registers are left: a dot product takes so many cycles,
@@ -81,6 +89,19 @@ def density(shape: LinearShape, isa: Isa, weights: Weights) -> float:
     return float((split != zeros.reshape(-1, 1, isa.block_channels, 1)).any(axis=(2, 3)).mean())
 
 
+def bytes_of_block(isa: Isa) -> float:
+    """Bytes that a listed block takes, of those of its weights."""
+    isa = isa.for_blocks
+    return 1 + _PLACE_BYTES / (isa.block_channels * isa.k_step)
+
+
+def relative_time(shape: LinearShape, isa: Isa, density: float) -> float:
+    """What the kernel is expected to take, of the dense kernel's time where the weights are in
+    cache; where they are read from memory it is less, on the ISAs known here."""
+    step = isa.list_step if shape.m == 1 else isa.list_step_of_rows
+    return density * step + _STEPS_OF_A_LIST * isa.k_step / shape.padded_k
+
+
 def _blocks_of(whole: np.ndarray, isa: Isa) -> np.ndarray:
     """(channels, k) -> (columns, k / k_step, block_channels, k_step)."""
     channels, k = whole.shape
@@ -95,20 +116,20 @@ def emit(
     together = tile.isa.block_channels // tile.isa.lanes
     for first in range(0, tile.vectors, together):
         count = min(together, tile.vectors - first)
-        sums |= _column(shape, knobs["ku"], tile, named, first, count)
+        sums |= _column(shape, knobs, tile, named, first, count)
     by_row.write(tile, named, sums, store)
 
 
 def _column(
     shape: LinearShape,
-    unroll: int,
+    knobs: Knobs,
     tile: Tile,
     named: Mapping[str, Buffer],
     first: int,
     count: int,
 ) -> Sums:
     """Sums of ``xq (q - z)`` of the ``count`` vectors from ``first``, which share a list."""
-    isa = tile.isa
+    isa, unroll = tile.isa, knobs["ku"]
     dot = isa.s8_row()
     # Where channels have zero points, one sum more for each row: of the activations that met them.
     columns = count + shape.has_zero_points
@@ -126,6 +147,8 @@ def _column(
         for block in range(number):
             at = let(T.Cast("int32", named["places"][begin + block]))
             where = (begin + block) * isa.block_channels * isa.k_step
+            if knobs["pf"] and block * isa.block_channels * isa.k_step % LINE_BYTES == 0:
+                prefetch(named["blocks"], where + knobs["pf"] * PREFETCH_BYTES)
             weights = [
                 dot.weights(load(named["blocks"], where + c * isa.raw_bytes, isa.raw_bytes))[0]
                 for c in range(count)
@@ -167,11 +190,13 @@ def _column(
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
     together = isa.for_blocks.block_channels // isa.for_blocks.lanes
     vectors = tuple(together * i for i in (1, 2) if together * i * isa.for_blocks.lanes <= 16)
-    return {"mr": (1, 2, 3, 4, 6, 8), "nv": vectors or (1,), "ku": (1, 2, 4, 8)}
+    return {"mr": (1, 2, 3, 4, 6, 8), "nv": vectors or (1,), "ku": (1, 2, 4, 8), "pf": (0, 2, 4, 8)}
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     isa = isa.for_blocks
     together = isa.block_channels // isa.lanes
     per_row = together * len(isa.s8_row().state)
-    return {"mr": row_knobs(shape.m, isa.registers * 5 // 8 // per_row), "nv": isa.vectors, "ku": 4}
+    rows = row_knobs(shape.m, isa.registers * 5 // 8 // per_row)
+    ahead = 8 * int(shape.m == 1 and isa.prefetch)
+    return {"mr": rows, "nv": isa.vectors, "ku": 4 if rows == 1 else 1, "pf": ahead}

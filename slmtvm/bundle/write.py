@@ -42,6 +42,7 @@ def write_bundle(
     source: str | Path | None = None,
     tokenizer: bytes | None = None,
     check: Callable[[Path], Mapping[str, Any]] | None = None,
+    extra: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile and link ``plans``, one for each target, into the bundle ``path``.
@@ -49,11 +50,11 @@ def write_bundle(
     ``model`` holds JSON values for the manifest's part of that name, besides what the plan says;
     ``source`` is the ONNX file (its name and SHA-256 are noted), ``tokenizer`` the content of a
     tokenizer.json to include. ``check`` gets the folder of the bundle when it is whole but not yet
-    in its place; what it returns, JSON values, is the manifest's ``extra["check"]``. Weights that
-    several plans lay out alike are stored once. The bundle appears whole or not at all; an older
-    bundle at ``path`` is replaced, anything else there is left alone. Equal input gives equal
-    bytes. Raises BundleError where ``path`` cannot be written, InvalidModelError where ``source``
-    cannot be read, and what ``check`` raises.
+    in its place; what it returns, JSON values, is the manifest's ``extra["check"]``; ``extra`` is
+    what else is there. Weights that several plans lay out alike are stored once. The bundle
+    appears whole or not at all; an older bundle at ``path`` is replaced, anything else there is
+    left alone. Equal input gives equal bytes. Raises BundleError where ``path`` cannot
+    be written, InvalidModelError where ``source`` cannot be read, and what ``check`` raises.
     """
     path = Path(path)
     ordered = sorted(plans, key=lambda pair: pair[0].name)
@@ -62,7 +63,7 @@ def write_bundle(
     try:
         with build_folder(path) as folder:
             bundle = _build(
-                folder, ordered, rebased, weights, model, source, tokenizer, check, progress
+                folder, ordered, rebased, weights, model, source, tokenizer, check, extra, progress
             )
             _move_into_place(folder, path)
     except OSError as error:
@@ -81,6 +82,7 @@ def _build(
     source: str | Path | None,
     tokenizer: bytes | None,
     check: Callable[[Path], Mapping[str, Any]] | None,
+    extra: Mapping[str, Any] | None,
     progress: Progress | None,
 ) -> Bundle:
     """The whole bundle in ``folder``, checked; ``rebased`` are the plans that read ``weights``."""
@@ -96,10 +98,11 @@ def _build(
         model={**_model_facts(ordered[0][1]), **(model or {})},
         source=_source(source),
         tokenizer=_write_tokenizer(tokenizer, folder),
+        extra=dict(extra or {}),
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     if check is not None:
-        manifest = replace(manifest, extra={"check": dict(check(folder))})
+        manifest = replace(manifest, extra={**manifest.extra, "check": dict(check(folder))})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     _set_modes(folder)
     return Bundle.open(folder)

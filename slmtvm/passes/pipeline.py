@@ -57,6 +57,8 @@ def fuse(
     return model
 
 
-def lower(fused: CanonicalModel, target: Target, kv_dtype: str | None = None) -> LoweredModel:
-    """The fused model as calls of the target's kernels; ``kv_dtype`` as for ``lower_kernels``."""
-    return lower_kernels(fused, target, kv_dtype)
+def lower(
+    fused: CanonicalModel, target: Target, kv_dtype: str | None = None, sparse: str = "auto"
+) -> LoweredModel:
+    """The fused model as calls of the target's kernels; the others as for ``lower_kernels``."""
+    return lower_kernels(fused, target, kv_dtype, sparse)

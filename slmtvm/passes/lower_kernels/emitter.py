@@ -39,6 +39,8 @@ class KernelEmitter:
     """The linear layers of all functions."""
     handlers: Mapping[str, Handler]
     """Which function lowers an op."""
+    sparse: dict[Hashable, linear.LinearShape] = field(default_factory=dict)
+    """The shapes, of one row, of layers that run on lists of blocks, by ``operand_names``."""
     kernels: dict[str, Kernel] = field(default_factory=dict)
     weights: Params = field(default_factory=Params)
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -67,16 +69,24 @@ class KernelEmitter:
         They are packed once for all layers that have the same operands, every one that ``pack`` is
         given, in one ``layout`` and ``shape``, which say what else the parts depend on.
         """
-        fields = (field.name for field in dataclasses.fields(linear.Weights))
-        read = {name: named[name] for name in fields if name in named}
-        key = (tuple((name, expr.name) for name, expr in read.items()), layout, shape)
+        key = (self.operand_names(named), layout, shape)
         if key not in self._packed:
-            parts = pack(linear.Weights(**{n: self.array(expr) for n, expr in read.items()}))
+            parts = pack(self.weights_of(named))
             label = f"{named['weight'].name}@{layout}"
             self._packed[key] = {
                 part: self.weights.put(f"{label}.{part}", array) for part, array in parts.items()
             }
         return {part: (name, self.weights[name]) for part, name in self._packed[key].items()}
+
+    def operand_names(self, named: Mapping[str, relax.Expr]) -> Hashable:
+        """Which operands a layer's packed weights are made of."""
+        fields = (field.name for field in dataclasses.fields(linear.Weights))
+        return tuple((name, named[name].name) for name in fields if name in named)
+
+    def weights_of(self, named: Mapping[str, relax.Expr]) -> linear.Weights:
+        """A layer's weights as the model has them."""
+        fields = (field.name for field in dataclasses.fields(linear.Weights))
+        return linear.Weights(**{n: self.array(named[n]) for n in fields if n in named})
 
     def numbers(self, named: Mapping[str, float]) -> tuple[relax.Var, ...]:
         """A kernel's last input, where it reads scales and the like: it does not depend on them."""
