@@ -10,6 +10,7 @@ every number of threads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,11 +27,20 @@ FLAT = "slm.flat"
 
 @dataclass(frozen=True)
 class Tensor:
-    """A kernel's buffer: name, shape and dtype; ``scratch`` is the one private to a thread."""
+    """A kernel's buffer: name, shape and dtype; ``scratch`` is the one private to a thread.
+
+    With ``at_most``, what is given may have fewer elements than ``shape``: how many says its value.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    at_most: bool = False
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of this shape can be given."""
+        given, own = math.prod(shape), math.prod(self.shape)
+        return given == own or (self.at_most and given < own)
 
 
 @dataclass(frozen=True)

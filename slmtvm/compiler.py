@@ -14,7 +14,9 @@ from slmtvm.generation import generation_tokens
 from slmtvm.host import runs_here
 from slmtvm.importer import import_onnx
 from slmtvm.ir.kv_range import beyond_half
+from slmtvm.ir.lowered import sparse_note
 from slmtvm.ir.model import CanonicalModel
+from slmtvm.passes.lower_kernels import SPARSE
 from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.passes.quantize_activations import ACTIVATIONS
 from slmtvm.plan.build import build_plan
@@ -48,6 +50,7 @@ def compile_model(
     mask: str = "none",
     encoder: str | Path | None = None,
     outputs: Sequence[str] | None = None,
+    sparse: str = "auto",
     check: bool = True,
     check_tokens: str | Path | Tokens | None = None,
     records: str | Path | None = None,
@@ -68,6 +71,9 @@ def compile_model(
     the encoder whose hidden states the model reads; encoder_model.onnx beside it where None.
     outputs: names of the file's outputs to compile; where None all that hold floats for each token
     or for the whole sequence, but for the cache.
+    sparse: "auto" to skip zeros of weights in the layers where that is expected to be faster, "off"
+    to compute with them; results are the same bits. What became of each layer that has such zeros
+    is the manifest's ``extra["sparse"]``.
     check: compare what was made with onnxruntime on the file before it becomes the bundle; what
     came out is the manifest's ``extra["check"]``. For targets that this machine cannot run, a build
     for this machine is compared, whose bits are theirs.
@@ -80,7 +86,7 @@ def compile_model(
     notes: what was left out, chosen or widened, and its cost. Raises SlmError, AccuracyError where
     the check fails; nothing is left at ``output`` then, and what was there before stays.
     """
-    _check_options(kv, activations)
+    _check_options(kv, activations, sparse)
     resolved = [t if isinstance(t, Target) else Target.load(t) for t in targets]
     text = _tokenizer(model, tokenizer)  # before the work that takes long
     progress("import")
@@ -100,6 +106,7 @@ def compile_model(
         kv=kv,
         activations=activations,
         encoder=encoder,
+        sparse=sparse,
         check=check,
         check_tokens=check_tokens,
         records=read_records(records) if records is not None else (),
@@ -114,6 +121,7 @@ def plan_model(
     *,
     kv: str | None = None,
     activations: str = "int8",
+    sparse: str = "auto",
     progress: Progress = lambda _: None,
     **options: Any,
 ) -> Plan:
@@ -122,13 +130,13 @@ def plan_model(
     options: ``context``, ``source_context``, ``mask``, ``encoder`` and ``outputs``, as it takes
     them.
     """
-    _check_options(kv, activations)
+    _check_options(kv, activations, sparse)
     progress("import")
     canonical = import_onnx(model, **options)
     fused = fuse(canonical, progress, activations)
     info = _info(canonical, activations, kv, beyond_half(canonical))
     progress(f"kernels for {target.name}")
-    return build_plan(lower(fused, target, _kv_dtype(info)), info)
+    return build_plan(lower(fused, target, _kv_dtype(info), sparse=sparse), info)
 
 
 def compile_imported(
@@ -140,6 +148,7 @@ def compile_imported(
     kv: str | None = None,
     activations: str = "int8",
     encoder: str | Path | None = None,
+    sparse: str = "auto",
     check: bool = True,
     check_tokens: str | Path | Tokens | None = None,
     records: Sequence[Record] = (),
@@ -147,7 +156,7 @@ def compile_imported(
     note: Progress = lambda _: None,
 ) -> Bundle:
     """``compile_model`` from what ``import_onnx`` and ``read_tokenizer`` gave."""
-    _check_options(kv, activations)
+    _check_options(kv, activations, sparse)
     for text in model.notes:
         note(text)
     tables = _tokenizer_tables(tokenizer, note)
@@ -158,12 +167,17 @@ def compile_imported(
     kv_dtype = _kv_dtype(info)
     plans: list[tuple[Target, Plan]] = []
     tuning: dict[str, Any] = {}
+    skipping: dict[str, list[dict[str, object]]] = {}
     for target in targets:
         progress(f"kernels for {target.name}")
         choice = RecordedChoice(records, target)
-        plans.append((target, build_plan(lower(fused, target, kv_dtype, choice), info)))
+        lowered = lower(fused, target, kv_dtype, choice, sparse)
+        plans.append((target, build_plan(lowered, info)))
         if records:
             tuning[target.name] = [chosen.to_json() for chosen in choice.used]
+        if lowered.sparse:
+            skipping[target.name] = [layer.facts() for layer in lowered.sparse]
+            note(f"{target.name}: {sparse_note(lowered.sparse)}")
 
     def checked(folder: Path) -> Checked:
         assert net is not None
@@ -174,7 +188,7 @@ def compile_imported(
                 net.compare(folder, name)
                 expected = record_selftest(folder, name)
             else:
-                expected = _compare_host_build(net, fused, dtype, info, progress)
+                expected = _compare_host_build(net, fused, dtype, info, sparse, progress)
             if expected:
                 alike = (t.name for t in targets if _cache_dtype(t, model, kv_dtype) == dtype)
                 selftests.update(dict.fromkeys(alike, expected))
@@ -188,7 +202,10 @@ def compile_imported(
         tokenizer=tokenizer,
         tokenizer_tables=tables,
         check=checked if check else None,
-        extra={"tuning": tuning} if tuning else {},
+        extra={
+            **({"tuning": tuning} if tuning else {}),
+            **({"sparse": skipping} if skipping else {}),
+        },
         progress=progress,
     )
 
@@ -235,6 +252,7 @@ def _compare_host_build(
     fused: CanonicalModel,
     kv_dtype: str,
     info: dict[str, object],
+    sparse: str,
     progress: Progress,
 ) -> dict[str, Any] | None:
     try:
@@ -244,18 +262,20 @@ def _compare_host_build(
         return None
     with tempfile.TemporaryDirectory(prefix="slmtvm-check-") as folder:
         bundle = Path(folder) / "check.slm"
-        plan = build_plan(lower(fused, host, kv_dtype or None), info)
+        plan = build_plan(lower(fused, host, kv_dtype or None, sparse=sparse), info)
         write_bundle(bundle, [(host, plan)], progress=progress)
         net.compare(bundle, host.name)
         return record_selftest(bundle, host.name)
 
 
-def _check_options(kv: str | None, activations: str) -> None:
+def _check_options(kv: str | None, activations: str, sparse: str) -> None:
     if kv is not None and kv not in KV_DTYPES:
         raise SlmError(f"must be one of {', '.join(KV_DTYPES)}, not {kv!r}", where="kv")
     if activations not in ACTIVATIONS:
         message = f"must be one of {', '.join(ACTIVATIONS)}, not {activations!r}"
         raise SlmError(message, where="activations")
+    if sparse not in SPARSE:
+        raise SlmError(f"must be one of {', '.join(SPARSE)}, not {sparse!r}", where="sparse")
 
 
 def _tokenizer(model: str | Path, given: str | Path | None) -> bytes | None:

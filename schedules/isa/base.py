@@ -11,6 +11,9 @@ from tvm.script.ir_builder import tirx as T
 CHUNK = 16
 """Values of k whose activations are loaded together."""
 
+MIN_BLOCK_CHANNELS = 8
+"""Output channels of a block of sparse weights where vectors are no longer: x86 and Arm share."""
+
 Expr = Any  # a TIR expression, or for operands of Dot.step what the ISA makes of it
 Buffer = Any
 Vectors = tuple[Expr, ...]
@@ -41,6 +44,10 @@ class Dot(ABC):
     @abstractmethod
     def activation(self, row: Row, k: int) -> Expr:
         """The operand of the step that covers the values ``k .. k + k_step`` of a ``row``."""
+
+    def scattered(self, buffer: Buffer, at: Expr) -> Expr:
+        """The operand of a step on ``k_step`` activations from ``at``; no others are read."""
+        return self.activation(self.row(buffer, at), 0)
 
     @abstractmethod
     def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
@@ -87,6 +94,13 @@ class Isa(ABC):
     row_in_registers: bool = False
     panel: int = 16
 
+    list_step: ClassVar[float] = 1.5
+    """What a step of a list of blocks takes, in steps of a dense kernel, with one row: a place to
+    load, and an activation that nothing else reads."""
+
+    list_step_of_rows: ClassVar[float] = 1.3
+    """The same with several rows, whose blocks are loaded once."""
+
     native_f16: ClassVar[bool] = True
     """Whether one instruction converts a vector between float16 and float32."""
 
@@ -111,6 +125,16 @@ class Isa(ABC):
     def panels(self, channels: int) -> int:
         """Panels that hold so many output channels; the last may be padded."""
         return -(-channels // self.panel)
+
+    @property
+    def for_blocks(self) -> Isa:
+        """The ISA with vectors that suit blocks of ``block_channels``."""
+        return self
+
+    @property
+    def block_channels(self) -> int:
+        """Output channels of a block of sparse weights."""
+        return max(self.lanes, MIN_BLOCK_CHANNELS)
 
     @property
     def raw_bytes(self) -> int:

@@ -10,7 +10,14 @@ import numpy as np
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer
 from slmtvm.schedules.kernel import Kernel, Tensor, Tunable
-from slmtvm.schedules.linear import by_row, channel_blocks, floating, grouped, weight_only
+from slmtvm.schedules.linear import (
+    blocks,
+    by_row,
+    channel_blocks,
+    floating,
+    grouped,
+    weight_only,
+)
 from slmtvm.schedules.linear.integer import unrolled
 from slmtvm.schedules.linear.knobs import BY_TILE, Knobs, KnobSpace
 from slmtvm.schedules.linear.scheme import Scheme, Weights
@@ -23,8 +30,8 @@ __all__ = [
 ]  # fmt: skip
 
 _SCHEMES: dict[str, Scheme] = {"f32": floating, "block": grouped, "row_u8": by_row}
-"""By activation; weights with scales on float32 activations are ``weight_only``, and
-``channel_blocks`` where blocks of channels share them."""
+"""By activation; sparse weights are ``blocks``, weights with scales on float32 activations
+``weight_only``, and ``channel_blocks`` where blocks of channels share them."""
 
 
 def build(
@@ -38,6 +45,8 @@ def build(
     whatever m, the knobs and the division of the grid. ``frame`` says which tiles there are.
     """
     scheme, settings = _scheme(shape), knobs or default_knobs(shape, isa)
+    if shape.sparse:
+        isa = isa.for_blocks
     inputs = [*scheme.activations(shape, isa), *scheme.weight_tensors(shape, isa)]
 
     def emit(tile: Tile, named: Mapping[str, Buffer], store: Store) -> None:
@@ -57,13 +66,16 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> dict[str, np.ndarray
     scheme, packed = _scheme(shape), {}
     arrays = scheme.pack(shape, isa, weights)
     for tensor, array in zip(scheme.weight_tensors(shape, isa), arrays, strict=True):
-        assert array.shape == tensor.shape and array.dtype == tensor.dtype, (tensor, array.shape)
+        fits = tensor.takes(array.shape) if tensor.at_most else array.shape == tensor.shape
+        assert fits and array.dtype == tensor.dtype, (tensor, array.shape)
         packed[tensor.name] = array
     return packed
 
 
 def layout(shape: LinearShape, isa: Isa) -> str:
     """Two targets, and two kernels, for which this is equal share packed weights byte for byte."""
+    if shape.sparse:
+        return f"blocks{isa.for_blocks.block_channels}x{isa.k_step}-{shape.format}-row_u8"
     if shape.activation == "f32" and not shape.weight_only:
         return f"panel{isa.panel}-{shape.format}-f32-k1-s32"
     if shape.group_channels:
@@ -117,6 +129,8 @@ def reference(
 
 
 def _scheme(shape: LinearShape) -> Scheme:
+    if shape.sparse:
+        return blocks
     if shape.group_channels:
         return channel_blocks
     return weight_only if shape.weight_only else _SCHEMES[shape.activation]

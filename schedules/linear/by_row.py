@@ -47,6 +47,20 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
 
     Padding holds the zero point, so that the padding of activations may hold anything.
     """
+    whole, scales, column_sums, zeros = padded(shape, isa, weights)
+    arrays = [
+        panels_of_fields(whole, isa.panel, isa.k_step, 8).reshape(
+            weight_tensors(shape, isa)[0].shape
+        ),
+        scales,
+        column_sums,
+    ]
+    return arrays + [zeros] * shape.has_zero_points
+
+
+def padded(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
+    """The weight as ``pack`` takes it, (panels * isa.panel, padded_k); what ``weight_tensors`` has
+    beside it."""
     assert weights.scales is not None
     rows = isa.panels(shape.n) * isa.panel
     zeros = np.zeros((rows, 1), np.int8)
@@ -54,17 +68,11 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
         zeros[: shape.n, 0] = weights.zero_points.reshape(-1)
     whole = np.repeat(zeros, shape.padded_k, axis=1)
     whole[: shape.n, : shape.k] = weights.weight
-    packed_scales = np.zeros(rows, np.float32)
-    packed_scales[: shape.n] = weights.scales.reshape(-1)
+    scales = np.zeros(rows, np.float32)
+    scales[: shape.n] = weights.scales.reshape(-1)
     column_sums = (whole.astype(np.int32) - zeros.astype(np.int32)).sum(axis=1, dtype=np.int32)
-    arrays = [
-        panels_of_fields(whole, isa.panel, isa.k_step, 8).reshape(
-            weight_tensors(shape, isa)[0].shape
-        ),
-        packed_scales.reshape(-1, isa.panel),
-        column_sums.reshape(-1, isa.panel),
-    ]
-    return arrays + [zeros.astype(np.int32).reshape(-1, isa.panel)] * shape.has_zero_points
+    by_channel = (scales, column_sums, zeros.astype(np.int32))
+    return [whole, *(a.reshape(-1, isa.panel) for a in by_channel)]
 
 
 def emit(
@@ -82,31 +90,33 @@ def emit(
         ahead=ahead(knobs, knobs["nv"] * isa.lanes * shape.padded_k, 1),
     )
     sums = integer_sums(tile, products, shape.padded_k, knobs["ku"])
-    _write(shape, tile, named, sums, store)
+    if shape.has_zero_points:
+        for v in range(tile.vectors):
+            zero = by_channel(tile, named["zero_points"], v)
+            for row in range(tile.rows):
+                sums[row, v] = let(sums[row, v] - zero * sums[row, tile.vectors])
+    write(tile, named, sums, store)
 
 
-def _write(
-    shape: LinearShape, tile: Tile, named: Mapping[str, Buffer], sums: Sums, store: Store
-) -> None:
-    """Take the zero points off the sums, scale them and write them.
+def by_channel(tile: Tile, buffer: Buffer, v: int) -> Expr:
+    """What ``buffer`` holds for each channel of a vector."""
+    return let(load(buffer, tile.panel(v) * tile.isa.panel + tile.lane(v), tile.isa.lanes))
 
-    ``sum (xq - xz)(q - z) = sum xq q - z sum xq - xz sum (q - z)``, the last sum known beforehand.
+
+def write(tile: Tile, named: Mapping[str, Buffer], sums: Sums, store: Store) -> None:
+    """Take the rows' zero points off ``sums``, of ``xq (q - z)``, scale them and write them.
+
+    ``sum (xq - xz)(q - z) = sum xq (q - z) - xz sum (q - z)``, the last sum known beforehand.
     """
     isa = tile.isa
     stored_as = 128 if isa.row_dtype == "int8" else 0
-
-    def by_channel(name: str, v: int) -> Expr:
-        return let(load(named[name], tile.panel(v) * isa.panel + tile.lane(v), isa.lanes))
-
     for v in range(tile.vectors):
-        scale, column_sum = by_channel("scales", v), by_channel("column_sums", v)
-        zero = by_channel("zero_points", v) if shape.has_zero_points else None
+        scale = by_channel(tile, named["scales"], v)
+        column_sum = by_channel(tile, named["column_sums"], v)
         for row in range(tile.rows):
             at = tile.row(row)
             row_zero = T.Broadcast(named["xz"][at] - stored_as, isa.lanes)
             exact = let(sums[row, v] - row_zero * column_sum)
-            if zero is not None:
-                exact = let(exact - zero * sums[row, tile.vectors])
             factor = let(scale * T.Broadcast(named["xs"][at], isa.lanes))
             addends = store.addends(tile, row, v) or [splat(0.0, "float32", isa.lanes)]
             value = let(T.fma(factor, T.Cast(f"float32x{isa.lanes}", exact), addends[0]))

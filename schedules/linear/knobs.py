@@ -34,6 +34,11 @@ def tile_knobs(shape: LinearShape, isa: Isa, registers_per_cell: int, max_rows: 
     return {"mr": rows, "nv": min(4, _power_of_two(cells // rows))}
 
 
+def row_knobs(rows: int, registers: int) -> int:
+    """``mr`` where a row takes one of so many registers."""
+    return _rows(rows, min(8, max(registers, 1)))
+
+
 def tile_space(shape: LinearShape, isa: Isa) -> KnobSpace:
     """Settings of ``mr``, ``nv`` and ``pf`` that can be worth a try."""
     vectors = tuple(nv for nv in (1, 2, 4, 8) if nv * isa.lanes <= 4 * isa.panel)

@@ -54,6 +54,7 @@ class LinearShape:
     ``format``, ``activation``, ``group_size`` and ``group_channels`` are those of ``slm.linear``;
     ``scale_dtype`` is how the packed scales of a grouped format are stored ("float16" or
     "float32", see ``pick_scale_dtype``); ``float_zero_points`` are float32 ones instead of bytes.
+    ``sparse``: of the weights only blocks that hold any but zeros are stored, see ``blocks``.
     Raises TargetError where no kernel supports the combination.
     """
 
@@ -69,6 +70,7 @@ class LinearShape:
     scale_dtype: str = "float32"
     float_zero_points: bool = False
     group_channels: int = 0
+    sparse: bool = False
 
     def __post_init__(self) -> None:
         if (self.format, self.activation) not in SUPPORTED:
@@ -87,6 +89,8 @@ class LinearShape:
             raise self._unsupported("float zero points, where there are any, but for whole rows")
         if self.group_channels:
             self._check_blocks_of_channels()
+        if self.sparse and self.activation != "row_u8":
+            raise self._unsupported("sparse weights of int8 for whole rows")
         if self.scale_dtype not in ("float16", "float32"):
             raise self._unsupported("scale_dtype float16 or float32")
 
@@ -150,6 +154,7 @@ class LinearShape:
             parts.append(f"c{self.group_channels}")
         if self.group_size:
             parts += [f"g{self.group_size}", f"s{self.scale_dtype[5:]}"]
+        parts += ["blocks"] * self.sparse
         parts += ["zpf" if self.float_zero_points else "zp"] * self.has_zero_points + [
             "bias"
         ] * self.has_bias

@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="arbitrary: sequences may have hidden tokens anywhere, as the file's attention_mask "
         "has them (default: none)",
     )  # fmt: skip
+    parser.add_argument(
+        "--sparse", choices=("auto", "off"), default="auto",
+        help="auto: layers whose weights are zero in blocks skip these where that is faster "
+        "(default); off: they do not; results are the same",
+    )  # fmt: skip
     check = parser.add_mutually_exclusive_group()
     check.add_argument(
         "--check-tokens", type=Path, metavar="FILE",
@@ -99,6 +104,7 @@ def run(options: argparse.Namespace) -> int:
                 mask=options.mask,
                 encoder=options.encoder,
                 outputs=options.outputs,
+                sparse=options.sparse,
                 check=options.check,
                 check_tokens=options.check_tokens,
                 records=options.records,

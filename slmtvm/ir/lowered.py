@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +23,54 @@ def call_kernel(name: str, inputs: list[relax.Expr], out: relax.Type) -> relax.C
 
 
 @dataclass(frozen=True)
+class SparseLayer:
+    """A linear layer with zeros in blocks, and what became of it on a target.
+
+    ``density``: which part of its blocks hold a weight that is not zero. ``relative_time``: what a
+    kernel that skips the others is expected to take, of the dense one's time; ``bytes_left`` of the
+    weights it would read. ``taken``: whether it is what runs.
+    """
+
+    name: str
+    density: float
+    relative_time: float
+    bytes_left: float
+    taken: bool
+
+    def facts(self) -> dict[str, object]:
+        """The same as JSON values, to three digits."""
+        return {
+            "layer": self.name,
+            "kernel": "blocks" if self.taken else "dense",
+            "density": round(self.density, 3),
+            "expected_time": round(self.relative_time, 3),
+            "weight_bytes": round(self.bytes_left, 3),
+        }
+
+
+def sparse_note(layers: Sequence[SparseLayer]) -> str:
+    """What became of them, in a line."""
+    taken = [layer for layer in layers if layer.taken]
+    if not taken:
+        return (
+            f"{len(layers)} layers have zeros in blocks, too few for skipping them to gain: they "
+            "run on dense kernels"
+        )
+    left = sum(layer.bytes_left for layer in taken) / len(taken)
+    return (
+        f"{len(taken)} of {len(layers)} layers with zeros in blocks skip them, and read "
+        f"{left:.0%} of their weights on average"
+    )
+
+
+@dataclass(frozen=True)
 class LoweredModel:
     """Relax functions whose every binding is a kernel's call, a field of its result, or a copy.
 
     ``module`` holds ``body_M``, ``head_M`` and ``source_M``; ``slm.call_kernel`` names one of
     ``kernels``, and ``call_tir`` a PrimFunc of ``module`` where no kernel of ours fits. The first
     parameter of a function is the step's input; the others are named after an array of ``weights``
-    or a buffer of ``state``.
+    or a buffer of ``state``. ``sparse`` are the layers that might skip zeros.
     """
 
     module: tvm.IRModule
@@ -37,3 +79,4 @@ class LoweredModel:
     state: dict[str, Tensor]  # the KV cache, ``capacity`` positions each, and a source's
     capacity: int  # positions the KV cache holds
     model: CanonicalModel
+    sparse: tuple[SparseLayer, ...] = ()

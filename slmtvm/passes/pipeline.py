@@ -63,6 +63,7 @@ def lower(
     target: Target,
     kv_dtype: str | None = None,
     choose: KnobChoice = default_choice,
+    sparse: str = "auto",
 ) -> LoweredModel:
-    """The fused model as calls of the target's kernels; the rest as for ``lower_kernels``."""
-    return lower_kernels(fused, target, kv_dtype, choose)
+    """The fused model as calls of the target's kernels; the others as for ``lower_kernels``."""
+    return lower_kernels(fused, target, kv_dtype, choose, sparse)

@@ -17,6 +17,30 @@ _PAIRS = (("table", "weight"), ("scales", "scales"), ("zero_points", "zero_point
 
 @handles("slm.embedding")
 def _embedding(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    named = ops.operands(call)
+    op, arrays = _table(call, emitter)
+    shared = _layer_of_table(op, arrays, emitter)
+    if shared is not None:
+        of_layer, shape = shared
+        packed = packed_linear(emitter, of_layer, shape)
+        wanted = [packed[t.name] for t in packed_embedding.operands(shape, emitter.isa)]
+        operands = [emitter.weight(*part) for part in wanted]
+        kernel = packed_embedding.build(shape, emitter.isa)
+        return emitter.call(kernel, [call.args[0], *operands])["y"]
+    operands = [emitter.weight(expr.name, arrays[name]) for name, expr in named.items()]
+    return emitter.call(embedding.build(op), [call.args[0], *operands])["y"]
+
+
+def layer_of_table(call: relax.Call, emitter: KernelEmitter) -> dict[str, relax.Expr] | None:
+    """The operands of a linear layer whose packed weight an embedding reads, if there is one."""
+    shared = _layer_of_table(*_table(call, emitter), emitter)
+    return None if shared is None else shared[0]
+
+
+def _table(
+    call: relax.Call, emitter: KernelEmitter
+) -> tuple[embedding.EmbeddingOp, dict[str, np.ndarray]]:
+    """What an embedding is, and its arrays."""
     attrs, named = call.attrs, ops.operands(call)
     arrays = {name: emitter.array(expr) for name, expr in named.items()}
     op = embedding.EmbeddingOp(
@@ -30,16 +54,7 @@ def _embedding(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         group_size=int(attrs["group_size"]),
         group_channels=int(attrs["group_channels"]),
     )
-    shared = _layer_of_table(op, arrays, emitter)
-    if shared is not None:
-        of_layer, shape = shared
-        packed = packed_linear(emitter, of_layer, shape)
-        wanted = [packed[t.name] for t in packed_embedding.operands(shape, emitter.isa)]
-        operands = [emitter.weight(*part) for part in wanted]
-        kernel = packed_embedding.build(shape, emitter.isa)
-        return emitter.call(kernel, [call.args[0], *operands])["y"]
-    operands = [emitter.weight(expr.name, arrays[name]) for name, expr in named.items()]
-    return emitter.call(embedding.build(op), [call.args[0], *operands])["y"]
+    return op, arrays
 
 
 def _layer_of_table(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -43,6 +42,8 @@ class KernelEmitter:
     handlers: Mapping[str, Handler]
     """Which function lowers an op."""
     choose: KnobChoice = default_choice
+    sparse: dict[Hashable, linear.LinearShape] = field(default_factory=dict)
+    """The shapes, of one row, of layers that run on lists of blocks, by ``operand_names``."""
     kernels: dict[str, Kernel] = field(default_factory=dict)
     weights: Params = field(default_factory=Params)
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -75,16 +76,24 @@ class KernelEmitter:
         They are packed once for all layers that have the same operands, every one that ``pack`` is
         given, in one ``layout`` and ``shape``, which say what else the parts depend on.
         """
-        fields = (field.name for field in dataclasses.fields(linear.Weights))
-        read = {name: named[name] for name in fields if name in named}
-        key = (tuple((name, expr.name) for name, expr in read.items()), layout, shape)
+        key = (self.operand_names(named), layout, shape)
         if key not in self._packed:
-            parts = pack(linear.Weights(**{n: self.array(expr) for n, expr in read.items()}))
+            parts = pack(self.weights_of(named))
             label = f"{named['weight'].name}@{layout}"
             self._packed[key] = {
                 part: self.weights.put(f"{label}.{part}", array) for part, array in parts.items()
             }
         return {part: (name, self.weights[name]) for part, name in self._packed[key].items()}
+
+    def operand_names(self, named: Mapping[str, relax.Expr]) -> Hashable:
+        """Which operands a layer's packed weights are made of."""
+        fields = (field.name for field in dataclasses.fields(linear.Weights))
+        return tuple((name, named[name].name) for name in fields if name in named)
+
+    def weights_of(self, named: Mapping[str, relax.Expr]) -> linear.Weights:
+        """A layer's weights as the model has them."""
+        fields = (field.name for field in dataclasses.fields(linear.Weights))
+        return linear.Weights(**{n: self.array(named[n]) for n in fields if n in named})
 
     def numbers(self, named: Mapping[str, float]) -> tuple[relax.Var, ...]:
         """A kernel's last input, where it reads scales and the like: it does not depend on them."""
@@ -111,7 +120,7 @@ class KernelEmitter:
         taken = [t for t in kernel.tensors if t.name not in (*kernel.outputs, "scratch")]
         for tensor, given in zip(taken, inputs, strict=True):
             shape = tuple(int(d) for d in given.ty.shape.values)
-            assert math.prod(shape) == math.prod(tensor.shape), (name, tensor, shape)
+            assert tensor.takes(shape), (name, tensor, shape)
         types = [
             relax.TensorType(t.shape, t.dtype) for t in kernel.tensors if t.name in kernel.outputs
         ]

@@ -41,12 +41,20 @@ def linear_shape(
     )
 
 
+def without_rows(shape: linear.LinearShape) -> linear.LinearShape:
+    """What the packed weights of a layer depend on."""
+    return dataclasses.replace(shape, m=1, has_bias=False, has_residual=False)
+
+
 @handles("slm.float_linear")
 @handles("slm.quantized_linear")
 def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     attrs, named = call.attrs, ops.operands(call)
     inputs = list(call.args)[: int(attrs["inputs"])]
     shape = linear_shape(attrs, shape_of(inputs[0])[0], named, emitter)
+    chosen = emitter.sparse.get(emitter.operand_names(named))
+    if chosen is not None:
+        shape = dataclasses.replace(shape, sparse=True, has_zero_points=chosen.has_zero_points)
     packed = packed_linear(emitter, named, shape)
     operands = [emitter.weight(name, array) for name, array in packed.values()]
     if "bias" in named:
@@ -65,6 +73,6 @@ def packed_linear(
     return emitter.packed(
         named,
         linear.layout(shape, emitter.isa),
-        dataclasses.replace(shape, m=1, has_bias=False, has_residual=False),
+        without_rows(shape),
         lambda weights: linear.pack(shape, emitter.isa, weights),
     )

@@ -1,0 +1,110 @@
+"""A pruned model, compiled with and without skipping its zeros, against each other and onnxruntime.
+
+Whole blocks of the demo model's int8 weights are zero, as tools for block pruning leave them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+
+from slmtvm.bundle import Bundle
+from slmtvm.compiler import compile_model
+from slmtvm.target import Target
+from slmtvm.verify.exact_sums import exact_session
+from tests.emulation.session import open_sessions
+from tests.end_to_end.reference import Reference, mean_kl
+from tests.machines import runnable_targets
+from tests.models import TOKENIZER, heldout_ids, model_path
+
+SHARE = 0.7
+CHANNELS, K = 8, 4
+CONTEXT = 64
+TARGETS = ("x86-64-v3", "cortex-a78")
+TOKENS = 21  # a chunk of 16 and some single ones
+MAX_KL = 1e-2  # as for the model that is not pruned
+
+
+def pruned(path: Path, output: Path) -> Path:
+    """The model with those blocks of its layers' weights at zero that hold the least."""
+    model = onnx.load(path)
+    given = {i: node for node in model.graph.node for i in node.input}
+    for tensor in model.graph.initializer:
+        node = given.get(tensor.name)
+        if node is None or node.op_type != "MatMulInteger" or len(tensor.dims) != 2:
+            continue
+        weight = numpy_helper.to_array(tensor)  # (k, n)
+        k, n = weight.shape
+        split = weight.reshape(k // K, K, n // CHANNELS, CHANNELS).astype(np.int32).copy()
+        size = (split**2).sum(axis=(1, 3))
+        split *= (size > np.quantile(size, SHARE))[:, None, :, None]
+        tensor.CopyFrom(
+            numpy_helper.from_array(split.reshape(k, n).astype(weight.dtype), tensor.name)
+        )
+    onnx.save(model, output)
+    return output
+
+
+@dataclass(frozen=True)
+class Compiled:
+    model: Path
+    auto: Bundle
+    off: Bundle
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    folder = tmp_path_factory.mktemp("sparse")
+    model = pruned(model_path("int8"), folder / "pruned.onnx")
+    bundles = [
+        compile_model(
+            model, targets, output=folder / f"{mode}.slm", context=CONTEXT, tokenizer=TOKENIZER,
+            kv="f32", sparse=mode, check=False,
+        )
+        for mode, targets in (("auto", TARGETS), ("off", TARGETS[:1]))
+    ]  # fmt: skip
+    return Compiled(model, *bundles)
+
+
+def logits(bundle: Bundle, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The logits after each token, for every target that runs here and some threads."""
+    tokens = heldout_ids()[:TOKENS]
+    for target in runnable_targets(bundle.targets):
+        for session in open_sessions(bundle.path, Target.load(target.name), folder):
+            yield target.name, session.eval_all(tokens, TOKENS)
+
+
+@pytest.mark.slow
+def test_skipping_zeros_changes_no_bit_on_any_target(compiled: Compiled, tmp_path: Path) -> None:
+    found = [*logits(compiled.auto, tmp_path), *logits(compiled.off, tmp_path)]
+    assert len(found) >= 2, found
+    for where, values in found[1:]:
+        np.testing.assert_array_equal(values, found[0][1], err_msg=where)
+
+
+@pytest.mark.slow
+def test_a_pruned_model_computes_what_onnxruntime_does(compiled: Compiled, tmp_path: Path) -> None:
+    tokens, options = heldout_ids()[:TOKENS], ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    expected = Reference(exact_session(compiled.model, options)).logits(tokens)
+    _, given = next(logits(compiled.auto, tmp_path))
+    assert mean_kl(expected, given) <= MAX_KL
+
+
+@pytest.mark.slow
+def test_zeros_take_no_room_and_the_manifest_says_so(compiled: Compiled) -> None:
+    auto, off = compiled.auto.manifest, compiled.off.manifest
+    assert auto.weights.bytes < 0.55 * off.weights.bytes
+    assert "sparse" not in off.extra
+    assert set(auto.extra["sparse"]) == set(TARGETS)
+    for layers in auto.extra["sparse"].values():
+        assert {layer["kernel"] for layer in layers} == {"blocks"}
+        assert all(0.25 < layer["density"] < 0.35 for layer in layers)
+    assert auto.model == off.model

@@ -1,0 +1,139 @@
+"""Sparse linear kernels compute the bits of the dense ones on the same weights."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from slmtvm.schedules import isa as isas
+from slmtvm.schedules import linear
+from slmtvm.schedules.isa import Isa
+from slmtvm.schedules.linear import LinearShape, blocks
+from slmtvm.target import Target
+from tests.machines import EVERY_TARGET
+from tests.schedules.linear_cases import Case, random_case
+
+SHAPES = [
+    LinearShape(1, 33, 70, "int8", "row_u8", has_bias=True),
+    LinearShape(1, 61, 100, "int8", "row_u8", has_zero_points=True, has_residual=True),
+    LinearShape(5, 48, 100, "int8", "row_u8", has_bias=True, has_residual=True),
+    LinearShape(11, 20, 70, "int8", "row_u8", has_zero_points=True),
+    LinearShape(17, 7, 33, "int8", "row_u8", has_residual=True),
+]
+
+
+@pytest.fixture(params=EVERY_TARGET)
+def target(request: pytest.FixtureRequest) -> Target:
+    return Target.load(request.param)
+
+
+@pytest.fixture
+def isa(target: Target) -> Isa:
+    return isas.get(target.isa)
+
+
+def name(shape: LinearShape) -> str:
+    return shape.kernel_name("", {}).removeprefix("linear_")
+
+
+def pruned_case(
+    shape: LinearShape, isa: Isa, share: float, block: tuple[int, int] = (8, 4)
+) -> Case:
+    """A random case; ``share`` of the weight's blocks are at the zero point."""
+    case = random_case(shape, isa, extreme=True)
+    rng = np.random.default_rng(1)
+    rows, columns = block
+    zero = rng.random((-(-shape.n // rows), -(-shape.k // columns))) < share
+    zero = np.repeat(np.repeat(zero, rows, axis=0), columns, axis=1)[: shape.n, : shape.k]
+    weights = case.weights
+    at_zero = weights.get("zero_points", np.zeros(shape.n, np.int8)).reshape(-1, 1)
+    scales = np.random.default_rng(2).uniform(0.001, 0.03, shape.n).astype(np.float32)
+    weights = weights | {"weight": np.where(zero, at_zero, weights["weight"]), "scales": scales}
+    return dataclasses.replace(case, weights=weights)
+
+
+def sparse(case: Case, **changes: object) -> Case:
+    return dataclasses.replace(case, shape=dataclasses.replace(case.shape, sparse=True, **changes))
+
+
+@pytest.mark.parametrize(("shape", "share"), zip(SHAPES, [0.7, 0.7, 0.7, 0.7, 1.0], strict=True))
+def test_a_sparse_kernel_computes_the_bits_of_the_dense_one(
+    shape: LinearShape, share: float, target: Target, isa: Isa
+) -> None:
+    case = pruned_case(shape, isa, share)
+    expected = case.run(target, isa)
+    given = sparse(case).run(target, isa, cuts=(1,))
+    np.testing.assert_array_equal(given.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("share", [0.0, 0.95])
+def test_any_tile_gives_the_same_bits(
+    shape: LinearShape, share: float, target: Target, isa: Isa
+) -> None:
+    case = sparse(pruned_case(shape, isa, share, block=(1, 5)))
+    expected = dataclasses.replace(case, shape=dataclasses.replace(case.shape, sparse=False)).run(
+        target, isa
+    )
+    for knobs in ({"mr": 3, "nv": 2, "ku": 1}, {"mr": 8, "nv": 2, "ku": 8}):
+        if isa.panel == 32:
+            knobs |= {"nv": 1}
+        given = case.run(target, isa, knobs, cuts=(1, 2))
+        np.testing.assert_array_equal(given.view(np.uint32), expected.view(np.uint32), str(knobs))
+
+
+def test_zero_points_are_taken_off_where_int8_holds_the_difference() -> None:
+    target = Target.load("x86-64-v3")
+    isa = isas.get(target.isa)
+    shape = LinearShape(5, 20, 70, "int8", "row_u8", has_zero_points=True)
+    case = pruned_case(shape, isa, 0.5)
+    zeros = np.clip(case.weights["zero_points"], -27, 28)
+    weights = case.weights | {
+        "zero_points": zeros,
+        "weight": np.clip(case.weights["weight"], -100, 100).astype(np.int8),
+    }
+    case = dataclasses.replace(case, weights=weights)
+    assert blocks.centred(linear.Weights(**weights)) is not None
+    plain = sparse(case, has_zero_points=False)
+    np.testing.assert_array_equal(plain.run(target, isa), case.run(target, isa))
+    weights["weight"][0, 0], weights["zero_points"][0] = -128, 1
+    assert blocks.centred(linear.Weights(**weights)) is None
+
+
+def test_only_blocks_that_hold_a_weight_are_stored() -> None:
+    isa = isas.get("avx2")
+    shape = LinearShape(1, 32, 64, "int8", "row_u8", sparse=True)
+    weight = np.zeros((32, 64), np.int8)
+    weight[9, 21] = weight[30, 2] = 1
+    weights = linear.Weights(weight, np.ones(1, np.float32))
+    packed = linear.pack(shape, isa, weights)
+    assert packed["starts"].tolist() == [0, 0, 1, 1, 2]
+    assert packed["places"].tolist() == [20, 0]
+    assert packed["blocks"].shape == (2, 8, 4)
+    assert (packed["blocks"][0, 1].tolist(), packed["blocks"][1, 6].tolist()) == (
+        [0, 1, 0, 0],
+        [0, 0, 1, 0],
+    )
+    assert blocks.density(shape, isa, weights) == 2 / 64
+
+
+def test_x86_and_arm_share_their_blocks() -> None:
+    shape = LinearShape(1, 32, 64, "int8", "row_u8", sparse=True)
+    weights = linear.Weights(np.eye(32, 64, dtype=np.int8), np.ones(1, np.float32))
+    packed = [
+        {part: a.tobytes() for part, a in linear.pack(shape, isas.get(isa), weights).items()}
+        for isa in ("avx2", "avx512_vnni", "neon", "neon_dotprod")
+    ]
+    assert all(p == packed[0] for p in packed)
+    assert (
+        len({linear.layout(shape, isas.get(isa)) for isa in ("avx2", "avx512_vnni", "neon")}) == 1
+    )
+
+
+@pytest.mark.parametrize(("format", "activation"), [("int8", "f32"), ("f32", "f32")])
+def test_other_formats_are_refused(format: str, activation: str) -> None:
+    with pytest.raises(isas.TargetError, match="supported are sparse weights"):
+        LinearShape(1, 16, 64, format, activation, sparse=True)
