@@ -17,7 +17,7 @@ from slmtvm.codegen.weights import merge_weights
 from slmtvm.codegen.zig import zig_cc
 from slmtvm.errors import SlmError, TargetError
 from slmtvm.plan.model import Space
-from slmtvm.runtime.interface import _PROTOTYPES, ABI_VERSION
+from slmtvm.runtime.interface import ABI_VERSION, PROTOTYPES
 from slmtvm.target import Target, known_targets
 from tests.codegen.elf import Elf
 from tests.runtime.toy import toy_decoder
@@ -146,4 +146,4 @@ def test_every_shipped_target_asks_for_features_that_can_be_checked(name: str) -
 
 def test_python_declares_every_function_of_the_interface() -> None:
     header = (RUNTIME / "slm.h").read_text()
-    assert set(_PROTOTYPES) == set(re.findall(r"SLM_API [\w ]*\*?(slm_\w+)\(", header))
+    assert set(PROTOTYPES) == set(re.findall(r"SLM_API [\w ]*\*?(slm_\w+)\(", header))

@@ -58,7 +58,9 @@ def sparse(case: Case, **changes: object) -> Case:
     return dataclasses.replace(case, shape=dataclasses.replace(case.shape, sparse=True, **changes))
 
 
-@pytest.mark.parametrize(("shape", "share"), zip(SHAPES, [0.7, 0.7, 0.7, 0.7, 1.0], strict=True))
+@pytest.mark.parametrize(
+    ("shape", "share"), list(zip(SHAPES, [0.7, 0.7, 0.7, 0.7, 1.0], strict=True))
+)
 def test_a_sparse_kernel_computes_the_bits_of_the_dense_one(
     shape: LinearShape, share: float, target: Target, isa: Isa
 ) -> None:

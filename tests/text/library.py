@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from slmtvm.codegen.c_runtime import C_FLAGS
 from slmtvm.codegen.zig import zig_cc
 from slmtvm.errors import DeviceError
-from slmtvm.host import host_target
 from slmtvm.runtime.interface import PROTOTYPES
 from slmtvm.runtime.tokenizer import CompiledTokenizer
+from slmtvm.target import host_target
 from slmtvm.text import compile_tokenizer
 
 RUNTIME = Path(__file__).parents[2] / "slmtvm" / "codegen" / "runtime"
