@@ -14,13 +14,10 @@ from slmtvm.text.tables import NONE, Header, TableWriter
 
 Settings = dict[str, Any]
 _UNKNOWN_PENALTY = 10.0  # what an unknown character costs beside Unigram's least likely token
-
-
 _LONGEST_KNOWN = 32  # SHORT_WORD of codegen/runtime/text_bpe.c
 _HASH_FACTOR = 0x9E3779B97F4A7C15
-_BARE = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
-         "normalizer": None, "pre_tokenizer": None, "post_processor": None,
-         "decoder": None}  # fmt: skip
+_NO_PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding")
+_BARE: dict[str, object] = {"version": "1.0", "added_tokens": [], **dict.fromkeys(_NO_PARTS)}
 
 
 class Model(IntEnum):
