@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from enum import IntEnum, IntFlag
 from functools import cache
@@ -13,6 +14,10 @@ from slmtvm.text.tables import NONE, Header, TableWriter
 
 Settings = dict[str, Any]
 _UNKNOWN_PENALTY = 10.0  # what an unknown character costs beside Unigram's least likely token
+_LONGEST_KNOWN = 32  # SHORT_WORD of codegen/runtime/text_bpe.c
+_HASH_FACTOR = 0x9E3779B97F4A7C15
+_NO_PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding")
+_BARE: dict[str, object] = {"version": "1.0", "added_tokens": [], **dict.fromkeys(_NO_PARTS)}
 
 
 class Model(IntEnum):
@@ -116,6 +121,42 @@ def _bpe(
     header.symbols = writer.pairs({key: (id_, 0) for key, id_ in symbols.items()})
     header.initial = writer.words([symbols.get((c, 0), NONE) for c in range(256)])
     header.merges = writer.pairs(_merges(model, vocab, prefix))
+    affixed = bool(prefix or suffix)
+    _write_known({} if affixed else _known_words(model, vocab, in_bytes), header, writer)
+
+
+def _known_words(model: Settings, vocab: dict[str, int], in_bytes: bool) -> dict[bytes, int]:
+    """Words of 2 to 32 bytes that the model makes one token of: found without merging anything."""
+    from tokenizers import Tokenizer
+
+    tokenize = Tokenizer.from_str(json.dumps({**_BARE, "model": model})).model.tokenize
+    found = {}
+    for text, id_ in vocab.items():
+        word = _encoded(text, in_bytes)
+        if word and 1 < len(word) <= _LONGEST_KNOWN:
+            tokens = tokenize(text)
+            if len(tokens) == 1 and tokens[0].id == id_:
+                found[word] = id_
+    return found
+
+
+def _hash(word: bytes) -> tuple[int, int]:
+    """64 bits in two halves; codegen/runtime/text_bpe.c computes the same."""
+    total = len(word)
+    for at in range(0, len(word), 8):
+        total = (total ^ int.from_bytes(word[at : at + 8], "little")) * _HASH_FACTOR % 2**64
+        total ^= total >> 32
+    return total >> 32, total % 2**32
+
+
+def _write_known(words: dict[bytes, int], header: Header, writer: TableWriter) -> None:
+    hashes: dict[tuple[int, int], tuple[int, int]] = {}
+    for number, (word, id_) in enumerate(words.items()):
+        key = _hash(word)
+        if key[0] != NONE:
+            hashes.setdefault(key, (id_, number))
+    header.known_hashes = writer.pairs(hashes)
+    header.known = writer.strings([*words, b""])
 
 
 def _symbols(

@@ -56,6 +56,8 @@ class Header:
     pair_count: int = 0
     stripped: int = 0
     stripped_count: int = 0
+    known_hashes: int = 0
+    known: int = 0
     pages: int = 0
     page_count: int = 0
 

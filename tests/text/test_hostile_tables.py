@@ -13,7 +13,7 @@ from slmtvm.text import compile_tokenizer
 from tests.text.kinds import KINDS, make
 from tests.text.library import RUNTIME, text_sources
 
-ROUNDS, MANY_ROUNDS = 300, 60_000
+ROUNDS, MANY_ROUNDS = 150, 60_000
 _SLOW = pytest.mark.slow
 
 

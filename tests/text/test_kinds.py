@@ -15,7 +15,7 @@ from tests.text.kinds import KINDS, SPECIALS, make
 from tests.text.library import compiled
 
 FIRST = 7  # kinds that are tested without being asked for
-TEXTS, MANY_TEXTS = 300, 20_000
+TEXTS, MANY_TEXTS = 200, 20_000
 
 
 def _marked(name: str) -> object:

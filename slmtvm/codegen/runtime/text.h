@@ -42,6 +42,7 @@ typedef struct {
 /* An automaton over classes of characters; state 0 is the dead one. */
 typedef struct {
   slm_char_map classes;
+  const uint16_t *ascii; /* the classes of the first characters */
   uint32_t states, class_count;
   uint32_t first_start, start; /* at the start of a text, and elsewhere */
   const uint16_t *next;        /* states * class_count */
@@ -121,6 +122,8 @@ struct slm_tokenizer {
   slm_pairs symbols;       /* of BPE: (character, place) to (token, 0) */
   const uint32_t *initial; /* of BPE: tokens of the characters below 256 inside a word */
   slm_pairs merges;        /* of BPE: (token, token) to (rank, token) */
+  slm_pairs known_hashes;   /* of BPE: hash of a word that is one token to (token, place in...) */
+  slm_strings known;        /* ... these words */
   const uint32_t *fallback; /* tokens of bytes, 256 */
   const uint32_t *scores;   /* of Unigram: a float64 for each token, and that of unknown ones */
   slm_strings first_texts;  /* of tokens that start a text, and of others */

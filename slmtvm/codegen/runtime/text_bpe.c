@@ -215,8 +215,42 @@ static int32_t encode(slm_encoding *e, const slm_piece *word, uint32_t *tokens,
   return SLM_OK;
 }
 
+/* 8 bytes at a time; slmtvm/text/models.py computes the same. */
+static uint64_t hash(const uint8_t *bytes, size_t length) {
+  const uint64_t factor = 0x9e3779b97f4a7c15u;
+  uint64_t sum = length;
+  for (size_t at = 0; at < length; at += 8) {
+    uint64_t next = 0;
+    if (length - at >= 8)
+      memcpy(&next, bytes + at, sizeof next);
+    else
+      for (size_t i = at; i < length; ++i) next |= (uint64_t)bytes[i] << 8 * (i - at);
+    sum = (sum ^ next) * factor;
+    sum ^= sum >> 32;
+  }
+  return sum;
+}
+
+/* The token that merging makes of the whole word, where that is known beforehand; or SLM_NONE. */
+static uint32_t known_word(const slm_tokenizer *t, const slm_piece *word) {
+  if (word->length > SHORT_WORD) return SLM_NONE;
+  const uint64_t sum = hash(word->bytes, word->length);
+  const uint32_t *found = slm_pairs_find(&t->known_hashes, (uint32_t)(sum >> 32), (uint32_t)sum);
+  if (!found) return SLM_NONE;
+  const uint32_t begin = t->known.ends[found[1]], end = t->known.ends[found[1] + 1];
+  return end - begin == word->length &&
+                 memcmp(t->known.bytes + begin, word->bytes, word->length) == 0
+             ? found[0]
+             : SLM_NONE;
+}
+
 int32_t slm_bpe(slm_encoding *e, const slm_piece *word) {
   const slm_tokenizer *t = e->tokenizer;
+  const uint32_t whole = known_word(t, word);
+  if (whole != SLM_NONE) {
+    slm_emit(e, word, whole, 0, word->length);
+    return SLM_OK;
+  }
   if (t->flags & SLM_TEXT_WHOLE_WORDS) {
     uint32_t node = 0, found = 0;
     size_t at = 0;

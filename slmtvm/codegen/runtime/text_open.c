@@ -27,7 +27,7 @@ enum {
   H_MAGIC, H_MAGIC_END, H_VERSION, H_WORDS, H_TOKENS, H_UNKNOWN, H_MODEL, H_FLAGS, H_KINDS,
   H_STEP_COUNT, H_STEPS, H_TRIE, H_INNER_ROOT, H_LONGEST_WORD, H_SYMBOLS, H_INITIAL, H_MERGES,
   H_FALLBACK, H_SCORES, H_FIRST_TEXTS, H_TEXTS, H_NAMES, H_TOKEN_FLAGS, H_TRIMS, H_SINGLE,
-  H_SINGLE_COUNT, H_PAIR, H_PAIR_COUNT, H_STRIPPED, H_STRIPPED_COUNT, H_PAGES, H_PAGE_COUNT,
+  H_SINGLE_COUNT, H_PAIR, H_PAIR_COUNT, H_STRIPPED, H_STRIPPED_COUNT, H_KNOWN_HASHES, H_KNOWN, H_PAGES, H_PAGE_COUNT,
   HEADER_WORDS
 };
 
@@ -148,6 +148,7 @@ static void read_automaton(reader *r, uint32_t at, slm_automaton *a) {
   check(r, all_up_to(next, steps, states - 1) && all_up_to(accepts, states, 2) &&
                all_up_to(at_end, states, 1), what);
   read_map(r, head[0], classes - 1, &a->classes, what);
+  if (a->classes.pages) a->ascii = a->classes.pages + (size_t)a->classes.index[0] * SLM_TEXT_PAGE;
   a->states = states;
   a->class_count = classes;
   a->first_start = head[3];
@@ -243,6 +244,9 @@ static void read_model(reader *r, const uint32_t *h, slm_tokenizer *t) {
     t->initial = read_tokens(r, h[H_INITIAL], 256, tokens, "tokens of characters");
     read_pairs(r, h[H_SYMBOLS], tokens, SLM_NONE, &t->symbols, "tokens of characters");
     read_pairs(r, h[H_MERGES], 0, tokens - 1, &t->merges, "merges");
+    read_strings(r, h[H_KNOWN], 1, 0, &t->known, "words");
+    read_pairs(r, h[H_KNOWN_HASHES], tokens, t->known.count ? t->known.count - 1 : 0,
+               &t->known_hashes, "words");
   }
   if (t->model == SLM_MODEL_UNIGRAM)
     t->scores = table(r, h[H_SCORES], 2 * ((uint64_t)tokens + 1), "scores");

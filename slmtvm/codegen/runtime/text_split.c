@@ -7,9 +7,12 @@ size_t slm_match(const slm_automaton *a, const slm_piece *piece, size_t at) {
   uint32_t state = at == 0 ? a->first_start : a->start;
   size_t end = SLM_NONE;
   while (at < length) {
-    uint32_t size;
-    const uint32_t c = slm_char_at(bytes + at, &size);
-    state = a->next[(size_t)state * a->class_count + slm_char_value(&a->classes, c)];
+    uint32_t size = 1, class = bytes[at];
+    if (class < 0x80)
+      class = a->ascii[class];
+    else
+      class = slm_char_value(&a->classes, slm_char_at(bytes + at, &size));
+    state = a->next[(size_t)state * a->class_count + class];
     if (!state) return end;
     if (a->accepts[state]) end = a->accepts[state] == 1 ? at + size : at;
     at += size;
