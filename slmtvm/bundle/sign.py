@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,14 +109,17 @@ def check_accuracy(bundle: Bundle, requirement: str) -> None:
 
 
 def _link(source: Path, folder: Path) -> None:
-    """The files of ``source`` in ``folder`` too, without copying them."""
+    """The files of ``source`` in ``folder`` too, without copying them where that can be."""
     for item in sorted(source.rglob("*")):
         place = folder / item.relative_to(source)
         if item.is_dir():
             place.mkdir()
             place.chmod(item.stat().st_mode & 0o777)
         elif item.name not in (MANIFEST, SIGNATURE) or item.parent != source:
-            os.link(item, place)
+            try:
+                os.link(item, place)
+            except OSError:  # a file system without links, or somebody else's file
+                shutil.copy2(item, place)
 
 
 def _write(path: Path, content: bytes) -> None:
