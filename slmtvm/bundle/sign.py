@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from slmtvm.bundle.build_folder import build_folder
 from slmtvm.bundle.manifest import Release, check_version
@@ -21,11 +23,13 @@ def sign_bundle(
     *,
     counter: int | None = None,
     version: str | None = None,
+    speed: Mapping[str, Any] | None = None,
     pub: PublicKeys | None = None,
 ) -> Bundle:
     """Sign the bundle ``path`` after comparing all its files with its manifest.
 
-    ``counter`` and ``version`` become its release where they are given. ``pub``: keys one of which
+    ``counter`` and ``version`` become its release where they are given, ``speed`` the manifest's
+    ``extra["bench"]`` (``slmtvm.bundle.speed`` reads it). ``pub``: keys one of which
     must accept the signature, against a signer that uses another one. The signed bundle takes the
     place of the unsigned one in one step. Raises BundleError where the bundle is damaged or cannot
     be written, SlmError where the signer fails, SignatureError where ``pub`` refuses it.
@@ -38,7 +42,8 @@ def sign_bundle(
         release.counter if counter is None else counter,
         release.version if version is None else version,
     )
-    manifest = replace(bundle.manifest, release=release)
+    extra = bundle.manifest.extra if speed is None else {**bundle.manifest.extra, "bench": speed}
+    manifest = replace(bundle.manifest, release=release, extra=extra)
     content = manifest.to_json().encode()
     signature = signer(content)
     try:
