@@ -71,9 +71,10 @@ def test_a_wheel_holds_every_file_that_the_package_reads(tmp_path: Path) -> None
     needed = {
         str(path.relative_to(ROOT))
         for folder in folders
-        for suffix in ("py", "toml", "c", "h")
+        for suffix in ("py", "toml", "c", "h", "sh", "json")
         for path in folder.rglob(f"*.{suffix}")
     }
     assert {"slmtvm/schedules/kernel.py", "slmtvm/targets/cortex-a78.toml"} <= needed
-    assert "slmtvm/codegen/runtime/slm.h" in needed
+    needed.add("slmtvm/packaging/LICENSE.txt")
+    assert {"slmtvm/codegen/runtime/slm.h", "slmtvm/codegen/programs/slm-install.sh"} <= needed
     assert needed <= packed

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from slmtvm.bundle.build_folder import build_folder
 from slmtvm.bundle.manifest import Release, check_version
@@ -20,11 +23,13 @@ def sign_bundle(
     *,
     counter: int | None = None,
     version: str | None = None,
+    speed: Mapping[str, Any] | None = None,
     pub: PublicKeys | None = None,
 ) -> Bundle:
     """Sign the bundle ``path`` after comparing all its files with its manifest.
 
-    ``counter`` and ``version`` become its release where they are given. ``pub``: keys one of which
+    ``counter`` and ``version`` become its release where they are given, ``speed`` the manifest's
+    ``extra["bench"]`` (``slmtvm.bundle.speed`` reads it). ``pub``: keys one of which
     must accept the signature, against a signer that uses another one. The signed bundle takes the
     place of the unsigned one in one step. Raises BundleError where the bundle is damaged or cannot
     be written, SlmError where the signer fails, SignatureError where ``pub`` refuses it.
@@ -37,7 +42,8 @@ def sign_bundle(
         release.counter if counter is None else counter,
         release.version if version is None else version,
     )
-    manifest = replace(bundle.manifest, release=release)
+    extra = bundle.manifest.extra if speed is None else {**bundle.manifest.extra, "bench": speed}
+    manifest = replace(bundle.manifest, release=release, extra=extra)
     content = manifest.to_json().encode()
     signature = signer(content)
     try:
@@ -108,14 +114,17 @@ def check_accuracy(bundle: Bundle, requirement: str) -> None:
 
 
 def _link(source: Path, folder: Path) -> None:
-    """The files of ``source`` in ``folder`` too, without copying them."""
+    """The files of ``source`` in ``folder`` too, without copying them where that can be."""
     for item in sorted(source.rglob("*")):
         place = folder / item.relative_to(source)
         if item.is_dir():
             place.mkdir()
             place.chmod(item.stat().st_mode & 0o777)
         elif item.name not in (MANIFEST, SIGNATURE) or item.parent != source:
-            os.link(item, place)
+            try:
+                os.link(item, place)
+            except OSError:  # a file system without links, or somebody else's file
+                shutil.copy2(item, place)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -20,6 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--version", metavar="V", dest="release", help="the release's version, such as 1.2.0"
     )
     parser.add_argument(
+        "--bench", type=Path, metavar="FILE",
+        help="what slmtvm bench --json wrote on a device, for the manifest to state",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bench-kind", choices=("board", "emulated", "modelled"), default="board",
+        help="what the speed was found on (default: board)",
+    )  # fmt: skip
+    parser.add_argument(
         "--pub", type=Path, action="append", metavar="FILE",
         help="public keys, one of which must accept the signature",
     )  # fmt: skip
@@ -28,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from slmtvm.bundle.sign import sign_bundle
     from slmtvm.bundle.signature import PublicKeys
+    from slmtvm.bundle.speed import read_speed
 
     sign = signer(options)
     assert sign is not None  # the parser asks for one
@@ -36,6 +45,7 @@ def run(options: argparse.Namespace) -> int:
         sign,
         counter=options.counter,
         version=options.release,
+        speed=read_speed(options.bench, options.bench_kind) if options.bench else None,
         pub=PublicKeys.read(options.pub) if options.pub else None,
     )
     if not options.quiet:

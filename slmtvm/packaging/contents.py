@@ -103,11 +103,13 @@ def _target(bundle: Bundle, target: str | None) -> str:
 
 
 def _bundle_names(bundle: Bundle, target: str) -> list[str]:
-    names = [MANIFEST, bundle.manifest.weights.file, bundle.manifest.targets[target].library.file]
-    text = (bundle.manifest.tokenizer, bundle.manifest.tokenizer_tables)
-    names += [entry.file for entry in text if entry is not None]
+    """All of the bundle but libraries of other targets, and objects, which are to be linked."""
+    targets = bundle.manifest.targets
+    left_out = {entry.object.file for entry in targets.values()}
+    left_out |= {entry.library.file for name, entry in targets.items() if name != target}
+    names = {MANIFEST, *(entry.file for entry in bundle.files())} - left_out
     if (bundle.path / SIGNATURE).is_file():
-        names.append(SIGNATURE)
+        names.add(SIGNATURE)
     return sorted(names)
 
 

@@ -60,7 +60,9 @@ def check(program: Path, bundle: Path, keys: Keys, target: str = HOST) -> None:
     assert succeed(*command, "--threads", "1").endswith("ok\n")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    "format", [pytest.param(f, marks=[pytest.mark.slow] if f == "oci" else []) for f in FORMATS]
+)
 def test_packages_made_in_two_folders_have_equal_bytes(
     format: str, release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +174,7 @@ def test_skopeo_and_umoci_read_an_image_for_every_architecture(
     assert len(weights) == 1  # one layer for all
 
 
+@pytest.mark.slow
 def test_an_update_of_all_but_the_weights_leaves_their_layer(
     release: Release, tmp_path: Path
 ) -> None:
@@ -275,6 +278,7 @@ def test_pip_takes_no_wheel_for_another_machine(
     assert result.returncode != 0 and "not a supported wheel on this platform" in result.stderr
 
 
+@pytest.mark.slow
 def test_several_targets_of_one_machine_are_no_image(release: Release, tmp_path: Path) -> None:
     def failing(targets: Sequence[str]) -> None:
         package(release.bundle(1), "oci", tmp_path / "x", target=targets)

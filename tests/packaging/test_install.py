@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import tarfile
 import threading
@@ -150,6 +151,24 @@ def test_an_archive_that_reaches_out_of_its_folder_is_refused_before_it_is_unpac
     assert sorted(tmp_path.rglob("*")) == before
     assert list(device.root.parent.rglob("*")) == [device.root]
     assert not Path("/tmp/escaped-from-a-package").exists()
+
+
+def test_owners_and_permissions_are_not_those_of_an_archive_that_someone_packed_anew(
+    device: Device, release: Release, tmp_path: Path
+) -> None:
+    def open_up(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+        for member, _ in members:
+            member.uid = member.gid = 12345
+            member.mode = 0o6777 if member.isfile() else 0o777
+
+    archive = repacked(release.tarball(2, HOST), tmp_path / "open.tar.gz", open_up)
+    device.succeed("install", archive)
+    current = (device.root / "toy/current").resolve()
+    for path in (current, *current.rglob("*")):
+        status = path.stat()
+        program = path.is_dir() or path.parent.name == "bin"
+        assert stat.S_IMODE(status.st_mode) == (0o755 if program else 0o644), path
+        assert status.st_uid == os.geteuid(), path
 
 
 def test_a_file_without_any_package_in_it_is_refused(

@@ -98,3 +98,13 @@ def test_any_manifest_is_answered_with_an_error(
 def test_wrong_usage_is_said(words: list[str], program: Path) -> None:
     result = run(program, *words)
     assert result.returncode == 64 and result.stderr.startswith("usage: slm-selftest BUNDLE")
+
+
+def test_a_cpu_without_a_feature_is_told_so(release: Release, tmp_path: Path) -> None:
+    path = tmp_path / "slm-selftest"
+    build_program(Bundle.open(release.bundle(1)), "cortex-a78", "selftest", path)
+    command = emulator("cortex-a78")
+    if not command:
+        pytest.skip("this machine is an Arm one: no emulator chooses its features")
+    result = run(command[0], "-cpu", "cortex-a72", path, release.bundle(1))
+    assert result.returncode == 2 and "this CPU lacks asimddp" in result.stderr

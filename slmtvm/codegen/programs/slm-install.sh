@@ -205,7 +205,8 @@ install() { # ARCHIVE
   free=$(df -Pk "$root" | awk 'NR == 2 { print $4 }')
   need=$((bytes / 1024 + 256))
   [ "$free" -ge "$need" ] || die "$root: $free kB are free, $name $version takes $need"
-  mkdir "$staging/new" && tar -xzf "$1" -C "$staging/new" 2>/dev/null ||
+  # Owners and folders' permissions are nothing that was signed.
+  mkdir "$staging/new" && tar -xzof "$1" -C "$staging/new" 2>/dev/null ||
     die "$1: cannot be unpacked below $root: is the disk full?"
   new=$staging/new/$first
   if is_delta "$first"; then
@@ -216,7 +217,8 @@ install() { # ARCHIVE
     die "$1: a file in it is not what was signed"
   sed -n 's/^file \([0-7]*\) [0-9a-f]* [0-9]* /\1 /p' "$new/package" | while read -r mode path; do
     chmod "$mode" "$new/$path" || exit 1
-  done || die "$1: permissions cannot be set"
+  done && chmod 0644 "$new/package" "$new/package.sig" &&
+    find "$new" -type d -exec chmod 0755 {} + || die "$1: permissions cannot be set"
   test_version "$new" || die "$name $version does not work here: nothing was changed"
   find "$new" -type f -o -type d | while IFS= read -r path; do flush "$path"; done
   mkdir -p "$folder/versions" || die "$folder/versions: cannot be made"
