@@ -16,6 +16,7 @@ from slmtvm.importer.read.redact import redact
 from slmtvm.ir.kv_range import beyond_half, note_of
 from slmtvm.ir.model import CanonicalModel, LayerReport, Output
 from slmtvm.ir.params import Params
+from slmtvm.sparse_layers import sparse_lines
 from slmtvm.target import Target, known_targets
 
 _READ_ONCE = ("embedding", "position table")  # a token reads one row
@@ -103,6 +104,9 @@ class Inspection:
             *_activations(self.float_activation_layers),
             *_table(self.weights),
         ]
+        if sparse := sparse_lines(self.weights):
+            lines.append("  zeros in weights, and what becomes of them:")
+            lines += [f"    {line}" for line in sparse]
         if self.estimates:
             lines.append("  limits of one core by reading alone, modelled, not measured:")
             lines += [f"    {estimate}" for estimate in self.estimates]

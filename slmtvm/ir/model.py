@@ -45,7 +45,9 @@ class LayerReport:
     activation: str = ""  # what the file asks of a linear layer's input: see ``ir.ops.linear``,
     # or "static" where it is rounded with a constant scale
     group_channels: int = 0  # output channels that share a scale for each input, if several do
-    sparsity: str = ""  # "2:4" where at most 2 of 4 neighbours along the input are not zero, ...
+    sparsity: str = ""  # the pattern of zeros: "2:4", "8x4", ...; see ``importer.emit.sparsity``
+    zeros: float = 0.0  # their share, where there is a pattern
+    blocks_used: Mapping[str, float] = field(default_factory=dict)  # share by size, e.g. "8x4"
 
 
 @dataclass(frozen=True)

@@ -91,10 +91,13 @@ def layer_reports(by_name: Mapping[str, Step], order: Sequence[str]) -> Iterator
             yield _report(table, "embedding", (step.vocab, step.dim), _bytes(table))
         elif isinstance(step, Linear):
             extra = 0 if step.bias is None else step.bias.array.nbytes
+            sparsity = sparsity_of(step.weights, step.k)
             yield replace(
                 _report(step.weights, "linear", (step.n, step.k), _bytes(step.weights) + extra),
                 activation="static" if _is_rounded(by_name, step.x) else step.activation,
-                sparsity=sparsity_of(step.weights, step.k),
+                sparsity=sparsity.pattern,
+                zeros=sparsity.zeros,
+                blocks_used=sparsity.used,
             )
         elif isinstance(step, Experts):
             before = INPUT in step.roundings or _is_rounded(by_name, step.x)

@@ -27,7 +27,7 @@ def pruned(n: int, m: int, rows: int = 30, k: int = 41) -> np.ndarray:
     return values
 
 
-@pytest.mark.parametrize("pattern", [(1, 4), (2, 4), (4, 8), (3, 4)], ids=str)
+@pytest.mark.parametrize("pattern", [(1, 4), (2, 8), (2, 4), (4, 8), (3, 4)], ids=str)
 @pytest.mark.parametrize("format", ["f32", "f16", "bf16", "e4m3fn", "int8"])
 def test_a_pattern_is_named(pattern, format):
     dtypes = {"f32": "f4", "f16": "f2", "bf16": ml_dtypes.bfloat16, "int8": "i1",
@@ -35,13 +35,66 @@ def test_a_pattern_is_named(pattern, format):
     values = pruned(*pattern).astype(dtypes[format])
     stored = values.view({"bf16": np.uint16, "e4m3fn": np.uint8}.get(format, values.dtype))
     expected = "" if pattern == (3, 4) else f"{pattern[0]}:{pattern[1]}"
-    assert sparsity_of(Weights(format, Param("w", stored)), 41) == expected
+    assert sparsity_of(Weights(format, Param("w", stored)), 41).pattern == expected
 
 
-def test_one_row_that_is_dense_makes_the_weight_dense():
+def test_one_row_that_is_dense_breaks_a_pattern_of_neighbours():
     values = pruned(2, 4, rows=1500)
     values[1400] = 1
-    assert sparsity_of(Weights("f32", Param("w", values)), 41) == ""
+    found = sparsity_of(Weights("f32", Param("w", values)), 41)
+    assert found.pattern == "unstructured"
+    assert found.zeros == pytest.approx((values == 0).mean())
+
+
+def with_zero_blocks(rows: int, columns: int, share: float = 0.7, n: int = 96) -> np.ndarray:
+    """Random int8 weights (n, 72), of whose blocks so many are zero."""
+    rng = np.random.default_rng(rows * 40 + columns)
+    values = rng.integers(1, 100, (n, 72)).astype(np.int8)
+    zero = rng.random((-(-n // rows), -(-72 // columns))) < share
+    values[np.repeat(np.repeat(zero, rows, axis=0), columns, axis=1)[:n, :72]] = 0
+    return values
+
+
+@pytest.mark.parametrize(
+    "block", [(32, 4), (32, 1), (16, 1), (8, 4), (4, 4), (4, 1), (1, 4)], ids=str
+)
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_blocks_are_named_by_channels_and_inputs(block, zero_points):
+    values = with_zero_blocks(*block)
+    given = {}
+    if zero_points:
+        zeros = np.random.default_rng(1).integers(-20, 20, 96).astype(np.int8)
+        values += zeros[:, None]
+        given["zero_points"] = Param("z", zeros)
+    found = sparsity_of(Weights("int8", Param("w", values), **given), 72)
+    assert found.pattern == f"{block[0]}x{block[1]}"
+    assert found.zeros == pytest.approx(0.7, abs=0.1)
+
+
+def test_channels_and_inputs_without_weights_are_named_however_few():
+    values = np.random.default_rng(0).integers(1, 100, (96, 72)).astype(np.int8)
+    rows, columns = values.copy(), values.copy()
+    rows[24:30] = 0
+    columns[:, 7] = 0
+    assert sparsity_of(Weights("int8", Param("w", rows)), 72).pattern == "rows"
+    assert sparsity_of(Weights("int8", Param("w", columns)), 72).pattern == "columns"
+    assert sparsity_of(Weights("int8", Param("w", rows * 0)), 72).pattern == "rows"
+    assert sparsity_of(Weights("int8", Param("w", values)), 72).pattern == ""
+
+
+def test_blocks_that_kernels_skip_are_counted():
+    values = with_zero_blocks(8, 4)
+    used = sparsity_of(Weights("int8", Param("w", values)), 72).used
+    split = values.reshape(12, 8, 18, 4)
+    assert used["8x4"] == pytest.approx(split.any(axis=(1, 3)).mean())
+    assert used["32x1"] == pytest.approx(values.reshape(3, 32, 72).any(axis=1).mean())
+
+
+def test_zeros_that_rounding_makes_are_no_pattern():
+    rng = np.random.default_rng(0)
+    values = np.clip(np.round(rng.standard_normal((64, 64)) * 2.5) + 8, 0, 15).astype(np.uint8)
+    packed = values[:, ::2] | values[:, 1::2] << 4
+    assert sparsity_of(Weights("int4", Param("w", packed)), 64).pattern == ""
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -53,4 +106,6 @@ def test_inspect_says_which_quantized_layers_are_pruned(symmetric, tmp_path):
     path = save(quantized, tmp_path)
     layers = [la for la in import_onnx(path, context=32).layers if la.kind == "linear"]
     assert [la.sparsity for la in layers] == [""] * 7 + ["2:4"]
-    assert "int4 group 16 2:4" in str(inspect(path))
+    text = str(inspect(path))
+    assert "int4 group 16 2:4" in text
+    assert "int4, 2:4, 50% zeros: no kernel skips zeros of this format" in text

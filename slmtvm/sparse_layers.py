@@ -1,0 +1,65 @@
+"""What becomes of layers with zeros on each target: what ``slmtvm inspect`` says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slmtvm.ir.model import LayerReport
+from slmtvm.passes.lower_kernels.sparse import LIMIT
+from slmtvm.schedules import isa
+from slmtvm.schedules.linear import LinearShape, blocks
+from slmtvm.target import Target, known_targets
+
+_INT4_BITS, _PRUNED_BITS = 4.5, 5  # a weight of int4 in groups of 32; of int8 with places, 2:4
+
+
+def sparse_lines(layers: Sequence[LayerReport]) -> list[str]:
+    """A line for all layers that have the same pattern, format and fate."""
+    groups: dict[str, list[LayerReport]] = {}
+    for layer in layers:
+        if layer.sparsity and layer.kind == "linear":
+            groups.setdefault(f"{_described(layer)}: {_fate(layer)}", []).append(layer)
+    return [
+        f"{len(found)} layers of {text}" if len(found) > 1 else f"{found[0].name}: {text}"
+        for text, found in groups.items()
+    ]
+
+
+def _described(layer: LayerReport) -> str:
+    return f"{layer.format}, {layer.sparsity}, {layer.zeros:.0%} zeros"
+
+
+def expected_times(layer: LayerReport) -> dict[str, float]:
+    """For each target what skipping zeros would take of the dense kernel's time for one token;
+    empty where no kernel of the layer's format skips any."""
+    if layer.format != "int8" or layer.group_size or layer.group_channels:
+        return {}
+    n, k = layer.shape
+    found = {}
+    for name in known_targets():
+        primitives = isa.get(Target.load(name).isa)
+        size = f"{primitives.for_blocks.block_channels}x{primitives.k_step}"
+        shape = LinearShape(1, n, k, "int8", "row_u8")
+        found[name] = blocks.relative_time(shape, primitives, layer.blocks_used[size])
+    return found
+
+
+def _fate(layer: LayerReport) -> str:
+    times = expected_times(layer)
+    skipping = [f"{name} ({time:.2f})" for name, time in times.items() if time <= LIMIT]
+    said = []
+    if skipping:
+        said.append(
+            f"zero blocks are skipped on {', '.join(skipping)} (of the dense kernel's time, "
+            "modelled)"
+        )
+    if dense := [name for name in times if times[name] > LIMIT]:
+        said.append(f"too few whole blocks are zero for {', '.join(dense)}: computed as dense")
+    if not times:
+        said.append("no kernel skips zeros of this format: computed as dense")
+    if layer.sparsity == "2:4" and layer.format == "int8":
+        said.append(
+            f"int4 in groups is the faster form: {_INT4_BITS} bits a weight, where 2:4 in int8 "
+            f"takes {_PRUNED_BITS}"
+        )
+    return "; ".join(said)

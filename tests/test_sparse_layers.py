@@ -1,0 +1,40 @@
+"""What ``inspect`` says of layers with zeros."""
+
+from __future__ import annotations
+
+import pytest
+
+from slmtvm.ir.model import LayerReport
+from slmtvm.sparse_layers import expected_times, sparse_lines
+
+
+def layer(sparsity: str, used: float, format: str = "int8", group_size: int = 0) -> LayerReport:
+    return LayerReport(
+        "w", "linear", (512, 512), format, group_size, 512 * 512, sparsity=sparsity, zeros=0.7,
+        blocks_used={"8x4": used, "32x1": min(1.0, 3 * used)},
+    )  # fmt: skip
+
+
+def test_layers_of_one_kind_share_a_line():
+    (line,) = sparse_lines([layer("8x4", 0.3), layer("8x4", 0.3), layer("", 1.0)])
+    assert line.startswith("2 layers of int8, 8x4, 70% zeros: zero blocks are skipped on ")
+    skipped, dense = line.split(";")
+    assert "x86-64-v3 (0." in skipped and "riscv64-rvv" in dense
+
+
+def test_fewer_blocks_take_less_time_and_dense_ones_more_than_a_dense_kernel():
+    few, many = (expected_times(layer("8x4", used)) for used in (0.1, 1.0))
+    assert few.keys() == many.keys()
+    assert all(few[name] < 0.5 and many[name] > 1 for name in few)
+
+
+@pytest.mark.parametrize(("format", "group"), [("int4", 32), ("f32", 0), ("int8", 32)])
+def test_formats_without_a_sparse_kernel_are_said_to_run_dense(format, group):
+    (line,) = sparse_lines([layer("8x4", 0.3, format, group)])
+    assert line.endswith("no kernel skips zeros of this format: computed as dense")
+
+
+def test_pruning_to_half_is_not_praised():
+    (line,) = sparse_lines([layer("2:4", 1.0)])
+    assert "int4 in groups is the faster form" in line
+    assert "skipped" not in line
