@@ -8,9 +8,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from slmtvm.schedules import experts, linear
+from slmtvm.schedules import attention, experts, linear
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.kernel import Kernel
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
@@ -63,6 +64,16 @@ TEMPLATES = {
         experts.knob_space,
         experts.effective_knobs,
     ),
+    **{
+        kind: Template(
+            attention.AttentionShape,
+            partial(attention.build_tuned, kind),
+            attention.default_knobs,
+            attention.knob_space,
+            attention.effective_knobs,
+        )
+        for kind in ("attend", "decode")
+    },
 }
 
 

@@ -9,6 +9,12 @@ from slmtvm.schedules.attention.divided import (
     build_divided_values,
     parts_of,
 )
+from slmtvm.schedules.attention.knobs import (
+    build_tuned,
+    default_knobs,
+    effective_knobs,
+    knob_space,
+)
 from slmtvm.schedules.attention.remember import build_remember
 from slmtvm.schedules.attention.rotate import Rotation, build_rope
 from slmtvm.schedules.attention.shape import (
@@ -31,7 +37,11 @@ __all__ = [
     "build_divided_values",
     "build_remember",
     "build_rope",
+    "build_tuned",
     "capacity_of",
     "default_accumulators",
+    "default_knobs",
+    "effective_knobs",
+    "knob_space",
     "parts_of",
 ]

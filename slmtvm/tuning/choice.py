@@ -14,10 +14,10 @@ from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.target import Target
-from slmtvm.tuning.records import MEASURED, Record
+from slmtvm.tuning.records import Record
 from slmtvm.tuning.tasks import TaskKey
 
-SIZES = ("m", "n", "k")
+SIZES = ("m", "n", "k", "capacity", "table_rows")
 _MOST_DISTANCE = 2.0
 """Shapes whose sizes differ by more than this, in powers of two all together, are not near."""
 _CLEAR_GAIN = 0.97
@@ -28,14 +28,13 @@ _LEAST_ROUNDS = 3
 @dataclass(frozen=True)
 class Chosen:
     """How the knobs of one task were chosen: ``origin`` is "record" or "nearest", and ``of`` then
-    the task that was measured; ``ratio`` of the default's time, ``method`` that of the record."""
+    the task that was measured; ``ratio`` of the default's time."""
 
     key: TaskKey
     knobs: Knobs
     origin: str
     of: TaskKey
     ratio: float
-    method: str
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -44,7 +43,6 @@ class Chosen:
             "origin": self.origin,
             "of": self.of.label,
             "ratio": round(self.ratio, 4),
-            "method": self.method,
         }
 
 
@@ -57,16 +55,13 @@ class RecordedChoice:
 
     def __init__(self, records: Iterable[Record], target: Target) -> None:
         self.used: list[Chosen] = []
-        own = [r for r in records if r.target == target.name and r.isa == target.isa]
-        self._measured = _by_task(r for r in own if r.method == MEASURED)
-        self._estimated = _by_task(r for r in own if r.method != MEASURED)
+        own = (r for r in records if r.target == target.name and r.isa == target.isa)
+        self._measured = _by_task(own)
 
     def __call__(self, kind: str, shape: Any, isa: Isa) -> Knobs:
         key, default = TaskKey(kind, shape), TEMPLATES[kind].default_knobs(shape, isa)
-        chosen = (
-            _best(self._measured.get(key.text, []), key, isa)
-            or self._unless_measured(key, self._measured, isa)
-            or _best(self._estimated.get(key.text, []), key, isa)
+        chosen = _best(self._measured.get(key.text, []), key, isa) or self._of_a_near_shape(
+            key, isa
         )
         if chosen is None:
             return default
@@ -74,10 +69,9 @@ class RecordedChoice:
             self.used.append(chosen)
         return chosen.knobs
 
-    def _unless_measured(
-        self, key: TaskKey, tasks: dict[str, list[Record]], isa: Isa
-    ) -> Chosen | None:
+    def _of_a_near_shape(self, key: TaskKey, isa: Isa) -> Chosen | None:
         """The best of the nearest shape; None where the shape's own default is known to be best."""
+        tasks = self._measured
         if key.text in tasks:
             return None
         near = sorted(
@@ -103,7 +97,8 @@ def shape_distance(a: TaskKey, b: TaskKey) -> float:
     for name in first:
         if name not in (*SIZES, "has_bias", "has_residual") and first[name] != second[name]:
             return math.inf
-    return sum(abs(math.log2(first[s] / second[s])) for s in SIZES)
+    pairs = [(first[s], second[s]) for s in SIZES if first.get(s) and second.get(s)]
+    return sum(abs(math.log2(a / b)) for a, b in pairs)
 
 
 def _fields(shape: Any) -> dict[str, Any]:
@@ -146,5 +141,5 @@ def _best(
         if better and (found is None or ratio < found.ratio):
             origin = "record" if records[0].key == key else "nearest"
             used = template.effective(key.shape, isa, knobs)
-            found = Chosen(key, used, origin, records[0].key, ratio, records[0].method)
+            found = Chosen(key, used, origin, records[0].key, ratio)
     return found

@@ -54,12 +54,14 @@ class CostModel:
 
     def predict(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """float (len(rows),): -log(ratio), zeros while nothing is known."""
+        # One thread everywhere: more would spin for each other beside what is measured.
         if not self._rows:
             return np.zeros(len(rows))
         if self._booster is None:
             data = self._xgboost.DMatrix(
-                np.stack(self._rows), np.array(self._speeds), weight=np.array(self._weights)
-            )
+                np.stack(self._rows), np.array(self._speeds), weight=np.array(self._weights),
+                nthread=1,
+            )  # fmt: skip
             self._booster = self._xgboost.train(_PARAMETERS, data, _TREES)
-        predicted = self._booster.predict(self._xgboost.DMatrix(np.stack(rows)))
+        predicted = self._booster.predict(self._xgboost.DMatrix(np.stack(rows), nthread=1))
         return np.asarray(predicted, float)

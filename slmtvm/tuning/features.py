@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from slmtvm.schedules.attention import AttentionShape
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.linear import LinearShape, packed_weights
 from slmtvm.schedules.linear.knobs import Knobs
@@ -21,6 +22,8 @@ def features(kind: str, shape: Any, isa: Isa, knobs: Knobs) -> np.ndarray:
     The knobs; those of the default; the sizes; and of a tile: registers, how much of the last
     ones is padding, bytes of weights, how often activations are read.
     """
+    if isinstance(shape, AttentionShape):
+        return _of_attention(shape, isa, knobs)
     default = TEMPLATES[kind].default_knobs(shape, isa)
     layer: LinearShape = getattr(shape, "layer", shape)
     m = int(shape.m)
@@ -44,6 +47,17 @@ def features(kind: str, shape: Any, isa: Isa, knobs: Knobs) -> np.ndarray:
         (mr + nv) / cells,
         knobs["ku"] * cells,  # instructions of the innermost loop, about
         (layer.group_size or layer.padded_k) / knobs["ku"],
+    ]  # fmt: skip
+    return np.array(values, np.float32)
+
+
+def _of_attention(shape: AttentionShape, isa: Isa, knobs: Knobs) -> np.ndarray:
+    """Accumulators, also for each head of a group; sizes."""
+    accumulators = knobs["accumulators"]
+    values = [
+        accumulators, accumulators / shape.group, accumulators // shape.group,
+        accumulators / isa.registers, math.log2(shape.m), shape.group, shape.head_dim,
+        shape.num_kv_heads, isa.lanes, isa.registers,
     ]  # fmt: skip
     return np.array(values, np.float32)
 

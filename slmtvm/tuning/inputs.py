@@ -7,7 +7,7 @@ says of another (sums of activations) must hold.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +39,7 @@ def fills_of(kernel: Kernel) -> list[Fill]:
     assert kernel.tunable is not None
     shape, knobs = kernel.tunable.shape, dict(kernel.tunable.knobs)
     tensors = [t for t in kernel.tensors if t.name != "scratch"]
+    state = {*kernel.state, *(t.name for t in getattr(shape, "cache", ()))}
     given = _routes(shape, knobs) if isinstance(shape, RoutedShape) else {}
     layer = shape.layer if isinstance(shape, RoutedShape) else shape
     names = [t.name for t in tensors]
@@ -52,6 +53,9 @@ def fills_of(kernel: Kernel) -> list[Fill]:
             assert isinstance(layer, LinearShape)
             size = layer.group_size
             found.append(Fill(_bytes(tensor), SUMS, size, of=names.index("xq")))
+        elif tensor.name in state:
+            written = tensor.name in kernel.state
+            found.append(replace(_random(tensor), cycled=True, result=written))
         else:
             found.append(_random(tensor))
     return found
@@ -71,7 +75,7 @@ def _random(tensor: Tensor) -> Fill:
         case "float16":
             return Fill(size, F16, cycled=cycled)
         case "float32":
-            return Fill(size, F32, 0.01, 0.03, cycled=cycled)
+            return Fill(size, F32, -0.03, 0.03, cycled=cycled)
         case "uint16" | "int16":  # bfloat16 as its bits, among others
             return Fill(size, F16, cycled=cycled)
     raise AssertionError(tensor)

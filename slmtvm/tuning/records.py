@@ -18,7 +18,6 @@ from slmtvm.tuning.tasks import TaskKey
 
 _MOST_BYTES = 1 << 30
 FORMAT = 1
-MEASURED, STATIC = "measured", "static"
 
 
 class RecordError(SlmError):
@@ -29,8 +28,7 @@ class RecordError(SlmError):
 class Record:
     """One setting of one task: seconds of a call in each round, and of the default's in the same.
 
-    ``method``: "measured", or "static" where the seconds are a model's estimate. ``device`` says
-    where: cpu, features, caches. ``failure``: why there are no seconds.
+    ``device`` says where: cpu, features, caches. ``failure``: why there are no seconds.
     """
 
     key: TaskKey
@@ -42,7 +40,6 @@ class Record:
     failure: str | None = None
     threads: int = 1
     working_set: int = 0
-    method: str = MEASURED
     device: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     date: str = ""
@@ -71,7 +68,6 @@ class Record:
                 "failure": self.failure,
                 "threads": self.threads,
                 "working_set": self.working_set,
-                "method": self.method,
                 "device": dict(self.device),
                 "versions": dict(self.versions),
                 "date": self.date,

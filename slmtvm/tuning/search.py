@@ -18,7 +18,7 @@ from slmtvm.tuning.tasks import TuningTask
 
 _AT_RANDOM = 0.25
 """Of a batch: for the model to learn of what it does not expect."""
-_STALE_BATCHES = 2
+_STALE_BATCHES = 3
 """Batches without gain after which a task is done."""
 _LEAST_GAIN = 0.01
 """What counts as one."""
@@ -115,15 +115,13 @@ class TaskSearch:
     def _far_apart(self, best: list[Setting], count: int) -> list[Setting]:
         """``count`` of ``best``: the first, then those with the most knobs unlike all before."""
         picked: list[Setting] = []
-        while best and len(picked) < count:
-            chosen = max(
-                best,
-                key=lambda s: (
-                    min((_unlike(s, other) for other in picked), default=0), -best.index(s)
-                ),
-            )  # fmt: skip
+        nearest = dict.fromkeys(best, len(best[0]) if best else 0)  # to those picked, by knobs
+        while nearest and len(picked) < count:
+            chosen = max(nearest, key=lambda s: nearest[s])  # the first of equal ones
+            del nearest[chosen]
             picked.append(chosen)
-            best.remove(chosen)
+            for setting, distance in nearest.items():
+                nearest[setting] = min(distance, _unlike(setting, chosen))
         return picked
 
 

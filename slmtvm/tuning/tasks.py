@@ -11,6 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from slmtvm.plan.model import KernelWork, Plan
+from slmtvm.schedules.attention import AttentionShape
+from slmtvm.schedules.linear import LinearShape
 from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.tuning.program import Situation
 
@@ -52,6 +54,10 @@ class TaskKey:
     @property
     def label(self) -> str:
         """A short name for people."""
+        if isinstance(self.shape, AttentionShape):
+            s = self.shape
+            parts = [f"m{s.m}", f"h{s.num_heads}", f"kv{s.num_kv_heads}", f"d{s.head_dim}"]
+            return "_".join([self.kind, s.kv_dtype, *parts, f"c{s.capacity}"])
         layer = getattr(self.shape, "layer", self.shape)
         parts = [layer.format, layer.activation, f"m{self.shape.m}", f"n{layer.n}", f"k{layer.k}"]
         return "_".join([self.kind, *parts])
@@ -80,8 +86,8 @@ def tuning_tasks(plan: Plan, workload: Workload) -> list[TuningTask]:
         if code.tunable is None or not calls[name]:
             continue
         key = TaskKey(code.tunable.kind, code.tunable.shape)
-        rows = int(key.shape.m)
-        found[key.text] = TuningTask(key, calls[name], code.work, Situation(valid=rows))
+        situation = _situation(key.shape, workload)
+        found[key.text] = TuningTask(key, calls[name], code.work, situation)
     return list(found.values())
 
 
@@ -121,11 +127,23 @@ def _function_calls(plan: Plan, workload: Workload) -> dict[tuple[str, int], flo
     return calls
 
 
+def _situation(shape: Any, workload: Workload) -> Situation:
+    """In the middle of the prompt for a chunk, of the answer for a token."""
+    rows = int(shape.m)
+    if not isinstance(shape, AttentionShape) or not shape.causal:
+        return Situation(valid=rows)
+    middle = workload.prompt // 2 if rows > 1 else workload.prompt + workload.generate // 2
+    return Situation(max(0, min(middle, shape.capacity - rows)), rows)
+
+
 def _shape(type_: type, table: Mapping[str, Any]) -> Any:
     """A shape dataclass from its fields, those that are dataclasses themselves included."""
-    values = dict(table)
+    values = {name: _tuples(value) for name, value in table.items()}
     if "layer" in values:
-        from slmtvm.schedules.linear import LinearShape
-
         values["layer"] = LinearShape(**values["layer"])
     return type_(**values)
+
+
+def _tuples(value: Any) -> Any:
+    """``value`` with tuples for lists, at any depth."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

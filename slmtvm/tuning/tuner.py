@@ -193,7 +193,13 @@ class _Tuner:
     def _worth(self, search: TaskSearch) -> float:
         return self._seconds(search) * search.expected_gain()
 
-    def _measure(self, search: TaskSearch, settings: Sequence[dict[str, int]], rounds: int) -> None:
+    def _measure(
+        self,
+        search: TaskSearch,
+        settings: Sequence[dict[str, int]],
+        rounds: int,
+        new: bool = True,
+    ) -> None:
         if not settings:
             return
         task = search.task
@@ -205,8 +211,9 @@ class _Tuner:
         self._output.append(records)
         for record in records:
             self._remember(record)
-        self._trials += len(measured)
-        self._failures += sum(m.failure is not None for m in measured)
+        if new:
+            self._trials += len(measured)
+            self._failures += sum(m.failure is not None for m in measured)
         search.update(measured)
         total = sum(self._seconds(s) for s in self._searches) or 1.0
         tuned = sum(self._seconds(s) * s.best[1] for s in self._searches)
@@ -227,9 +234,7 @@ class _Tuner:
         if not found:
             return
         best = sorted(found, key=lambda s: _median(found[s]))[:_CONFIRMED]
-        trials = self._trials
-        self._measure(search, [dict(s) for s in best], _CONFIRM_ROUNDS)
-        self._trials = trials  # of settings that were tried before
+        self._measure(search, [dict(s) for s in best], _CONFIRM_ROUNDS, new=False)
         judged = {s: _median(self._own[search.task.key.text, s]) for s in best}
         setting = min(judged, key=lambda s: judged[s])
         if judged[setting] < 1:
@@ -260,7 +265,10 @@ class _Tuner:
 def _estimate(task: TuningTask) -> float:
     """Seconds of a call, roughly: what to begin with is all that depends on it."""
     read, multiply = 10e9, 50e9  # a second, of a core
-    return max(task.work.weight_bytes / read, task.work.multiply_adds / multiply, 1e-7)
+    work, attended = task.work, task.situation.position
+    moved = work.weight_bytes + work.context_bytes * attended
+    products = work.multiply_adds + work.context_multiply_adds * attended
+    return max(moved / read, products / multiply, 1e-7)
 
 
 def _median(values: Sequence[float]) -> float:

@@ -26,7 +26,7 @@ def record(
     """A record of five rounds around ``ratio`` of the default's time."""
     rounds = [ratio * (1 + spread * i) for i in (-2, -1, 0, 1, 2)]
     values: dict[str, Any] = {
-        "knobs": {"mr": 1, "nv": 2, "pf": 0, "ku": 16, "gu": 2},
+        "knobs": {"mr": 1, "nv": 2, "pf": 0, "ku": 16, "gu": 2, "ps": 0},
         "target": HOST.name,
         "isa": HOST.isa,
         "seconds": tuple(rounds),

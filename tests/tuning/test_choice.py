@@ -12,13 +12,13 @@ from slmtvm.schedules import linear
 from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.target import Target
 from slmtvm.tuning.choice import RecordedChoice, shape_distance
-from slmtvm.tuning.records import STATIC, Record
+from slmtvm.tuning.records import Record
 from slmtvm.tuning.tasks import TaskKey
 from tests.tuning.tasks import HOST, KEY, SHAPE, key, record
 
 ISA = isas.get(HOST.isa)
-A: Knobs = {"mr": 1, "nv": 1, "pf": 0, "ku": 16, "gu": 1}
-B: Knobs = {"mr": 1, "nv": 1, "pf": 1, "ku": 16, "gu": 2}
+A: Knobs = {"mr": 1, "nv": 1, "pf": 0, "ku": 16, "gu": 1, "ps": 0}
+B: Knobs = {"mr": 1, "nv": 1, "pf": 1, "ku": 16, "gu": 2, "ps": 0}
 DEFAULT = linear.default_knobs(SHAPE, ISA)
 
 
@@ -80,12 +80,6 @@ def test_another_kind_of_layer_or_a_far_one_does_not_stand_in(other: dict[str, A
 def test_a_near_shape_must_gain_clearly() -> None:
     near = key(m=1, n=192)
     assert choose(record(near, knobs=A, ratio=0.99, spread=0.001)) == (DEFAULT, "default")
-
-
-def test_an_estimate_counts_only_where_nothing_was_measured() -> None:
-    estimate = record(knobs=A, ratio=0.5, method=STATIC)
-    assert choose(estimate) == (A, "record")
-    assert choose(estimate, record(knobs=B, ratio=0.9)) == (B, "record")
 
 
 def test_settings_are_cut_to_the_shape_that_takes_them() -> None:

@@ -12,6 +12,7 @@ from tvm.script.ir_builder import tirx as T
 from slmtvm.errors import DeviceError
 from slmtvm.schedules import isa as isas
 from slmtvm.schedules import linear
+from slmtvm.schedules.attention import AttentionShape
 from slmtvm.schedules.experts import RoutedShape
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.kernel import Kernel, define
@@ -29,6 +30,10 @@ from tests.schedules.harness import emulators
 from tests.tuning.tasks import HOST, KEY, ROWS, SHAPE
 
 QUICK = {"rounds": 2, "milliseconds": 0.1, "limit": 60.0}
+ATTENTION = AttentionShape(
+    m=7, num_heads=6, num_kv_heads=2, head_dim=24, capacity=64, scale=0.3, rotary_dim=24,
+    table_rows=64,
+)  # fmt: skip
 KINDS = [
     KEY,
     TaskKey("linear", ROWS),
@@ -40,11 +45,16 @@ KINDS = [
     TaskKey("linear", LinearShape(2, 64, 48, "e4m3fn", group_channels=16)),
     TaskKey("routed_linear", RoutedShape(1, 2, 4, replace(SHAPE, n=40), by_pair=False)),
     TaskKey("routed_linear", RoutedShape(6, 2, 4, replace(SHAPE, n=40), by_pair=True)),
+    TaskKey("attend", ATTENTION),
+    TaskKey("attend", replace(ATTENTION, mask="bidirectional", bias_columns=96, bias_zero=40)),
+    TaskKey("decode", replace(ATTENTION, m=1, kv_dtype="float16", window=40)),
+    TaskKey("decode", replace(ATTENTION, m=1, kv_dtype="int8", roundings=((0.1, 0.1, -128, 127),))),
 ]
 
 
 def batch(of: TaskKey, settings: list[Knobs], **fields: Any) -> Batch:
-    return Batch(of, settings, Situation(valid=of.shape.m), **{**QUICK, **fields})
+    situation = Situation(position=50, valid=of.shape.m)
+    return Batch(of, settings, situation, **{**QUICK, **fields})
 
 
 def other_settings(of: TaskKey, isa: Isa) -> list[Knobs]:
@@ -62,7 +72,7 @@ def test_settings_of_every_kind_give_the_bytes_of_the_default(of: TaskKey) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", EVERY_TARGET)
-@pytest.mark.parametrize("of", [KEY, KINDS[-1]], ids=lambda of: of.label)
+@pytest.mark.parametrize("of", [KEY, KINDS[9], KINDS[-1]], ids=lambda of: of.label)
 def test_any_target_is_measured_by_its_emulator(target: str, of: TaskKey) -> None:
     loaded = Target.load(target)
     settings = other_settings(of, isas.get(loaded.isa))

@@ -31,7 +31,13 @@ def ratio(knobs: Knobs) -> float:
     registers = 2 * knobs["mr"] * knobs["nv"]
     spilled = 0.1 * max(0, registers - 14)
     reuse = 1 / knobs["mr"] + 1 / knobs["nv"]
-    return 0.4 + 0.5 * reuse + spilled + 0.03 * abs(np.log2(knobs["ku"]) - 6) + 0.05 * knobs["pf"]
+    return (
+        0.4
+        + 0.5 * reuse
+        + spilled
+        + 0.03 * abs(np.log2(knobs["ku"]) - 6)
+        + 0.05 * (knobs["pf"] > 0)
+    )
 
 
 def search_of(of: TaskKey, model: CostModel, seed: int) -> TaskSearch:
@@ -70,7 +76,7 @@ def test_a_search_ends_when_batches_gain_nothing() -> None:
     search = search_of(PREFILL, CostModel(), 0)
     while not search.done:
         search.update([Measurement(k, (1.0,) * 3, (1.0,) * 3) for k in search.propose(8)])
-    assert search.trials == 16
+    assert search.trials == 24
     assert search.expected_gain() == 0
     assert search.best[1] == 1
 

@@ -11,6 +11,7 @@ from slmtvm.passes.lower_kernels.masks import limits_of, mask_positions
 from slmtvm.passes.lower_kernels.positions import position_table
 from slmtvm.passes.lower_kernels.registry import handles, shape_of
 from slmtvm.schedules import attention
+from slmtvm.schedules.kernel import Kernel
 
 
 @handles("slm.qkv_attention")
@@ -68,13 +69,17 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     if not causal:
         made = emitter.call(attention.build_append(shape), inputs)
         caches = [made[t.name] for t in shape.cache]
-        return emitter.call(attention.build_attend(shape), [made["q"], *shared, *caches])["o"]
+        return emitter.call(_attend(shape, emitter), [made["q"], *shared, *caches])["o"]
     layer = int(attrs["layer"])
     caches = [emitter.cache(f"layer{layer}.{t.name}", t) for t in shape.cache]
     if m == 1:
         return _decode(shape, [*inputs, *shared], caches, emitter)
     q = emitter.call(attention.build_append(shape), [*inputs, *caches])["q"]
-    return emitter.call(attention.build_attend(shape), [q, *shared, *caches])["o"]
+    return emitter.call(_attend(shape, emitter), [q, *shared, *caches])["o"]
+
+
+def _attend(shape: attention.AttentionShape, emitter: KernelEmitter) -> Kernel:
+    return attention.build_tuned("attend", shape, emitter.isa, emitter.knobs("attend", shape))
 
 
 def _decode(
@@ -85,7 +90,9 @@ def _decode(
 ) -> relax.Expr:
     """Attention of one token: in one kernel, or in two that share a single kv head."""
     if attention.parts_of(shape) == 1:
-        return emitter.call(attention.build_decode(shape), [*inputs, *caches])["o"]
+        knobs = emitter.knobs("decode", shape)
+        kernel = attention.build_tuned("decode", shape, emitter.isa, knobs)
+        return emitter.call(kernel, [*inputs, *caches])["o"]
     scores = emitter.call(attention.build_divided_scores(shape), [*inputs, *caches])["scores"]
     values = [c for c, t in zip(caches, shape.cache, strict=True) if t.name.startswith("v_")]
     read = [scores, *emitter.numbers(shape.numbers), *values]

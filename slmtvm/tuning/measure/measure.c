@@ -93,7 +93,7 @@ static void fill(const slm_measured_buffer *b, char *data, void **args) {
     break;
   case FILL_F16:
     for (size_t i = 0; i < b->bytes / 2; ++i)
-      ((uint16_t *)data)[i] = (uint16_t)(0x2000 | (random_bits() >> 54));
+      ((uint16_t *)data)[i] = (uint16_t)(0x2000 | ((random_bits() >> 48) & 0x83FF));
     break;
   case FILL_SUMS: {
     const int8_t *values = args[b->of];

@@ -10,7 +10,7 @@ enum {
   FILL_BYTES,  /* low .. high */
   FILL_INT32,  /* low .. high */
   FILL_F32,    /* low .. high */
-  FILL_F16,    /* 2^-7 .. 2^-6 */
+  FILL_F16,    /* of magnitudes 2^-7 .. 2^-6 */
   FILL_SUMS,   /* float32: of each `low` bytes of the buffer `of` */
   FILL_GIVEN   /* `given` */
 };
