@@ -1,0 +1,192 @@
+#!/usr/bin/env python3
+"""Linear kernels that skip zeros against the dense ones, by pattern and share of zeros.
+
+    python scripts/bench_sparse.py [--target x86-64-v3] [--rounds 15] [--json FILE]
+
+One thread; kernels take turns, so that what else runs meets all of them alike, and times are the
+thread's own. A line gives the median time and the median, least and largest ratio to the dense
+kernel of the same turn. "cache": one matrix, that the second level of cache holds; "memory":
+copies of a larger one, more than the last level does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from slmtvm.codegen.objects import write_object
+from slmtvm.codegen.zig import zig_cc
+from slmtvm.host import runs_here
+from slmtvm.schedules import isa as isas
+from slmtvm.schedules import linear
+from slmtvm.schedules.isa import Isa
+from slmtvm.schedules.linear import LinearShape, blocks
+from slmtvm.target import Target
+
+TURN_SECONDS = 0.02
+COPIES_BYTES = 96_000_000
+SETTINGS = {  # rows, channels, inputs, whether the weights come from memory
+    "decode, cache": (1, 1024, 1024, False),
+    "decode, memory": (1, 4096, 4096, True),
+    "64 rows": (64, 1536, 576, False),
+}
+PATTERNS = ((8, 4), (32, 4), (16, 1), (1, 4))
+SHARES = (0.5, 0.7, 0.8, 0.9)
+
+
+@dataclass
+class Entry:
+    """A kernel on its operands; ``seconds`` of a call in each round."""
+
+    name: str
+    setting: str
+    density: float
+    weight_bytes: int
+    expected: float
+    run: Callable[[], int] = field(repr=False)
+    seconds: list[float] = field(default_factory=list)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy of ``array`` that begins at a multiple of 64 bytes."""
+    room = np.empty(array.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    made = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    made[...] = array
+    return made
+
+
+def load(shape: LinearShape, isa: Isa, target: Target, folder: Path) -> tuple[Callable, int]:
+    """The compiled kernel, and its grid."""
+    kernel = linear.build(shape, isa)
+    name = str(kernel.func.attrs["global_symbol"])
+    write_object({name: kernel.func}, target, folder / f"{name}.o")
+    library = folder / f"{name}.so"
+    zig_cc(f"{target.arch}-linux-musl", ["-shared", "-o", str(library), str(folder / f"{name}.o")])
+    return getattr(ctypes.CDLL(str(library)), name), kernel.grid
+
+
+def entry(
+    name: str,
+    setting: str,
+    shape: LinearShape,
+    weights: linear.Weights,
+    isa: Isa,
+    load_kernel: Callable[[LinearShape], tuple[Callable, int]],
+) -> Entry:
+    """``shape`` on ``weights`` in as many copies as the setting wants."""
+    function, grid = load_kernel(shape)
+    packed = linear.pack(shape, isa, weights).values()
+    size = sum(array.nbytes for array in packed)
+    copies = max(1, COPIES_BYTES // size) if SETTINGS[setting][3] else 1
+    rng = np.random.default_rng(0)
+    xq = aligned(rng.integers(0, 256, (shape.m, shape.padded_k)).astype(np.uint8))
+    rows = [xq, np.ones(shape.m, np.float32), np.full(shape.m, 128, np.int32)]
+    y = aligned(np.zeros((shape.m, shape.n), np.float32))
+    calls = [[*rows, *map(aligned, packed), y] for _ in range(copies)]
+    arguments = [
+        [*(ctypes.c_void_p(a.ctypes.data) for a in arrays), ctypes.c_int32(0), ctypes.c_int32(grid)]
+        for arrays in calls
+    ]
+
+    def run() -> int:
+        for given in arguments:
+            function(*given)
+        return len(calls)
+
+    density = blocks.density(shape, isa, weights)
+    expected = blocks.relative_time(shape, isa, density) if shape.sparse else 1.0
+    return Entry(name, setting, density, size, expected, run)
+
+
+def pruned(n: int, k: int, block: tuple[int, int], share: float) -> np.ndarray:
+    """Random int8 weights, ``share`` of whose blocks are zero."""
+    rng = np.random.default_rng(1)
+    weight = rng.integers(1, 128, (n, k)).astype(np.int8)
+    zero = rng.random((n // block[0], k // block[1])) < share
+    weight[np.repeat(np.repeat(zero, block[0], axis=0), block[1], axis=1)] = 0
+    return weight
+
+
+def entries(setting: str, target: Target, folder: Path) -> list[Entry]:
+    """The dense kernel, then the sparse ones."""
+    isa = isas.get(target.isa)
+    m, n, k, _ = SETTINGS[setting]
+    dense = LinearShape(m, n, k, "int8", "row_u8")
+    loaded: dict[LinearShape, tuple[Callable, int]] = {}
+
+    def load_kernel(shape: LinearShape) -> tuple[Callable, int]:
+        if shape not in loaded:
+            loaded[shape] = load(shape, isa, target, folder)
+        return loaded[shape]
+
+    def made(name: str, shape: LinearShape, weight: np.ndarray) -> Entry:
+        weights = linear.Weights(weight, np.full(n, 0.01, np.float32))
+        return entry(name, setting, shape, weights, isa, load_kernel)
+
+    found = [made("dense", dense, pruned(n, k, (1, 1), 0.0))]
+    for block in PATTERNS:
+        for share in SHARES:
+            weight = pruned(n, k, block, share)
+            name = f"{block[0]}x{block[1]}, {share:.0%}"
+            found.append(made(name, replace(dense, sparse=True), weight))
+    return found
+
+
+def measure(found: list[Entry], rounds: int) -> None:
+    """Fill in ``seconds``; a round before the first one is not counted."""
+    for turn in range(rounds + 1):
+        for one in found:
+            calls, start = 0, time.thread_time()
+            while (spent := time.thread_time() - start) < TURN_SECONDS:
+                calls += one.run()
+            if turn:
+                one.seconds.append(spent / calls)
+
+
+def report(found: list[Entry]) -> list[dict[str, object]]:
+    """Print a line for each entry; the same as data."""
+    dense, rows = found[0], []
+    for one in found:
+        ratios = sorted(d / s for d, s in zip(dense.seconds, one.seconds, strict=True))
+        print(
+            f"{one.setting:15} {one.name:10} blocks {one.density:4.0%} "
+            f"{median(one.seconds) * 1e6:9.1f} us  x{median(ratios):.2f} "
+            f"[{ratios[0]:.2f}..{ratios[-1]:.2f}]  "
+            f"bytes x{dense.weight_bytes / one.weight_bytes:.2f}  model x{1 / one.expected:.2f}"
+        )
+        rows.append({k: v for k, v in asdict(replace(one, run=int)).items() if k != "run"})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", default="host")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    target = Target.load(options.target)
+    if not runs_here(target.arch, target.requires):
+        parser.error(f"this machine cannot run {target.name}")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for setting in options.settings:
+            found = entries(setting, target, Path(folder))
+            measure(found, options.rounds)
+            rows += report(found)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

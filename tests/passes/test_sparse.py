@@ -1,0 +1,92 @@
+"""Which layers skip zeros, and that nothing else changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from slmtvm.ir.lowered import LoweredModel, sparse_note
+from slmtvm.ir.model import CanonicalModel
+from slmtvm.passes.lower_kernels import lower_kernels
+from slmtvm.passes.pipeline import fuse
+from slmtvm.schedules.linear import blocks
+from slmtvm.target import Target
+from tests.passes.toy import decoder
+
+HEAD = "head.weight"
+
+
+@pytest.fixture(autouse=True)
+def _as_in_large_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a list takes beside its blocks is left out: it is more than the toy's small layers."""
+    for name in ("STEPS_OF_A_LIST", "STEPS_OF_A_LIST_OF_ROWS"):
+        monkeypatch.setattr(blocks, name, 0)
+
+
+def with_zeros(share: float, *names: str) -> CanonicalModel:
+    """A decoder with int8 layers; in those named, so many blocks of 32x4 are zero."""
+    model = decoder("int8", layers=1)
+    rng, params = np.random.default_rng(0), dict(model.params)
+    for name in names:
+        weight = params[name].copy()
+        zero = rng.random((-(-weight.shape[0] // 32), weight.shape[1] // 4)) < share
+        weight[np.repeat(np.repeat(zero, 32, axis=0), 4, axis=1)[: len(weight)]] = 0
+        params[name] = weight
+    return replace(model, params=params)
+
+
+def lowered(model: CanonicalModel, target: str = "x86-64-v3", sparse: str = "auto") -> LoweredModel:
+    return lower_kernels(fuse(model), Target.load(target), sparse=sparse)
+
+
+def kernels(made: LoweredModel) -> set[bool]:
+    """Whether kernels of linear layers read lists of blocks."""
+    return {"_blocks" in name for name in made.kernels if name.startswith("linear")}
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4-vnni", "cortex-a72", "riscv64-rvv"])
+def test_a_layer_with_most_blocks_zero_skips_them_for_every_number_of_rows(target: str) -> None:
+    made = lowered(with_zeros(0.9, HEAD), target)
+    (layer,) = made.sparse
+    assert (layer.name, layer.taken) == (HEAD, True)
+    assert layer.density < 0.3 and layer.relative_time < 0.9
+    heads = [name for name in made.weights if name.startswith(f"{HEAD}@")]
+    assert all(name.startswith(f"{HEAD}@blocks") for name in heads)
+    assert kernels(made) == {True, False}
+    assert sparse_note(made.sparse).startswith("1 of 1 layers")
+
+
+def test_a_small_layer_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    (layer,) = lowered(with_zeros(0.9, HEAD)).sparse
+    assert not layer.taken
+
+
+def test_a_layer_with_few_zero_blocks_stays_dense_and_is_named() -> None:
+    made = lowered(with_zeros(0.2, HEAD))
+    (layer,) = made.sparse
+    assert not layer.taken and layer.facts()["kernel"] == "dense"
+    assert kernels(made) == {False}
+    assert "run on dense kernels" in sparse_note(made.sparse)
+
+
+def test_dense_layers_and_off_change_nothing() -> None:
+    assert lowered(with_zeros(0.0)).sparse == ()
+    made = lowered(with_zeros(0.9, HEAD), sparse="off")
+    assert made.sparse == () and kernels(made) == {False}
+
+
+def test_layers_of_one_shape_share_a_kernel_whatever_their_zeros() -> None:
+    model = decoder("int8", layers=2)
+    rng, params = np.random.default_rng(0), dict(model.params)
+    for name, weight in params.items():
+        if weight.dtype == np.int8:
+            zero = rng.random(weight.shape[1] // 4) < 0.9 + 0.1 * rng.random()
+            params[name] = np.where(np.repeat(zero, 4), 0, weight).astype(np.int8)
+    made = lowered(replace(model, params=params))
+    assert kernels(made) == {True}
+    dense = lowered(replace(model, params=params), sparse="off")
+    assert len(made.kernels) == len(dense.kernels)
+    assert len(made.sparse) == 9  # q, k, v and gate, up are merged: four for each layer, the head
