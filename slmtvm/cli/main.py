@@ -8,7 +8,18 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from slmtvm.cli import bench, compile, completion, inspect, program, quantize, run, targets, verify
+from slmtvm.cli import (
+    bench,
+    compile,
+    completion,
+    inspect,
+    program,
+    prune,
+    quantize,
+    run,
+    targets,
+    verify,
+)
 from slmtvm.cli.parser import USAGE, Parser
 from slmtvm.cli.signals import Terminated, unwinding
 from slmtvm.cli.streams import drop_output, is_of_output, replace_closed_streams
@@ -20,7 +31,18 @@ INTERNAL = 70  # EX_SOFTWARE of sysexits.h: a fault of slmtvm itself
 SIGNALLED = 128  # and the signal's number, as shells have it
 INTERRUPTED = SIGNALLED + 2  # SIGINT
 
-_VERBS = (compile, run, inspect, verify, quantize, program, bench, targets, completion)
+_VERBS = (
+    compile,
+    run,
+    inspect,
+    verify,
+    quantize,
+    prune,
+    program,
+    bench,
+    targets,
+    completion,
+)
 
 
 def command_parser() -> Parser:
@@ -30,6 +52,7 @@ def command_parser() -> Parser:
     )
     parser.add_argument("--version", action=ShowVersion, help="show versions, and end")
     _add_common(parser, debug=False, quiet=False)
+    parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="name", parser_class=Parser)
     for verb in _VERBS:
         name = verb.__name__.rpartition(".")[2]
