@@ -22,7 +22,7 @@ from slmtvm.plan.model import Plan
 from slmtvm.schedules import isa
 from slmtvm.target import Target
 from slmtvm.task import task_settings
-from slmtvm.text import compile_tokenizer, find_tokenizer, read_tokenizer
+from slmtvm.text import chat_pieces, compile_tokenizer, find_tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     from slmtvm.verify.cases import Tokens
@@ -146,6 +146,7 @@ def compile_imported(
         source=model.source,
         tokenizer=tokenizer,
         tokenizer_tables=tables,
+        chat=_chat(model.source, tables, note),
         check=checked if check else None,
         progress=progress,
     )
@@ -223,6 +224,16 @@ def _tokenizer_tables(tokenizer: bytes | None, note: Progress) -> bytes | None:
             "ids only, in Python text too"
         )
         return None
+
+
+def _chat(model: Path, tables: bytes | None, note: Progress) -> bytes | None:
+    """chat.json of the chat template beside the model, if there is one."""
+    if tables is None:
+        return None
+    pieces = chat_pieces(model)
+    if pieces is not None and pieces.reason is not None:
+        note(f"the chat template cannot be compiled for devices: {pieces.reason}")
+    return None if pieces is None else pieces.to_json()
 
 
 def _info(

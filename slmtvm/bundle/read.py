@@ -52,7 +52,7 @@ class Bundle:
         found = [self.manifest.weights]
         for target in self.manifest.targets.values():
             found += [target.library, target.object]
-        text = (self.manifest.tokenizer, self.manifest.tokenizer_tables)
+        text = (self.manifest.tokenizer, self.manifest.tokenizer_tables, self.manifest.chat)
         return found + [entry for entry in text if entry is not None]
 
     def library(self, target: str) -> Path:

@@ -17,6 +17,7 @@ from slmtvm.cli import (
     prune,
     quantize,
     run,
+    serve,
     targets,
     verify,
 )
@@ -39,6 +40,7 @@ _VERBS = (
     quantize,
     prune,
     program,
+    serve,
     bench,
     targets,
     completion,
