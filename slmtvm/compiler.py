@@ -25,7 +25,7 @@ from slmtvm.runtime.selftest import record_selftest
 from slmtvm.schedules import isa
 from slmtvm.target import Target
 from slmtvm.task import task_settings
-from slmtvm.text import compile_tokenizer, find_tokenizer, read_tokenizer
+from slmtvm.text import chat_pieces, compile_tokenizer, find_tokenizer, read_tokenizer
 from slmtvm.tuning.choice import RecordedChoice
 from slmtvm.tuning.records import Record, read_records
 
@@ -201,6 +201,7 @@ def compile_imported(
         source=model.source,
         tokenizer=tokenizer,
         tokenizer_tables=tables,
+        chat=_chat(model.source, tables, note),
         check=checked if check else None,
         extra={
             **({"tuning": tuning} if tuning else {}),
@@ -295,6 +296,16 @@ def _tokenizer_tables(tokenizer: bytes | None, note: Progress) -> bytes | None:
             "ids only, in Python text too"
         )
         return None
+
+
+def _chat(model: Path, tables: bytes | None, note: Progress) -> bytes | None:
+    """chat.json of the chat template beside the model, if there is one."""
+    if tables is None:
+        return None
+    pieces = chat_pieces(model)
+    if pieces is not None and pieces.reason is not None:
+        note(f"the chat template cannot be compiled for devices: {pieces.reason}")
+    return None if pieces is None else pieces.to_json()
 
 
 def _info(

@@ -68,6 +68,7 @@ class Manifest:
     source: dict[str, str] | None = None  # {"file": name, "sha256": hex} of the ONNX file
     tokenizer: FileEntry | None = None
     tokenizer_tables: FileEntry | None = None  # the tokenizer compiled, for devices without Python
+    chat: FileEntry | None = None  # the chat template taken apart, for devices without jinja2
     release: Release = field(default_factory=Release)
     made_by: dict[str, str] = field(default_factory=dict)  # package -> version
     extra: dict[str, Any] = field(default_factory=dict)  # what a later compiler may add
@@ -124,6 +125,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
         source=None if fields.missing("source") else _source(fields.table("source")),
         tokenizer=_optional_file(fields, "tokenizer", "tokenizer.json"),
         tokenizer_tables=_optional_file(fields, "tokenizer_tables", "tokenizer.bin"),
+        chat=_optional_file(fields, "chat", "chat.json"),
         release=_release(fields.table("release")),
         made_by={} if fields.missing("made_by") else _texts(fields.table("made_by")),
         extra={} if fields.missing("extra") else fields.table("extra").values,

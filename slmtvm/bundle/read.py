@@ -72,7 +72,7 @@ class Bundle:
             found.append(target.library)
             if self._has(target.object):
                 found.append(target.object)
-        text = (self.manifest.tokenizer, self.manifest.tokenizer_tables)
+        text = (self.manifest.tokenizer, self.manifest.tokenizer_tables, self.manifest.chat)
         return found + [entry for entry in text if entry is not None]
 
     def object(self, target: str) -> Path:

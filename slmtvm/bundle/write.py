@@ -51,6 +51,7 @@ def write_bundle(
     source: str | Path | None = None,
     tokenizer: bytes | None = None,
     tokenizer_tables: bytes | None = None,
+    chat: bytes | None = None,
     check: Callable[[Path], Checked] | None = None,
     extra: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -60,11 +61,12 @@ def write_bundle(
     ``model`` holds JSON values for the manifest's part of that name, besides what the plan says;
     ``source`` is the ONNX file (its name and SHA-256 are noted), ``tokenizer`` the content of a
     tokenizer.json to include, ``tokenizer_tables`` what ``slmtvm.text.compile_tokenizer`` made of
-    it. ``check`` gets the folder of the bundle when it is whole but not yet in its place; what it
-    returns goes into the manifest, as does ``extra``, JSON values. Weights that several plans lay
-    out alike are stored once. The bundle appears whole or not at all; an older one at ``path`` is
-    replaced, anything else there is left alone. Equal input gives equal bytes. Raises BundleError
-    where ``path`` cannot be written, InvalidModelError where ``source`` cannot be read, and what
+    it, ``chat`` the JSON of what ``slmtvm.text.chat_pieces`` made of a chat template. ``check`` gets
+    the folder of the bundle when it is whole but not yet in its place; what it returns goes into
+    the manifest, as does ``extra``, JSON values. Weights that several plans lay out alike are
+    stored once. The bundle appears whole or not at all; an older one at ``path`` is replaced,
+    anything else there is left alone. Equal input gives equal bytes. Raises BundleError where
+    ``path`` cannot be written, InvalidModelError where ``source`` cannot be read, and what
     ``check`` raises.
     """
     path = Path(path)
@@ -74,7 +76,7 @@ def write_bundle(
     try:
         with build_folder(path) as folder:
             bundle = _build(
-                folder, ordered, rebased, weights, model, source, tokenizer, tokenizer_tables,
+                folder, ordered, rebased, weights, model, source, tokenizer, tokenizer_tables, chat,
                 check, extra or {}, progress,
             )  # fmt: skip
             move_into_place(folder, path)
@@ -94,6 +96,7 @@ def _build(
     source: str | Path | None,
     tokenizer: bytes | None,
     tokenizer_tables: bytes | None,
+    chat: bytes | None,
     check: Callable[[Path], Checked] | None,
     extra: Mapping[str, Any],
     progress: Progress | None,
@@ -114,6 +117,7 @@ def _build(
         source=_source(source),
         tokenizer=_write_file(tokenizer, folder, "tokenizer.json"),
         tokenizer_tables=_write_file(tokenizer_tables, folder, "tokenizer.bin"),
+        chat=_write_file(chat, folder, "chat.json"),
         made_by={name: _version(name) for name in _MADE_BY},
         extra=dict(extra),
     )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 
 from slmtvm.bundle import Bundle
 from slmtvm.codegen.c_runtime import C_FLAGS, runtime_object
-from slmtvm.codegen.zig import zig_cc
+from slmtvm.codegen.zig import cache_folder, zig_cc
 from slmtvm.errors import SlmError
 
 _LINK_FLAGS = ("-static", "-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-lm")
-PROGRAMS = ("run",)
+PROGRAMS = ("run", "serve")
 
 Progress = Callable[[str], None]
 
@@ -23,13 +25,14 @@ def build_programs(
     targets: Sequence[str] | None = None,
     output: str | Path = ".",
     *,
+    names: Sequence[str] = PROGRAMS,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Link slm-run for ``targets`` of the bundle (None: all) into the folder ``output``.
+    """Link programs, ``names`` of PROGRAMS, for ``targets`` of the bundle (None: all).
 
-    The files are called slm-run.TARGET, and run where that target's library does; they are returned
-    in the order of the targets. Raises BundleError where the bundle lacks a target, SlmError where
-    linking fails or ``output`` cannot be written.
+    The files in the folder ``output`` are called slm-NAME.TARGET, and run where that target's
+    library does; they are returned in the order of the targets. Raises BundleError where the bundle
+    lacks a target, SlmError where linking fails or ``output`` cannot be written.
     """
     opened = Bundle.open(bundle)
     folder = Path(output)
@@ -39,11 +42,36 @@ def build_programs(
         raise SlmError(f"cannot be made: {error.strerror}", where=f"{folder}") from error
     made = []
     for target in opened.targets if targets is None else targets:
-        for name in PROGRAMS:
+        for name in names:
             path = folder / f"slm-{name}.{target}"
             build_program(opened, target, name, path, progress=progress)
             made.append(path)
     return made
+
+
+def kept_program(
+    bundle: Bundle, target: str, name: str, *, progress: Progress | None = None
+) -> Path:
+    """``build_program`` into the cache, unless it is there from before; where it lies.
+
+    Raises BundleError and SlmError as ``build_program`` does.
+    """
+    digest = hashlib.sha256(repr((name, target, C_FLAGS, _LINK_FLAGS, version("ziglang"))).encode())
+    digest.update(bundle.manifest.targets[target].object.sha256.encode())
+    package = resources.files("slmtvm.codegen")
+    for folder in ("runtime", "programs"):
+        with resources.as_file(package / folder) as path:
+            for file in sorted(path.iterdir()):
+                if file.suffix in (".c", ".h"):
+                    digest.update(f"{file.name} ".encode() + file.read_bytes())
+    kept = cache_folder().parent / "programs" / f"slm-{name}-{digest.hexdigest()[:32]}"
+    if not kept.is_file():
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SlmError(f"cannot be made: {error.strerror}", where=f"{kept.parent}") from error
+        build_program(bundle, target, name, kept, progress=progress)
+    return kept
 
 
 def build_program(
@@ -54,7 +82,7 @@ def build_program(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Link the program of ``codegen/programs/NAME.c`` with the code of ``target`` into ``path``.
+    """Link ``codegen/programs/NAME.c`` and NAME_*.c with the code of ``target`` into ``path``.
 
     It reads its weights, tokenizer and manifest from a bundle that is named when it runs. Equal
     bundles give equal bytes. Raises BundleError where the bundle has no object of ``target``,
@@ -74,11 +102,12 @@ def build_program(
             with tempfile.TemporaryDirectory(prefix=".program-", dir=path.parent) as made:
                 folder = Path(made)
                 built = runtime_object(triple, runtime, folder, progress=progress)
+                sources = [programs / f"{name}.c", *sorted(programs.glob(f"{name}_*.c"))]
                 zig_cc(
                     triple,
                     [
                         *C_FLAGS, f"-I{runtime}", f"-I{programs}", "-o", path.name,
-                        str(programs / f"{name}.c"), str(model.absolute()), str(built.absolute()),
+                        *map(str, sources), str(model.absolute()), str(built.absolute()),
                         *_LINK_FLAGS,
                     ],
                     folder=folder,

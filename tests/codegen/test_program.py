@@ -32,7 +32,7 @@ def command(bundle: Path, target: Target, folder: Path) -> list[str]:
     """slm-run of ``target`` on this machine, emulated where that is needed."""
     if reason := lacking(target):
         pytest.skip(reason)
-    (program,) = build_programs(bundle, [target.name], folder)
+    (program,) = build_programs(bundle, [target.name], folder, names=["run"])
     assert program.stat().st_size < 400_000
     if is_native(target):
         return [str(program), str(bundle)]

@@ -1,0 +1,52 @@
+"""Serve a bundle over HTTP, as OpenAI's clients ask: completions, chat, embeddings."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+# Of slm-serve, which checks them: name, what stands for the value, what it is.
+_OPTIONS = (
+    ("host", "ADDRESS", "where to listen (default 127.0.0.1); others need --key-file"),
+    ("port", "N", "0 takes a free one (default 8080)"),
+    ("unix", "PATH", "listen on a Unix socket instead"),
+    ("key-file", "FILE", "holds the key that requests must bring: Authorization: Bearer KEY"),
+    ("name", "NAME", "what the model is called (default: the bundle's name)"),
+    ("sessions", "N", "texts that are computed side by side, each with a KV cache (default 2)"),
+    ("connections", "N", "most connections (default 32)"),
+    ("queue", "N", "most requests that wait for a session (default 32)"),
+    ("max-body", "BYTES", "of a request (default 1048576)"),
+    ("max-tokens", "N", "most tokens that an answer may have (default: the context)"),
+    ("timeout", "S", "most seconds for a request, waiting included (default 300)"),
+    ("read-timeout", "S", "most seconds for a request to come in (default 30)"),
+    ("grace", "S", "seconds that requests have to finish after SIGTERM (default 30)"),
+    ("threads", "N", "most threads that compute, 0: as many as there are cores (default 1)"),
+    ("cores", "LIST", "cores to compute on, such as 4-7,9 (default: any)"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, help="the bundle, x.slm")
+    for name, value, text in _OPTIONS:
+        parser.add_argument(f"--{name}", metavar=value, help=text)
+    parser.add_argument(
+        "--open", action="store_true", help="listen for other machines without a key"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from slmtvm.runtime.serving import server_program
+
+    with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=options.quiet or None) as bar:
+        program = server_program(options.bundle, progress=bar.set_description_str)
+    command = [str(program), str(options.bundle)]
+    for name, _, _ in _OPTIONS:
+        value = getattr(options, name.replace("-", "_"))
+        if value is not None:
+            command += [f"--{name}", value]
+    if options.open:
+        command.append("--open")
+    os.execv(program, command)  # signals reach the server itself

@@ -1,0 +1,411 @@
+/* Sockets, and the loop: what came in, a step of each request that runs, what goes out. */
+#define _GNU_SOURCE
+#include "serve_loop.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Seconds. */
+static const double IDLE_TIMEOUT = 60, WRITE_TIMEOUT = 30, CLOSING_TIMEOUT = 2, TICK = 0.5;
+enum { BACKLOG = 64, KEPT_BYTES = 64 << 10 };
+
+static volatile sig_atomic_t signals;
+
+static void on_signal(int number) {
+  (void)number;
+  ++signals;
+}
+
+int block_signals(void) {
+  struct sigaction action = {.sa_handler = on_signal};
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  signal(SIGPIPE, SIG_IGN);
+  if (sigaction(SIGTERM, &action, NULL) < 0 || sigaction(SIGINT, &action, NULL) < 0 ||
+      sigprocmask(SIG_BLOCK, &set, NULL) < 0) {
+    fprintf(stderr, "slm-serve: error: signals: %s\n", strerror(errno));
+    return -1;
+  }
+  return 0;
+}
+
+double seconds_now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+int is_loopback(const char *host) {
+  return strcmp(host, "localhost") == 0 || strcmp(host, "::1") == 0 || strncmp(host, "127.", 4) == 0;
+}
+
+/* ---- listening ---- */
+
+static int cannot_listen(const char *where) {
+  fprintf(stderr, "slm-serve: error: cannot listen on %s: %s\n", where, strerror(errno));
+  return -1;
+}
+
+/* A socket file that nobody listens on any more is in the way of the next one. */
+static void remove_stale(const struct sockaddr_un *address) {
+  struct stat found;
+  if (lstat(address->sun_path, &found) < 0 || !S_ISSOCK(found.st_mode)) return;
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return;
+  if (connect(fd, (const struct sockaddr *)address, sizeof *address) < 0 && errno == ECONNREFUSED)
+    unlink(address->sun_path);
+  close(fd);
+}
+
+static int listen_unix(const char *path) {
+  struct sockaddr_un address = {.sun_family = AF_UNIX};
+  if (strlen(path) >= sizeof address.sun_path) return errno = ENAMETOOLONG, cannot_listen(path);
+  strcpy(address.sun_path, path);
+  remove_stale(&address);
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  mode_t mask = umask(0177); /* for this user alone */
+  int bound = fd >= 0 && bind(fd, (const struct sockaddr *)&address, sizeof address) == 0;
+  umask(mask);
+  if (!bound || listen(fd, BACKLOG) < 0) {
+    cannot_listen(path);
+    if (fd >= 0) close(fd);
+    return -1;
+  }
+  printf("slm-serve: listening on unix:%s\n", path);
+  return fd;
+}
+
+static int listen_tcp(const char *host, long port) {
+  char service[8], where[300];
+  struct addrinfo hints = {.ai_flags = AI_PASSIVE | AI_NUMERICHOST | AI_NUMERICSERV,
+                           .ai_socktype = SOCK_STREAM}, *found;
+  snprintf(service, sizeof service, "%ld", port);
+  snprintf(where, sizeof where, "%.256s, port %ld", host, port);
+  if (getaddrinfo(strcmp(host, "localhost") == 0 ? "127.0.0.1" : host, service, &hints, &found)) {
+    fprintf(stderr, "slm-serve: error: --host %s is no address: give a number such as 127.0.0.1\n",
+            host);
+    return -1;
+  }
+  int yes = 1, fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  struct sockaddr_storage own;
+  socklen_t length = sizeof own;
+  if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) < 0 ||
+      bind(fd, found->ai_addr, found->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0 ||
+      getsockname(fd, (struct sockaddr *)&own, &length) < 0) {
+    cannot_listen(where);
+    if (fd >= 0) close(fd);
+    fd = -1;
+  } else {
+    int six = own.ss_family == AF_INET6;
+    in_port_t bound = six ? ((struct sockaddr_in6 *)&own)->sin6_port
+                          : ((struct sockaddr_in *)&own)->sin_port;
+    printf("slm-serve: listening on http://%s%s%s:%d\n", six ? "[" : "", host, six ? "]" : "",
+           ntohs(bound));
+  }
+  freeaddrinfo(found);
+  return fd;
+}
+
+/* ---- connections ---- */
+
+static void set_state(connection *c, connection_state state) {
+  c->state = state;
+  c->since = seconds_now();
+}
+
+static void drop(server *s, connection *c) {
+  if (c->state == WAITING || c->state == RUNNING) ++s->counters.cancelled;
+  release_session(s, c);
+  close(c->fd);
+  c->fd = -1;
+  /* What an unusually long request touched is given back to the system. */
+  if (s->options.body_bytes > KEPT_BYTES)
+    madvise(c->in + KEPT_BYTES, HEAD_BYTES + (size_t)s->options.body_bytes - KEPT_BYTES,
+            MADV_DONTNEED);
+  set_state(c, FREE);
+}
+
+static void refuse_connection(int fd) {
+  static const char body[] = "{\"error\":{\"message\":\"too many connections (--connections)\","
+                             "\"type\":\"server_error\",\"param\":null,\"code\":\"busy\"}}";
+  char words[512];
+  int length = snprintf(words, sizeof words,
+                        "HTTP/1.1 503 %s\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+                        "Connection: close\r\nContent-Length: %zu\r\n\r\n%s",
+                        http_reason(503), sizeof body - 1, body);
+  ssize_t sent = send(fd, words, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
+  (void)sent; /* who does not read it sees the connection end */
+  close(fd);
+}
+
+static void accept_connections(server *s, int listener) {
+  for (;;) {
+    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0) return;
+    connection *c = s->connections, *end = c + s->options.connections;
+    while (c < end && c->state != FREE) ++c;
+    if (c == end) {
+      ++s->counters.refused;
+      refuse_connection(fd);
+      continue;
+    }
+    int yes = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes); /* a Unix socket has none */
+    c->fd = fd;
+    c->in_length = c->out_begin = c->out_end = 0;
+    c->begun = c->hung_up = c->continued = 0;
+    c->job = (job){0};
+    set_state(c, READING);
+  }
+}
+
+static void refuse_head(server *s, connection *c, int status, const char *message) {
+  c->request.keep = 0;
+  answer_error(s, c, status, "invalid_request_error", NULL, NULL, message);
+}
+
+/* Looks whether a whole request is there, and answers it. */
+static void look_at_input(server *s, connection *c) {
+  const char *wrong = "";
+  size_t begin = 0;
+  while (begin + 1 < c->in_length && c->in[begin] == '\r' && c->in[begin + 1] == '\n') begin += 2;
+  if (begin) memmove(c->in, c->in + begin, c->in_length -= begin);
+  if (c->in_length == 0) return;
+  if (!c->begun) {
+    c->begun = 1;
+    c->since = seconds_now();
+  }
+  int code = http_parse(c->in, c->in_length, &c->request, &wrong);
+  if (code == HTTP_MORE) {
+    if (c->in_length >= HEAD_BYTES) refuse_head(s, c, 431, "the request's head is too long");
+    return;
+  }
+  if (code != HTTP_READY) {
+    refuse_head(s, c, code, wrong);
+  } else if (c->request.head_bytes > HEAD_BYTES) {
+    refuse_head(s, c, 431, "the request's head is too long");
+  } else if (c->request.body_bytes > (size_t)s->options.body_bytes) {
+    refuse_head(s, c, 413, "the request's body is too long (--max-body)");
+  } else if (c->in_length - c->request.head_bytes >= c->request.body_bytes) {
+    answer(s, c);
+  } else if (c->request.expects_continue && !c->continued) {
+    static const char words[] = "HTTP/1.1 100 Continue\r\n\r\n";
+    memcpy(c->out + c->out_end, words, sizeof words - 1);
+    c->out_end += sizeof words - 1;
+    c->continued = 1;
+  }
+}
+
+/* 0 where the connection is over. */
+static int receive(server *s, connection *c) {
+  char thrown[4096];
+  int closing = c->state == CLOSING;
+  size_t room = HEAD_BYTES + (size_t)s->options.body_bytes - c->in_length;
+  ssize_t count = recv(c->fd, closing ? thrown : c->in + c->in_length,
+                       closing ? sizeof thrown : room, 0);
+  if (count < 0) return errno == EAGAIN || errno == EINTR;
+  if (count == 0) return 0;
+  if (closing) return 1;
+  c->in_length += (size_t)count;
+  look_at_input(s, c);
+  return 1;
+}
+
+/* 0 where the connection is over. */
+static int flush_output(connection *c) {
+  while (c->out_begin < c->out_end) {
+    ssize_t sent = send(c->fd, c->out + c->out_begin, c->out_end - c->out_begin, MSG_NOSIGNAL);
+    if (sent < 0) return errno == EAGAIN || errno == EINTR;
+    c->out_begin += (size_t)sent;
+    c->since = seconds_now();
+  }
+  c->out_begin = c->out_end = 0;
+  return 1;
+}
+
+/* All of an answer is out: the next request of the connection, which may be there already. */
+static void next_request(server *s, connection *c) {
+  if (!c->request.keep || s->stopping) {
+    shutdown(c->fd, SHUT_WR);
+    set_state(c, CLOSING); /* to close now would throw away what the other side has not read yet */
+    return;
+  }
+  size_t used = c->request.head_bytes + c->request.body_bytes;
+  memmove(c->in, c->in + used, c->in_length -= used);
+  c->begun = c->continued = 0;
+  c->job = (job){0};
+  set_state(c, READING);
+  look_at_input(s, c);
+}
+
+static int timed_out(server *s, connection *c, double now) {
+  switch (c->state) {
+    case READING:
+      if (!c->begun) return now - c->since > IDLE_TIMEOUT || s->stopping;
+      if (now - c->since > s->options.read_timeout)
+        refuse_head(s, c, 408, "the request took too long to come in");
+      return 0;
+    case RUNNING:
+    case WAITING:
+      if (c->out_begin < c->out_end && now - c->since > WRITE_TIMEOUT) return 1;
+      if (now - c->job.began > s->options.timeout) {
+        release_session(s, c);
+        answer_error(s, c, 504, "server_error", NULL, "timeout",
+                     "the request took too long (--timeout)");
+      }
+      return 0;
+    case ANSWERING:
+    case FLUSHING: return now - c->since > WRITE_TIMEOUT;
+    case CLOSING: return now - c->since > CLOSING_TIMEOUT;
+    default: return 0;
+  }
+}
+
+/* ---- the loop ---- */
+
+static int can_step(connection *c) {
+  return (c->state == RUNNING || c->state == ANSWERING) && out_room(c) >= EVENT_BYTES;
+}
+
+/* Sessions that are free go to the requests that have waited longest. */
+static void hand_out_sessions(server *s) {
+  for (;;) {
+    connection *first = NULL;
+    for (connection *c = s->connections; c < s->connections + s->options.connections; ++c)
+      if (c->state == WAITING && (!first || c->job.number < first->job.number)) first = c;
+    session_slot *slot = first ? find_session(s, first) : NULL;
+    if (!slot) return;
+    set_state(first, RUNNING);
+    start_generation(s, first, slot);
+  }
+}
+
+static void step(server *s, connection *c) {
+  if (c->job.route == ROUTE_EMBEDDING)
+    step_embeddings(s, c);
+  else if (c->job.route == ROUTE_TOKENIZE || c->job.route == ROUTE_DETOKENIZE)
+    step_tokens(s, c);
+  else if (c->state == RUNNING)
+    step_generation(s, c);
+  else
+    finish_generation(s, c);
+}
+
+static void compute(server *s) {
+  hand_out_sessions(s);
+  for (connection *c = s->connections; c < s->connections + s->options.connections; ++c) {
+    if (can_step(c)) step(s, c);
+    /* Several small requests of a connection may lie in its buffer. */
+    for (int live = 1; live && c->state != FREE && c->state != CLOSING;) {
+      if (!flush_output(c)) {
+        drop(s, c);
+      } else if (c->state == FLUSHING && c->out_end == 0) {
+        next_request(s, c);
+        continue;
+      }
+      live = 0;
+    }
+  }
+}
+
+static void handle_events(server *s, connection *c, short events) {
+  if (events & (POLLERR | POLLNVAL)) return drop(s, c);
+  if (c->state == READING || c->state == CLOSING) {
+    if ((events & (POLLIN | POLLHUP | POLLRDHUP)) && !receive(s, c)) drop(s, c);
+  } else if (events & POLLHUP) {
+    drop(s, c);
+  } else if ((events & POLLRDHUP) && (c->state == WAITING || c->state == RUNNING)) {
+    drop(s, c); /* who asked has gone */
+  }
+}
+
+static size_t list_events(server *s, int listener, struct pollfd *fds, connection **whose,
+                          int *busy) {
+  size_t count = 0;
+  *busy = 0;
+  if (listener >= 0) {
+    whose[count] = NULL;
+    fds[count++] = (struct pollfd){listener, POLLIN, 0};
+  }
+  for (connection *c = s->connections; c < s->connections + s->options.connections; ++c) {
+    if (c->state == FREE) continue;
+    short events = c->state == READING || c->state == CLOSING ? POLLIN
+                   : c->state == WAITING || c->state == RUNNING ? POLLRDHUP : 0;
+    if (c->out_begin < c->out_end) events |= POLLOUT;
+    if (can_step(c) || (c->state == FLUSHING && c->out_end == 0)) *busy = 1;
+    whose[count] = c;
+    fds[count++] = (struct pollfd){c->fd, events, 0};
+  }
+  return count;
+}
+
+static int round_of_events(server *s, int listener, struct pollfd *fds, connection **whose) {
+  int busy;
+  sigset_t none;
+  sigemptyset(&none);
+  size_t count = list_events(s, listener, fds, whose, &busy);
+  struct timespec wait = {0, busy ? 0 : (long)(TICK * 1e9)};
+  int ready = ppoll(fds, count, &wait, &none);
+  if (ready < 0 && errno != EINTR) return cannot_listen("its sockets");
+  for (size_t i = 0; ready > 0 && i < count; ++i) {
+    if (!fds[i].revents) continue;
+    if (whose[i]) handle_events(s, whose[i], fds[i].revents);
+    else accept_connections(s, listener);
+  }
+  double now = seconds_now();
+  for (connection *c = s->connections; c < s->connections + s->options.connections; ++c)
+    if (c->state != FREE && timed_out(s, c, now)) drop(s, c);
+  compute(s);
+  return 0;
+}
+
+static int all_free(const server *s) {
+  for (long i = 0; i < s->options.connections; ++i)
+    if (s->connections[i].state != FREE) return 0;
+  return 1;
+}
+
+int serve(server *s) {
+  const serve_options *o = &s->options;
+  int listener = o->unix_path ? listen_unix(o->unix_path) : listen_tcp(o->host, o->port), code = 0;
+  struct pollfd *fds = calloc((size_t)o->connections + 1, sizeof *fds);
+  connection **whose = calloc((size_t)o->connections + 1, sizeof *whose);
+  if (listener < 0 || !fds || !whose) code = -1;
+  if (code == 0)
+    printf("slm-serve: %s, %ld sessions, context %d; %.1f MB are taken besides the weights\n",
+           o->name, o->sessions, s->model.context, (double)s->planned_bytes / 1e6);
+  fflush(stdout);
+  double stop_at = 0;
+  while (code == 0) {
+    if (signals && !s->stopping) {
+      s->stopping = 1;
+      stop_at = seconds_now() + (double)o->grace;
+      close(listener);
+      listener = -1;
+    }
+    if (s->stopping && (all_free(s) || signals > 1 || seconds_now() > stop_at)) break;
+    code = round_of_events(s, listener, fds, whose);
+  }
+  for (connection *c = s->connections; c < s->connections + o->connections; ++c)
+    if (c->state != FREE) drop(s, c);
+  if (listener >= 0) close(listener);
+  if (o->unix_path && code == 0) unlink(o->unix_path);
+  free(fds);
+  free(whose);
+  return code;
+}

@@ -1,0 +1,68 @@
+"""slm-serve, started for a test, and what is said to it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
+STOP_SECONDS = 60
+
+
+@dataclass
+class Server:
+    """A running server: its process, and the port that it listens on."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+    def ask(
+        self, path: str, body: object = None, *, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any]:
+        """The status of an answer, and its JSON: to POST where there is a body, else to GET."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=STOP_SECONDS)
+        method = "GET" if body is None else "POST"
+        content = None if body is None else json.dumps(body).encode()
+        given = {"Content-Type": "application/json", **(headers or {})}
+        connection.request(method, path, content, given)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        return answer.status, json.loads(text) if text.startswith("{") else text
+
+    def stop(self) -> tuple[int, str]:
+        """SIGTERM; the exit code, and what it wrote as errors."""
+        self.process.send_signal(signal.SIGTERM)
+        _, errors = self.process.communicate(timeout=STOP_SECONDS)
+        return self.process.returncode, errors
+
+
+@contextmanager
+def serving(program: Path | str, bundle: Path, options: Sequence[str] = ()) -> Iterator[Server]:
+    """A server on a free port, which ends with the block, without an error."""
+    process = subprocess.Popen(
+        [str(program), str(bundle), "--port", "0", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        match = _LISTENING.search(line)
+        assert match, line + process.communicate(timeout=STOP_SECONDS)[1]
+        server = Server(process, int(match[1]))
+        yield server
+        if process.poll() is None:
+            code, errors = server.stop()
+            assert (code, errors) == (0, "")
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

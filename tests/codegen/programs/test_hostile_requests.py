@@ -1,0 +1,136 @@
+"""Whatever is sent to slm-serve, it goes on, and the sanitizers find nothing."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from slmtvm.host import host_target
+from tests.codegen.programs.hostile import any_request, send
+from tests.codegen.programs.serving import Server, serving
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[3]
+CODE = ROOT / "slmtvm" / "codegen"
+REQUESTS, MOST_REQUESTS = 400, 10_000
+CLIENTS = 8
+OPTIONS = ["--connections", "6", "--sessions", "2", "--queue", "3", "--read-timeout", "1"]
+
+
+@pytest.fixture(scope="module")
+def checked_program(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """slm-serve of the demo model, its own code and the runtime's under sanitizers."""
+    if not shutil.which("gcc"):
+        pytest.skip("no gcc here; on Debian and Ubuntu: apt install gcc libc6-dev")
+    path = tmp_path_factory.mktemp("checked") / "slm-serve"
+    folders = {"runtime": "*.c", "programs": "serve*.c"}
+    sources = [path for name, some in folders.items() for path in sorted((CODE / name).glob(some))]
+    result = subprocess.run(
+        ["gcc", "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror",
+         "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{CODE / 'runtime'}",
+         *map(str, sources), str(demo / "lib" / f"{host_target().name}.o"), "-lm", "-pthread",
+         "-o", str(path)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if "cannot find" in result.stderr:
+        pytest.skip("gcc has no address sanitizer here")
+    assert result.returncode == 0, result.stderr
+    return path
+
+
+def attack(server: Server, seed: int, count: int) -> None:
+    """``count`` hostile requests, of several clients at the same time."""
+
+    def connect() -> socket.socket:
+        return socket.create_connection(("127.0.0.1", server.port), timeout=20)
+
+    def client(number: int) -> None:
+        for i in range(number, count, CLIENTS):
+            r = random.Random(f"{seed} {i}")
+            answer = send(r, connect, any_request(r))
+            assert answer[:9] in (b"", b"HTTP/1.1 ") or len(answer) < 9, (i, answer[:80])
+
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def answers_again(server: Server) -> None:
+    """A request is answered once those before it are over."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            ask = {"prompt": "def f(x):", "max_tokens": 8, "temperature": 0}
+            status, answer = server.ask("/v1/completions", ask)
+            if status == 200:
+                assert answer["usage"]["completion_tokens"] == 8
+                return
+        except OSError:  # all connections are taken still
+            pass
+        time.sleep(0.1)
+    pytest.fail("the server does not answer any more")
+
+
+@pytest.mark.parametrize(
+    "count", [REQUESTS, pytest.param(MOST_REQUESTS, marks=pytest.mark.exhaustive)]
+)
+def test_hostile_requests_leave_the_sanitizers_silent_and_the_server_alive(
+    checked_program: Path, demo: Path, count: int
+) -> None:
+    with serving(checked_program, demo, OPTIONS) as server:
+        attack(server, 1, count)
+        answers_again(server)
+
+
+def test_a_slow_request_is_ended_and_others_are_served_meanwhile(
+    checked_program: Path, demo: Path
+) -> None:
+    with serving(checked_program, demo, OPTIONS) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as raw:
+            raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Le")
+            answers_again(server)
+            got = b"".join(iter(lambda: raw.recv(4096), b""))
+        assert got.startswith(b"HTTP/1.1 408 ")
+
+
+def test_requests_that_lie_together_are_answered_in_order(
+    checked_program: Path, demo: Path
+) -> None:
+    asked = (b"/healthz", b"/v1/models", b"/nothing", b"/healthz")
+    heads = b"".join(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path for path in asked)
+    with (
+        serving(checked_program, demo, OPTIONS) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as raw,
+    ):
+        raw.sendall(heads + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        got = b"".join(iter(lambda: raw.recv(4096), b""))
+    statuses = [part[:3] for part in got.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [b"200", b"200", b"404", b"200", b"200"]
+
+
+@pytest.mark.exhaustive
+def test_memory_stays_as_it_is_for_ten_minutes(program: Path, demo: Path) -> None:
+    def resident(server: Server) -> int:
+        text = Path(f"/proc/{server.process.pid}/statm").read_text()
+        return int(text.split()[1])
+
+    with serving(program, demo, OPTIONS) as server:
+        attack(server, 2, 300)
+        answers_again(server)
+        before = resident(server)
+        until = time.monotonic() + 600
+        seed = 3
+        while time.monotonic() < until:
+            attack(server, seed, 300)
+            seed += 1
+        answers_again(server)
+        assert resident(server) <= before + 256  # pages
