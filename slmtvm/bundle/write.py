@@ -61,7 +61,7 @@ def write_bundle(
     ``model`` holds JSON values for the manifest's part of that name, besides what the plan says;
     ``source`` is the ONNX file (its name and SHA-256 are noted), ``tokenizer`` the content of a
     tokenizer.json to include, ``tokenizer_tables`` what ``slmtvm.text.compile_tokenizer`` made of
-    it, ``chat`` the JSON of what ``slmtvm.text.chat_pieces`` made of a chat template. ``check`` gets
+    it, ``chat`` the JSON that ``slmtvm.text.chat_pieces`` made of a chat template. ``check`` gets
     the folder of the bundle when it is whole but not yet in its place; what it returns goes into
     the manifest, as does ``extra``, JSON values. Weights that several plans lay out alike are
     stored once. The bundle appears whole or not at all; an older one at ``path`` is replaced,

@@ -19,7 +19,7 @@ from slmtvm.packaging.papers import write_papers
 
 Progress = Callable[[str], None]
 # Of codegen/programs: they become slm-selftest and so on.
-PROGRAMS = ("selftest", "verify", "run")
+PROGRAMS = ("selftest", "verify", "run", "serve")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
