@@ -15,7 +15,9 @@ from slmtvm.cli import (
     inspect,
     quantize,
     records,
+    rpc,
     run,
+    runner,
     targets,
     tune,
     verify,
@@ -32,7 +34,7 @@ SIGNALLED = 128  # and the signal's number, as shells have it
 INTERRUPTED = SIGNALLED + 2  # SIGINT
 
 _VERBS = (
-    compile, run, inspect, verify, quantize, tune, records, bench, targets, completion,
+    compile, run, inspect, verify, quantize, tune, records, bench, runner, rpc, targets, completion,
 )  # fmt: skip
 
 

@@ -22,8 +22,10 @@ from types import TracebackType
 from typing import Any
 
 from slmtvm.errors import RpcError
-from slmtvm.rpc.relay import Relay
-from slmtvm.rpc.slm_runner import PeerError, TrackerLink, tracker_address
+from slmtvm.rpc.keygen import role_folder
+from slmtvm.rpc.leash import Leashed
+from slmtvm.rpc.relay import relay_to_runner
+from slmtvm.rpc.slm_runner import PeerError, SetupError, TrackerLink, tracker_address
 
 MOST_STDOUT = 16 << 20  # bytes, by default
 _SUMMARY, _REQUEST = 6, 4  # TVM's tracker codes
@@ -74,7 +76,7 @@ class Device:
     A context manager; ``close`` gives the device back. Not for several threads at a time.
     """
 
-    def __init__(self, remote: Any, key: str, address: str, relay: Relay | None = None) -> None:
+    def __init__(self, remote: Any, key: str, address: str, relay: Leashed | None = None) -> None:
         self.key, self.address = key, address
         self._remote, self._relay = remote, relay
         self._uploaded: dict[str, str] = {}  # sha256 -> name on the device
@@ -199,7 +201,20 @@ class Farm:
     waiting: Mapping[str, int]
 
     def count(self, key: str) -> int:
+        """How many devices of ``key`` are registered, free or not."""
         return sum(device.key == key for device in self.devices)
+
+    def __str__(self) -> str:
+        lines = [f"{device.key:24} {device.address}" for device in self.devices]
+        keys = sorted(
+            {device.key for device in self.devices} | {k for k, n in self.waiting.items() if n}
+        )
+        lines += [
+            f"{key}: {self.count(key)} registered, {self.free.get(key, 0)} free, "
+            f"{self.waiting.get(key, 0)} waited for"
+            for key in keys
+        ]
+        return "\n".join(lines or ["no device is registered"])
 
 
 def registered(tracker: str, *, tls: Path | None = None) -> Farm:
@@ -259,24 +274,28 @@ def _request(tracker: str, key: str, tls: Path | None, session_s: float, deadlin
         if code != 0:
             raise RpcError(f"answers with code {code}", where=f"tracker {tracker}")
         host, port, match = found
-        relay = Relay.to_runner(host, port, tls) if tls else None
+        relay = relay_to_runner(host, port, tls) if tls else None
         try:
-            where = ("127.0.0.1", relay.port) if relay else (host, port)
+            where = ("127.0.0.1", int(relay.said)) if relay else (host, port)
             return Device(rpc.connect(*where, match, session_s), key, f"{host}:{port}", relay)
         except Exception as error:  # it went away after it had registered: the next one
-            reason = f"device {host}:{port} does not answer ({_last_line(error)})"
+            reason = f"device {host}:{port} does not answer: {_last_line(error)}"
             if relay:
+                reason = relay.last_words() or reason
                 relay.close()
 
 
 def _ask(tracker: str, tls: Path | None, what: Any, timeout: float = 20.0) -> Any:
     where = f"tracker {tracker}"
     try:
-        link = TrackerLink(tracker_address(tracker), str(tls) if tls else None, timeout)
+        keys = str(role_folder(tls, "tuner")) if tls else None
+        link = TrackerLink(tracker_address(tracker), keys, timeout)
         try:
             return link.ask(what)
         finally:
             link.close()
+    except SetupError as error:
+        raise RpcError(str(error)) from error
     except (OSError, PeerError) as error:
         raise RpcError(f"cannot be reached: {error}; is it running?", where=where) from error
 

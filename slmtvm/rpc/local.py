@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from slmtvm.errors import RpcError
 from slmtvm.rpc import slm_runner
 from slmtvm.rpc.client import Device
+from slmtvm.rpc.leash import Leashed
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def local_device(*options: str) -> Iterator[Device]:
     """
     from tvm import rpc
 
-    key = secrets.token_hex(16)  # of this user's processes only this one shall be a client
+    key = secrets.token_hex(16)  # nobody else shall be a client
     with own_runner(["--key", key, *options]) as port:
         try:
             remote = rpc.connect("127.0.0.1", port, key)
@@ -36,27 +36,6 @@ def local_device(*options: str) -> Iterator[Device]:
 @contextmanager
 def own_runner(options: Sequence[str]) -> Iterator[int]:
     """A runner in a process that ends with this context, and with this process; its port."""
-    process = subprocess.Popen(
-        [sys.executable, slm_runner.__file__, "--leash", *options],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    assert process.stdin and process.stdout and process.stderr
-    try:
-        said = process.stdout.readline().strip()
-        if not said:
-            words = process.stderr.read().strip().splitlines()
-            raise RpcError(
-                f"does not start: {words[-1] if words else 'it says nothing'}",
-                where="runner on this machine",
-            )
-        yield int(said)
-    finally:
-        process.stdin.close()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
-        process.stderr.close()
+    command = [sys.executable, slm_runner.__file__, "--leash", *options]
+    with Leashed(command, "runner on this machine") as process:
+        yield int(process.said)

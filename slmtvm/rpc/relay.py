@@ -1,8 +1,11 @@
 """Plain connections on loopback that go on inside TLS: TVM's client speaks no TLS, and need not.
 
-    TVM's client --tcp--> Relay ==TLS==> front of the tracker, or runner
+    TVM's client --tcp--> relay ==TLS==> front of the tracker, or runner
 
-Each relay runs an event loop in a thread of its own.
+A relay is a process of its own: while TVM waits for an answer it may hold Python's lock, so that no
+thread beside it could fetch one. To a runner it takes one connection; to a tracker any number, and
+opens a port for every runner whose address the tracker hands out. Other users of this machine reach
+these ports too: a runner's needs the key of its session besides, a tracker's does not.
 """
 
 from __future__ import annotations
@@ -10,139 +13,102 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import struct
-import threading
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from slmtvm.errors import RpcError
-from slmtvm.rpc.slm_runner import LARGEST_ANSWER, tls_context
+from slmtvm.errors import RpcError, SlmError
+from slmtvm.rpc.keygen import role_folder
+from slmtvm.rpc.leash import Leashed
+from slmtvm.rpc.slm_runner import LARGEST_ANSWER, SetupError, tls_context
 
 LOOPBACK = "127.0.0.1"
 HANDSHAKE_SECONDS = 5.0
 _CHUNK = 1 << 16
 
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Rewrite = Callable[[Any], Awaitable[Any]]
+Ready = Callable[[int], None]
 
 
-class Relay:
-    """A port on loopback that leads somewhere through TLS, until ``close``.
+def relay_to_runner(host: str, port: int, tls: Path) -> Leashed:
+    """A process that leads one connection to the runner at ``host``; ``said`` is its port."""
+    command = [sys.executable, "-m", "slmtvm.rpc.relay", host, str(port), str(tls)]
+    return Leashed(command, f"relay to {host}:{port}")
 
-    ``to_runner`` takes one connection, ``to_tracker`` any number. Other users of this machine reach
-    the port too: the first needs the key of its session besides, the second does not.
+
+def run_tracker_relay(host: str, port: int, tls: Path, local_port: int, ready: Ready) -> None:
+    """Lead connections to ``local_port`` to the tracker at ``host``, until this process is ended.
+
+    ready: told the port, another one where 0 was asked for. Raises RpcError where the keys cannot
+    be read, OSError where the port is taken.
     """
+    context = client_context(tls)
 
-    def __init__(self, serve: Callable[[Relay], Serve], port: int = 0) -> None:
-        self.why = ""
-        """Why the last connection failed."""
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-        starting = self.listen(serve(self), port)
-        self.server, self.port = asyncio.run_coroutine_threadsafe(starting, self.loop).result()
+    async def runner(answer: Any) -> Any:
+        match answer:
+            case [0, [str(address), int(other), str(key)]]:
+                local = await listen_once(address, other, context)
+                return [0, [LOOPBACK, local, key]]
+        return answer
 
-    @staticmethod
-    def to_runner(host: str, port: int, tls: Path) -> Relay:
-        """To the runner at ``host``, who must show a runner's certificate."""
-        context = tls_folder_context(tls, "tuner")
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await join(reader, writer, (host, port, "tracker"), context, runner)
 
-        def serve(relay: Relay) -> Serve:
-            async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                relay.server.close()  # the port is for one connection
-                await relay.join(reader, writer, host, port, context, "runner")
+    async def serve() -> None:
+        server = await asyncio.start_server(pass_on, LOOPBACK, local_port)
+        ready(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
 
-            return pass_on
-
-        return Relay(serve)
-
-    @staticmethod
-    def to_tracker(host: str, port: int, tls: Path, *, local_port: int = 0) -> Relay:
-        """To the tracker at ``host``; the runners whose addresses it hands out are reached through
-        relays too."""
-        context = tls_folder_context(tls, "tuner")
-
-        def serve(relay: Relay) -> Serve:
-            async def runner(answer: Any) -> Any:
-                match answer:
-                    case [0, [str(address), int(other), str(key)]]:
-
-                        async def pass_on(
-                            reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-                        ) -> None:
-                            server.close()
-                            await relay.join(reader, writer, address, other, context, "runner")
-
-                        server, local = await relay.listen(pass_on, 0)
-                        return [0, [LOOPBACK, local, key]]
-                return answer
-
-            async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                await relay.join(reader, writer, host, port, context, "tracker", runner)
-
-            return pass_on
-
-        return Relay(serve, local_port)
-
-    def close(self) -> None:
-        """End all connections."""
-
-        async def end() -> None:
-            self.server.close()
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                task.cancel()
-            await asyncio.sleep(0)
-
-        if self.loop.is_closed():
-            return
-        asyncio.run_coroutine_threadsafe(end(), self.loop).result()
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-
-    async def listen(self, serve: Serve, port: int) -> tuple[asyncio.Server, int]:
-        server = await asyncio.start_server(serve, LOOPBACK, port)
-        return server, int(server.sockets[0].getsockname()[1])
-
-    async def join(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        host: str,
-        port: int,
-        context: Any,
-        role: str,
-        rewrite: Rewrite | None = None,
-    ) -> None:
-        """Pass bytes both ways between a client and a new connection to ``role`` at ``host``."""
-        try:
-            other_reader, other_writer = await asyncio.wait_for(
-                asyncio.open_connection(host, port, ssl=context, server_hostname=role),
-                HANDSHAKE_SECONDS,
-            )
-        except (OSError, asyncio.TimeoutError) as error:
-            self.why = f"no TLS with the {role} at {host}:{port}: {error or 'it does not answer'}"
-            writer.close()
-            return
-        back = (
-            copy_messages(other_reader, writer, rewrite, greeting=4)
-            if rewrite
-            else copy(other_reader, writer)
-        )
-        await asyncio.gather(copy(reader, other_writer), back)
-
-    def _work(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
-        self.loop.close()
+    asyncio.run(serve())
 
 
-def tls_folder_context(tls: Path, role: str) -> Any:
-    """A client's context of ``role``, from a folder of keys. Raises RpcError where it is none."""
+async def listen_once(host: str, port: int, context: Any) -> int:
+    """Lead one connection to the runner at ``host``; the port on loopback where it is taken."""
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server.close()
+        await join(reader, writer, (host, port, "runner"), context)
+
+    server = await asyncio.start_server(pass_on, LOOPBACK, 0)
+    return int(server.sockets[0].getsockname()[1])
+
+
+async def join(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    where: tuple[str, int, str],
+    context: Any,
+    rewrite: Rewrite | None = None,
+) -> None:
+    """Pass bytes both ways between a client and a new connection to ``where``: host, port, role."""
+    host, port, role = where
     try:
-        return tls_context(str(tls), server=False)
-    except SystemExit as error:
-        raise RpcError(f"{error}; slmtvm rpc keygen makes the keys of a {role}") from error
+        other_reader, other_writer = await asyncio.wait_for(
+            asyncio.open_connection(host, port, ssl=context, server_hostname=role),
+            HANDSHAKE_SECONDS,
+        )
+    except (OSError, asyncio.TimeoutError) as error:
+        why = error or "it does not answer"
+        print(f"no TLS with the {role} at {host}:{port}: {why}", file=sys.stderr, flush=True)
+        await end(writer)
+        return
+    back = (
+        copy_messages(other_reader, writer, rewrite, greeting=4)
+        if rewrite
+        else copy(other_reader, writer)
+    )
+    await asyncio.gather(copy(reader, other_writer), back)
+
+
+def client_context(tls: Path) -> Any:
+    """A tuner's context as a client. Raises RpcError where the keys cannot be read."""
+    try:
+        return tls_context(str(role_folder(tls, "tuner")), server=False)
+    except SetupError as error:
+        raise RpcError(f"{error}; slmtvm rpc keygen makes a tuner's keys") from error
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -177,3 +143,28 @@ async def end(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
+
+
+def main(host: str, port: str, tls: str) -> None:
+    """Lead one connection to a runner, until standard input ends."""
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+
+        def leave() -> None:
+            if not os.read(0, 1 << 10) and not ended.done():
+                ended.set_result(None)
+
+        loop.add_reader(0, leave)
+        print(await listen_once(host, int(port), client_context(Path(tls))), flush=True)
+        await ended
+
+    try:
+        asyncio.run(serve())
+    except (SlmError, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

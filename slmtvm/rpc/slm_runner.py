@@ -21,6 +21,7 @@ import json
 import math
 import os
 import platform
+import pwd
 import queue
 import re
 import secrets
@@ -71,6 +72,10 @@ Deadline = Optional[float]  # of time.monotonic()
 
 class JobError(Exception):
     """Told to the client as the answer to its call; the session goes on."""
+
+
+class SetupError(Exception):
+    """This runner cannot be started so, or these keys cannot be used."""
 
 
 class PeerError(Exception):
@@ -245,14 +250,14 @@ def tls_context(folder: str, server: bool) -> Any:
     try:
         import ssl
     except ImportError:
-        raise SystemExit("--tls needs Python's ssl module, which this Python lacks") from None
+        raise SetupError("--tls needs Python's ssl module, which this Python lacks") from None
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     made.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
         made.load_cert_chain(os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem"))
         made.load_verify_locations(os.path.join(folder, "ca.pem"))
     except OSError as error:  # ssl.SSLError is one
-        raise SystemExit(f"{folder}: no ca.pem, cert.pem and key.pem of one CA: {error}") from None
+        raise SetupError(f"{folder}: no ca.pem, cert.pem and key.pem of one CA: {error}") from None
     made.verify_mode = ssl.CERT_REQUIRED
     if server:
         made.num_tickets = 0  # every connection shows its certificate
@@ -361,7 +366,8 @@ def run_process(
     words = ["sh", "-c", LAUNCH, "sh", str(limits.memory // 1024), str(limits.disk // BLOCK)]
     more: dict[str, Any] = {}
     if limits.user:
-        more = {"user": limits.user, "group": limits.user, "extra_groups": []}
+        group = pwd.getpwnam(limits.user).pw_gid
+        more = {"user": limits.user, "group": group, "extra_groups": []}
     start = time.monotonic()
     process = subprocess.Popen(
         [*words, *limits.wrapper, *command], cwd=folder, env=child_environment(limits, folder),
@@ -1170,12 +1176,12 @@ class Registration:
         self.link = TrackerLink(settings.tracker, settings.tls)
         self.link.ask([UPDATE_INFO, {"key": "server:" + self.key, "addr": [self.host, self.port]}])
 
-    def offer(self) -> str:
-        """Put ourselves up for the next client; what it has to know."""
+    def offer(self, door: Door) -> None:
+        """Put ourselves up for the next client, whom the tracker may know already."""
         self.match = f"{self.key}:{secrets.token_hex(16)}"
+        door.expect(self.match)
         if self.link.ask([PUT, self.key, [self.port, self.match], self.host]) != SUCCESS:
             raise PeerError("the tracker refused this device")
-        return self.match
 
     def stands(self) -> bool:
         return self.match in self.link.ask([PENDING_KEYS])
@@ -1185,7 +1191,7 @@ def next_client(door: Door, registration: Registration | None) -> tuple[Any, dic
     """Wait for the next client's connection and options."""
     if registration is None:
         return door.admitted.get()
-    door.expect(registration.offer())
+    registration.offer(door)
     unclaimed = 0
     while True:
         try:
@@ -1193,7 +1199,7 @@ def next_client(door: Door, registration: Registration | None) -> tuple[Any, dic
         except queue.Empty:
             unclaimed = 0 if registration.stands() else unclaimed + 1
         if unclaimed >= UNCLAIMED_POLLS:  # who was given our offer never came
-            door.expect(registration.offer())
+            registration.offer(door)
             unclaimed = 0
 
 
@@ -1225,11 +1231,19 @@ def follow_standard_input() -> None:
 
 
 def serve(settings: argparse.Namespace) -> int:
-    """Serve one client after the other, for ever. OSError where the port cannot be had."""
+    """Serve one client after the other, for ever.
+
+    OSError where the port cannot be had, SetupError where an option asks for what is not there.
+    """
     if settings.cores:
         os.sched_setaffinity(0, settings.cores)
     if settings.user and (os.geteuid() != 0 or sys.version_info < (3, 9)):
-        raise SystemExit("--user needs a runner that is root, and Python 3.9")
+        raise SetupError("--user needs a runner that is root, and Python 3.9")
+    if settings.user:
+        try:
+            pwd.getpwnam(settings.user)
+        except KeyError:
+            raise SetupError(f"--user: there is no user {settings.user!r}") from None
     settings.folder = settings.folder or tempfile.gettempdir()
     remove_leftovers(settings.folder)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -1350,7 +1364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return serve(settings)
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
+    except (OSError, SetupError) as error:
         print(f"slm_runner.py: error: {error}", file=sys.stderr)
         return 1
 
