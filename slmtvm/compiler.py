@@ -213,7 +213,7 @@ def _to_check(
         # An encoder has no cache.
         dtype = "" if model.kind == "encoder" else kv_dtype or isa.get(target.isa).kv_dtype
         found.setdefault(dtype, None)
-        if runs_here(target):
+        if runs_here(target.arch, target.requires):
             found[dtype] = target.name
     return found
 

@@ -1,12 +1,12 @@
-"""The target "host": the best known target that this machine's CPU can run."""
+"""What this machine's CPU has, and which targets suit it."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 from slmtvm.errors import TargetError
-from slmtvm.target import Target
 
 # Best first; the first one whose features the machine has is taken.
 _CANDIDATES = {
@@ -15,13 +15,18 @@ _CANDIDATES = {
     "riscv64": ("riscv64-rvv",),
 }
 # /proc/cpuinfo's names where they differ from those in a target's ``requires``.
-CPUINFO_NAMES = {"rvv": "v"}
+_CPUINFO_NAMES = {"rvv": "v"}
 
 
-def cpu_features(cpuinfo: str) -> set[str]:
+def cpuinfo() -> str:
+    """What Linux says of this machine's CPUs."""
+    return Path("/proc/cpuinfo").read_text(errors="replace")
+
+
+def cpu_features(text: str) -> set[str]:
     """The feature names of a /proc/cpuinfo text: x86 "flags", Arm "Features", RISC-V "isa"."""
     features: set[str] = set()
-    for line in cpuinfo.splitlines():
+    for line in text.splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
             features.update(value.split())
@@ -31,31 +36,22 @@ def cpu_features(cpuinfo: str) -> set[str]:
     return features
 
 
-def runs_here(target: Target) -> bool:
-    """Whether this machine's CPU has what ``target`` needs."""
-    features = cpu_features(Path("/proc/cpuinfo").read_text(errors="replace"))
-    has_all = all(CPUINFO_NAMES.get(r, r) in features for r in target.requires)
-    return target.arch == platform.machine() and has_all
+def missing(requires: Iterable[str], features: set[str]) -> list[str]:
+    """Those of a target's ``requires`` that are not among a CPU's ``features``."""
+    return [name for name in requires if _CPUINFO_NAMES.get(name, name) not in features]
 
 
-def host_target(machine: str | None = None, cpuinfo: str | None = None) -> Target:
-    """The target of the machine that this runs on.
+def runs_here(arch: str, requires: Iterable[str]) -> bool:
+    """Whether this machine's CPU has what a target needs."""
+    return arch == platform.machine() and not missing(requires, cpu_features(cpuinfo()))
 
-    Raises TargetError where the architecture is unknown or the CPU is older than every target.
-    """
-    machine = machine or platform.machine()
-    names = _CANDIDATES.get(machine)
-    if names is None:
+
+def candidates(machine: str) -> tuple[str, ...]:
+    """The targets for an architecture, best first; raises TargetError where there is none."""
+    if machine not in _CANDIDATES:
         raise TargetError(
             f"no target for this machine's architecture {machine!r}; "
             f"known are {', '.join(_CANDIDATES)}",
             where="host",
         )
-    features = cpu_features(Path("/proc/cpuinfo").read_text() if cpuinfo is None else cpuinfo)
-    for name in names:
-        target = Target.load(name)
-        if all(CPUINFO_NAMES.get(r, r) in features for r in target.requires):
-            return target
-    raise TargetError(
-        f"this {machine} CPU lacks what the targets {', '.join(names)} need", where="host"
-    )
+    return _CANDIDATES[machine]

@@ -11,8 +11,8 @@ from typing import Any
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.importer import import_with_mask
 from slmtvm.importer.faults import words
-from slmtvm.importer.load import count_operators
-from slmtvm.importer.redact import redact
+from slmtvm.importer.read.load import count_operators
+from slmtvm.importer.read.redact import redact
 from slmtvm.ir.kv_range import beyond_half, note_of
 from slmtvm.ir.model import CanonicalModel, LayerReport, Output
 from slmtvm.ir.params import Params

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from slmtvm import host
 from slmtvm.errors import TargetError
 from slmtvm.files import did_you_mean, read_text
 
@@ -61,8 +63,6 @@ class Target:
         Raises TargetError where there is none, or its file lacks or misspells a field.
         """
         if name == "host":
-            from slmtvm.host import host_target
-
             return host_target()
         path = Path(name)
         if path.suffix == ".toml":
@@ -75,6 +75,23 @@ class Target:
                 where=name,
             )
         return _parse((_folder() / f"{name}.toml").read_text(), f"targets/{name}.toml")
+
+
+def host_target(machine: str | None = None, cpuinfo: str | None = None) -> Target:
+    """The target of the machine that this runs on, or of one with this ``cpuinfo``.
+
+    Raises TargetError where the architecture is unknown or the CPU is older than every target.
+    """
+    machine = machine or platform.machine()
+    names = host.candidates(machine)
+    features = host.cpu_features(host.cpuinfo() if cpuinfo is None else cpuinfo)
+    for name in names:
+        target = Target.load(name)
+        if not host.missing(target.requires, features):
+            return target
+    raise TargetError(
+        f"this {machine} CPU lacks what the targets {', '.join(names)} need", where="host"
+    )
 
 
 def known_targets() -> list[str]:

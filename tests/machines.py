@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
 
-from slmtvm.host import CPUINFO_NAMES, cpu_features, host_target
-from slmtvm.target import Target, known_targets
+from slmtvm.host import cpu_features, cpuinfo, missing
+from slmtvm.target import Target, host_target, known_targets
 
 
 def is_native(target: Target) -> bool:
@@ -21,9 +20,8 @@ def lacking(target: Target) -> str | None:
     """Why this machine's CPU cannot run a native target, or None: qemu-user has no AVX-512."""
     if not is_native(target):
         return None
-    features = cpu_features(Path("/proc/cpuinfo").read_text(errors="replace"))
-    missing = [name for name in target.requires if CPUINFO_NAMES.get(name, name) not in features]
-    return f"this CPU lacks {', '.join(missing)} for {target.name}" if missing else None
+    lacks = missing(target.requires, cpu_features(cpuinfo()))
+    return f"this CPU lacks {', '.join(lacks)} for {target.name}" if lacks else None
 
 
 def runnable_targets(names: Iterable[str] = ()) -> list[Target]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from slmtvm.errors import TargetError
-from slmtvm.host import cpu_features, host_target
+from slmtvm.host import cpu_features
 from slmtvm.schedules import isa
-from slmtvm.target import Target, known_targets
+from slmtvm.target import Target, host_target, known_targets
 
 _V3 = "sse4_2 popcnt movbe abm bmi1 bmi2 f16c fma avx2"
 ICE_LAKE = f"flags : fpu {_V3} avx512f avx512bw avx512cd avx512dq avx512vl avx512_vnni\n"

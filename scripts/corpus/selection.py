@@ -42,6 +42,16 @@ _DECODERS = (
     "llama-builder-*", "lfm2-moe-builder-*", "qwen2-builder-mixed", "qwen3-builder-shared",
     "minilm-dynamo-masked-dynamic-s8", "t5-optimum-dynamic-s8", "gpt2-optimum-merged-dynamic-s8",
 )  # fmt: skip
+# ... and every head, the four by each exporter once, and in each kind of quantization.
+_HEADS = (
+    "distilbert-dynamo-sequence", "distilbert-optimum-sequence",
+    "distilbert-optimum-sequence-dynamic-s8", "distilbert-optimum-token", "distilbert-dynamo-span",
+    "distilbert-optimum-span-fp16", "distilbert-script-embedding", "mpnet-script-sequence",
+    "mpnet-optimum-sequence-qdq-u8s8", "mpnet-dynamo-token", "mpnet-optimum-span",
+    "mpnet-dynamo-embedding", "mpnet-script-embedding-int4-block32", "electra-optimum-sequence",
+    "electra-optimum-token-fp16", "electra-dynamo-embedding", "qwen3-dynamo-sequence",
+    "qwen3-optimum-sequence",
+)  # fmt: skip
 _LEFT_OUT = (
     "bert-dynamo-masked-fused-*", "bert-optimum-fused-*",
     # onnxruntime 1.31 refuses what that release wrote of their heads.
@@ -67,7 +77,7 @@ _KEPT = (".onnx", ".data", "_data")
 def selected(cells: Iterable[str]) -> list[str]:
     """The cells that are committed, of those that there are, in order."""
     named = {cell: split_name(cell) for cell in cells if not _any(cell, _LEFT_OUT)}
-    chosen = {cell for cell in named if _any(cell, (*_FAMILIES, *_BERT, *_DECODERS))}
+    chosen = {cell for cell in named if _any(cell, (*_FAMILIES, *_BERT, *_DECODERS, *_HEADS))}
     for kind, one_of in (("route", _ONE_OF_ROUTE), ("transform", _ONE_OF_TRANSFORM)):
         groups: dict[str, list[str]] = {}
         for cell, name in named.items():

@@ -30,15 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    print(completion_script(options.shell))
+    print(completion_script(options.shell, options.parser))
     return 0
 
 
-def completion_script(shell: str) -> str:
-    """The script for ``shell``: "bash", "zsh" or "fish"."""
-    from slmtvm.cli.main import command_parser
-
-    parser = command_parser()
+def completion_script(shell: str, parser: argparse.ArgumentParser) -> str:
+    """The script for ``shell``, "bash", "zsh" or "fish", of the command that ``parser`` reads."""
     (verbs,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     summaries = {a.dest: a.help or "" for a in verbs._choices_actions}
     options = {"": tuple(_options(parser))}

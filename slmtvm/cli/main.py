@@ -13,6 +13,7 @@ from slmtvm.cli import (
     compile,
     completion,
     inspect,
+    prune,
     quantize,
     records,
     rpc,
@@ -34,7 +35,8 @@ SIGNALLED = 128  # and the signal's number, as shells have it
 INTERRUPTED = SIGNALLED + 2  # SIGINT
 
 _VERBS = (
-    compile, run, inspect, verify, quantize, tune, records, bench, runner, rpc, targets, completion,
+    compile, run, inspect, verify, quantize, prune, tune, records, bench, runner, rpc, targets,
+    completion,
 )  # fmt: skip
 
 
@@ -45,6 +47,7 @@ def command_parser() -> Parser:
     )
     parser.add_argument("--version", action=ShowVersion, help="show versions, and end")
     _add_common(parser, debug=False, quiet=False)
+    parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="name", parser_class=Parser)
     for verb in _VERBS:
         name = verb.__name__.rpartition(".")[2]

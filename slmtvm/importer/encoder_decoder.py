@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
-from slmtvm.importer.compute import operator_of
 from slmtvm.importer.expand import expand
-from slmtvm.importer.frame import Frame
-from slmtvm.importer.freeze import freeze
-from slmtvm.importer.frozen import Frozen
+from slmtvm.importer.frame.frame import Frame
+from slmtvm.importer.freeze.freeze import freeze
+from slmtvm.importer.freeze.frozen import Frozen
+from slmtvm.importer.freeze.roles import HIDDEN_STATES, Roles, assign_roles
 from slmtvm.importer.graph import Array, Constant, Graph, Node, Port
-from slmtvm.importer.match.cross import Source
 from slmtvm.importer.operators import Kind
-from slmtvm.importer.roles import HIDDEN_STATES, Roles, assign_roles
-from slmtvm.importer.steps import Remember, Rows
+from slmtvm.importer.operators.compute import operator_of
+from slmtvm.importer.recognise.attention.cross import Source
+from slmtvm.importer.recognise.steps import Remember, Rows
 
 _PAST_OF_SOURCE = re.compile(r"past.*\.encoder\..*")
 _DECODER_PREFIX = "decoder_"

@@ -10,10 +10,9 @@ import tvm
 from tvm import relax
 
 from slmtvm.errors import SlmError, UnsupportedOpError
-from slmtvm.importer.cover import Cover
-from slmtvm.importer.decisions import decision_notes, exact_from
-from slmtvm.importer.early_pointwise import compute_before_moving
-from slmtvm.importer.emit import Emitter, schedule
+from slmtvm.importer.emit.emit import Emitter, schedule
+from slmtvm.importer.emit.report import elementwise_notes, family_of, hidden_size, layer_reports
+from slmtvm.importer.emit.split import split_packed
 from slmtvm.importer.encoder_decoder import (
     TOKENS_OF_BOTH,
     check_uses,
@@ -30,28 +29,30 @@ from slmtvm.importer.encoder_decoder import (
     written_out,
 )
 from slmtvm.importer.faults import named
+from slmtvm.importer.frame.decisions import decision_notes, exact_from
+from slmtvm.importer.frame.lengths import freeze_twice
+from slmtvm.importer.freeze.roles import Roles, assign_roles
 from slmtvm.importer.graph import Graph
-from slmtvm.importer.half_clamps import drop_half_clamps
-from slmtvm.importer.halves import widen
-from slmtvm.importer.integer_products import products_of_floats
-from slmtvm.importer.lengths import freeze_twice
-from slmtvm.importer.load import load
-from slmtvm.importer.masked import Probe, after_mask, check_mask_input, under_mask
-from slmtvm.importer.masking import mask_kind
-from slmtvm.importer.match.cross import Source
-from slmtvm.importer.outputs import FileOutput, choose_outputs
-from slmtvm.importer.padding import (
+from slmtvm.importer.read.load import load
+from slmtvm.importer.recognise.attention.cross import Source
+from slmtvm.importer.recognise.cover import Cover
+from slmtvm.importer.recognise.masked import Probe, after_mask, check_mask_input, under_mask
+from slmtvm.importer.recognise.masking import mask_kind
+from slmtvm.importer.recognise.outputs import FileOutput, choose_outputs
+from slmtvm.importer.recognise.pooling import cover_pooled, pooled_steps
+from slmtvm.importer.recognise.recognisers import recognise, recognise_after
+from slmtvm.importer.recognise.steps import Attention, Embedding, Pool, Rows, Same, Step
+from slmtvm.importer.rewrite.early_pointwise import compute_before_moving
+from slmtvm.importer.rewrite.half_clamps import drop_half_clamps
+from slmtvm.importer.rewrite.halves import widen
+from slmtvm.importer.rewrite.integer_products import products_of_floats
+from slmtvm.importer.rewrite.padding import (
     Padding,
     assume_no_padding,
     check_tokens_used,
     padding_notes,
 )
-from slmtvm.importer.pooling import cover_pooled, pooled_steps
-from slmtvm.importer.report import elementwise_notes, family_of, hidden_size, layer_reports
-from slmtvm.importer.roles import Roles, assign_roles
-from slmtvm.importer.softmax import join_softmax
-from slmtvm.importer.split import split_packed
-from slmtvm.importer.steps import Attention, Embedding, Pool, Rows, Same, Step
+from slmtvm.importer.rewrite.softmax import join_softmax
 from slmtvm.ir.model import MASKS, CanonicalModel, KvSpec, Output
 
 _MOST_SOURCE = 512  # tokens of an encoder-decoder's source, where none are asked for
@@ -173,13 +174,13 @@ def _cover_graph(
         assert typed.segments is not None
         try:
             frame = freeze_twice(graph, typed, context)
-            cover = Cover(frame, typed.tokens.name, typed.segments.name)
+            cover = Cover(frame, typed.tokens.name, recognise, typed.segments.name)
             found = _cover_outputs(cover, outputs)
             if _Recognised(cover, found.rows).mask != "causal":
                 return typed, cover, found
         except UnsupportedOpError as error:
             note = f"token types are taken for zeros: {error}"
-    cover = Cover(freeze_twice(graph, roles, context), roles.tokens.name)
+    cover = Cover(freeze_twice(graph, roles, context), roles.tokens.name, recognise)
     found = _cover_outputs(cover, outputs)
     if note:
         cover.note(note)
@@ -196,12 +197,22 @@ def _cover_outputs(cover: Cover, wanted: Sequence[str] | None) -> _Found:
     left_out = dict(chosen.left_out)
     for output in chosen.outputs:
         try:
-            found[output] = cover_pooled(cover, output) if output.roots else cover.run(output.name)
+            found[output] = (
+                cover_pooled(cover, output.name, output.roots)
+                if output.roots
+                else cover.run(output.name)
+            )
         except UnsupportedOpError as error:
             if wanted or not found:
                 raise
             left_out[output.name] = str(error)
     return _Found(tuple(found), tuple(found.values()), left_out)
+
+
+def _cover_output(cover: Cover, output: FileOutput) -> Rows:
+    if output.roots:
+        return cover_pooled(cover, output.name, output.roots)
+    return cover.run(output.name)
 
 
 def _kind_of(kind: Callable[[Sequence[str]], str], padding: Padding) -> str:
@@ -232,9 +243,9 @@ def _import_both(
     late, late_padding = assume_no_padding(late, late_roles.tokens.name)
     late_frame = freeze_twice(late, late_roles, context)
     ones = freeze_with_ones(late_frame, late_roles, stand_ins)
-    source = Source(Cover(frame, roles.tokens.name), stand_ins, ones)
+    source = Source(Cover(frame, roles.tokens.name, recognise), stand_ins, ones)
     check_uses(late_frame, stand_ins)
-    cover = Cover(late_frame, late_roles.tokens.name, encoder=source)
+    cover = Cover(late_frame, late_roles.tokens.name, recognise_after(source))
     found = _cover_outputs(cover, outputs)
     names = tuple(output.name for output in found.outputs)
     hidden = common_source(frame, source.used)

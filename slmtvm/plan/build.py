@@ -12,9 +12,9 @@ from tvm.ir import Op
 
 from slmtvm.ir.lowered import CALL_KERNEL, LoweredModel
 from slmtvm.ir.model import CanonicalModel, Output
-from slmtvm.passes.kernel_calls.cross_attention import SOURCE_CACHE
-from slmtvm.passes.kernel_calls.masks import LIMITS
-from slmtvm.passes.kernel_calls.positions import SEGMENTS
+from slmtvm.passes.lower_kernels.cross_attention import SOURCE_CACHE
+from slmtvm.passes.lower_kernels.masks import LIMITS
+from slmtvm.passes.lower_kernels.positions import SEGMENTS
 from slmtvm.passes.rewrite import bindings, function_names, results
 from slmtvm.plan.arena import Lifetime, align, place
 from slmtvm.plan.model import (

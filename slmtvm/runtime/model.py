@@ -13,7 +13,7 @@ from typing import Any
 from slmtvm.bundle.manifest import TargetEntry
 from slmtvm.bundle.read import Bundle
 from slmtvm.errors import BundleError, DeviceError, SlmError
-from slmtvm.host import CPUINFO_NAMES, cpu_features
+from slmtvm.host import cpu_features, cpuinfo, missing
 from slmtvm.runtime.interface import (
     ALL_THREADS,
     PROFILE,
@@ -101,8 +101,7 @@ def choose_target(
     fitting = [
         name
         for name, entry in targets.items()
-        if entry.arch == machine
-        and all(CPUINFO_NAMES.get(r, r) in features for r in entry.requires)
+        if entry.arch == machine and not missing(entry.requires, features)
     ]
     if not fitting:
         raise BundleError(
@@ -118,4 +117,4 @@ def choose_target(
 
 
 def _host_features() -> set[str]:
-    return cpu_features(Path("/proc/cpuinfo").read_text(errors="replace"))
+    return cpu_features(cpuinfo())

@@ -11,7 +11,7 @@ from typing import Any
 
 from slmtvm.bench.measure import cpu_name
 from slmtvm.errors import TargetError
-from slmtvm.host import CPUINFO_NAMES, cpu_features, runs_here
+from slmtvm.host import cpu_features, cpuinfo, runs_here
 from slmtvm.target import Target
 from slmtvm.tuning.cost_model import import_xgboost
 from slmtvm.tuning.devices import DeviceMeasurer
@@ -84,7 +84,7 @@ def local_measurer(
     target: Target, progress: Callable[[str], None] = lambda _: None
 ) -> ProgramMeasurer:
     """Measures on this machine; TargetError where it cannot run ``target``."""
-    if not runs_here(target):
+    if not runs_here(target.arch, target.requires):
         raise TargetError(
             f"this machine's CPU cannot run it: measure on a device that can, or tune for "
             f"host ({Target.load('host').name})",
@@ -95,8 +95,8 @@ def local_measurer(
 
 def this_machine() -> dict[str, Any]:
     """What records say of this machine."""
-    features = cpu_features(Path("/proc/cpuinfo").read_text(errors="replace"))
-    known = set(CPUINFO_NAMES.values()) | {"avx2", "avx512f", "avx512_vnni", "asimd", "asimddp"}
+    features = cpu_features(cpuinfo())
+    known = {"v", "avx2", "avx512f", "avx512_vnni", "asimd", "asimddp"}
     return {
         "cpu": cpu_name(),
         "machine": platform.machine(),

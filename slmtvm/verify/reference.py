@@ -13,7 +13,7 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.importer.encoder_decoder import encoder_file
-from slmtvm.importer.hub import follow_links
+from slmtvm.importer.read.hub import follow_links
 from slmtvm.verify.cache import cache_sizes
 from slmtvm.verify.exact_sums import open_exact
 from slmtvm.verify.widening import computes_in, in_float32

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from slmtvm.cli.completion import completion_script
+from slmtvm.cli.main import command_parser
 from slmtvm.target import known_targets
 
 CASES = [
@@ -19,6 +20,10 @@ CASES = [
     (("slmtvm", "--ver"), {"--version"}),
     (("slmtvm", "compile", "--tokenizer", "f"), set()),  # a file: the shell's own completion
 ]
+
+
+def script_of(shell: str) -> str:
+    return completion_script(shell, command_parser())
 
 
 def run(shell: str, *arguments: str) -> str:
@@ -33,13 +38,13 @@ def run(shell: str, *arguments: str) -> str:
 def test_bash_completes(words: tuple[str, ...], expected: set[str]) -> None:
     quoted = " ".join(f"'{word}'" for word in words)
     ask = f"COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _slmtvm"
-    script = f"{completion_script('bash')}\n{ask}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
+    script = f"{script_of('bash')}\n{ask}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
     assert set(run("bash", "--norc", "-c", script).split()) == expected
 
 
 @pytest.mark.parametrize(("words", "expected"), CASES)
 def test_fish_completes(words: tuple[str, ...], expected: set[str]) -> None:
-    script = f"{completion_script('fish')}\ncomplete -C {' '.join(words)!r}"
+    script = f"{script_of('fish')}\ncomplete -C {' '.join(words)!r}"
     found = {line.split("\t")[0] for line in run("fish", "--no-config", "-c", script).splitlines()}
     assert expected <= found
     if expected:
@@ -47,6 +52,6 @@ def test_fish_completes(words: tuple[str, ...], expected: set[str]) -> None:
 
 
 def test_zsh_takes_the_script() -> None:
-    script = f"{completion_script('zsh')}\nwhence -w _slmtvm; print -r -- $_comps[slmtvm]"
+    script = f"{script_of('zsh')}\nwhence -w _slmtvm; print -r -- $_comps[slmtvm]"
     assert "_slmtvm: function" in run("zsh", "-f", "-c", script)
     assert "_bash_complete" in run("zsh", "-f", "-c", script)

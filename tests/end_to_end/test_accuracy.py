@@ -17,7 +17,7 @@ from slmtvm.target import Target
 from tests.emulation.session import EmulatedSession, open_sessions
 from tests.end_to_end.bundles import CPU_TARGETS, bundle_for
 from tests.end_to_end.reference import mean_kl, perplexity, reference
-from tests.machines import is_native
+from tests.machines import is_native, lacking
 from tests.models import FORMS, heldout_ids, prompt_ids
 
 WINDOW = 256
@@ -31,18 +31,35 @@ FLOAT_NOISE = 1e-3  # largest logit difference of two float32 evaluations in ano
 Sessions = list[EmulatedSession]
 
 
-@pytest.fixture(scope="module", params=FORMS)
-def form(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+# Forms that are also run on the targets of other machines: all targets compute the same bits.
+EMULATED = ("float32", "int4_asymmetric", "int8")
+NATIVE = tuple(name for name in CPU_TARGETS if is_native(Target.load(name)))
 
 
-@pytest.fixture(scope="module", params=CPU_TARGETS)
-def sessions(
-    form: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Sessions:
+def _compiled(form: str, target: str) -> object:
+    marks = [] if form in EMULATED or target in NATIVE else [pytest.mark.exhaustive]
+    return pytest.param((form, target), id=f"{form}-{target}", marks=marks)
+
+
+@pytest.fixture(scope="module", params=[_compiled(f, t) for f in FORMS for t in CPU_TARGETS])
+def compiled(request: pytest.FixtureRequest) -> tuple[str, str]:
+    form, target = request.param
+    return form, target
+
+
+@pytest.fixture(scope="module")
+def form(compiled: tuple[str, str]) -> str:
+    return compiled[0]
+
+
+@pytest.fixture(scope="module")
+def sessions(compiled: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Sessions:
     """A session for each CPU that stands for the target."""
-    path = bundle_for(tmp_path_factory, form, CPU_TARGETS)
-    return open_sessions(path, Target.load(request.param), tmp_path_factory.mktemp("program"))
+    form, target = compiled
+    if reason := lacking(Target.load(target)):
+        pytest.skip(reason)
+    path = bundle_for(tmp_path_factory, form, CPU_TARGETS if form in EMULATED else (target,))
+    return open_sessions(path, Target.load(target), tmp_path_factory.mktemp("program"))
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import pytest
 import slmtvm
 from slmtvm.bundle.write import write_bundle
 from slmtvm.errors import DeviceError
-from slmtvm.host import host_target
 from slmtvm.ir.reference import encode_source, evaluate
 from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.plan.build import build_plan
+from slmtvm.target import host_target
 from tests.passes.toy_encoder_decoder import CONTEXT, SOURCE_CONTEXT, VOCAB, encoder_decoder
 
 RNG = np.random.default_rng(3)

@@ -33,8 +33,12 @@ from slmtvm.target import Target
 from slmtvm.verify import Reference
 from tests.importer.alterations import alter
 from tests.importer.graphs import Tiny, build
+from tests.importer.recognise.experts.test_experts import (
+    gathered_matrices,
+    loop_over_experts,
+    one_operator,
+)
 from tests.importer.test_builder_graphs import Built, write
-from tests.importer.test_experts import gathered_matrices, loop_over_experts, one_operator
 from tests.models.corpus import corpus_path
 from tests.models.quantizers import quantize_int4
 

@@ -9,15 +9,15 @@ import pytest
 from slmtvm.cli.main import main
 from slmtvm.errors import InternalError, InvalidModelError, UnsupportedOpError
 from slmtvm.importer import import_onnx, import_with_mask
-from slmtvm.importer.load import count_operators, load
+from slmtvm.importer.read.load import count_operators, load
 from slmtvm.inspect import inspect
 from tests.importer.graph_builder import save
 from tests.importer.graphs import Tiny, build
 
 # Functions of the importer, and what the error says of where: the file, or a node of this operator.
 PLACES = {
-    "importer.match.attention.heads_of": "MatMul node 'MatMul_",
-    "importer.freeze.infer": "Gather node 'Gather_",
+    "importer.recognise.attention.attention.heads_of": "MatMul node 'MatMul_",
+    "importer.freeze.freeze.infer": "Gather node 'Gather_",
     "importer.importing.choose_outputs": "",
     "importer.importing.load": "",
     "importer.importing.mask_kind": "",
@@ -70,7 +70,7 @@ def test_a_file_that_cannot_be_read_to_its_end_is_no_fault_of_ours(path, monkeyp
 
 
 def test_counting_operators_names_the_file(path, monkeypatch):
-    failing(monkeypatch, "importer.load._texts", ValueError("odd"))
+    failing(monkeypatch, "importer.read.load._texts", ValueError("odd"))
     with pytest.raises(InternalError, match=str(path)):
         count_operators(path)
 
@@ -78,7 +78,9 @@ def test_counting_operators_names_the_file(path, monkeypatch):
 def test_the_report_of_a_fault_can_be_written_and_shows_it_again(
     path, tmp_path, monkeypatch, capsys
 ):
-    failing(monkeypatch, "importer.match.attention.heads_of", ValueError("not foreseen"))
+    failing(
+        monkeypatch, "importer.recognise.attention.attention.heads_of", ValueError("not foreseen")
+    )
     report = tmp_path / "report.onnx"
     assert main(["inspect", str(path), "--report", str(report)]) == 0
     printed = capsys.readouterr().out
@@ -90,7 +92,9 @@ def test_the_report_of_a_fault_can_be_written_and_shows_it_again(
 
 
 def test_debug_shows_the_original_exception(path, tmp_path, monkeypatch, capsys):
-    failing(monkeypatch, "importer.match.attention.heads_of", ValueError("not foreseen"))
+    failing(
+        monkeypatch, "importer.recognise.attention.attention.heads_of", ValueError("not foreseen")
+    )
     command = ["compile", str(path), "-o", str(tmp_path / "x.slm")]
     assert main(command) == 1
     assert capsys.readouterr().err.count("\n") == 1

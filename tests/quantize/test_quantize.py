@@ -15,7 +15,7 @@ from tvm import relax
 import slmtvm
 from slmtvm.errors import InvalidModelError, SlmError
 from slmtvm.importer import import_onnx
-from slmtvm.importer.redact import redact
+from slmtvm.importer.read.redact import redact
 from slmtvm.ir.reference import evaluate_outputs
 from slmtvm.quantize.layers import find_layers, normalise
 from slmtvm.verify import Reference

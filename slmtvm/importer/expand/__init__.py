@@ -26,10 +26,10 @@ from slmtvm.importer.expand.branch import choose_branch
 from slmtvm.importer.expand.registry import find_expansion, registered_expansions
 from slmtvm.importer.expand.site import Site
 from slmtvm.importer.faults import located
-from slmtvm.importer.freeze import advance, start
-from slmtvm.importer.frozen import Frozen
+from slmtvm.importer.freeze.freeze import advance, start
+from slmtvm.importer.freeze.frozen import Frozen
+from slmtvm.importer.freeze.roles import Roles
 from slmtvm.importer.graph import Constant, Decision, Graph, Node
-from slmtvm.importer.roles import Roles
 
 __all__ = ["expand", "registered_expansions"]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from slmtvm.errors import InvalidModelError
-from slmtvm.importer.freeze import truth
-from slmtvm.importer.frozen import Frozen
+from slmtvm.importer.freeze.freeze import truth
+from slmtvm.importer.freeze.frozen import Frozen
 from slmtvm.importer.graph import Constant, Decision, Node, Subgraph
 
 

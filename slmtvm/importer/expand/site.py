@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
-from slmtvm.importer.frozen import Frozen, Shape
+from slmtvm.importer.freeze.frozen import Frozen, Shape
 from slmtvm.importer.graph import Array, Constant, Node
 
 _OPSET = 20  # of the nodes written

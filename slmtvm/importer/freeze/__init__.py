@@ -1,0 +1,1 @@
+"""The graph for one sequence of fixed length: constants computed, all shapes known."""

@@ -1,0 +1,1 @@
+"""Attention, from its softmax outwards, and what turns queries and keys."""

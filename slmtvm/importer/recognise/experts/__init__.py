@@ -1,0 +1,1 @@
+"""Mixtures of experts, by operator or by what a graph computes."""

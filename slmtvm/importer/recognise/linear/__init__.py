@@ -1,0 +1,1 @@
+"""Products with constants: their weights in every format, and convolutions of channels."""

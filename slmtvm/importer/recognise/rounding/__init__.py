@@ -1,0 +1,1 @@
+"""Activations that a file rounds, and what it computes on the integers."""

@@ -1,0 +1,1 @@
+"""What is done to each row alone: norms, single elements, features, rows of tables."""

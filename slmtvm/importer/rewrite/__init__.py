@@ -1,0 +1,1 @@
+"""Graph to graph, before any length is known: what exporters write in many ways, in one."""

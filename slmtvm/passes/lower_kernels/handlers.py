@@ -1,0 +1,29 @@
+"""One function for each fused op: which kernels compute it, on which operands."""
+
+from slmtvm.passes.lower_kernels import (
+    attention,
+    convolution,
+    cross_attention,
+    elementwise,
+    embedding,
+    experts,
+    linear,
+    pool,
+    positions,
+    rows,
+)
+from slmtvm.passes.lower_kernels.registry import HANDLERS
+
+__all__ = [
+    "HANDLERS",
+    "attention",
+    "convolution",
+    "cross_attention",
+    "elementwise",
+    "embedding",
+    "experts",
+    "linear",
+    "pool",
+    "positions",
+    "rows",
+]

@@ -1,0 +1,70 @@
+"""Linear layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from slmtvm.ir import ops
+from slmtvm.passes.lower_kernels.emitter import KernelEmitter
+from slmtvm.passes.lower_kernels.registry import handles, shape_of
+from slmtvm.schedules import linear
+
+
+def linear_shape(
+    attrs: tvm.ir.Attrs, m: int, named: Mapping[str, relax.Expr], emitter: KernelEmitter
+) -> linear.LinearShape:
+    """The shape of a linear layer of m rows with these attributes and operands."""
+    group_size = int(attrs["group_size"])
+    scales, offsets = (
+        emitter.array(named[name]) if name in named else None for name in ("scales", "zero_points")
+    )
+    return linear.LinearShape(
+        m=m,
+        n=int(attrs["n"]),
+        k=int(attrs["k"]),
+        format=str(attrs["format"]),
+        activation=str(attrs["activation"]),
+        group_size=group_size,
+        has_zero_points="zero_points" in named,
+        has_bias="bias" in named,
+        has_residual="residual" in named,
+        scale_dtype=linear.pick_scale_dtype(scales)
+        if group_size and scales is not None
+        else "float32",
+        float_zero_points=offsets is not None and offsets.dtype.kind == "f",
+        group_channels=int(attrs.get("group_channels", 0)),
+    )
+
+
+@handles("slm.float_linear")
+@handles("slm.quantized_linear")
+def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    attrs, named = call.attrs, ops.operands(call)
+    inputs = list(call.args)[: int(attrs["inputs"])]
+    shape = linear_shape(attrs, shape_of(inputs[0])[0], named, emitter)
+    packed = packed_linear(emitter, named, shape)
+    operands = [emitter.weight(name, array) for name, array in packed.values()]
+    if "bias" in named:
+        operands.append(emitter.weight(named["bias"].name, emitter.array(named["bias"])))
+    if "residual" in named:
+        operands.append(named["residual"])
+    kernel = linear.build(shape, emitter.isa, emitter.knobs("linear", shape))
+    return emitter.call(kernel, [*inputs, *operands])["y"]
+
+
+def packed_linear(
+    emitter: KernelEmitter, named: Mapping[str, relax.Expr], shape: linear.LinearShape
+) -> dict[str, tuple[str, np.ndarray]]:
+    """The parts of a layer's weight as its kernel reads them: what each is called, and its
+    value."""
+    return emitter.packed(
+        named,
+        linear.layout(shape, emitter.isa),
+        dataclasses.replace(shape, m=1, has_bias=False, has_residual=False),
+        lambda weights: linear.pack(shape, emitter.isa, weights),
+    )
