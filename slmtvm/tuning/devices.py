@@ -12,6 +12,7 @@ from typing import Any
 
 from slmtvm.errors import RpcError
 from slmtvm.rpc.client import Device, devices, registered
+from slmtvm.rpc.target_check import check_target
 from slmtvm.target import Target
 from slmtvm.tuning.measuring import Batch, BatchProgram, Measurement, Ran
 
@@ -75,7 +76,8 @@ class DeviceMeasurer:
         self._held = []
 
     def measure(self, batch: Batch) -> list[Measurement]:
-        """Raises RpcError where devices are lost again and again, or the tracker is."""
+        """Raises RpcError where devices are lost again and again, or the tracker is; TargetError
+        where one cannot run what is compiled for the target."""
         left = list(batch.settings)
         found: dict[int, Measurement] = {}
         losses = 0
@@ -122,10 +124,14 @@ class DeviceMeasurer:
                 self._progress(f"waiting for a device {self._key}")
             device = next(self._waiting)
             try:
+                check_target(device, self._target)
                 info = device.info()
             except RpcError:
                 device.close()
                 continue
+            except BaseException:
+                device.close()
+                raise
             self._held.append(_Held(device, _facts(info, device)))
 
 

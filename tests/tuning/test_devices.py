@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from slmtvm.errors import RpcError
+from slmtvm.errors import RpcError, TargetError
 from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.plan.build import build_plan
 from slmtvm.schedules import isa as isas
+from slmtvm.schedules import linear
 from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.target import Target
 from slmtvm.tuning.choice import RecordedChoice
@@ -52,6 +53,16 @@ def test_a_layer_is_tuned_on_an_emulated_board(name: str, devices: Farm, tmp_pat
     tuned = build_plan(lower(fuse(toy.decoder("int4")), target, choose=choice), {})
     names = set(tuned.kernels) - set(plan.kernels)
     assert bool(names) == bool(choice.used)
+
+
+@pytest.mark.slow
+def test_a_device_of_another_kind_is_refused_before_it_measures(devices: Farm) -> None:
+    foreign = "cortex-a78" if HOST.arch != "aarch64" else "riscv64-rvv"
+    devices.runner("other")
+    measuring = DeviceMeasurer(Target.load(foreign), devices.address, "other", wait_s=30)
+    batch = Batch(KEY, [linear.default_knobs(KEY.shape, isas.get(HOST.isa))])
+    with measuring as measurer, pytest.raises(TargetError, match=f"the target {foreign} is"):
+        measurer.measure(batch)
 
 
 @pytest.mark.slow
