@@ -21,8 +21,9 @@ HEAD = "head.weight"
 @pytest.fixture(autouse=True)
 def _as_in_large_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a list takes beside its blocks is left out: it is more than the toy's small layers."""
-    for name in ("STEPS_OF_A_LIST", "STEPS_OF_A_LIST_OF_ROWS"):
-        monkeypatch.setattr(blocks, name, 0)
+    monkeypatch.setattr(
+        blocks, "relative_time", lambda shape, isa, density: isa.list_cost.step * density
+    )
 
 
 def with_zeros(share: float, *names: str) -> CanonicalModel:
