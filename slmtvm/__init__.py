@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         UnsupportedOpError,
     )
     from slmtvm.inspect import inspect
+    from slmtvm.prune import prune
     from slmtvm.quantize import quantize
     from slmtvm.runtime import Session, load
     from slmtvm.target import Target
@@ -48,6 +49,7 @@ _PUBLIC = {
     "compile": ("slmtvm.compiler", "compile_model"),
     "inspect": ("slmtvm.inspect", "inspect"),
     "load": ("slmtvm.runtime", "load"),
+    "prune": ("slmtvm.prune", "prune"),
     "quantize": ("slmtvm.quantize", "quantize"),
     "verify": ("slmtvm.verify", "verify"),
 }
@@ -67,6 +69,7 @@ __all__ = [
     "compile",
     "inspect",
     "load",
+    "prune",
     "quantize",
     "verify",
 ]

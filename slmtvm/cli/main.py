@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from slmtvm.cli import bench, compile, completion, inspect, quantize, run, targets, verify
+from slmtvm.cli import bench, compile, completion, inspect, prune, quantize, run, targets, verify
 from slmtvm.cli.parser import USAGE, Parser
 from slmtvm.cli.signals import Terminated, unwinding
 from slmtvm.cli.streams import drop_output, is_of_output, replace_closed_streams
@@ -20,7 +20,7 @@ INTERNAL = 70  # EX_SOFTWARE of sysexits.h: a fault of slmtvm itself
 SIGNALLED = 128  # and the signal's number, as shells have it
 INTERRUPTED = SIGNALLED + 2  # SIGINT
 
-_VERBS = (compile, run, inspect, verify, quantize, bench, targets, completion)
+_VERBS = (compile, run, inspect, verify, quantize, prune, bench, targets, completion)
 
 
 def command_parser() -> Parser:

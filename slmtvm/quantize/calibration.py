@@ -119,3 +119,14 @@ def save(model: ModelProto, path: Path) -> None:
             onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
     except (OSError, ValueError) as error:
         raise InvalidModelError(f"cannot be written: {error}", where=str(path)) from error
+
+
+def write(model: ModelProto, target: Path) -> None:
+    """The file ``target``, whole or not at all; raises SlmError where its folder is not there."""
+    if not target.parent.is_dir():
+        raise SlmError("no such folder", where=str(target.parent))
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        path = Path(scratch) / target.name
+        save(model, path)
+        for part in sorted(Path(scratch).iterdir(), reverse=True):  # the weights before the graph
+            part.replace(target.parent / part.name)

@@ -164,3 +164,10 @@ def _unpack(packed: npt.NDArray[np.generic], bits: int) -> npt.NDArray[np.uint8]
     data = packed.astype(np.uint8)
     parts = [(data >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
     return np.stack(parts, axis=-1).reshape(len(data), -1)
+
+
+def replace_weight(model: ModelProto, layer: Layer, weight: Array) -> None:
+    """Make ``weight`` (k, n) that of ``layer``, in the type that it has in the file."""
+    tensor = next(t for t in model.graph.initializer if t.name == layer.weight)
+    dtype = numpy_helper.to_array(tensor).dtype
+    tensor.CopyFrom(numpy_helper.from_array(weight.astype(dtype), layer.weight))

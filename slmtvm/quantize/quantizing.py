@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +13,17 @@ from onnx import ModelProto, numpy_helper
 
 from slmtvm.errors import SlmError
 from slmtvm.quantize import awq, methods, mixed
+from slmtvm.quantize.accuracy import compare
 from slmtvm.quantize.calibration import (
     Feeds,
     Tokens,
     read_tokens,
-    save,
     second_moments,
+    write,
 )
 from slmtvm.quantize.layers import Layer, find_layers, normalise, quantized_weight
 from slmtvm.quantize.report import LayerError, QuantizeReport
 from slmtvm.text import find_tokenizer
-from slmtvm.verify.metrics import HiddenDifference, LogitsDifference
 from slmtvm.verify.reference import Reference
 
 METHODS = ("rtn", "k-quant", "gptq", "awq", "hqq", "dynamic", "static")
@@ -113,8 +112,8 @@ def quantize(
     rows = tuple(_error(weights, result, layer, chosen[layer.name]) for layer in layers)
     report = QuantizeReport(target, method, bytes_before, result.ByteSize(), rows)
     if windows:
-        report = _with_accuracy(report, reference, result, windows)
-    _write(result, target)
+        report = replace(report, **asdict(compare(reference, result, windows)))
+    write(result, target)
     return report
 
 
@@ -223,50 +222,3 @@ def _error(weights: _Weights, result: ModelProto, layer: Layer, bits: int) -> La
     if square is not None and size:
         output_error = float(np.sqrt(max(square, 0.0) / size))
     return LayerError(layer.name, layer.shape, bits, weight_error, output_error)
-
-
-def _with_accuracy(
-    report: QuantizeReport, before: Reference, result: ModelProto, windows: Sequence[Tokens]
-) -> QuantizeReport:
-    """Perplexities of both files under onnxruntime; the cosine of what is no logits of tokens."""
-    logits, hidden = LogitsDifference(), HiddenDifference()
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "quantized.onnx"
-        save(result, path)
-        after = Reference(path)
-        for window in windows:
-            theirs, ours = (_rows(file.main(window)) for file in (before, after))
-            if before.is_decoder and _scores_tokens(theirs, window):
-                logits.add_logits(ours[:-1], theirs[:-1], window[1:])
-            else:
-                hidden.add_hidden(ours, theirs)
-    if not logits.rows:
-        return replace(report, tokens=hidden.rows, cosine=hidden.cosine)
-    return replace(
-        report,
-        tokens=logits.rows,
-        ppl_before=float(np.exp(logits.nll_reference / logits.rows)),
-        ppl_after=float(np.exp(logits.nll / logits.rows)),
-        kl=logits.sum_kl / logits.rows,
-    )
-
-
-def _rows(output: np.ndarray) -> np.ndarray:
-    """An output of one sequence as float32 (n, features): numbers without features are one row."""
-    return np.asarray(output, np.float32).reshape(-1, output.shape[-1])
-
-
-def _scores_tokens(rows: np.ndarray, window: Tokens) -> bool:
-    """Whether each token of a window has a number for every token, and not one for each label."""
-    return len(rows) == len(window) and rows.shape[1] > int(np.max(window))
-
-
-def _write(model: ModelProto, target: Path) -> None:
-    """The file, whole or not at all."""
-    if not target.parent.is_dir():
-        raise SlmError("no such folder", where=str(target.parent))
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        path = Path(scratch) / target.name
-        save(model, path)
-        for part in sorted(Path(scratch).iterdir(), reverse=True):  # the weights before the graph
-            part.replace(target.parent / part.name)

@@ -1,0 +1,137 @@
+"""``slmtvm.prune``: the file that it writes, and what it says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import slmtvm
+from slmtvm.errors import SlmError
+from slmtvm.quantize.layers import find_layers, normalise, quantized_weight, weight_of
+from slmtvm.verify import Reference
+from tests.cli.command import slmtvm as command
+from tests.importer.graph_builder import save
+from tests.importer.graphs import Tiny, build
+
+TINY = Tiny(hidden=40, heads=5, kv_heads=5, ffn=48, vocab=97, layers=2, tied=True)
+TOKENS = np.random.default_rng(0).integers(0, TINY.vocab, 700)
+LAYERS = 2 * 7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model and token ids to calibrate with."""
+    path = tmp_path_factory.mktemp("prune")
+    save(build(TINY), path)
+    np.save(path / "tokens.npy", TOKENS)
+    return path
+
+
+def prune(folder: Path, name: str, **options):
+    return slmtvm.prune(
+        folder / "model.onnx", folder / f"{name}.onnx", calibration=folder / "tokens.npy", **options
+    )
+
+
+def weights(path: Path) -> dict[str, np.ndarray]:
+    """Of all layers by name, (n, k)."""
+    model = onnx.load(path)
+    normalise(model)
+    return {layer.name: weight_of(model, layer).T for layer in find_layers(model)}
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "wanda", "magnitude"])
+def test_every_layer_but_the_head_has_the_pattern_and_the_rest_is_as_it_was(folder, method):
+    report = prune(folder, method, method=method)
+    before, after = weights(folder / "model.onnx"), weights(folder / f"{method}.onnx")
+    assert len(report.layers) == LAYERS
+    for name, weight in after.items():
+        if name in {layer.name for layer in report.layers}:
+            assert ((weight.reshape(len(weight), -1, 4) == 0).sum(axis=2) >= 2).all()
+        else:
+            np.testing.assert_array_equal(weight, before[name])
+    assert report.zeros == pytest.approx(0.5, abs=0.01)
+    assert report.accuracy.kl > 0
+    table = "embed_tokens"
+    tables = [
+        {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+        for path in (folder / "model.onnx", folder / f"{method}.onnx")
+    ]
+    shared = [name for name in tables[0] if table in name and name in tables[1]]
+    for name in shared:
+        np.testing.assert_array_equal(tables[0][name], tables[1][name])
+
+
+def test_the_perplexities_are_onnxruntimes_on_tokens_that_nothing_else_saw(folder):
+    report = prune(folder, "seen")
+    window = TOKENS[4 * 128 : 5 * 128].astype(np.int64)  # the last of five windows
+    logits = Reference(folder / "seen.onnx").main(window).reshape(len(window), -1)[:-1]
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    lost = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(127), window[1:]]
+    assert report.accuracy.tokens == 127
+    assert report.accuracy.ppl_after == pytest.approx(float(np.exp(lost.mean())), rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"method": "dynamic", "bits": 8}])
+def test_zeros_stay_zeros_when_the_file_is_quantized(folder, options):
+    prune(folder, "first")
+    slmtvm.quantize(folder / "first.onnx", folder / "then.onnx", **options)
+    layers = [layer for layer in slmtvm.inspect(folder / "then.onnx").weights
+              if layer.kind == "linear"]  # fmt: skip
+    if options.get("bits") == 8:
+        assert sum("2:4" in str(layer) for layer in layers) == LAYERS
+        return
+    model, was = onnx.load(folder / "then.onnx"), onnx.load(folder / "first.onnx")
+    normalise(was)
+    for layer in find_layers(was):
+        zeros = weight_of(was, layer) == 0
+        found = quantized_weight(model, layer)
+        assert found is not None
+        assert (found[zeros] == 0).all()
+
+
+def test_layers_that_lose_most_stay_dense_within_the_part_that_may(folder):
+    whole = prune(folder, "whole")
+    report = prune(folder, "some", keep_dense=0.2)
+    dense = {layer.name for layer in report.layers if layer.dense}
+    sizes = {layer.name: layer.shape[0] * layer.shape[1] for layer in report.layers}
+    assert 0 < sum(sizes[name] for name in dense) <= 0.2 * sum(sizes.values())
+    losses = {layer.name: layer.output_error for layer in whole.layers}
+    assert max(losses, key=lambda name: losses[name]) in dense
+    before, after = weights(folder / "model.onnx"), weights(folder / "some.onnx")
+    for name in dense:
+        np.testing.assert_array_equal(before[name], after[name])
+    assert report.accuracy.kl < whole.accuracy.kl
+
+
+def test_the_command_prints_the_table_and_what_it_costs(folder):
+    result = command(
+        "prune", folder / "model.onnx", "-o", folder / "out.onnx", "--pattern", "block:8x4",
+        "--sparsity", "0.7", "--calibration", folder / "tokens.npy", "--json", folder / "out.json",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "PERPLEXITY" in result.stdout
+    fields = json.loads((folder / "out.json").read_text())
+    assert fields["zeros"] == pytest.approx(0.7, abs=0.05)
+    assert len(fields["layers"]) == LAYERS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "guess"}, "there are sparsegpt, wanda, magnitude"),
+        ({"calibration": None}, "needs a calibration text"),
+        ({"keep_dense": 1.0}, "must be in"),
+        ({"exclude": ["*"]}, "no linear layer in float"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_and_nothing_is_written(folder, options, message):
+    options = {"calibration": folder / "tokens.npy", **options}
+    with pytest.raises(SlmError, match=message):
+        slmtvm.prune(folder / "model.onnx", folder / "not.onnx", **options)
+    assert not (folder / "not.onnx").exists()
