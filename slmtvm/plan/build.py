@@ -77,6 +77,9 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
         source_context=model.source_context,
         mask=model.mask,
         limits=state_refs.get(LIMITS),
+        weights_have_places=any(
+            t.at_most for kernel in lowered.kernels.values() for t in kernel.tensors
+        ),
         segment_types=model.segments,
         segment_ids=state_refs.get(SEGMENTS),
         info=info,

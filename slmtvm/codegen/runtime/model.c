@@ -78,8 +78,8 @@ int32_t slm_open(const char *bundle, const slm_options *given, slm_model **resul
   slm_model *model = calloc(1, sizeof *model);
   if (!model) return slm_fail(SLM_ERR_MEMORY, "no memory for the model");
   code = slm_profile_new(options.flags, &model->profile);
-  if (code == SLM_OK)
-    code = slm_weights_map(bundle, !(options.flags & SLM_SKIP_CHECKSUM), &model->weights);
+  int verify = !(options.flags & SLM_SKIP_CHECKSUM) || slm_plan.weights_have_places;
+  if (code == SLM_OK) code = slm_weights_map(bundle, verify, &model->weights);
   if (code == SLM_OK) {
     code = start_pool(model, &options);
     if (code != SLM_OK) slm_weights_unmap(model->weights);
