@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa.base import CHUNK, Buffer, Expr, Isa, Row, byte_fields, let, load
+from slmtvm.schedules.isa.base import (
+    CHUNK,
+    Buffer,
+    Expr,
+    Isa,
+    ListCost,
+    Row,
+    byte_fields,
+    let,
+    load,
+)
 
 LANES = 4
 BYTES = "int8x16"
@@ -32,9 +42,9 @@ class LaneRow:
 class NeonIsa(Isa):
     """The half of ``Isa`` that does not depend on the dot product."""
 
-    # Of instructions, not measured: seven for two steps, where a dense kernel takes two for each.
-    list_step = 1.75
-    list_step_of_rows = 1.5
+    # Not measured: seven instructions for two steps, where a dense kernel has two for each.
+    list_cost = ListCost(step=1.75, ends=15)
+    list_cost_of_rows = ListCost(step=1.5, ends=10)
     prefetch = False  # cores of this class see by themselves that weights are read in order
 
     def load_halves(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa._x86 import BroadcastRow, broadcast_word, fields
-from slmtvm.schedules.isa.base import Dot, Expr, Isa, Row, Vectors, intrinsic, let, splat
+from slmtvm.schedules.isa.base import Dot, Expr, Isa, ListCost, Row, Vectors, intrinsic, let, splat
 
 LANES = 8
 PAIRS = "int16x16"
@@ -101,8 +101,8 @@ class _S8Row(BroadcastRow, Dot):
 
 class Avx2(Isa):
     # Measured by scripts/bench_sparse.py.
-    list_step = 1.2
-    list_step_of_rows = 1.05
+    list_cost = ListCost(step=1.2, ends=25)
+    list_cost_of_rows = ListCost(step=1.05, ends=10)
 
     def fields_s8(self, bits: int, rows: int) -> Dot:
         return _FieldsS8(bits)

@@ -7,7 +7,7 @@ import dataclasses
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa._x86 import BroadcastRow, broadcast_word, fields
-from slmtvm.schedules.isa.base import Dot, Expr, Isa, Row, Vectors, intrinsic, let, splat
+from slmtvm.schedules.isa.base import Dot, Expr, Isa, ListCost, Row, Vectors, intrinsic, let, splat
 
 LANES = 16
 
@@ -95,9 +95,9 @@ class _S8Row(BroadcastRow, Dot):
 
 
 class Avx512Vnni(Isa):
-    # Of instructions, not measured: two half vectors for one, three loads each for one load.
-    list_step = 2.5
-    list_step_of_rows = 1.6
+    # Not measured: two half vectors for one, three loads each for one load.
+    list_cost = ListCost(step=2.5, ends=25)
+    list_cost_of_rows = ListCost(step=1.6, ends=10)
 
     def fields_s8(self, bits: int, rows: int) -> Dot:
         # With 2 bits there are four sums to shift, which costs as much as it saves.

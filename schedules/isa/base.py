@@ -75,6 +75,17 @@ class Dot(ABC):
 
 
 @dataclass(frozen=True)
+class ListCost:
+    """What a kernel on lists of blocks takes, in steps of a dense kernel on as many channels.
+
+    ``step`` for each block; ``ends`` for a list's beginning and end, which is hard to predict.
+    """
+
+    step: float
+    ends: float
+
+
+@dataclass(frozen=True)
 class Isa(ABC):
     """One instruction set.
 
@@ -94,11 +105,11 @@ class Isa(ABC):
     row_in_registers: bool = False
     panel: int = 16
 
-    list_step: ClassVar[float] = 1.5
-    """What a step of a list of blocks takes, in steps of a dense kernel, with one row: a place to
-    load, and an activation that nothing else reads."""
+    list_cost: ClassVar[ListCost] = ListCost(step=1.5, ends=15)
+    """Of instructions, not measured, as are others where nothing is said: a step loads a place and
+    an activation that nothing else reads."""
 
-    list_step_of_rows: ClassVar[float] = 1.3
+    list_cost_of_rows: ClassVar[ListCost] = ListCost(step=1.3, ends=10)
     """The same with several rows, whose blocks are loaded once."""
 
     native_f16: ClassVar[bool] = True

@@ -25,10 +25,6 @@ from slmtvm.schedules.linear.tile import Registers, Store, Tile
 
 _PLACE_BYTES = 2
 
-STEPS_OF_A_LIST, STEPS_OF_A_LIST_OF_ROWS = 25, 10
-"""What beginning and ending a list takes, in steps of the dense kernel, with one row and with
-several; measured on AVX2 (scripts/bench_sparse.py). Where a loop ends is hard to predict."""
-
 LINE_BYTES = 64
 PREFETCH_BYTES = 512
 
@@ -99,10 +95,8 @@ def bytes_of_block(isa: Isa) -> float:
 def relative_time(shape: LinearShape, isa: Isa, density: float) -> float:
     """What the kernel is expected to take, of the dense kernel's time where the weights are in
     cache; where they are read from memory it is less, on the ISAs known here."""
-    one = shape.m == 1
-    step = isa.list_step if one else isa.list_step_of_rows
-    more = STEPS_OF_A_LIST if one else STEPS_OF_A_LIST_OF_ROWS
-    return density * step + more * isa.k_step / shape.padded_k
+    cost = isa.list_cost if shape.m == 1 else isa.list_cost_of_rows
+    return density * cost.step + cost.ends * isa.k_step / shape.padded_k
 
 
 def _blocks_of(whole: np.ndarray, isa: Isa) -> np.ndarray:

@@ -121,6 +121,7 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
                     "source_context": _source_context(plan),
                     "capacity": plan.capacity,
                     "mask": f"SLM_MASK_{plan.mask.upper()}",
+                    "weights_have_places": int(plan.weights_have_places),
                     "segment_types": plan.segment_types,
                     "segments_offset": f"{plan.segment_ids.offset if plan.segment_ids else 0}u",
                     "limits_offset": f"{plan.limits.offset if plan.limits else 0}u",

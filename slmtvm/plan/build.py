@@ -20,6 +20,7 @@ from slmtvm.plan.arena import Lifetime, align, place
 from slmtvm.plan.model import (
     Function,
     KernelCode,
+    KernelWork,
     Plan,
     PlanOutput,
     Ref,
@@ -27,7 +28,7 @@ from slmtvm.plan.model import (
     Space,
     Step,
 )
-from slmtvm.plan.work import kernel_work
+from slmtvm.plan.work import kernel_work, mean_work
 from slmtvm.schedules.kernel import Kernel, Tensor
 
 _FLOAT_BYTES = 4
@@ -76,6 +77,9 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
         source_context=model.source_context,
         mask=model.mask,
         limits=state_refs.get(LIMITS),
+        weights_have_places=any(
+            t.at_most for kernel in lowered.kernels.values() for t in kernel.tensors
+        ),
         segment_types=model.segments,
         segment_ids=state_refs.get(SEGMENTS),
         info=info,
@@ -160,6 +164,7 @@ class _FunctionWriter:
     lowered: LoweredModel
     params: dict[str, Ref]
     kernels: dict[str, KernelCode] = field(default_factory=dict)
+    works: dict[str, list[KernelWork]] = field(default_factory=dict)
     scratch_bytes: int = 0
 
     def write(
@@ -245,8 +250,8 @@ class _FunctionWriter:
     def _note_work(self, name: str, args: list[Ref]) -> None:
         kernel, code = self.lowered.kernels.get(name), self.kernels[name]
         if kernel is not None:
-            work = kernel_work(kernel, args, self.lowered.capacity)
-            self.kernels[name] = replace(code, work=work)
+            self.works.setdefault(name, []).append(kernel_work(kernel, args, self.lowered.capacity))
+            self.kernels[name] = replace(code, work=mean_work(self.works[name]))
 
     def _place(
         self, values: list[_Value], outputs: list[int], hidden: Ref, places: list[int] | None

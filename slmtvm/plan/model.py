@@ -139,6 +139,7 @@ class Plan:
     kv_bytes_per_token: int
     mask: str = "none"  # what hidden tokens do, see CanonicalModel
     limits: Ref | None = None  # of keys' scores, float32 by position, where mask is "keys"
+    weights_have_places: bool = False  # kernels read offsets from weights, which must be whole
     segment_types: int = 0  # that an encoder tells apart: which text a token is of
     segment_ids: Ref | None = None  # int32 by position, where there are such types
     source_context: int = 0  # tokens of an encoder-decoder's source

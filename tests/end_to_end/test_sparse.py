@@ -5,6 +5,7 @@ Whole blocks of the demo model's int8 weights are zero, as tools for block pruni
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
+import slmtvm
 from slmtvm.bundle import Bundle
 from slmtvm.compiler import compile_model
+from slmtvm.errors import BundleError
 from slmtvm.target import Target
 from slmtvm.verify.exact_sums import exact_session
 from tests.emulation.session import open_sessions
@@ -108,3 +111,18 @@ def test_zeros_take_no_room_and_the_manifest_says_so(compiled: Compiled) -> None
         assert {layer["kernel"] for layer in layers} == {"blocks"}
         assert all(0.25 < layer["density"] < 0.35 for layer in layers)
     assert auto.model == off.model
+
+
+@pytest.mark.slow
+def test_damaged_places_are_refused_though_nobody_asks(compiled: Compiled, tmp_path: Path) -> None:
+    for name, bundle in (("auto", compiled.auto), ("off", compiled.off)):
+        path = shutil.copytree(bundle.path, tmp_path / f"{name}.slm")
+        weights = path / "weights.bin"
+        content = bytearray(weights.read_bytes())
+        content[len(content) // 2] ^= 0x40
+        weights.write_bytes(content)
+        if name == "off":
+            slmtvm.load(path, target="x86-64-v3", check=False).close()
+            continue
+        with pytest.raises(BundleError, match="checksum"):
+            slmtvm.load(path, target="x86-64-v3", check=False)

@@ -11,6 +11,7 @@ from slmtvm.ir.lowered import LoweredModel, sparse_note
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.lower_kernels import lower_kernels
 from slmtvm.passes.pipeline import fuse
+from slmtvm.plan.build import build_plan
 from slmtvm.schedules.linear import blocks
 from slmtvm.target import Target
 from tests.passes.toy import decoder
@@ -21,8 +22,9 @@ HEAD = "head.weight"
 @pytest.fixture(autouse=True)
 def _as_in_large_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a list takes beside its blocks is left out: it is more than the toy's small layers."""
-    for name in ("STEPS_OF_A_LIST", "STEPS_OF_A_LIST_OF_ROWS"):
-        monkeypatch.setattr(blocks, name, 0)
+    monkeypatch.setattr(
+        blocks, "relative_time", lambda shape, isa, density: isa.list_cost.step * density
+    )
 
 
 def with_zeros(share: float, *names: str) -> CanonicalModel:
@@ -90,3 +92,15 @@ def test_layers_of_one_shape_share_a_kernel_whatever_their_zeros() -> None:
     dense = lowered(replace(model, params=params), sparse="off")
     assert len(made.kernels) == len(dense.kernels)
     assert len(made.sparse) == 9  # q, k, v and gate, up are merged: four for each layer, the head
+
+
+def test_the_work_of_a_kernel_is_that_of_the_blocks_left() -> None:
+    model = with_zeros(0.9, HEAD)
+    sparse, dense = (build_plan(lowered(model, sparse=how), {}) for how in ("auto", "off"))
+    (head,), (whole,) = (
+        [code.work for name, code in plan.kernels.items() if "m1_n112_k64" in name]
+        for plan in (sparse, dense)
+    )
+    (layer,) = lowered(model).sparse
+    assert head.multiply_adds == pytest.approx(layer.density * whole.multiply_adds, rel=0.01)
+    assert head.weight_bytes < 0.6 * whole.weight_bytes

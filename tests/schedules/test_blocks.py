@@ -58,20 +58,18 @@ def sparse(case: Case, **changes: object) -> Case:
     return dataclasses.replace(case, shape=dataclasses.replace(case.shape, sparse=True, **changes))
 
 
-@pytest.mark.parametrize(
-    ("shape", "share"), list(zip(SHAPES, [0.7, 0.7, 0.7, 0.7, 1.0], strict=True))
-)
+@pytest.mark.parametrize("shape", SHAPES, ids=name)
 def test_a_sparse_kernel_computes_the_bits_of_the_dense_one(
-    shape: LinearShape, share: float, target: Target, isa: Isa
+    shape: LinearShape, target: Target, isa: Isa
 ) -> None:
-    case = pruned_case(shape, isa, share)
+    case = pruned_case(shape, isa, share=1.0 if shape.n == 7 else 0.7)
     expected = case.run(target, isa)
     given = sparse(case).run(target, isa, cuts=(1,))
     np.testing.assert_array_equal(given.view(np.uint32), expected.view(np.uint32))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", SHAPES[1:4], ids=name)
 @pytest.mark.parametrize("share", [0.0, 0.95])
 def test_any_tile_gives_the_same_bits(
     shape: LinearShape, share: float, target: Target, isa: Isa
@@ -80,7 +78,7 @@ def test_any_tile_gives_the_same_bits(
     expected = dataclasses.replace(case, shape=dataclasses.replace(case.shape, sparse=False)).run(
         target, isa
     )
-    for knobs in ({"mr": 3, "nv": 2, "ku": 1}, {"mr": 8, "nv": 2, "ku": 8}):
+    for knobs in ({"mr": 3, "nv": 2, "ku": 1, "pf": 0}, {"mr": 8, "nv": 2, "ku": 8, "pf": 2}):
         if isa.panel == 32:
             knobs |= {"nv": 1}
         given = case.run(target, isa, knobs, cuts=(1, 2))

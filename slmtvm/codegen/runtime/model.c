@@ -51,8 +51,10 @@ static int32_t take_options(const slm_options *given, slm_options *options) {
 /* Maps the weights; where keys are given, nothing of the bundle is used that was not signed. */
 static int32_t map_weights(const char *bundle, const slm_options *options, const void **weights) {
   static const char file[] = "weights.bin";
-  /* A checksum besides SHA-256 would say nothing more. */
-  int check = !(options->flags & SLM_SKIP_CHECKSUM) && !options->public_keys;
+  /* A checksum besides SHA-256 would say nothing more. Kernels that read places from weights must
+   * not be led astray by a damaged file, whatever the caller wants. */
+  int check = (!(options->flags & SLM_SKIP_CHECKSUM) || slm_plan.weights_have_places) &&
+              !options->public_keys;
   slm_manifest manifest;
   if (!options->public_keys) return slm_weights_map(bundle, check, weights);
   int32_t code =
@@ -104,8 +106,7 @@ int32_t slm_open(const char *bundle, const slm_options *given, slm_model **resul
   slm_model *model = calloc(1, sizeof *model);
   if (!model) return slm_fail(SLM_ERR_MEMORY, "no memory for the model");
   code = slm_profile_new(options.flags, &model->profile);
-  if (code == SLM_OK)
-    code = map_weights(bundle, &options, &model->weights);
+  if (code == SLM_OK) code = map_weights(bundle, &options, &model->weights);
   if (code == SLM_OK) {
     code = start_pool(model, &options);
     if (code != SLM_OK) slm_weights_unmap(model->weights);

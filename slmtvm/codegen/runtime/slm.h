@@ -52,7 +52,8 @@ typedef struct slm_session slm_session;
 
 enum {
   /* Do not read all weights once to compare their checksum: opening takes no longer than mapping
-   * the file. Header and size are still checked. */
+   * the file. Header and size are still checked, and all the same the checksum of a model whose
+   * sparse weights say where they belong: kernels trust that. */
   SLM_SKIP_CHECKSUM = 1,
   /* Measure each kernel, for slm_profile: two readings of the clock for each call of one. */
   SLM_PROFILE = 2,
