@@ -11,10 +11,9 @@ import pytest
 from slmtvm.bundle import Bundle
 from slmtvm.codegen.program import build_programs
 from slmtvm.errors import BundleError
-from slmtvm.host import host_target
 from slmtvm.runtime import load
 from slmtvm.runtime.text import generate_text
-from slmtvm.target import Target
+from slmtvm.target import Target, host_target
 from tests.emulation.session import CPUS
 from tests.end_to_end.bundles import CPU_TARGETS, bundle_for
 from tests.machines import is_native, lacking

@@ -46,10 +46,12 @@ class Server:
 
 
 @contextmanager
-def serving(program: Path | str, bundle: Path, options: Sequence[str] = ()) -> Iterator[Server]:
+def serving(
+    program: Path, bundle: Path, options: Sequence[str] = (), emulator: Sequence[str] = ()
+) -> Iterator[Server]:
     """A server on a free port, which ends with the block, without an error."""
     process = subprocess.Popen(
-        [str(program), str(bundle), "--port", "0", *options],
+        [*emulator, str(program), str(bundle), "--port", "0", *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None

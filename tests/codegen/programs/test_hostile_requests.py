@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from slmtvm.host import host_target
+from slmtvm.target import host_target
 from tests.codegen.programs.hostile import any_request, send
 from tests.codegen.programs.serving import Server, serving
 

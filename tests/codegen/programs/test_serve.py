@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import threading
@@ -13,9 +14,12 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from slmtvm.codegen.program import build_programs
 from slmtvm.runtime import load
 from slmtvm.runtime.text import generate_text
+from slmtvm.target import Target
 from tests.codegen.programs.serving import Server, serving
+from tests.emulation.session import CPUS
 from tests.end_to_end.bundles import CONTEXT
 from tests.models import PROMPTS
 
@@ -67,6 +71,22 @@ def test_a_stream_brings_the_same_text_piece_by_piece_and_its_usage(
     assert events[-2].choices[0].finish_reason == "length"
     assert events[-1].usage.completion_tokens == TOKENS
     assert len({event.id for event in events}) == 1
+
+
+@pytest.mark.parametrize("name", ["cortex-a78", "riscv64-rvv"])
+def test_other_machines_write_the_same_text(
+    demo: Path, texts: dict[str, str], name: str, tmp_path: Path
+) -> None:
+    target = Target.load(name)
+    (program,) = build_programs(demo, [name], tmp_path, names=["serve"])
+    assert program.stat().st_size < 400_000
+    qemu = f"qemu-{target.arch}-static"
+    if shutil.which(qemu) is None:
+        pytest.skip(f"no {qemu} here; on Debian and Ubuntu: apt install qemu-user-static")
+    with serving(program, demo, emulator=[qemu, "-cpu", CPUS[target.arch][0]]) as server:
+        asked = {"prompt": PROMPTS[0], "temperature": 0, "max_tokens": TOKENS}
+        status, answer = server.ask("/v1/completions", asked)
+    assert status == 200 and answer["choices"][0]["text"] == texts[PROMPTS[0]]
 
 
 @pytest.mark.parametrize("stream", [False, True])
