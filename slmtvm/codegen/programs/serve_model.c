@@ -87,10 +87,8 @@ int open_model(server *s) {
   served_model *m = &s->model;
   if (describe(m) < 0) return -1;
   if (slm_open(s->options.bundle, &s->options.open, &m->model) < 0) return slm_failed();
-  if (slm_tokenizer_open(s->options.bundle, &m->tokenizer) < 0) {
+  if (slm_tokenizer_open(s->options.bundle, &m->tokenizer) < 0)
     snprintf(m->no_tokenizer, sizeof m->no_tokenizer, "%s", slm_last_error());
-    fprintf(stderr, "slm-serve: prompts must be token ids: %s\n", m->no_tokenizer);
-  }
   find_marked_tokens(m);
   return load_chat(s);
 }

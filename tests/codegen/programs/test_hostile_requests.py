@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from slmtvm.compiler import compile_model
 from slmtvm.target import host_target
 from tests.codegen.programs.hostile import any_request, send
-from tests.codegen.programs.serving import Server, serving
+from tests.codegen.programs.serving import Server, save_words, serving
+from tests.importer.heads import ENCODERS, save_head
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
@@ -24,18 +26,16 @@ CLIENTS = 8
 OPTIONS = ["--connections", "6", "--sessions", "2", "--queue", "3", "--read-timeout", "1"]
 
 
-@pytest.fixture(scope="module")
-def checked_program(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """slm-serve of the demo model, its own code and the runtime's under sanitizers."""
+def build(bundle: Path, path: Path) -> Path:
+    """slm-serve of the bundle, its own code and the runtime under sanitizers, at ``path``."""
     if not shutil.which("gcc"):
         pytest.skip("no gcc here; on Debian and Ubuntu: apt install gcc libc6-dev")
-    path = tmp_path_factory.mktemp("checked") / "slm-serve"
     folders = {"runtime": "*.c", "programs": "serve*.c"}
-    sources = [path for name, some in folders.items() for path in sorted((CODE / name).glob(some))]
+    sources = [file for name, some in folders.items() for file in sorted((CODE / name).glob(some))]
     result = subprocess.run(
         ["gcc", "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror",
          "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{CODE / 'runtime'}",
-         *map(str, sources), str(demo / "lib" / f"{host_target().name}.o"), "-lm", "-pthread",
+         *map(str, sources), str(bundle / "lib" / f"{host_target().name}.o"), "-lm", "-pthread",
          "-o", str(path)],
         capture_output=True, text=True,
     )  # fmt: skip
@@ -43,6 +43,11 @@ def checked_program(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         pytest.skip("gcc has no address sanitizer here")
     assert result.returncode == 0, result.stderr
     return path
+
+
+@pytest.fixture(scope="module")
+def checked_program(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(demo, tmp_path_factory.mktemp("checked") / "slm-serve")
 
 
 def attack(server: Server, seed: int, count: int) -> None:
@@ -84,11 +89,22 @@ def answers_again(server: Server) -> None:
     "count", [REQUESTS, pytest.param(MOST_REQUESTS, marks=pytest.mark.exhaustive)]
 )
 def test_hostile_requests_leave_the_sanitizers_silent_and_the_server_alive(
-    checked_program: Path, demo: Path, count: int
+    checked_program: Path, chat_bundle: Path, count: int
 ) -> None:
-    with serving(checked_program, demo, OPTIONS) as server:
+    with serving(checked_program, chat_bundle, OPTIONS) as server:
         attack(server, 1, count)
         answers_again(server)
+
+
+def test_hostile_requests_for_embeddings_leave_them_silent(tmp_path: Path) -> None:
+    model = save_head(ENCODERS["pooler"], tmp_path)
+    save_words(tmp_path)
+    bundle = tmp_path / "words.slm"
+    compile_model(model, output=bundle)
+    with serving(build(bundle, tmp_path / "slm-serve"), bundle, OPTIONS) as server:
+        attack(server, 4, REQUESTS // 2)
+        status, answer = server.ask("/v1/embeddings", {"input": ["w1", "w2"]})
+        assert status == 200 and len(answer["data"]) == 2
 
 
 def test_a_slow_request_is_ended_and_others_are_served_meanwhile(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import socket
 import subprocess
@@ -14,6 +16,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from slmtvm.bundle import Bundle
 from slmtvm.codegen.program import build_programs
 from slmtvm.runtime import load
 from slmtvm.runtime.text import generate_text
@@ -22,6 +25,7 @@ from tests.codegen.programs.serving import Server, serving
 from tests.emulation.session import CPUS
 from tests.end_to_end.bundles import CONTEXT
 from tests.models import PROMPTS
+from tests.models.pycode import ROOT
 
 pytestmark = pytest.mark.slow
 TOKENS = 40
@@ -246,6 +250,41 @@ def test_metrics_count_what_was_done(server: Server, client: openai.OpenAI) -> N
     assert after["slm_num_requests_running"] == 0
     assert 0 < after["slm_kv_cache_usage_perc"] <= 1
     assert after["process_resident_memory_bytes"] > 0
+
+
+def test_the_board_for_grafana_shows_what_the_server_counts(server: Server) -> None:
+    board = json.loads((ROOT / "examples" / "grafana.json").read_text())
+    shown = {
+        name
+        for panel in board["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"(?:slm|process)_\w+", target["expr"])
+    }
+    told = {name.partition("{")[0] for name in metrics_of(server)}
+    # A machine without sensors has no temperatures.
+    assert len(shown) > 10 and shown - told <= {"slm_temperature_celsius"}
+
+
+def test_no_more_memory_is_used_than_was_said_beforehand(server: Server, demo: Path) -> None:
+    weights = Bundle.open(demo).manifest.weights.bytes
+    tables = (demo / "tokenizer.bin").stat().st_size
+    told = metrics_of(server)
+    most = told["slm_memory_planned_bytes"] + weights + tables + 3_000_000
+    assert told["process_resident_memory_bytes"] < most
+
+
+def test_the_tokens_of_a_text_are_told_where_they_are_asked_for(
+    server: Server, demo: Path, texts: dict[str, str]
+) -> None:
+    ask = {"prompt": PROMPTS[0], "temperature": 0, "max_tokens": TOKENS, "return_token_ids": True}
+    _, answer = server.ask("/v1/completions", ask)
+    ids = answer["choices"][0]["token_ids"]
+    _, events = server.ask("/v1/completions", {**ask, "stream": True})
+    told = [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: {")]
+    assert [i for event in told for i in event["choices"][0].get("token_ids", [])] == ids
+    with load(demo) as session:
+        prompt = session.tokenizer.encode(PROMPTS[0]).ids
+        assert ids == list(session.generate(prompt, TOKENS))
 
 
 def test_a_key_is_asked_for(program: Path, demo: Path, tmp_path: Path) -> None:

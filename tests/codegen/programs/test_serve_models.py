@@ -11,42 +11,20 @@ import jinja2
 import numpy as np
 import openai
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 
 from slmtvm.bundle import Bundle
 from slmtvm.compiler import compile_model
 from slmtvm.runtime import load
 from slmtvm.runtime.serving import server_program
-from slmtvm.runtime.tasks import embed
+from slmtvm.runtime.tasks import classify, embed
 from slmtvm.runtime.text import generate_text
 from slmtvm.text.chat import ChatTemplate, compile_chat
-from tests.codegen.programs.serving import Server, serving
-from tests.importer.heads import DECODERS, ENCODERS, VOCAB, save_head
+from tests.codegen.programs.serving import CHAT_TEMPLATE, Server, save_words, serving
+from tests.importer.heads import DECODERS, ENCODERS, save_head
+from tests.models.corpus import corpus_path
 
 pytestmark = pytest.mark.slow
-TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'system' %}{{ '# ' + m.content + '\n' }}"
-    "{% elif m.role == 'user' %}{{ 'def ' + m.content | trim + ':\n' }}"
-    "{% else %}{{ m.content + '\n\n\n' }}{% endif %}{% endfor %}"
-    '{% if add_generation_prompt %}{{ \'    """\' }}{% endif %}'
-)
 TOKENS = 24
-
-
-def save_words(folder: Path) -> None:
-    """A tokenizer of words w0, w1, ... between two special tokens."""
-    words = {f"w{i}": i for i in range(VOCAB - 2)} | {"[CLS]": VOCAB - 2, "[SEP]": VOCAB - 1}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        special_tokens=[("[CLS]", VOCAB - 2), ("[SEP]", VOCAB - 1)],
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def client_of(server: Server) -> openai.OpenAI:
@@ -90,17 +68,48 @@ def test_embeddings_are_those_of_a_session(head: str, tmp_path: Path) -> None:
             client.completions.create(model="words", prompt="w1")
 
 
-@pytest.fixture(scope="module")
-def chat_bundle(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model's bundle with a chat template, as if one lay beside the model."""
-    bundle = tmp_path_factory.mktemp("chat") / "chat.slm"
-    bundle.mkdir()
-    for file in demo.iterdir():
-        (bundle / file.name).symlink_to(file)
-    pieces = compile_chat(ChatTemplate(TEMPLATE, {}))
-    assert pieces.reason is None
-    (bundle / "chat.json").write_bytes(pieces.to_json())
-    return bundle
+def test_labels_are_those_of_a_session(tmp_path: Path) -> None:
+    model = save_head(ENCODERS["classifier"], tmp_path)
+    save_words(tmp_path)
+    labels = {"0": "bad", "1": 'so "so"', "2": "good"}
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": labels}))
+    bundle = tmp_path / "words.slm"
+    compile_model(model, output=bundle)
+    texts = ["w1 w2 w3", "w9", "w4 w4 w5 w6 w7"]
+    with load(bundle) as session:
+        expected = [classify(session, text) for text in texts]
+    with serving(server_program(bundle), bundle) as server:
+        status, answer = server.ask("/v1/classify", {"input": texts})
+        assert status == 200
+        for told, wanted in zip(answer["data"], expected, strict=True):
+            assert told["label"] == wanted[0].label and told["num_classes"] == 3
+            probabilities = dict(zip(labels.values(), told["probs"], strict=True))
+            assert probabilities == pytest.approx({w.label: w.score for w in wanted}, rel=1e-5)
+        assert server.ask("/v1/embeddings", {"input": texts})[0] == 400
+
+
+def test_an_encoder_decoder_reads_its_prompt_as_a_source(tmp_path: Path) -> None:
+    bundle = tmp_path / "t5.slm"
+    model = corpus_path("t5-optimum", "decoder_model.onnx")
+    compile_model(model, output=bundle, context=40, check=False)
+    sources = [[5, 6, 7, 8], [5, 6, 7, 9, 3]]
+    expected = []
+    with load(bundle) as session:
+        for source in sources:
+            session.reset()
+            session.encode(source)
+            start, stop = int(session.info["start"] or 0), frozenset(session.info["end"])
+            expected.append(list(session.generate([start], 12, stop=stop)))
+    ask = {"max_tokens": 12, "temperature": 0, "return_token_ids": True}
+    with serving(server_program(bundle), bundle, ["--sessions", "1"]) as server:
+        for source, tokens in zip(sources, expected, strict=True):
+            status, answer = server.ask("/v1/completions", {"prompt": source, **ask})
+            assert status == 200, answer
+            assert answer["choices"][0]["token_ids"] == tokens
+            assert answer["usage"]["prompt_tokens"] == len(source)
+        # No tokenizer lies beside this model.
+        status, answer = server.ask("/v1/completions", {"prompt": "x"})
+        assert (status, answer["error"]["code"]) == (501, "no_tokenizer")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +134,7 @@ CONVERSATION = [
 @pytest.fixture(scope="module")
 def answer(demo: Path) -> str:
     """What a session writes after the conversation as jinja2 writes it."""
-    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE)
+    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(CHAT_TEMPLATE)
     prompt = template.render(messages=CONVERSATION, add_generation_prompt=True)
     with load(demo) as session:
         return "".join(generate_text(session, prompt, TOKENS))
