@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import random
 import re
 import shutil
 import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from slmtvm.codegen.program import build_programs
 from slmtvm.runtime import load
 from slmtvm.runtime.text import generate_text
 from slmtvm.target import Target
+from tests.codegen.programs.hostile import any_body, any_text
 from tests.codegen.programs.serving import Server, serving
 from tests.emulation.session import CPUS
 from tests.end_to_end.bundles import CONTEXT
@@ -221,6 +226,57 @@ def test_text_becomes_tokens_and_tokens_text(server: Server, demo: Path) -> None
     with load(demo) as session:
         assert told["tokens"] == session.tokenizer.encode(text).ids
     assert server.ask("/detokenize", {"tokens": told["tokens"]}) == (200, {"content": text})
+
+
+@pytest.fixture
+def raw(server: Server) -> Iterator[http.client.HTTPConnection]:
+    """One connection for many requests."""
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
+        yield connection
+
+
+def posted(raw: http.client.HTTPConnection, path: str, content: bytes) -> tuple[int, Any]:
+    raw.request("POST", path, content, {"Content-Type": "application/json"})
+    answer = raw.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def test_strings_are_read_and_written_as_python_reads_and_writes_them(
+    raw: http.client.HTTPConnection,
+) -> None:
+    r = random.Random(3)
+    for number in range(150):
+        text = any_text(r)[:100]  # so that its tokens fit
+        whole = re.sub("[\ud800-\udfff]", "\ufffd", text)  # halves of pairs
+        plain = number % 2 == 0
+        content = json.dumps({"content": text if plain else whole}, ensure_ascii=plain)
+        expected = json.loads(json.dumps(text if plain else whole))
+        expected = re.sub("[\ud800-\udfff]", "\ufffd", expected)
+        status, told = posted(raw, "/tokenize", content.encode())
+        assert status == 200, told
+        tokens = json.dumps({"tokens": told["tokens"]}).encode()
+        assert posted(raw, "/detokenize", tokens) == (200, {"content": expected})
+
+
+def test_a_body_is_json_where_python_says_so(raw: http.client.HTTPConnection) -> None:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)  # NaN is none
+
+    r = random.Random(8)
+    seen = {True: 0, False: 0}
+    for _ in range(400):
+        content = any_body(r)
+        if len(content) > 100_000 or content.count(b"[") + content.count(b"{") > 30:
+            continue  # what is too long or too deep is refused, too
+        try:
+            sound = isinstance(json.loads(content.decode(), parse_constant=refuse), dict)
+        except ValueError:
+            sound = False
+        _, answer = posted(raw, "/v1/chat/completions", content)
+        said = answer.get("error", {}).get("message", "")
+        assert said.startswith("the body is no JSON") != sound, (content, said)
+        seen[sound] += 1
+    assert min(seen.values()) > 50
 
 
 def metrics_of(server: Server) -> dict[str, float]:
