@@ -73,7 +73,7 @@ typedef enum { FINISH_NONE, FINISH_STOP, FINISH_LENGTH } finish_reason;
 /* What a request asked for, and how far that is. */
 typedef struct {
   job_route route;
-  int stream, include_usage, base64, logprobs; /* logprobs: 0 none, else alternatives + 1 */
+  int stream, include_usage, ids, base64, classify, logprobs; /* logprobs: 0 none, else alternatives + 1 */
   slm_sampling sampling;
   int32_t most_tokens;
   char stops[MOST_STOPS][STOP_BYTES];
@@ -92,7 +92,7 @@ typedef struct {
   finish_reason finish;
   int cut; /* at a stop string */
   size_t text_length, text_sent;
-  int32_t told; /* tokens whose logprobs are written */
+  int32_t told; /* tokens whose logprobs or ids are written */
   const char *cursor; /* in the body: the next input of an embedding */
   int32_t input, inputs, total_tokens;
   int phase;

@@ -1,4 +1,5 @@
-/* /v1/embeddings: of each input the model's own embedding, or its rows pooled as its settings say. */
+/* /v1/embeddings: of each input the model's own embedding, or its rows pooled as its settings say; and
+ * /v1/classify: the probabilities of its labels. */
 #include <math.h>
 #include <string.h>
 
@@ -10,8 +11,9 @@ static int starts_with(const char *text, const char *start) {
   return strncmp(text, start, strlen(start)) == 0;
 }
 
-/* The output that is an embedding, or whose rows become one: those that runtime/tasks.py takes. */
-static int find_output(const server *s, slm_output *found) {
+/* The output that is an embedding, or whose rows become one, or has the scores of labels: those that
+ * runtime/tasks.py takes. */
+static int find_output(const server *s, int classify, slm_output *found) {
   int rows = -1, own = -1, starts = 0;
   const char *first = "";
   for (int32_t i = 0; i < slm_output_count(); ++i) {
@@ -26,12 +28,13 @@ static int find_output(const server *s, slm_output *found) {
   json label;
   int labels = 0;
   while (json_next(json_field(json_field(s->model.info, "task"), "labels"), &cursor, &label)) ++labels;
-  if (s->model.kind != KIND_ENCODER || starts == 2 || starts_with(first, "logits") ||
-      starts_with(first, "score") || labels == slm_output_size())
-    return -1;
-  int index = own >= 0 ? own : rows >= 0 ? rows : 0;
+  int scores = starts_with(first, "logits") || starts_with(first, "score") ||
+               labels == slm_output_size();
+  if (s->model.kind != KIND_ENCODER || starts == 2 || scores != classify) return -1;
+  int index = classify ? 0 : own >= 0 ? own : rows >= 0 ? rows : 0;
   *found = (slm_output){.size = sizeof *found};
-  return slm_output_info(index, found) < 0 ? -1 : index;
+  if (slm_output_info(index, found) < 0 || (classify && !found->pooled)) return -1;
+  return index;
 }
 
 /* The next input: 0 after the last one. A string and an array of numbers are one input. */
@@ -61,8 +64,10 @@ int begin_embeddings(server *s, connection *c, refusal *r) {
   json format = json_field(c->body, "encoding_format"), input;
   json dimensions = json_field(c->body, "dimensions");
   const char *cursor = NULL;
-  if (find_output(s, &output) < 0)
-    return refuse(r, 400, "model", "unsupported_model", "this model makes no embeddings of texts");
+  if (find_output(s, j->classify, &output) < 0)
+    return refuse(r, 400, "model", "unsupported_model",
+                  j->classify ? "this model has no labels for texts"
+                              : "this model makes no embeddings of texts");
   j->base64 = json_is(format, "base64");
   if (format.at && !j->base64 && !json_is(format, "float"))
     return refuse(r, 400, "encoding_format", "invalid_value",
@@ -112,18 +117,35 @@ static void normalize(float *values, size_t width) {
   for (size_t k = 0; k < width; ++k) values[k] /= length;
 }
 
-/* The embedding of the tokens, in the connection's text. */
+/* Scores of labels as probabilities: of one of them, or of each on its own; that of a single one is what
+ * it is. */
+static void make_probabilities(float *values, size_t count, int independent) {
+  double sum = 0, greatest = values[0];
+  if (count == 1) return;
+  for (size_t k = 1; k < count; ++k)
+    if (values[k] > greatest) greatest = values[k];
+  for (size_t k = 0; k < count; ++k) {
+    values[k] = (float)(independent ? 1 / (1 + exp(-(double)values[k])) : exp(values[k] - greatest));
+    sum += values[k];
+  }
+  for (size_t k = 0; !independent && k < count; ++k) values[k] = (float)(values[k] / sum);
+}
+
+/* The embedding of the tokens, or their labels' probabilities, in the connection's text. */
 static int compute(server *s, connection *c, int32_t count) {
   slm_output output;
   json task = json_field(s->model.info, "task");
-  int index = find_output(s, &output);
+  int index = find_output(s, c->job.classify, &output);
   float *values = (float *)(void *)c->text;
   size_t width = (size_t)output.features;
   slm_session *session = c->job.slot->session;
   if (slm_encode(session, c->tokens, (size_t)count, NULL) < 0) return -1;
   if (slm_output_get(session, index, output.pooled ? values : s->values) < 0) return -1;
   if (!output.pooled) pool(s->values, count, width, json_field(task, "pooling"), values);
-  if (json_is_true(json_field(task, "normalize"))) normalize(values, width);
+  if (c->job.classify)
+    make_probabilities(values, width, json_is_true(json_field(task, "independent")));
+  else if (json_is_true(json_field(task, "normalize")))
+    normalize(values, width);
   c->job.text_length = width * sizeof *values;
   return 0;
 }
@@ -142,9 +164,29 @@ static void put_base64(writer *w, const uint8_t *bytes, size_t length) {
   }
 }
 
-static void put_begin(connection *c, writer *w) {
+/* The name of the likeliest label. */
+static void put_label(server *s, connection *c, writer *w) {
+  const float *values = (const float *)(const void *)c->text;
+  size_t count = c->job.text_length / sizeof *values, best = 0, n = 0;
+  const char *cursor = NULL;
+  json labels = json_field(json_field(s->model.info, "task"), "labels"), label;
+  for (size_t k = 1; k < count; ++k)
+    if (values[k] > values[best]) best = k;
+  while (json_next(labels, &cursor, &label) && n++ < best) continue;
+  if (n == best + 1) put_bytes(w, label.at, (size_t)(label.end - label.at)); /* JSON as it is there */
+  else put_format(w, "\"LABEL_%zu\"", best);
+}
+
+static void put_begin(server *s, connection *c, writer *w) {
   job *j = &c->job;
   if (!j->input) put(w, "{\"object\":\"list\",\"data\":[");
+  if (j->classify) {
+    put_format(w, "%s{\"index\":%d,\"num_classes\":%zu,\"label\":", j->input ? "," : "", j->input,
+               j->text_length / sizeof(float));
+    put_label(s, c, w);
+    put(w, ",\"probs\":[");
+    return;
+  }
   put_format(w, "%s{\"object\":\"embedding\",\"index\":%d,\"embedding\":%s", j->input ? "," : "",
              j->input, j->base64 ? "\"" : "[");
 }
@@ -202,7 +244,7 @@ void step_embeddings(server *s, connection *c) {
   if (!j->answered) begin_answer(s, c, 200, "application/json", -1);
   j->phase = WRITE;
   writer w = begin_part(c);
-  if (begins) put_begin(c, &w);
+  if (begins) put_begin(s, c, &w);
   put_numbers(c, &w, w.room - ENDING);
   if (j->text_sent == j->text_length) {
     put(&w, j->base64 ? "\"}" : "]}");

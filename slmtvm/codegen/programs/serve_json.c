@@ -250,9 +250,17 @@ int json_next(json array, const char **cursor, json *element) {
 }
 
 double json_number(json value) {
+  enum { WHOLE_DIGITS = 15 }; /* which a double has exactly */
   char digits[64];
   size_t length = (size_t)(value.end - value.at);
   if (json_kind(value) != '0') return NAN;
+  if (length <= WHOLE_DIGITS) { /* token ids come by the thousand */
+    size_t i = 0;
+    double whole = 0;
+    while (i < length && value.at[i] >= '0' && value.at[i] <= '9')
+      whole = whole * 10 + (value.at[i++] - '0');
+    if (i == length) return whole;
+  }
   if (length >= sizeof digits) length = sizeof digits - 1; /* more than a double holds */
   memcpy(digits, value.at, length);
   digits[length] = 0;

@@ -1,9 +1,8 @@
-/* Sockets, and the loop: what came in, a step of each request that runs, what goes out. */
+/* The loop: what came in, a step of each request that runs, what goes out. */
 #define _GNU_SOURCE
 #include "serve_loop.h"
 
 #include <errno.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -12,15 +11,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
 /* Seconds. */
 static const double IDLE_TIMEOUT = 60, WRITE_TIMEOUT = 30, CLOSING_TIMEOUT = 2, TICK = 0.5;
-enum { BACKLOG = 64, KEPT_BYTES = 64 << 10 };
+enum { KEPT_BYTES = 64 << 10 };
 
 static volatile sig_atomic_t signals;
 
@@ -48,77 +46,6 @@ double seconds_now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-int is_loopback(const char *host) {
-  return strcmp(host, "localhost") == 0 || strcmp(host, "::1") == 0 || strncmp(host, "127.", 4) == 0;
-}
-
-/* ---- listening ---- */
-
-static int cannot_listen(const char *where) {
-  fprintf(stderr, "slm-serve: error: cannot listen on %s: %s\n", where, strerror(errno));
-  return -1;
-}
-
-/* A socket file that nobody listens on any more is in the way of the next one. */
-static void remove_stale(const struct sockaddr_un *address) {
-  struct stat found;
-  if (lstat(address->sun_path, &found) < 0 || !S_ISSOCK(found.st_mode)) return;
-  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (fd < 0) return;
-  if (connect(fd, (const struct sockaddr *)address, sizeof *address) < 0 && errno == ECONNREFUSED)
-    unlink(address->sun_path);
-  close(fd);
-}
-
-static int listen_unix(const char *path) {
-  struct sockaddr_un address = {.sun_family = AF_UNIX};
-  if (strlen(path) >= sizeof address.sun_path) return errno = ENAMETOOLONG, cannot_listen(path);
-  strcpy(address.sun_path, path);
-  remove_stale(&address);
-  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  mode_t mask = umask(0177); /* for this user alone */
-  int bound = fd >= 0 && bind(fd, (const struct sockaddr *)&address, sizeof address) == 0;
-  umask(mask);
-  if (!bound || listen(fd, BACKLOG) < 0) {
-    cannot_listen(path);
-    if (fd >= 0) close(fd);
-    return -1;
-  }
-  printf("slm-serve: listening on unix:%s\n", path);
-  return fd;
-}
-
-static int listen_tcp(const char *host, long port) {
-  char service[8], where[300];
-  struct addrinfo hints = {.ai_flags = AI_PASSIVE | AI_NUMERICHOST | AI_NUMERICSERV,
-                           .ai_socktype = SOCK_STREAM}, *found;
-  snprintf(service, sizeof service, "%ld", port);
-  snprintf(where, sizeof where, "%.256s, port %ld", host, port);
-  if (getaddrinfo(strcmp(host, "localhost") == 0 ? "127.0.0.1" : host, service, &hints, &found)) {
-    fprintf(stderr, "slm-serve: error: --host %s is no address: give a number such as 127.0.0.1\n",
-            host);
-    return -1;
-  }
-  int yes = 1, fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  struct sockaddr_storage own;
-  socklen_t length = sizeof own;
-  if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) < 0 ||
-      bind(fd, found->ai_addr, found->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0 ||
-      getsockname(fd, (struct sockaddr *)&own, &length) < 0) {
-    cannot_listen(where);
-    if (fd >= 0) close(fd);
-    fd = -1;
-  } else {
-    int six = own.ss_family == AF_INET6;
-    in_port_t bound = six ? ((struct sockaddr_in6 *)&own)->sin6_port
-                          : ((struct sockaddr_in *)&own)->sin_port;
-    printf("slm-serve: listening on http://%s%s%s:%d\n", six ? "[" : "", host, six ? "]" : "",
-           ntohs(bound));
-  }
-  freeaddrinfo(found);
-  return fd;
 }
 
 /* ---- connections ---- */
@@ -361,7 +288,10 @@ static int round_of_events(server *s, int listener, struct pollfd *fds, connecti
   size_t count = list_events(s, listener, fds, whose, &busy);
   struct timespec wait = {0, busy ? 0 : (long)(TICK * 1e9)};
   int ready = ppoll(fds, count, &wait, &none);
-  if (ready < 0 && errno != EINTR) return cannot_listen("its sockets");
+  if (ready < 0 && errno != EINTR) {
+    fprintf(stderr, "slm-serve: error: waiting for requests: %s\n", strerror(errno));
+    return -1;
+  }
   for (size_t i = 0; ready > 0 && i < count; ++i) {
     if (!fds[i].revents) continue;
     if (whose[i]) handle_events(s, whose[i], fds[i].revents);
@@ -380,15 +310,31 @@ static int all_free(const server *s) {
   return 1;
 }
 
+/* Each connection takes a descriptor; without one left, accept would fail for ever. */
+static int allow_descriptors(const serve_options *o) {
+  enum { OTHERS = 16 };
+  struct rlimit limit;
+  rlim_t wanted = (rlim_t)o->connections + OTHERS;
+  if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= wanted) return 0;
+  limit.rlim_cur = wanted;
+  if (wanted <= limit.rlim_max && setrlimit(RLIMIT_NOFILE, &limit) == 0) return 0;
+  fprintf(stderr, "slm-serve: error: --connections %ld: this process may open %lu files (ulimit -n)\n",
+          o->connections, (unsigned long)limit.rlim_max);
+  return -1;
+}
+
 int serve(server *s) {
   const serve_options *o = &s->options;
-  int listener = o->unix_path ? listen_unix(o->unix_path) : listen_tcp(o->host, o->port), code = 0;
+  if (allow_descriptors(o) < 0) return -1;
+  int listener = start_listening(o), code = 0;
   struct pollfd *fds = calloc((size_t)o->connections + 1, sizeof *fds);
   connection **whose = calloc((size_t)o->connections + 1, sizeof *whose);
   if (listener < 0 || !fds || !whose) code = -1;
   if (code == 0)
     printf("slm-serve: %s, %ld sessions, context %d; %.1f MB are taken besides the weights\n",
            o->name, o->sessions, s->model.context, (double)s->planned_bytes / 1e6);
+  if (code == 0 && !s->model.tokenizer)
+    printf("slm-serve: prompts must be token ids: %s\n", s->model.no_tokenizer);
   fflush(stdout);
   double stop_at = 0;
   while (code == 0) {

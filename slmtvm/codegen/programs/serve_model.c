@@ -14,7 +14,6 @@
 
 enum {
   PAGE = 4096,
-  USUAL_CHUNK = 64, /* tokens of a prompt between two looks at the sockets */
   TEXT_BYTES = 64 << 10, TOKEN_TEXT_BYTES = 32, /* of a prompt: so much, and so much for each token */
   ANSWER_BYTES = 4 << 10, TOKEN_ANSWER_BYTES = 16
 };
@@ -56,15 +55,14 @@ static void find_marked_tokens(served_model *m) {
   m->start = whole_field(m->info, "start", m->start);
 }
 
-/* A prompt is evaluated in pieces, so that others do not wait for all of it. */
+/* A prompt is evaluated in pieces, so that others do not wait for all of it: of the most rows that the
+ * model computes at once, which read the weights once. */
 static int32_t chunk_of(json info) {
   const char *cursor = NULL;
   json rows;
   int32_t chunk = 1;
-  while (json_next(json_field(info, "chunks"), &cursor, &rows)) {
-    int32_t value = (int32_t)json_number(rows);
-    if (value > chunk && (value <= USUAL_CHUNK || chunk == 1)) chunk = value;
-  }
+  while (json_next(json_field(info, "chunks"), &cursor, &rows))
+    if (json_number(rows) > chunk) chunk = (int32_t)json_number(rows);
   return chunk;
 }
 
@@ -89,10 +87,8 @@ int open_model(server *s) {
   served_model *m = &s->model;
   if (describe(m) < 0) return -1;
   if (slm_open(s->options.bundle, &s->options.open, &m->model) < 0) return slm_failed();
-  if (slm_tokenizer_open(s->options.bundle, &m->tokenizer) < 0) {
+  if (slm_tokenizer_open(s->options.bundle, &m->tokenizer) < 0)
     snprintf(m->no_tokenizer, sizeof m->no_tokenizer, "%s", slm_last_error());
-    fprintf(stderr, "slm-serve: prompts must be token ids: %s\n", m->no_tokenizer);
-  }
   find_marked_tokens(m);
   return load_chat(s);
 }

@@ -8,6 +8,7 @@
 
 enum { USUAL_TOKENS = 16 /* of OpenAI's completions */ };
 
+static const float LEAST_TOP_P = 1e-6f; /* the likeliest token alone: 0 would be all to slm_sample */
 static const char invalid[] = "invalid_value";
 
 int32_t tokenize_text(server *s, const char *text, size_t bytes, uint32_t flags, int32_t *tokens,
@@ -90,7 +91,7 @@ static int read_sampling(json body, slm_sampling *sampling, refusal *r) {
       read_whole(body, "seed", -0x1p63, 0x1p64, 0, &seed, r) < 0)
     return -1;
   *sampling = (slm_sampling){sizeof *sampling, (float)temperature, top_k > 0 ? (int32_t)top_k : 0,
-                             (float)top_p, (float)min_p, (float)penalty, 0};
+                             top_p > 0 ? (float)top_p : LEAST_TOP_P, (float)min_p, (float)penalty, 0};
   if (json_field(body, "seed").at)
     sampling->seed = seed < 0 ? (uint64_t)(int64_t)seed : seed < 0x1p64 ? (uint64_t)seed : UINT64_MAX;
   else if (getrandom(&sampling->seed, sizeof sampling->seed, 0) != sizeof sampling->seed)
@@ -197,7 +198,8 @@ int read_generation(server *s, connection *c, refusal *r) {
   const served_model *m = &s->model;
   if (m->kind == KIND_ENCODER || slm_output_size() != m->vocabulary)
     return refuse(r, 400, "model", "unsupported_model", "this model writes no text");
-  if (read_flag(c->body, "stream", &j->stream, r) < 0 || refuse_unknown(c->body, r) < 0 ||
+  if (read_flag(c->body, "stream", &j->stream, r) < 0 ||
+      read_flag(c->body, "return_token_ids", &j->ids, r) < 0 || refuse_unknown(c->body, r) < 0 ||
       read_sampling(c->body, &j->sampling, r) < 0 || read_stops(j, c->body, r) < 0 ||
       read_logprobs(s, j, c->body, r) < 0 || read_most_tokens(s, j, c->body, r) < 0 ||
       read_flag(json_field(c->body, "stream_options"), "include_usage", &j->include_usage, r) < 0)

@@ -214,6 +214,11 @@ static void ask_embeddings(server *s, connection *c) {
   else enqueue(s, c);
 }
 
+static void ask_labels(server *s, connection *c) {
+  c->job.classify = 1;
+  ask_embeddings(s, c);
+}
+
 static void ask_tokens(server *s, connection *c) {
   refusal r;
   c->job.route = ROUTE_TOKENIZE;
@@ -314,6 +319,7 @@ static const route routes[] = {
     {"/v1/completions", "POST", ask_completion, 0},
     {"/v1/chat/completions", "POST", ask_chat, 0},
     {"/v1/embeddings", "POST", ask_embeddings, 0},
+    {"/v1/classify", "POST", ask_labels, 0},
     {"/tokenize", "POST", ask_tokens, 0},
     {"/detokenize", "POST", ask_text, 0},
 };

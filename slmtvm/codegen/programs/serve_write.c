@@ -112,6 +112,15 @@ static void put_event_logprobs(server *s, const connection *c, int32_t from, int
   put(w, "],\"text_offset\":[]},");
 }
 
+/* Which tokens a text is made of, as vLLM says it: all that there is of a model without a compiled
+ * tokenizer. */
+static void put_ids(const connection *c, int32_t from, int32_t to, writer *w) {
+  const int32_t *made = c->tokens + c->job.count - c->job.made;
+  put(w, "\"token_ids\":[");
+  for (int32_t i = from; i < to; ++i) put_format(w, i > from ? ",%d" : "%d", made[i]);
+  put(w, "],");
+}
+
 /* ---- events ---- */
 
 void write_begin(server *s, connection *c) {
@@ -154,6 +163,7 @@ static void write_event(server *s, connection *c, size_t bytes, int32_t told) {
   put_escaped(&w, c->text, bytes);
   put(&w, is_chat(c) ? "\"}," : "\",");
   put_event_logprobs(s, c, c->job.told, told, &w);
+  if (c->job.ids) put_ids(c, c->job.told, told, &w);
   put_finish(c, 0, &w);
   put(&w, "}]}\n\n");
   end_part(c, &w);
@@ -185,7 +195,7 @@ void write_events(server *s, connection *c) {
   job *j = &c->job;
   for (;;) {
     size_t bytes = piece_of(c->text, j->text_length - held_back(c));
-    int32_t told = j->logprobs && j->told < j->made ? j->told + 1 : j->told;
+    int32_t told = (j->logprobs || j->ids) && j->told < j->made ? j->told + 1 : j->told;
     if (out_room(c) < EVENT_BYTES) return; /* later, when what is there was read */
     if (bytes == 0 && told == j->told) break;
     write_event(s, c, bytes, told);
@@ -195,7 +205,7 @@ void write_events(server *s, connection *c) {
 
 /* ---- a whole answer, in as many parts as its buffer needs ---- */
 
-enum { BEGIN, TEXT, AFTER_TEXT, TOKENS, SCORES, OTHERS, END };
+enum { BEGIN, TEXT, AFTER_TEXT, TOKENS, SCORES, OTHERS, IDS, MORE_IDS, END };
 
 static void put_whole_begin(server *s, connection *c, writer *w) {
   put_head(s, c, w);
@@ -222,6 +232,18 @@ static void next_array(connection *c, const char *text, writer *w) {
   ++c->job.phase;
 }
 
+/* Some of the ids: a part of an answer has room for so many. */
+static void put_some_ids(connection *c, writer *w) {
+  enum { MOST_IDS = 500 };
+  job *j = &c->job;
+  const int32_t *made = c->tokens + j->count - j->made;
+  int32_t end = j->made - j->told > MOST_IDS ? j->told + MOST_IDS : j->made;
+  for (; j->told < end; ++j->told) put_format(w, j->told ? ",%d" : "%d", made[j->told]);
+  if (j->told < j->made) return;
+  put(w, "],");
+  j->phase = END;
+}
+
 /* A phase of an answer, or a part of it. */
 static void put_phase(server *s, connection *c, writer *w) {
   job *j = &c->job;
@@ -240,14 +262,14 @@ static void put_phase(server *s, connection *c, writer *w) {
     case AFTER_TEXT:
       put(w, is_chat(c) ? "\",\"refusal\":null}," : "\",");
       j->told = 0;
-      j->phase = j->logprobs ? TOKENS : END;
+      j->phase = j->logprobs ? TOKENS : IDS;
       put(w, !j->logprobs ? "\"logprobs\":null,"
              : is_chat(c) ? "\"logprobs\":{\"content\":[" : "\"logprobs\":{\"tokens\":[");
       break;
     case TOKENS:
       if (put_element(s, c, w)) break;
       next_array(c, is_chat(c) ? "],\"refusal\":null}," : "],\"token_logprobs\":[", w);
-      if (is_chat(c)) j->phase = END;
+      if (is_chat(c)) j->phase = IDS;
       break;
     case SCORES:
       if (!put_element(s, c, w)) next_array(c, "],\"top_logprobs\":[", w);
@@ -255,6 +277,11 @@ static void put_phase(server *s, connection *c, writer *w) {
     case OTHERS:
       if (!put_element(s, c, w)) next_array(c, "],\"text_offset\":[]},", w);
       break;
+    case IDS:
+      if (j->ids) next_array(c, "\"token_ids\":[", w);
+      else j->phase = END;
+      break;
+    case MORE_IDS: put_some_ids(c, w); break;
     default: break;
   }
 }

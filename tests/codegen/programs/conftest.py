@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from slmtvm.runtime.serving import server_program
-from tests.codegen.programs.serving import Server, serving
+from slmtvm.text.chat import ChatTemplate, compile_chat
+from tests.codegen.programs.serving import CHAT_TEMPLATE, Server, serving
 from tests.end_to_end.bundles import CPU_TARGETS, bundle_for
 
 
@@ -26,3 +27,16 @@ def program(demo: Path) -> Path:
 def server(program: Path, demo: Path) -> Iterator[Server]:
     with serving(program, demo, ["--name", "pycode"]) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def chat_bundle(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model's bundle with a chat template, as if one lay beside the model."""
+    bundle = tmp_path_factory.mktemp("chat") / "chat.slm"
+    bundle.mkdir()
+    for file in demo.iterdir():
+        (bundle / file.name).symlink_to(file)
+    pieces = compile_chat(ChatTemplate(CHAT_TEMPLATE, {}))
+    assert pieces.reason is None
+    (bundle / "chat.json").write_bytes(pieces.to_json())
+    return bundle

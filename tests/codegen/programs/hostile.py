@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 
 PATHS = (
-    "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize",
+    "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/classify", "/tokenize",
+    "/detokenize",
     "/v1/models", "/v1/models/x", "/healthz", "/metrics", "/", "/v1/completions?x=1", "*",
 )  # fmt: skip
 _WORDS = (

@@ -13,8 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from tests.importer.heads import VOCAB
+
 _LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 STOP_SECONDS = 60
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ '# ' + m.content + '\n' }}"
+    "{% elif m.role == 'user' %}{{ 'def ' + m.content | trim + ':\n' }}"
+    "{% else %}{{ m.content + '\n\n\n' }}{% endif %}{% endfor %}"
+    '{% if add_generation_prompt %}{{ \'    """\' }}{% endif %}'
+)
 
 
 @dataclass
@@ -46,10 +59,12 @@ class Server:
 
 
 @contextmanager
-def serving(program: Path | str, bundle: Path, options: Sequence[str] = ()) -> Iterator[Server]:
+def serving(
+    program: Path, bundle: Path, options: Sequence[str] = (), emulator: Sequence[str] = ()
+) -> Iterator[Server]:
     """A server on a free port, which ends with the block, without an error."""
     process = subprocess.Popen(
-        [str(program), str(bundle), "--port", "0", *options],
+        [*emulator, str(program), str(bundle), "--port", "0", *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -66,3 +81,16 @@ def serving(program: Path | str, bundle: Path, options: Sequence[str] = ()) -> I
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def save_words(folder: Path) -> None:
+    """A tokenizer of words w0, w1, ... between two special tokens."""
+    words = {f"w{i}": i for i in range(VOCAB - 2)} | {"[CLS]": VOCAB - 2, "[SEP]": VOCAB - 1}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[("[CLS]", VOCAB - 2), ("[SEP]", VOCAB - 1)],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from slmtvm.host import host_target
+from slmtvm.compiler import compile_model
+from slmtvm.target import host_target
 from tests.codegen.programs.hostile import any_request, send
-from tests.codegen.programs.serving import Server, serving
+from tests.codegen.programs.serving import Server, save_words, serving
+from tests.importer.heads import ENCODERS, save_head
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
@@ -24,25 +26,41 @@ CLIENTS = 8
 OPTIONS = ["--connections", "6", "--sessions", "2", "--queue", "3", "--read-timeout", "1"]
 
 
-@pytest.fixture(scope="module")
-def checked_program(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """slm-serve of the demo model, its own code and the runtime's under sanitizers."""
-    if not shutil.which("gcc"):
-        pytest.skip("no gcc here; on Debian and Ubuntu: apt install gcc libc6-dev")
-    path = tmp_path_factory.mktemp("checked") / "slm-serve"
-    folders = {"runtime": "*.c", "programs": "serve*.c"}
-    sources = [path for name, some in folders.items() for path in sorted((CODE / name).glob(some))]
+def gcc(*arguments: str, folder: Path) -> None:
+    flags = ("-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{CODE / 'runtime'}")
+    sanitizers = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     result = subprocess.run(
-        ["gcc", "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror",
-         "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{CODE / 'runtime'}",
-         *map(str, sources), str(demo / "lib" / f"{host_target().name}.o"), "-lm", "-pthread",
-         "-o", str(path)],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        ["gcc", *flags, *sanitizers, *arguments], cwd=folder, capture_output=True, text=True
+    )
     if "cannot find" in result.stderr:
         pytest.skip("gcc has no address sanitizer here")
     assert result.returncode == 0, result.stderr
-    return path
+
+
+@pytest.fixture(scope="module")
+def checked_objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runtime and slm-serve, compiled under sanitizers."""
+    if not shutil.which("gcc"):
+        pytest.skip("no gcc here; on Debian and Ubuntu: apt install gcc libc6-dev")
+    folder = tmp_path_factory.mktemp("checked")
+    folders = {"runtime": "*.c", "programs": "serve*.c"}
+    sources = [file for name, some in folders.items() for file in sorted((CODE / name).glob(some))]
+    gcc("-c", *map(str, sources), folder=folder)
+    return folder
+
+
+def link(objects: Path, bundle: Path) -> Path:
+    """slm-serve of the bundle."""
+    made = [path.name for path in sorted(objects.glob("*.o"))]
+    model = bundle.absolute() / "lib" / f"{host_target().name}.o"
+    program = objects / bundle.stem
+    gcc(*made, str(model), "-lm", "-pthread", "-o", program.name, folder=objects)
+    return program
+
+
+@pytest.fixture(scope="module")
+def checked_program(checked_objects: Path, demo: Path) -> Path:
+    return link(checked_objects, demo)
 
 
 def attack(server: Server, seed: int, count: int) -> None:
@@ -84,11 +102,24 @@ def answers_again(server: Server) -> None:
     "count", [REQUESTS, pytest.param(MOST_REQUESTS, marks=pytest.mark.exhaustive)]
 )
 def test_hostile_requests_leave_the_sanitizers_silent_and_the_server_alive(
-    checked_program: Path, demo: Path, count: int
+    checked_program: Path, chat_bundle: Path, count: int
 ) -> None:
-    with serving(checked_program, demo, OPTIONS) as server:
+    with serving(checked_program, chat_bundle, OPTIONS) as server:
         attack(server, 1, count)
         answers_again(server)
+
+
+def test_hostile_requests_for_embeddings_leave_them_silent(
+    checked_objects: Path, tmp_path: Path
+) -> None:
+    model = save_head(ENCODERS["pooler"], tmp_path)
+    save_words(tmp_path)
+    bundle = tmp_path / "words.slm"
+    compile_model(model, output=bundle)
+    with serving(link(checked_objects, bundle), bundle, OPTIONS) as server:
+        attack(server, 4, REQUESTS // 2)
+        status, answer = server.ask("/v1/embeddings", {"input": ["w1", "w2"]})
+        assert status == 200 and len(answer["data"]) == 2
 
 
 def test_a_slow_request_is_ended_and_others_are_served_meanwhile(

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import random
+import re
+import shutil
 import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +20,17 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from slmtvm.bundle import Bundle
+from slmtvm.codegen.program import build_programs
 from slmtvm.runtime import load
 from slmtvm.runtime.text import generate_text
+from slmtvm.target import Target
+from tests.codegen.programs.hostile import any_body, any_text
 from tests.codegen.programs.serving import Server, serving
+from tests.emulation.session import CPUS
 from tests.end_to_end.bundles import CONTEXT
 from tests.models import PROMPTS
+from tests.models.pycode import ROOT
 
 pytestmark = pytest.mark.slow
 TOKENS = 40
@@ -67,6 +80,22 @@ def test_a_stream_brings_the_same_text_piece_by_piece_and_its_usage(
     assert events[-2].choices[0].finish_reason == "length"
     assert events[-1].usage.completion_tokens == TOKENS
     assert len({event.id for event in events}) == 1
+
+
+@pytest.mark.parametrize("name", ["cortex-a78", "riscv64-rvv"])
+def test_other_machines_write_the_same_text(
+    demo: Path, texts: dict[str, str], name: str, tmp_path: Path
+) -> None:
+    target = Target.load(name)
+    (program,) = build_programs(demo, [name], tmp_path, names=["serve"])
+    assert program.stat().st_size < 400_000
+    qemu = f"qemu-{target.arch}-static"
+    if shutil.which(qemu) is None:
+        pytest.skip(f"no {qemu} here; on Debian and Ubuntu: apt install qemu-user-static")
+    with serving(program, demo, emulator=[qemu, "-cpu", CPUS[target.arch][0]]) as server:
+        asked = {"prompt": PROMPTS[0], "temperature": 0, "max_tokens": TOKENS}
+        status, answer = server.ask("/v1/completions", asked)
+    assert status == 200 and answer["choices"][0]["text"] == texts[PROMPTS[0]]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -199,6 +228,57 @@ def test_text_becomes_tokens_and_tokens_text(server: Server, demo: Path) -> None
     assert server.ask("/detokenize", {"tokens": told["tokens"]}) == (200, {"content": text})
 
 
+@pytest.fixture
+def raw(server: Server) -> Iterator[http.client.HTTPConnection]:
+    """One connection for many requests."""
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
+        yield connection
+
+
+def posted(raw: http.client.HTTPConnection, path: str, content: bytes) -> tuple[int, Any]:
+    raw.request("POST", path, content, {"Content-Type": "application/json"})
+    answer = raw.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def test_strings_are_read_and_written_as_python_reads_and_writes_them(
+    raw: http.client.HTTPConnection,
+) -> None:
+    r = random.Random(3)
+    for number in range(150):
+        text = any_text(r)[:100]  # so that its tokens fit
+        whole = re.sub("[\ud800-\udfff]", "\ufffd", text)  # halves of pairs
+        plain = number % 2 == 0
+        content = json.dumps({"content": text if plain else whole}, ensure_ascii=plain)
+        expected = json.loads(json.dumps(text if plain else whole))
+        expected = re.sub("[\ud800-\udfff]", "\ufffd", expected)
+        status, told = posted(raw, "/tokenize", content.encode())
+        assert status == 200, told
+        tokens = json.dumps({"tokens": told["tokens"]}).encode()
+        assert posted(raw, "/detokenize", tokens) == (200, {"content": expected})
+
+
+def test_a_body_is_json_where_python_says_so(raw: http.client.HTTPConnection) -> None:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)  # NaN is none
+
+    r = random.Random(8)
+    seen = {True: 0, False: 0}
+    for _ in range(400):
+        content = any_body(r)
+        if len(content) > 100_000 or content.count(b"[") + content.count(b"{") > 30:
+            continue  # what is too long or too deep is refused, too
+        try:
+            sound = isinstance(json.loads(content.decode(), parse_constant=refuse), dict)
+        except ValueError:
+            sound = False
+        _, answer = posted(raw, "/v1/chat/completions", content)
+        said = answer.get("error", {}).get("message", "")
+        assert said.startswith("the body is no JSON") != sound, (content, said)
+        seen[sound] += 1
+    assert min(seen.values()) > 50
+
+
 def metrics_of(server: Server) -> dict[str, float]:
     status, text = server.ask("/metrics")
     assert status == 200
@@ -226,6 +306,41 @@ def test_metrics_count_what_was_done(server: Server, client: openai.OpenAI) -> N
     assert after["slm_num_requests_running"] == 0
     assert 0 < after["slm_kv_cache_usage_perc"] <= 1
     assert after["process_resident_memory_bytes"] > 0
+
+
+def test_the_board_for_grafana_shows_what_the_server_counts(server: Server) -> None:
+    board = json.loads((ROOT / "examples" / "grafana.json").read_text())
+    shown = {
+        name
+        for panel in board["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"(?:slm|process)_\w+", target["expr"])
+    }
+    told = {name.partition("{")[0] for name in metrics_of(server)}
+    # A machine without sensors has no temperatures.
+    assert len(shown) > 10 and shown - told <= {"slm_temperature_celsius"}
+
+
+def test_no_more_memory_is_used_than_was_said_beforehand(server: Server, demo: Path) -> None:
+    weights = Bundle.open(demo).manifest.weights.bytes
+    tables = (demo / "tokenizer.bin").stat().st_size
+    told = metrics_of(server)
+    most = told["slm_memory_planned_bytes"] + weights + tables + 3_000_000
+    assert told["process_resident_memory_bytes"] < most
+
+
+def test_the_tokens_of_a_text_are_told_where_they_are_asked_for(
+    server: Server, demo: Path, texts: dict[str, str]
+) -> None:
+    ask = {"prompt": PROMPTS[0], "temperature": 0, "max_tokens": TOKENS, "return_token_ids": True}
+    _, answer = server.ask("/v1/completions", ask)
+    ids = answer["choices"][0]["token_ids"]
+    _, events = server.ask("/v1/completions", {**ask, "stream": True})
+    told = [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: {")]
+    assert [i for event in told for i in event["choices"][0].get("token_ids", [])] == ids
+    with load(demo) as session:
+        prompt = session.tokenizer.encode(PROMPTS[0]).ids
+        assert ids == list(session.generate(prompt, TOKENS))
 
 
 def test_a_key_is_asked_for(program: Path, demo: Path, tmp_path: Path) -> None:
