@@ -29,10 +29,14 @@ _OPTIONS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="the bundle, x.slm")
     for name, value, text in _OPTIONS:
-        parser.add_argument(f"--{name}", metavar=value, help=text)
+        parser.add_argument(f"--{name}", metavar=value, help=text, dest=_field(name))
     parser.add_argument(
         "--open", action="store_true", help="listen for other machines without a key"
     )
+
+
+def _field(name: str) -> str:
+    return "serve_" + name.replace("-", "_")  # the command's own parser has a "name", too
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         program = server_program(options.bundle, progress=bar.set_description_str)
     command = [str(program), str(options.bundle)]
     for name, _, _ in _OPTIONS:
-        value = getattr(options, name.replace("-", "_"))
+        value = getattr(options, _field(name))
         if value is not None:
             command += [f"--{name}", value]
     if options.open:

@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -397,6 +398,31 @@ def test_who_goes_away_is_not_computed_for(program: Path, demo: Path) -> None:
             assert told["slm_request_success_total{finished_reason=length}"] == 1
 
 
+def test_a_request_that_takes_too_long_is_ended(program: Path, demo: Path) -> None:
+    ask = {"prompt": "x", "max_tokens": CONTEXT, "temperature": 2, "seed": 1}
+    with serving(program, demo, ["--timeout", "0.001"]) as server:
+        status, answer = server.ask("/v1/completions", ask)
+        assert (status, answer["error"]["code"]) == (504, "timeout")
+        status, events = server.ask("/v1/completions", {**ask, "stream": True})
+        if status == 200:  # it had begun: the error is its last event
+            assert '"code":"timeout"' in events.strip().splitlines()[-1]
+        else:
+            assert (status, events["error"]["code"]) == (504, "timeout")
+
+
+def test_a_body_may_wait_for_leave_to_come(server: Server) -> None:
+    body = b'{"content": "x"}'
+    head = (
+        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Expect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+    )
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as raw:
+        raw.sendall(head)
+        assert raw.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        raw.sendall(body)
+        assert b"".join(iter(lambda: raw.recv(4096), b"")).startswith(b"HTTP/1.1 200 OK")
+
+
 def test_sigterm_lets_what_runs_finish(program: Path, demo: Path) -> None:
     with serving(program, demo) as server:
         client = openai.OpenAI(
@@ -411,6 +437,12 @@ def test_sigterm_lets_what_runs_finish(program: Path, demo: Path) -> None:
         code, errors = server.stop()
         assert (code, errors) == (0, "")
         assert [e.choices[0].finish_reason for e in events][-1] in ("length", "stop")
+
+
+def test_the_command_becomes_the_server(program: Path, demo: Path) -> None:
+    command = [sys.executable, "-m", "slmtvm.cli", "--quiet"]
+    with serving(Path("serve"), demo, ["--name", "ours"], emulator=command) as server:
+        assert server.ask("/v1/models/ours")[0] == 200
 
 
 def test_a_unix_socket_serves_its_owner(program: Path, demo: Path, tmp_path: Path) -> None:
