@@ -41,6 +41,7 @@ def write_deb(several: Sequence[Contents], output: Path, options: Options) -> No
         (f"{docs}/changelog.gz", _changelog(contents, package, options.maintainer)),
         (f"{docs}/copyright", _copyright(contents, package)),
         (f"usr/share/lintian/overrides/{package}", _overrides(contents, package)),
+        (f"usr/lib/systemd/system/{package}.service", _unit(contents, package)),
     ]
     sums = {path: hashlib.md5(content).hexdigest() for path, content in extra}
     sums |= {file.path: _md5(file) for file in files}
@@ -109,6 +110,9 @@ def _control(contents: Contents, package: str, maintainer: str, size: int) -> by
         f" Its folder is /usr/lib/slm/{contents.name}: the library and weights\n"
         " in bundle, the interface in include, and bin/slm-selftest, which says\n"
         " whether this machine computes what it should.\n"
+        " .\n"
+        f" systemctl enable --now {package} serves it on 127.0.0.1, port 8080;\n"
+        f" SLM_SERVE_OPTIONS in /etc/default/{package} are further options.\n"
     ).encode()
 
 
@@ -134,7 +138,49 @@ def _copyright(contents: Contents, package: str) -> bytes:
 
 
 def _overrides(contents: Contents, package: str) -> bytes:
+    lines = ["# Programs must run whatever libraries the system has."]
+    lines += [
+        f"{package}: statically-linked-binary [usr/lib/slm/{contents.name}/{file.path}]"
+        for file in contents.programs
+        if file.path not in _PROGRAMS
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _unit(contents: Contents, package: str) -> bytes:
+    """A service that reads its own files, listens, and can do nothing else (systemd.exec(5))."""
+    folder = f"/usr/lib/slm/{contents.name}"
     return (
-        "# The self-test must run whatever libraries the system has.\n"
-        f"{package}: statically-linked-binary [usr/lib/slm/{contents.name}/bin/slm-selftest]\n"
+        "[Unit]\n"
+        f"Description=Language model {contents.name}\n"
+        "After=network.target\n\n"
+        "[Service]\n"
+        "Type=notify\n"
+        f"EnvironmentFile=-/etc/default/{package}\n"
+        f"ExecStart={folder}/bin/slm-serve {folder}/bundle $SLM_SERVE_OPTIONS\n"
+        "WatchdogSec=60\n"
+        "Restart=on-failure\n"
+        "DynamicUser=yes\n"
+        "CapabilityBoundingSet=\n"
+        "LockPersonality=yes\n"
+        "MemoryDenyWriteExecute=yes\n"
+        "NoNewPrivileges=yes\n"
+        "PrivateDevices=yes\n"
+        "PrivateTmp=yes\n"
+        "ProtectClock=yes\n"
+        "ProtectControlGroups=yes\n"
+        "ProtectHome=yes\n"
+        "ProtectHostname=yes\n"
+        "ProtectKernelLogs=yes\n"
+        "ProtectKernelModules=yes\n"
+        "ProtectKernelTunables=yes\n"
+        "ProtectSystem=strict\n"
+        "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6\n"
+        "RestrictNamespaces=yes\n"
+        "RestrictRealtime=yes\n"
+        "RestrictSUIDSGID=yes\n"
+        "SystemCallArchitectures=native\n"
+        "SystemCallFilter=@system-service\n\n"
+        "[Install]\n"
+        "WantedBy=multi-user.target\n"
     ).encode()

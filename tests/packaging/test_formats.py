@@ -107,6 +107,22 @@ def test_lintian_finds_no_fault_in_a_deb(release: Release, tmp_path: Path) -> No
     assert result.returncode == 0, result.stdout
 
 
+def test_systemd_takes_the_service_of_a_deb_and_calls_it_well_confined(
+    release: Release, tmp_path: Path
+) -> None:
+    analyze, dpkg = tool("systemd-analyze", "systemd"), tool("dpkg-deb", "dpkg")
+    root = tmp_path / "root"
+    succeed(dpkg, "-x", make(release, "deb", tmp_path), root)
+    unit = root / "usr/lib/systemd/system/slm-toy.service"
+    assert (root / "usr/lib/slm/toy/bin/slm-serve").is_file()
+    for name in ("sysinit", "basic", "shutdown", "network", "multi-user"):  # a distribution's
+        unit.with_name(f"{name}.target").write_text("[Unit]\nDescription=part of the system\n")
+    checked = run(analyze, f"--root={root}", "--man=no", "verify", unit.name)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    judged = run(analyze, "security", "--offline=yes", "--threshold=20", unit)
+    assert judged.returncode == 0, judged.stdout  # of 100, where 100 is not confined at all
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root installs packages")
 def test_dpkg_installs_a_deb_into_a_root_and_takes_it_out(
     release: Release, keys: Keys, tmp_path: Path

@@ -16,6 +16,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "serve_notify.h"
+
 /* Seconds. */
 static const double IDLE_TIMEOUT = 60, WRITE_TIMEOUT = 30, CLOSING_TIMEOUT = 2, TICK = 0.5;
 enum { KEPT_BYTES = 64 << 10 };
@@ -336,10 +338,14 @@ int serve(server *s) {
   if (code == 0 && !s->model.tokenizer)
     printf("slm-serve: prompts must be token ids: %s\n", s->model.no_tokenizer);
   fflush(stdout);
+  notify_open();
+  if (code == 0) notify("READY=1");
   double stop_at = 0;
   while (code == 0) {
+    notify_alive(seconds_now());
     if (signals && !s->stopping) {
       s->stopping = 1;
+      notify("STOPPING=1");
       stop_at = seconds_now() + (double)o->grace;
       close(listener);
       listener = -1;
