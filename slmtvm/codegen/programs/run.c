@@ -10,6 +10,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "marks.h"
 #include "slm.h"
 #include "threads.h"
 
@@ -72,22 +73,8 @@ static int is_kind(const char *kind) {
          value[1 + strlen(kind)] == '"';
 }
 
-/* The first token of `marks` that the vocabulary has; `most` of them. */
-static size_t find_marks(const slm_tokenizer *tokenizer, const char *const *marks, int32_t *tokens,
-                         size_t most) {
-  size_t count = 0;
-  for (; *marks && count < most; ++marks) {
-    int32_t token = slm_token_find(tokenizer, *marks, strlen(*marks));
-    if (token >= 0) tokens[count++] = token;
-  }
-  return count;
-}
-
 /* The tokens after which a text is over: the model's settings say it, else the tokenizer. */
 static void find_ends(runner *r) {
-  static const char *const marks[] = {"<|endoftext|>", "<|end_of_text|>", "<|eot_id|>",
-                                      "<|im_end|>",    "<|end|>",         "<eos>",
-                                      "<end_of_turn>", "</s>",            NULL};
   const char *value = said("end");
   if (value && *value == '[')
     while (r->end_count < MOST_ENDS && (*value == '[' || *value == ',')) {
@@ -97,15 +84,14 @@ static void find_ends(runner *r) {
       r->ends[r->end_count++] = (int32_t)token;
       value = after;
     }
-  if (r->end_count == 0) r->end_count = find_marks(r->tokenizer, marks, r->ends, MOST_ENDS);
+  if (r->end_count == 0) r->end_count = find_marks(r->tokenizer, END_MARKS, r->ends, MOST_ENDS);
 }
 
 static int32_t usual_start(const runner *r) {
-  static const char *const marks[] = {"<pad>", "[PAD]", "<|pad|>", NULL};
   const char *value = said("start");
   int32_t token = 0;
   if (value && *value >= '0' && *value <= '9') return (int32_t)strtol(value, NULL, 10);
-  find_marks(r->tokenizer, marks, &token, 1);
+  find_marks(r->tokenizer, START_MARKS, &token, 1);
   return token;
 }
 

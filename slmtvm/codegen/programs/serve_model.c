@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "marks.h"
 #include "serve.h"
 
 #ifdef __SANITIZE_ADDRESS__
@@ -28,30 +29,15 @@ static int32_t whole_field(json object, const char *name, int32_t otherwise) {
   return value >= 0 && value <= INT32_MAX ? (int32_t)value : otherwise;
 }
 
-/* The tokens that the vocabulary has of `marks`. */
-static int find_marks(const slm_tokenizer *tokenizer, const char *const *marks, int32_t *tokens,
-                      int most) {
-  int count = 0;
-  for (; tokenizer && *marks && count < most; ++marks) {
-    int32_t token = slm_token_find(tokenizer, *marks, strlen(*marks));
-    if (token >= 0) tokens[count++] = token;
-  }
-  return count;
-}
-
 /* The tokens after which a text is over, and that of an encoder-decoder's start: the model's settings
  * say them, else the tokenizer. */
 static void find_marked_tokens(served_model *m) {
-  static const char *const ends[] = {"<|endoftext|>", "<|end_of_text|>", "<|eot_id|>",
-                                     "<|im_end|>",    "<|end|>",         "<eos>",
-                                     "<end_of_turn>", "</s>",            NULL};
-  static const char *const paddings[] = {"<pad>", "[PAD]", "<|pad|>", NULL};
   const char *cursor = NULL;
   json end;
   while (m->end_count < MOST_ENDS && json_next(json_field(m->info, "end"), &cursor, &end))
     m->ends[m->end_count++] = (int32_t)json_number(end);
-  if (m->end_count == 0) m->end_count = find_marks(m->tokenizer, ends, m->ends, MOST_ENDS);
-  find_marks(m->tokenizer, paddings, &m->start, 1);
+  if (m->end_count == 0) m->end_count = (int)find_marks(m->tokenizer, END_MARKS, m->ends, MOST_ENDS);
+  find_marks(m->tokenizer, START_MARKS, &m->start, 1);
   m->start = whole_field(m->info, "start", m->start);
 }
 
