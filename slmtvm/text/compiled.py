@@ -32,14 +32,15 @@ def compile_tokenizer(content: bytes) -> bytes:
     from tokenizers import Tokenizer
 
     # The package writes older spellings of the file anew.
-    settings: Settings = json.loads(Tokenizer.from_buffer(content).to_str())
+    package = Tokenizer.from_buffer(content)
+    settings: Settings = json.loads(package.to_str())
     try:
-        return _compile(settings)
+        return _compile(settings, package.id_to_token)
     except (KeyError, TypeError, ValueError) as error:
         raise UnsupportedTokenizerError(f"a field is not as expected: {error!r}") from error
 
 
-def _compile(settings: Settings) -> bytes:
+def _compile(settings: Settings, text_of: Callable[[int], str | None]) -> bytes:
     added: list[Settings] = settings["added_tokens"]
     names = _names(settings["model"], added)
     pre = pre_tokenizer(settings["pre_tokenizer"])
@@ -55,7 +56,7 @@ def _compile(settings: Settings) -> bytes:
     header.steps = write_steps(steps, writer)
     write_model(settings["model"], pre.in_bytes, len(names), header, writer)
     _write_kinds(any(t["single_word"] for t in added), header, writer)
-    _write_texts(settings, names, header, writer)
+    _write_texts(settings, names, text_of, header, writer)
     _write_templates(settings, names, header, writer)
     return writer.finish(header)
 
@@ -96,12 +97,19 @@ def _write_kinds(words: bool, header: Header, writer: TableWriter) -> None:
     header.kinds = writer.char_map(kinds.astype(np.uint16))
 
 
-def _write_texts(settings: Settings, names: list[str], header: Header, writer: TableWriter) -> None:
-    # A decoder gets added tokens as they are looked for.
-    shown, normalize = list(names), _normalize(settings["normalizer"])
+def _write_texts(
+    settings: Settings,
+    names: list[str],
+    text_of: Callable[[int], str | None],
+    header: Header,
+    writer: TableWriter,
+) -> None:
+    # What a decoder gets of added tokens that are normalized depends on the package's release: as
+    # they are written before 0.23, as they are looked for since.
+    shown = list(names)
     for token in settings["added_tokens"]:
         if token["normalized"]:
-            shown[token["id"]] = normalize(token["content"])
+            shown[token["id"]] = text_of(token["id"]) or ""
     texts = token_texts(settings["decoder"], shown)
     special = {t["content"] for t in settings["added_tokens"] if t["special"]}
     header.first_texts = writer.strings(texts.first)

@@ -15,7 +15,7 @@ from slmtvm.runtime import load
 from slmtvm.runtime.text import generate_text
 from slmtvm.target import Target, host_target
 from tests.emulation.session import CPUS
-from tests.end_to_end.bundles import CPU_TARGETS, bundle_for
+from tests.end_to_end.bundles import TARGETS_OF_THREE, bundle_for
 from tests.machines import is_native, lacking
 from tests.models import PROMPTS
 
@@ -25,7 +25,7 @@ TOKENS = 24
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundle_for(tmp_path_factory, "demo", CPU_TARGETS)
+    return bundle_for(tmp_path_factory, "demo", TARGETS_OF_THREE)
 
 
 def command(bundle: Path, target: Target, folder: Path) -> list[str]:
@@ -112,4 +112,4 @@ def test_a_changed_object_is_not_linked(bundle: Path, tmp_path: Path) -> None:
         build_programs(copy, ["cortex-a78"], tmp_path)
     with pytest.raises(BundleError, match="no library for target 'x'"):
         build_programs(copy, ["x"], tmp_path)
-    assert Bundle.open(bundle).targets == tuple(sorted(CPU_TARGETS))
+    assert Bundle.open(bundle).targets == tuple(sorted(TARGETS_OF_THREE))

@@ -180,7 +180,7 @@ def test_skopeo_and_umoci_read_an_image_for_every_architecture(
         config = json.loads(succeed(skopeo, "inspect", "--config", f"oci:{layout}:v"))
         assert config["architecture"] == arch
         assert config["config"]["User"] == "65532:65532"
-        assert config["config"]["Entrypoint"] == ["/slm/bin/slm-selftest", "/slm/bundle"]
+        assert config["config"]["Entrypoint"] == ["/slm/bin/slm-serve", "/slm/bundle"]
         assert config["config"]["Labels"]["org.opencontainers.image.version"] == "1.1.0"
         weights.add(config["rootfs"]["diff_ids"][0])
         rootless = [] if os.geteuid() == 0 else ["--rootless"]

@@ -10,12 +10,12 @@ import pytest
 from slmtvm.runtime.serving import server_program
 from slmtvm.text.chat import ChatTemplate, compile_chat
 from tests.codegen.programs.serving import CHAT_TEMPLATE, Server, serving
-from tests.end_to_end.bundles import CPU_TARGETS, bundle_for
+from tests.end_to_end.bundles import TARGETS_OF_THREE, bundle_for
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundle_for(tmp_path_factory, "demo", CPU_TARGETS)
+    return bundle_for(tmp_path_factory, "demo", TARGETS_OF_THREE)
 
 
 @pytest.fixture(scope="session")
