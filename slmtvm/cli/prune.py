@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from slmtvm.cli.files import write_text
+from slmtvm.cli.reports import show_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,8 +63,5 @@ def run(options: argparse.Namespace) -> int:
             head=options.head,
             progress=bar.set_description_str,
         )
-    if not options.quiet:
-        print(report)
-    if options.json:
-        write_text(options.json, json.dumps(report.to_json(), indent=2) + "\n")
+    show_report(report, options)
     return 0

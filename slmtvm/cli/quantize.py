@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 
 from slmtvm.cli.arguments import positive
-from slmtvm.cli.files import write_text
+from slmtvm.cli.reports import show_report
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 
@@ -71,10 +70,7 @@ def run(options: argparse.Namespace) -> int:
             size=options.size,
             progress=bar.set_description_str,
         )
-    if not options.quiet:
-        print(report)
-    if options.json:
-        write_text(options.json, json.dumps(report.to_json(), indent=2) + "\n")
+    show_report(report, options)
     return 0
 
 

@@ -14,7 +14,6 @@ import numpy.typing as npt
 from slmtvm.text.automaton import Automaton
 from slmtvm.text.tables import CODE_POINTS, TableWriter
 
-STEP_WORDS = 11
 _GROWTH_UNIT = 16  # growth is said in sixteenths
 
 
