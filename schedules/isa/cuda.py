@@ -60,6 +60,7 @@ class _FieldsS8(_S8S8):
 
 class Cuda(Isa):
     prefetch = False
+    least_blocks = 4096  # teams that a GPU of any size can run at once
 
     def fields_s8(self, bits: int, rows: int) -> Dot:
         return _FieldsS8(bits)

@@ -28,15 +28,23 @@ SLM_DEVICE slm_team slm_this_team(int bytes) {
   return team;
 }
 
+/* Masks are constants: of others NVIDIA's compiler makes calls of a function. */
+#define SLM_HALVES(t, operation) \
+  ((t).mask == 0xffffu ? operation(0xffffu) : operation(0xffff0000u))
+
 /* What a team's threads wrote before, all of them see after. */
-SLM_DEVICE void slm_sync(slm_team t) { __syncwarp(t.mask); }
+SLM_DEVICE void slm_sync(slm_team t) { SLM_HALVES(t, __syncwarp); }
 
 /* Another lane's value. */
 SLM_DEVICE float slm_from(slm_team t, float v, int lane) {
-  return __shfl_sync(t.mask, v, lane, SLM_LANES);
+#define SLM_SHUFFLE(mask) __shfl_sync(mask, v, lane, SLM_LANES)
+  return SLM_HALVES(t, SLM_SHUFFLE);
+#undef SLM_SHUFFLE
 }
 SLM_DEVICE int slm_from(slm_team t, int v, int lane) {
-  return __shfl_sync(t.mask, v, lane, SLM_LANES);
+#define SLM_SHUFFLE(mask) __shfl_sync(mask, v, lane, SLM_LANES)
+  return SLM_HALVES(t, SLM_SHUFFLE);
+#undef SLM_SHUFFLE
 }
 
 /* The sum of `lanes` lanes, a power of two; every thread gets it. */

@@ -244,7 +244,9 @@ class _Writer:
     def _register(self, buffer: Any, index: Expr) -> Value | None:
         if buffer not in self._registers:
             return None
-        return self._registers[buffer][_constant_base(index)]
+        base = _constant_base(index)
+        assert base is not None, index
+        return self._registers[buffer][base]
 
     def _load(self, load: Expr, kind: str, lanes: int) -> Value:
         """What a load reads, as elements of ``kind``."""

@@ -81,3 +81,14 @@ class Emulated:
         function.argtypes = [ctypes.c_uint, ctypes.c_uint, ctypes.c_size_t, ctypes.c_void_p]
         wrong = function(blocks, teams * 16, teams * kernel.team_bytes, params)
         return wrong.decode() if wrong else None
+
+
+def build_driver(folder: Path) -> Path:
+    """A libcuda.so.1 that runs the kernels of a library that ``build`` made."""
+    path = folder / "libcuda.so.1"
+    subprocess.run(
+        ["gcc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-o",
+         str(path), str(_HERE / "libcuda.c"), "-ldl"],
+        check=True, timeout=300,
+    )  # fmt: skip
+    return path
