@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from importlib import resources
 
 from slmtvm.codegen.cuda.translate import CudaKernel, translate
-from slmtvm.plan.model import Plan, Space
+from slmtvm.errors import UnsupportedOpError
+from slmtvm.plan.model import KernelCode, Plan, Space
 
 DEVICE_TEXT = (resources.files("slmtvm.codegen.cuda") / "slm_device.h").read_text()
 """What the text of every kernel needs before it."""
@@ -29,9 +30,17 @@ def translate_plan(plan: Plan) -> list[CudaKernel]:
         if step.args[-1].space == Space.SCRATCH
     }
     return [
-        translate(entry(name), code.func, code.scalars, name in with_scratch)
-        for name, code in sorted(plan.kernels.items())
+        _translate(name, code, name in with_scratch) for name, code in sorted(plan.kernels.items())
     ]
+
+
+def _translate(name: str, code: KernelCode, scratch: bool) -> CudaKernel:
+    try:
+        return translate(entry(name), code.func, code.scalars, scratch)
+    except UnsupportedOpError as error:
+        raise UnsupportedOpError(
+            f"{error}; compile the model for the CPU", where=f"kernel {name}"
+        ) from error
 
 
 def module_text(kernels: Iterable[CudaKernel]) -> str:

@@ -72,7 +72,7 @@ def place(lanes: int, part: int) -> str:
 
 
 def unsupported(what: object) -> UnsupportedOpError:
-    return UnsupportedOpError(f"a kernel has {what}, which has no CUDA text", where="cuda")
+    return UnsupportedOpError(f"a kernel has {what}, which has no CUDA text")
 
 
 class Values:
