@@ -28,7 +28,7 @@ from slmtvm.codegen.cuda.values import (
     unsupported,
 )
 from slmtvm.schedules.isa.cuda import LANES
-from slmtvm.schedules.kernel import AMBIENT_SCALARS
+from slmtvm.schedules.kernel import AMBIENT_SCALARS, FLAT
 
 ALIGNMENT = 16  # bytes, of arrays in shared memory
 
@@ -64,6 +64,8 @@ def translate(
     """
     buffers = [p for p in func.params if isinstance(p.ty, tirx.BufferType)]
     loop = func.body
+    if FLAT not in func.attrs:
+        raise unsupported("loops that TVM made of a graph's operator, not a kernel of its own")
     assert isinstance(loop, tirx.For), func
     written = {a.buffer for a in accesses(loop.body) if a.stores}
     writer = _Writer(loop, buffers, func.params[len(buffers) : -2])

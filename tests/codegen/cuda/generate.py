@@ -33,6 +33,10 @@ def main() -> None:
             print(error)
             return call(given)
 
+    if model.info["kind"] != "decoder":
+        np.savez(path, **encoded(model, tokens))
+        model.close()
+        return
     session, other = Session(model), Session(model)
     found = {"prompt": tried(session.eval, tokens), "next": tried(session.eval, [7])}
     found["other"] = tried(other.eval, tokens[:2])
@@ -43,6 +47,16 @@ def main() -> None:
     session.close()
     other.close()
     model.close()
+
+
+def encoded(model: Model, tokens: list[int]) -> dict[str, np.ndarray]:
+    """What an encoder makes of all tokens and of a few; an encoder-decoder of a text, too."""
+    session = Session(model)
+    found = {"all": session.encode(tokens), "few": session.encode(tokens[:5])}
+    if model.info["kind"] != "encoder":
+        found["prompt"], found["next"] = session.eval(tokens[:3]), session.eval([7])
+    session.close()
+    return found
 
 
 if __name__ == "__main__":

@@ -20,8 +20,16 @@ from slmtvm.plan.model import Plan
 from slmtvm.target import Target
 from tests.emulation.cuda.emulator import build, build_driver
 from tests.models import model_path
+from tests.models.corpus import corpus_path
 from tests.models.pycode import ROOT
-from tests.runtime.toy import VOCAB, decoder_reference, toy_decoder, toy_weights
+from tests.runtime.toy import (
+    VOCAB,
+    decoder_reference,
+    encoder_reference,
+    toy_decoder,
+    toy_encoder,
+    toy_weights,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -103,6 +111,32 @@ def test_logits_of_the_demo_model_have_the_bits_of_the_cpu(order: str, tmp_path:
     plans = [plan_model(model_path("int4"), Target.load(t), context=48) for t in (GPU, CPU)]
     machine = make_machine(tmp_path, plans)
     got = logits(machine, GPU, tmp_path / "gpu.npz", EMULATED_ORDER=order)
+    assert_same_bits(got, logits(machine, CPU, tmp_path / "cpu.npz"))
+
+
+def test_an_encoder_computes_what_the_cpu_computes(tmp_path: Path) -> None:
+    machine = make_machine(tmp_path, [toy_encoder(mask="keys")] * 2)
+    got = logits(machine, GPU, tmp_path / "gpu.npz")
+    assert_same_bits(got, logits(machine, CPU, tmp_path / "cpu.npz"))
+    want = encoder_reference([int(t) for t in TOKENS], toy_weights())
+    assert np.array_equal(got["all"], want)
+
+
+CORPUS = (
+    "minilm-script/model.onnx",
+    "mistral-builder-int4/model.onnx",  # windows
+    "mixtral-script-masked/model.onnx",  # experts
+    "t5-optimum/decoder_model.onnx",
+)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("file", CORPUS)
+def test_a_model_of_the_corpus_has_the_bits_of_the_cpu(file: str, tmp_path: Path) -> None:
+    path = corpus_path(*file.split("/"))
+    plans = [plan_model(path, Target.load(target), context=32) for target in (GPU, CPU)]
+    machine = make_machine(tmp_path, plans)
+    got = logits(machine, GPU, tmp_path / "gpu.npz", EMULATED_ORDER="1")
     assert_same_bits(got, logits(machine, CPU, tmp_path / "cpu.npz"))
 
 

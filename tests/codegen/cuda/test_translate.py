@@ -91,6 +91,12 @@ def test_a_kernel_without_text_is_named() -> None:
         translate_plan(plan)
 
 
+def test_loops_that_are_no_kernel_of_ours_are_refused() -> None:
+    func = kernel(copy).func.without_attr("slm.flat")
+    with pytest.raises(UnsupportedOpError, match="loops that TVM made of a graph's operator"):
+        translate("k", func, (), False)
+
+
 @pytest.mark.parametrize(
     ("grid", "team_bytes", "blocks", "teams"),
     [(1, 0, 1, 2), (18, 0, 5, 4), (100, 0, 7, 16), (9999, 0, 32, 16), (100, 9000, 25, 4)],
