@@ -15,9 +15,12 @@ import pytest
 
 from slmtvm.bundle.write import write_bundle
 from slmtvm.codegen.cuda.text import translate_plan
+from slmtvm.codegen.library import build_library
+from slmtvm.codegen.weights import merge_weights
 from slmtvm.compiler import plan_model
 from slmtvm.plan.model import Plan
-from slmtvm.target import Target
+from slmtvm.target import Target, known_targets
+from tests.codegen.elf import Elf
 from tests.emulation.cuda.emulator import build, build_driver
 from tests.models import model_path
 from tests.models.corpus import corpus_path
@@ -171,6 +174,20 @@ def test_what_the_driver_refuses_is_an_error(
     done = toy.run(GPU, tmp_path / "gpu.npz", EMULATED_FAIL=failing)
     assert done.returncode == 1
     assert words in done.stderr and "DeviceError" in done.stderr
+
+
+@pytest.mark.parametrize("name", known_targets(cuda=True))
+def test_a_library_needs_no_cuda_to_be_loaded_and_exports_only_its_interface(
+    name: str, tmp_path: Path
+) -> None:
+    target = Target.load(name)
+    weights, (plan,) = merge_weights([toy_decoder()])
+    build_library(plan, target, tmp_path / "gpu.so", weights)
+    build_library(plan, Target.load(CPU), tmp_path / "cpu.so", weights)
+    library, cpu = (Elf((tmp_path / file).read_bytes()) for file in ("gpu.so", "cpu.so"))
+    assert library.machine == {"x86_64": 62, "aarch64": 183}[target.arch]
+    assert set(library.needed) <= {"libc.so.6", "libm.so.6", "libdl.so.2"}
+    assert library.exports == cpu.exports
 
 
 def test_without_a_driver_the_error_says_so(toy: Machine, tmp_path: Path) -> None:
