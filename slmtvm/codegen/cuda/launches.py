@@ -62,7 +62,7 @@ def write_cuda(plan: Plan, gpu: CudaTarget, folder: Path) -> str:
     image = compile_cubin(module_text(kernels.values()), gpu.arch)
     (folder / "kernels.cubin").write_bytes(image)
     launches = [
-        launch(by_name[step.kernel], step.grid, gpu)
+        launch(by_name[step.kernel], by_name[step.kernel].grid or step.grid, gpu)
         for function in functions_in_order(plan)
         for step in function.steps
     ]

@@ -15,6 +15,7 @@ from typing import Any
 
 from tvm import tirx
 
+from slmtvm.codegen.cuda.graph_loops import outer_loop
 from slmtvm.codegen.cuda.hazards import Access, Hazards, accesses
 from slmtvm.codegen.cuda.values import (
     C_TYPES,
@@ -38,13 +39,15 @@ class CudaKernel:
     """A kernel's text, which defines the entry ``name``.
 
     It takes the pointers, then a pointer to the ambient scalars (int32 position, valid), then the
-    int32 grid. ``team_bytes`` of dynamic shared memory are each team's.
+    int32 grid, which is ``grid`` whatever it is told where that is not None. ``team_bytes`` of
+    dynamic shared memory are each team's.
     """
 
     name: str
     text: str
     pointers: int
     team_bytes: int
+    grid: int | None = None
 
 
 @dataclass
@@ -57,18 +60,20 @@ class _Array:
 def translate(
     name: str, func: tirx.PrimFunc, scalars: tuple[str, ...], scratch: bool
 ) -> CudaKernel:
-    """The CUDA text of a kernel that ``schedules.kernel.define`` made.
+    """The CUDA text of a kernel that ``schedules.kernel.define`` made, or TVM of an operator.
 
     Its ``scratch``, the last of its buffers where it has one, is given for all teams of a launch,
     one piece behind the other. Raises UnsupportedOpError where a kernel was made for another ISA.
     """
-    buffers = [p for p in func.params if isinstance(p.ty, tirx.BufferType)]
-    loop = func.body
+    loop, rounds, aliases = func.body, None, {}
     if FLAT not in func.attrs:
-        raise unsupported("loops that TVM made of a graph's operator, not a kernel of its own")
+        outer = outer_loop(func)
+        func, loop, rounds, aliases = outer.func, outer.loop, outer.rounds, outer.names
     assert isinstance(loop, tirx.For), func
-    written = {a.buffer for a in accesses(loop.body) if a.stores}
-    writer = _Writer(loop, buffers, func.params[len(buffers) : -2])
+    buffers = [p for p in func.params if isinstance(p.ty, tirx.BufferType)]
+    written = {aliases.get(a.buffer, a.buffer) for a in accesses(loop.body) if a.stores}
+    pointers = {b: b.name for b in buffers} | {alias: b.name for alias, b in aliases.items()}
+    writer = _Writer(loop, pointers, func.params[len(buffers) : -2])
     body = writer.write()
     params, given = [], []
     for buffer in buffers:
@@ -92,13 +97,13 @@ def translate(
             f"    {name}({', '.join([*params, 'const int *ambient', 'int grid'])}) {{",
             f"  const slm_team t = slm_this_team({writer.shared_bytes});",
             "  const int position = ambient[0], valid = ambient[1];",
-            "  for (int block = t.index; block < grid; block += t.count)",
+            f"  for (int block = t.index; block < {rounds or 'grid'}; block += t.count)",
             f"    {name}_block(t, block, {', '.join(names)});",
             "}",
             "",
         ]
     )
-    return CudaKernel(name, text, len(buffers), writer.shared_bytes)
+    return CudaKernel(name, text, len(buffers), writer.shared_bytes, rounds)
 
 
 MAX_THREADS = 256
@@ -118,7 +123,7 @@ SCRATCH_ALIGNMENT = 64  # bytes
 class _Writer:
     """Writes the statements of one block of the grid."""
 
-    def __init__(self, loop: Any, buffers: list[Any], scalars: Any) -> None:
+    def __init__(self, loop: Any, pointers: dict[Any, str], scalars: Any) -> None:
         self._lines: list[str] = []
         self._depth = 0
         self._count = 0
@@ -127,7 +132,7 @@ class _Writer:
         self._hazards = Hazards()
         self._registers: dict[Any, dict[int, Value]] = {}
         self._arrays: dict[Any, _Array] = {}
-        self._pointers = {b: b.name for b in buffers}
+        self._pointers = pointers
         self.shared_bytes = 0
         for scalar in scalars:
             self._values.bind(scalar, Value("int32", 1, (scalar.name,)))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tvm import te, tirx, topi
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.codegen.cuda.launches import launch
@@ -31,6 +32,15 @@ def text_of(body: Callable[..., None]) -> str:
 
 def waits(body: Callable[..., None]) -> int:
     return text_of(body).count("slm_sync(t);")
+
+
+def operator(name: str) -> Any:
+    """What TVM makes of an operator on a row of 72."""
+    x = te.placeholder((1, 72), name="x")
+    y = x * te.const(8.5, "float32") if name == "multiply" else topi.sum(x, axis=1)
+    made = te.create_prim_func([x, y])
+    scalars = [tirx.Var(n, "int32") for n in ("begin", "end")]
+    return tirx.PrimFunc([*made.params, *scalars], made.body, made.ret_type, made.attrs)
 
 
 def copy(block: Any, x: Any, y: Any) -> None:
@@ -91,10 +101,15 @@ def test_a_kernel_without_text_is_named() -> None:
         translate_plan(plan)
 
 
-def test_loops_that_are_no_kernel_of_ours_are_refused() -> None:
-    func = kernel(copy).func.without_attr("slm.flat")
-    with pytest.raises(UnsupportedOpError, match="loops that TVM made of a graph's operator"):
-        translate("k", func, (), False)
+def test_each_round_of_an_operators_loop_is_a_block() -> None:
+    made = translate("k", operator("multiply"), (), False)
+    assert made.grid == 72
+    assert "block < 72;" in made.text and "y[block] = " in made.text
+
+
+def test_a_sum_over_an_operators_loop_is_refused() -> None:
+    with pytest.raises(UnsupportedOpError, match=r"loops? that TVM made of a graph's operator"):
+        translate("k", operator("sum"), (), False)
 
 
 @pytest.mark.parametrize(
