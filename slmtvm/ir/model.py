@@ -48,6 +48,7 @@ class LayerReport:
     sparsity: str = ""  # the pattern of zeros: "2:4", "8x4", ...; see ``importer.emit.sparsity``
     zeros: float = 0.0  # their share, where there is a pattern
     blocks_used: Mapping[str, float] = field(default_factory=dict)  # share by size, e.g. "8x4"
+    windows: tuple[str, ...] = ()  # those that hold its weights, e.g. "4of8"
 
 
 @dataclass(frozen=True)
