@@ -44,12 +44,12 @@ class Sparsity:
 def sparsity_of(weights: Weights, k: int) -> Sparsity:
     """What zeros there are in a weight of ``k`` inputs."""
     n = len(weights.weight.array)
-    sample = _nonzero(weights, np.unique(np.linspace(0, n - 1, min(n, _SAMPLE)).astype(int)), k)
+    sample = nonzero(weights, np.unique(np.linspace(0, n - 1, min(n, _SAMPLE)).astype(int)), k)
     if sample.mean() > 1 - _FEW and sample.any(axis=1).all() and sample.any(axis=0).all():
         return Sparsity()
     counts = _Counts(n, k)
     for start in range(0, n, _CHUNK):
-        counts.add(_nonzero(weights, np.arange(start, min(start + _CHUNK, n)), k))
+        counts.add(nonzero(weights, np.arange(start, min(start + _CHUNK, n)), k))
     found = counts.result()
     return found if _fits_int8(weights) else replace(found, windows=())
 
@@ -133,7 +133,7 @@ def _fits(used: Array, n: int, m: int) -> bool:
     return bool((whole.sum(axis=2) <= n).all())
 
 
-def _nonzero(weights: Weights, rows: Array, k: int) -> Array:
+def nonzero(weights: Weights, rows: Array, k: int) -> Array:
     """Which weights of some rows are not zero, (rows, k)."""
     stored = weights.weight.array[rows]
     if weights.format in ("f32", "f16"):
