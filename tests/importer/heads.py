@@ -13,8 +13,9 @@ from onnx import TensorProto, helper
 
 from tests.importer.graph_builder import GraphBuilder, save
 
-VOCAB, DIM, HEADS, FFN, MOST, LABELS, PAD = 61, 24, 3, 40, 64, 3, 1
+VOCAB, DIM, HEADS, FFN, MOST, LABELS, PAD, START, END = 61, 24, 3, 40, 64, 3, 1, 5, 2
 SEGMENTS, TYPES = "token_type_ids", 2
+_TABLE = "embedding.weight"
 _Outputs = dict[str, tuple[str, list[str | int]]]  # name -> its value and its dimensions
 
 
@@ -30,28 +31,33 @@ def _norm(b: GraphBuilder, x: str) -> str:
     return b.op("LayerNormalization", x, b.near(1, DIM), b.near(0, DIM), axis=-1)
 
 
-def _layer(b: GraphBuilder, x: str, bias: str) -> str:
+def _attention(b: GraphBuilder, x: str, read: str, bias: str) -> str:
+    """Attention of the rows ``x`` over the rows ``read``."""
+
     def heads(value: str, perm: list[int]) -> str:
         shaped = b.op("Reshape", value, b.ints(0, -1, HEADS, DIM // HEADS))
         return b.op("Transpose", shaped, perm=perm)
 
-    q, k, v = (_linear(b, x, DIM, DIM) for _ in range(3))
+    q, k, v = (_linear(b, rows, DIM, DIM) for rows in (x, read, read))
     scores = b.op("MatMul", heads(q, [0, 2, 1, 3]), heads(k, [0, 2, 3, 1]))
     scores = b.op("Add", b.op("Div", scores, b.constant(math.sqrt(DIM / HEADS))), bias)
     mixed = b.op("MatMul", b.op("Softmax", scores, axis=-1), heads(v, [0, 2, 1, 3]))
     joined = b.op("Reshape", b.op("Transpose", mixed, perm=[0, 2, 1, 3]), b.ints(0, -1, DIM))
-    x = _norm(b, b.op("Add", x, _linear(b, joined, DIM, DIM)))
+    return _norm(b, b.op("Add", x, _linear(b, joined, DIM, DIM)))
+
+
+def _layer(b: GraphBuilder, x: str, bias: str, read: str = "") -> str:
+    """A layer, which also attends to the rows ``read`` where there are any."""
+    x = _attention(b, x, x, bias)
+    if read:
+        x = _attention(b, x, read, b.constant(0.0))
     up = b.op("Relu", _linear(b, x, DIM, FFN))
     return _norm(b, b.op("Add", x, _linear(b, up, FFN, DIM)))
 
 
 def _body(b: GraphBuilder, causal: bool, types: str) -> str:
-    table = b.constant(b.random.normal(size=(VOCAB, DIM)), name="embedding.weight")
-    x = b.op("Gather", table, "input_ids")
-    length = b.op("Gather", b.op("Shape", "input_ids"), b.constant(1, np.int64))
-    zero, one = b.constant(0, np.int64), b.constant(1, np.int64)
-    places = b.op("Range", zero, length, one)
-    x = b.op("Add", x, b.op("Gather", b.near(0, MOST, DIM), places))
+    b.constant(b.random.normal(size=(VOCAB, DIM)), name=_TABLE)
+    x, places = _embedded(b, "input_ids")
     if types == "table":
         x = b.op("Add", x, b.op("Gather", b.near(0, TYPES, DIM), SEGMENTS))
     elif types:
@@ -59,10 +65,23 @@ def _body(b: GraphBuilder, causal: bool, types: str) -> str:
     seen = b.op("Unsqueeze", b.op("Cast", "attention_mask", to=TensorProto.FLOAT), b.ints(1, 2))
     bias = b.op("Mul", b.op("Sub", b.constant(1.0), seen), b.constant(-1e9))
     if causal:
-        rows, columns = (b.op("Unsqueeze", places, b.ints(axis)) for axis in (1, 0))
-        later = b.op("Cast", b.op("Less", rows, columns), to=TensorProto.FLOAT)
-        bias = b.op("Min", bias, b.op("Mul", later, b.constant(-1e9)))
+        bias = b.op("Min", bias, _later(b, places))
     return _layer(b, _norm(b, x), bias)
+
+
+def _embedded(b: GraphBuilder, tokens: str) -> tuple[str, str]:
+    """Rows of tokens and of their places; and these places."""
+    length = b.op("Gather", b.op("Shape", "input_ids"), b.constant(1, np.int64))
+    places = b.op("Range", b.constant(0, np.int64), length, b.constant(1, np.int64))
+    x = b.op("Gather", _TABLE, tokens)
+    return b.op("Add", x, b.op("Gather", b.near(0, MOST, DIM), places)), places
+
+
+def _later(b: GraphBuilder, places: str) -> str:
+    """What hides later places from earlier ones."""
+    rows, columns = (b.op("Unsqueeze", places, b.ints(axis)) for axis in (1, 0))
+    later = b.op("Cast", b.op("Less", rows, columns), to=TensorProto.FLOAT)
+    return b.op("Mul", later, b.constant(-1e9))
 
 
 def _first(b: GraphBuilder, x: str) -> str:
@@ -192,6 +211,35 @@ def _picked(b: GraphBuilder, scores: str, place: str) -> str:
     return b.op("GatherND", scores, index)
 
 
+def _decoded(b: GraphBuilder, x: str, first: str) -> _Outputs:
+    """A decoder that reads the same tokens, moved by one behind ``first``, and the rows ``x``;
+    labels of its row at the last end token."""
+    before = b.op("Slice", "input_ids", b.ints(0), b.ints(-1), b.ints(1))
+    rows, places = _embedded(b, b.op("Concat", first, before, axis=1))
+    y = _layer(b, _norm(b, rows), _later(b, places), read=x)
+    ends = b.op("NonZero", b.op("Equal", "input_ids", b.constant(END, np.int64)))
+    found = b.op("GatherND", y, b.op("Transpose", ends, perm=[1, 0]))
+    batch = b.op("Slice", b.op("Shape", "input_ids"), b.ints(0), b.ints(1))
+    by_text = b.op("Reshape", found, b.op("Concat", batch, b.ints(-1, DIM), axis=0))
+    last = b.op("Gather", by_text, b.constant(-1, np.int64), axis=1)
+    return {"logits": (_gemm(b, b.op("Tanh", _gemm(b, last, DIM, DIM)), DIM, LABELS), [LABELS])}
+
+
+def classifier_by_both_halves(b: GraphBuilder, x: str) -> _Outputs:
+    """As BART's: the decoder starts with a token of the model."""
+    batch = b.op("Slice", b.op("Shape", "input_ids"), b.ints(0), b.ints(1))
+    shape = b.op("Concat", batch, b.ints(1), axis=0)
+    return _decoded(b, x, b.op("Expand", b.constant([[START]], np.int64), shape))
+
+
+def classifier_that_wraps_around(b: GraphBuilder, x: str) -> _Outputs:
+    """As mBART's: the decoder starts with the last token that is no padding."""
+    text = b.op("Not", b.op("Equal", "input_ids", b.constant(PAD, np.int64)))
+    count = b.op("ReduceSum", b.op("Cast", text, to=TensorProto.INT64), b.ints(1), keepdims=1)
+    last = b.op("Sub", count, b.constant(1, np.int64))
+    return _decoded(b, x, b.op("GatherElements", "input_ids", last, axis=1))
+
+
 def logits_and_value(b: GraphBuilder, x: str) -> _Outputs:
     """Logits, a number for each token from a layer of its own, and what both are made of."""
     value = b.op("Squeeze", _linear(b, x, DIM, 1), b.ints(2))
@@ -205,7 +253,10 @@ def logits_and_value(b: GraphBuilder, x: str) -> _Outputs:
 
 @dataclass(frozen=True)
 class Head:
-    """A head, and the names of its outputs that are pooled; the first is what is meant."""
+    """A head, and the names of its outputs that are pooled; the first is what is meant.
+
+    ``causal``: tokens see only those before them.
+    """
 
     build: Callable[[GraphBuilder, str], _Outputs]
     outputs: tuple[str, ...]
@@ -239,6 +290,19 @@ ENCODERS = {
         _head(span, "start_logits end_logits"),
         _head(twice, "a b"),
     )
+}
+# Of texts that end with END.
+BOTH_HALVES = {
+    head.build.__name__: head
+    for head in (
+        _head(classifier_by_both_halves, "logits", "logits"),
+        _head(classifier_that_wraps_around, "logits", "logits"),
+    )
+}
+# What is pooled of all tokens, of which each sees only those before it.
+CAUSAL_ENCODERS = {
+    name: Head(ENCODERS[name].build, ENCODERS[name].outputs, ENCODERS[name].pooled, causal=True)
+    for name in ("mean_embedding", "max_embedding", "tokens_and_embedding", "pooler", "classifier")
 }
 DECODERS = {
     head.build.__name__: head

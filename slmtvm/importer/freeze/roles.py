@@ -11,6 +11,7 @@ import onnx
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.graph import Array, Graph, Port
+from slmtvm.importer.rewrite.earlier_tokens import Earlier
 
 _TOKENS = re.compile(r"(decoder_)?input_ids?|tokens?|ids|input")
 _MASK = re.compile(r"(decoder_|encoder_)?(attention|input|padding)_mask|mask")
@@ -30,7 +31,7 @@ _MAX_PAST_ELEMENTS = 1 << 28  # of one layer
 @dataclass(frozen=True)
 class Roles:
     """``tokens`` stays an input, and so do ``segments`` where there are any: of which of two texts
-    each token is; ``fixed`` are specialised away."""
+    each token is; and ``earlier`` tokens; ``fixed`` are specialised away."""
 
     tokens: Port
     # name -> (role, input); roles are MASK, "arange", "zeros", "past", "no" (one false or 0) and
@@ -39,6 +40,13 @@ class Roles:
     visible: Array | None = None  # bool (length,), where not all tokens are
     length: int | None = None  # of sequences, where the inputs have a fixed one
     segments: Port | None = None
+    earlier: Earlier | None = None
+
+    @property
+    def by_token(self) -> list[Port]:
+        """The inputs that stay: each has a number for every token."""
+        others = (self.segments, self.earlier.port if self.earlier else None)
+        return [self.tokens, *(port for port in others if port is not None)]
 
     def with_segments(self) -> Roles | None:
         """The same with token types as an input; None where there are none."""
