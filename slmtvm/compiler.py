@@ -334,5 +334,5 @@ def _info(
         "final_token": model.final_token,
         "start": tokens.start,
         "end": list(tokens.end),
-        "task": task_settings(model.source).to_dict(),
+        "task": task_settings(model.source, [o.name for o in model.outputs]).to_dict(),
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
+from slmtvm.embedding_modules import embedding_modules
 from slmtvm.errors import SlmError, UnsupportedOpError
 from slmtvm.importer.emit.emit import Emitter, schedule
 from slmtvm.importer.emit.report import elementwise_notes, family_of, hidden_size, layer_reports
@@ -44,6 +45,7 @@ from slmtvm.importer.recognise.recognisers import recognise, recognise_after
 from slmtvm.importer.recognise.steps import Attention, Embedding, Pool, Rows, Same, Step
 from slmtvm.importer.rewrite.earlier_tokens import split_earlier
 from slmtvm.importer.rewrite.early_pointwise import compute_before_moving
+from slmtvm.importer.rewrite.embedding_output import with_embedding
 from slmtvm.importer.rewrite.final_token import take_final_row
 from slmtvm.importer.rewrite.half_clamps import drop_half_clamps
 from slmtvm.importer.rewrite.halves import widen
@@ -114,6 +116,9 @@ def _import(
     outputs: Sequence[str] | None = None,
 ) -> tuple[CanonicalModel, _FindMask]:
     graph = _load(path)
+    modules = embedding_modules(path)
+    if modules.compiled:
+        graph = with_embedding(graph, modules)
     if needs_encoder(graph):
         graph = join(_load(encoder_file(path, encoder)), graph)
     elif encoder is not None:

@@ -11,10 +11,12 @@ import onnx
 import onnxruntime
 from onnx.external_data_helper import load_external_data_for_model
 
+from slmtvm.embedding_modules import EMBEDDING, ROWS, embedding_modules
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.importer.encoder_decoder import encoder_file
 from slmtvm.importer.read.hub import follow_links
 from slmtvm.verify.cache import cache_sizes
+from slmtvm.verify.embedding import embed
 from slmtvm.verify.exact_sums import open_exact
 from slmtvm.verify.widening import computes_in, in_float32
 
@@ -173,7 +175,12 @@ class Reference:
         mask: np.ndarray | None = None,
         segments: _Tokens | None = None,
     ) -> list[np.ndarray]:
-        """Some of the file's outputs for tokens (n,) as one batch without a cache."""
+        """Some of the file's outputs for tokens (n,) as one batch without a cache.
+
+        EMBEDDING, where the file has no such output, is what the modules beside it make of rows.
+        """
+        if EMBEDDING in outputs and EMBEDDING not in self._names and self._rows_name:
+            return self._with_embedding(tokens, outputs, source, mask, segments)
         feeds = self.feeds(tokens, source, mask)
         if segments is not None and _SEGMENTS in feeds:
             feeds[_SEGMENTS] = np.asarray(segments, feeds[_SEGMENTS].dtype)[None]
@@ -183,6 +190,32 @@ class Reference:
             raise
         except Exception as error:
             raise _refusal(self.path, error) from error
+
+    @property
+    def _names(self) -> list[str]:
+        return [output.name for output in self._session.get_outputs()]
+
+    @property
+    def _rows_name(self) -> str:
+        """The output that the modules beside the file read, "" where there are none."""
+        found = [name for name in ROWS if name in self._names]
+        return found[0] if found and embedding_modules(self.path).compiled else ""
+
+    def _with_embedding(
+        self,
+        tokens: _Tokens,
+        outputs: Sequence[str],
+        source: _Tokens | None,
+        mask: np.ndarray | None,
+        segments: _Tokens | None,
+    ) -> list[np.ndarray]:
+        names = [self._rows_name, *(name for name in outputs if name != EMBEDDING)]
+        values = dict(zip(names, self.run(tokens, names, source, mask, segments), strict=True))
+        visible = np.ones(len(tokens), bool) if mask is None else np.asarray(mask) != 0
+        rows = np.asarray(values[self._rows_name], np.float32)[0]
+        embedding = embed(embedding_modules(self.path), rows, visible)
+        values[EMBEDDING] = embedding[None].astype(np.float32)
+        return [values[name] for name in outputs]
 
     def feeds(
         self,
@@ -225,7 +258,7 @@ class Reference:
 
         Raises InvalidModelError where the file has no such output.
         """
-        names = [output.name for output in self._session.get_outputs()]
+        names = self._names
         if name is None:
             name = next((n for n in (_LOGITS, _HIDDEN) if n in names), names[0])
         if name not in names:

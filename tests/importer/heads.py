@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+from safetensors.numpy import save_file
 
 from tests.importer.graph_builder import GraphBuilder, save
 
@@ -159,6 +161,11 @@ def both_poolings(b: GraphBuilder, x: str) -> _Outputs:
     return {"embedding": (_gemm(b, both, 2 * DIM, 5), [5])}
 
 
+def rows(b: GraphBuilder, x: str) -> _Outputs:
+    """Rows of tokens alone, which modules beside the file make an embedding of."""
+    return {"token_embeddings": (x, ["seq", DIM])}
+
+
 def span(b: GraphBuilder, x: str) -> _Outputs:
     start, end = b.ops("Split", _linear(b, x, DIM, 2), b.ints(1, 1), outputs=2, axis=2)
     return {
@@ -288,6 +295,7 @@ ENCODERS = {
         _head(both_poolings, "embedding", "embedding"),
         _head(last_of_all, "embedding", "embedding"),
         _head(span, "start_logits end_logits"),
+        _head(rows, "token_embeddings"),
         _head(twice, "a b"),
     )
 }
@@ -304,6 +312,7 @@ CAUSAL_ENCODERS = {
     name: Head(ENCODERS[name].build, ENCODERS[name].outputs, ENCODERS[name].pooled, causal=True)
     for name in ("mean_embedding", "max_embedding", "tokens_and_embedding", "pooler", "classifier")
 }
+CAUSAL_ROWS = Head(rows, ("token_embeddings",), causal=True)
 DECODERS = {
     head.build.__name__: head
     for head in (
@@ -314,6 +323,40 @@ DECODERS = {
         _head(logits_and_value, "logits value", causal=True),
     )
 }
+
+
+def save_modules(folder: Path, pooling: str, layers: str, seed: int = 0) -> list[dict]:
+    """A sentence-transformer's modules.json and folders: a pooling by its name there, and layers
+    such as "Dense:Tanh LayerNorm Normalize"; what each layer has of weights."""
+    random, width, made = np.random.default_rng(seed), DIM, []
+    entries = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    entries += [(name, f"{i}_{name.partition(':')[0]}") for i, name in enumerate(layers.split(), 2)]
+    for name, place in entries[1:]:
+        kind, _, activation = name.partition(":")
+        (folder / place).mkdir()
+        settings: dict = {f"pooling_mode_{pooling}": True} if kind == "Pooling" else {}
+        tensors = {}
+        if kind == "Dense":
+            settings = {"activation_function": f"torch.nn.modules.activation.{activation}"}
+            size = width + 5
+            tensors = {
+                "linear.weight": random.normal(size=(size, width)).astype(np.float32) / 4,
+                "linear.bias": random.normal(size=size).astype(np.float32),
+            }
+            width = size
+        elif kind == "LayerNorm":
+            draw = random.normal(size=(2, width)).astype(np.float32)
+            tensors = {"norm.weight": draw[0] + 1, "norm.bias": draw[1]}
+        (folder / place / "config.json").write_text(json.dumps(settings))
+        if tensors:
+            save_file(tensors, folder / place / "model.safetensors")
+        made.append({"kind": kind, "activation": activation, **tensors})
+    listing = [
+        {"idx": i, "path": place, "type": f"sentence_transformers.models.{name.partition(':')[0]}"}
+        for i, (name, place) in enumerate(entries)
+    ]
+    (folder / "modules.json").write_text(json.dumps(listing))
+    return made
 
 
 def save_head(head: Head, folder: Path, seed: int = 0, types: str = "") -> Path:
