@@ -128,6 +128,8 @@ def group_queries(
     first = None
     if shape.window:
         first = T.bind(T.max(position - (shape.window - 1), T.int32(0)))
+    if shape.chunk:
+        first = T.bind(position - position % shape.chunk)
     queries = []
     for i in range(shape.group):
         bias_at = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from slmtvm.importer.encoder_decoder import (
 from slmtvm.importer.faults import named
 from slmtvm.importer.frame.decisions import decision_notes, exact_from
 from slmtvm.importer.frame.lengths import freeze_twice
-from slmtvm.importer.freeze.roles import Roles, assign_roles
+from slmtvm.importer.freeze.roles import PAIRS, Roles, assign_roles
 from slmtvm.importer.graph import Graph
 from slmtvm.importer.read.load import load
 from slmtvm.importer.recognise.attention.cross import Source
@@ -158,9 +158,16 @@ def _import(
 
     chosen = decision_notes(frame.graph, roles, frame.full.length)
     counted = tuple(sorted({*padding.tokens, *not_moved}))
-    notes = [*chosen, *padding_notes(counted), *model.notes]
+    notes = [*chosen, *_mask_notes(roles), *padding_notes(counted), *model.notes]
     model = replace(model, padding=counted, final_token=final_token, notes=tuple(notes))
     return model, find_mask
+
+
+def _mask_notes(roles: Roles) -> Iterator[str]:
+    """What was assumed of inputs that say which tokens each token sees."""
+    for name, (role, _) in roles.fixed.items():
+        if role == PAIRS:
+            yield f"input {name!r} is compiled in: each token sees itself and those before it"
 
 
 def _load(path: Path) -> Graph:

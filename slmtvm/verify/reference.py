@@ -14,6 +14,7 @@ from onnx.external_data_helper import load_external_data_for_model
 from slmtvm.embedding_modules import EMBEDDING, ROWS, embedding_modules
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.importer.encoder_decoder import encoder_file
+from slmtvm.importer.freeze.roles import pair_values
 from slmtvm.importer.read.hub import follow_links
 from slmtvm.verify.cache import cache_sizes
 from slmtvm.verify.embedding import embed
@@ -32,6 +33,7 @@ _CACHE_RANK = 4  # (batch, heads, length, head_dim)
 _SOURCE_STATES = "encoder_hidden_states"
 _IDS, _MASK = "input_ids", "attention_mask"
 _SEGMENTS = "token_type_ids"
+_PAIRS, _PAIRS_RANK = ("mask", "bias"), 4  # inputs that say what each token sees, in a decoder
 _LOGITS, _HIDDEN = "logits", "last_hidden_state"
 
 _Tokens = Sequence[int] | np.ndarray
@@ -277,6 +279,10 @@ class Reference:
             if len(sizes) == _CACHE_RANK and not isinstance(given.shape[-1], int):
                 sizes[-2:] = self._cache_sizes.get(name, (0, 0))
             return np.zeros(sizes, dtype)
+        if dtype is not None and len(given.shape) == _PAIRS_RANK and name.endswith(_PAIRS):
+            seen = np.tri(len(values[_IDS]), dtype=bool) & (values[_MASK] != 0)
+            heads = given.shape[1] if isinstance(given.shape[1], int) else 1
+            return np.broadcast_to(pair_values(seen, np.dtype(dtype)), (1, heads, *seen.shape))
         if dtype is None or name not in values:
             raise UnsupportedOpError(
                 f"input {name!r} of type {given.type} is unknown; known are "
@@ -310,6 +316,8 @@ def _values(ids: np.ndarray, mask: np.ndarray | None) -> _Values:
         "use_cache_branch": np.zeros((), np.bool_),  # of optimum's merged decoders, (1,)
         "num_logits_to_keep": np.zeros((), np.int64),  # of the last tokens; 0 is all, () or (1,)
         "logits_to_keep": np.zeros((), np.int64),
+        "write_indices": np.zeros((), np.int64),  # of a cache of fixed size, () or (1,)
+        "nonpad_kv_seqlen": np.asarray(len(ids)),
     }
 
 

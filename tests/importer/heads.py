@@ -17,7 +17,7 @@ from tests.importer.graph_builder import GraphBuilder, save
 
 VOCAB, DIM, HEADS, FFN, MOST, LABELS, PAD, START, END = 61, 24, 3, 40, 64, 3, 1, 5, 2
 SEGMENTS, TYPES = "token_type_ids", 2
-_TABLE = "embedding.weight"
+_TABLE, _PAIRS, _PAST = "embedding.weight", "attention_bias", "past_key_values.0.key"
 _Outputs = dict[str, tuple[str, list[str | int]]]  # name -> its value and its dimensions
 
 
@@ -57,7 +57,7 @@ def _layer(b: GraphBuilder, x: str, bias: str, read: str = "") -> str:
     return _norm(b, b.op("Add", x, _linear(b, up, FFN, DIM)))
 
 
-def _body(b: GraphBuilder, causal: bool, types: str) -> str:
+def _body(b: GraphBuilder, causal: bool, types: str, chunk: int = 0, pairs: bool = False) -> str:
     b.constant(b.random.normal(size=(VOCAB, DIM)), name=_TABLE)
     x, places = _embedded(b, "input_ids")
     if types == "table":
@@ -68,6 +68,13 @@ def _body(b: GraphBuilder, causal: bool, types: str) -> str:
     bias = b.op("Mul", b.op("Sub", b.constant(1.0), seen), b.constant(-1e9))
     if causal:
         bias = b.op("Min", bias, _later(b, places))
+    if chunk:
+        of_chunk = b.op("Div", places, b.constant(chunk, np.int64))
+        rows, columns = (b.op("Unsqueeze", of_chunk, b.ints(axis)) for axis in (1, 0))
+        other = b.op("Not", b.op("Equal", rows, columns))
+        bias = b.op("Where", other, b.constant(-1e9), bias)
+    if pairs:
+        bias = _PAIRS
     return _layer(b, _norm(b, x), bias)
 
 
@@ -262,13 +269,16 @@ def logits_and_value(b: GraphBuilder, x: str) -> _Outputs:
 class Head:
     """A head, and the names of its outputs that are pooled; the first is what is meant.
 
-    ``causal``: tokens see only those before them.
+    ``causal``: tokens see only those before them, with a ``chunk`` only those of their own chunk of
+    so many; ``pairs``: what they see is an input.
     """
 
     build: Callable[[GraphBuilder, str], _Outputs]
     outputs: tuple[str, ...]
     pooled: frozenset[str] = frozenset()
     causal: bool = False
+    chunk: int = 0
+    pairs: bool = False
 
 
 def _head(
@@ -313,6 +323,11 @@ CAUSAL_ENCODERS = {
     for name in ("mean_embedding", "max_embedding", "tokens_and_embedding", "pooler", "classifier")
 }
 CAUSAL_ROWS = Head(rows, ("token_embeddings",), causal=True)
+MASKED_DECODERS = {
+    "chunks": Head(logits_and_value, ("logits", "value"), causal=True, chunk=6),
+    "chunks_of_one_context": Head(logits_and_value, ("logits", "value"), causal=True, chunk=900),
+    "pairs": Head(logits_and_value, ("logits", "value"), pairs=True),
+}
 DECODERS = {
     head.build.__name__: head
     for head in (
@@ -365,7 +380,7 @@ def save_head(head: Head, folder: Path, seed: int = 0, types: str = "") -> Path:
     ``types``: it takes token types too, which choose rows of a "table", or are added as "numbers".
     """
     b = GraphBuilder(np.random.default_rng(seed))
-    outputs = head.build(b, _body(b, head.causal, types))
+    outputs = head.build(b, _body(b, head.causal, types, head.chunk, head.pairs))
     ports = []
     for name, (value, dims) in outputs.items():
         b.nodes.append(helper.make_node("Identity", [value], [name], name=name))
@@ -374,5 +389,9 @@ def save_head(head: Head, folder: Path, seed: int = 0, types: str = "") -> Path:
         helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "seq"])
         for name in ("input_ids", "attention_mask", *([SEGMENTS] if types else []))
     ]
+    if head.pairs:
+        for name, dims in ((_PAIRS, [1, "seq", "total"]), (_PAST, [HEADS, "past", DIM // HEADS])):
+            dims = ["batch", *dims]
+            inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))
     model: onnx.ModelProto = b.model(inputs, ports)
     return save(model, folder)

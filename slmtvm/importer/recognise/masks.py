@@ -25,6 +25,7 @@ class Mask:
     window: int = 0
     bias: Array | None = None
     bias_by: str = "distance"
+    chunk: int = 0
 
     def square(self, n: int) -> Array:
         """What it adds among the first ``n`` positions, float (heads or 1, n, n)."""
@@ -38,6 +39,9 @@ class Mask:
             added = self.bias[:, np.minimum(own - behind, last)]
         hidden = (behind < 0) & (self.kind == "causal")
         hidden |= (behind >= self.window) & (self.window > 0)
+        if self.chunk:
+            of_chunk = np.arange(n) // self.chunk
+            hidden |= of_chunk[:, None] != of_chunk
         return np.where(hidden, HIDDEN, added)
 
 
@@ -56,6 +60,9 @@ def read_mask(added: Array, visible: Array, where: str, *, exact: bool = False) 
     biased = bool((added[visible] != 0).any())
     if window is not None and not biased:
         return Mask(kind, window)
+    chunk = _chunk(visible) if kind == "causal" and window is None and not biased else 0
+    if chunk:
+        return Mask(kind, chunk=chunk)
     seen = _by_distance(visible, kind) if window is None else np.ones((1, 2 * n - 1), bool)
     if seen is None or not seen[:, n - 1].all():
         raise UnsupportedOpError(
@@ -97,6 +104,19 @@ def _window(visible: Array) -> int | None:
     if not regular or not visible[:, places, places].all():
         return None
     return 0 if window == n else window
+
+
+def _chunk(visible: Array) -> int:
+    """The length of the chunks within which a causal mask shows what comes before; 0 where it has
+    no such."""
+    n = visible.shape[-1]
+    first = visible[0].argmax(axis=-1)
+    if not first.any():
+        return 0
+    chunk = int(np.flatnonzero(first)[0])  # where the second one begins
+    of_chunk = np.arange(n) // chunk
+    expected = np.tri(n, dtype=bool) & (of_chunk[:, None] == of_chunk)
+    return chunk if (visible == expected).all() else 0
 
 
 def _table(square: Array, kind: str) -> Array:

@@ -177,6 +177,7 @@ class Attention(Step):
     scale: float
     mask: str
     window: int = 0
+    chunk: int = 0
     softcap: float = 0.0
     bias: Param | None = None
     bias_by: str = "distance"

@@ -21,6 +21,7 @@ from tests.importer.heads import (
     ENCODERS,
     END,
     LABELS,
+    MASKED_DECODERS,
     PAD,
     VOCAB,
     save_head,
@@ -103,6 +104,28 @@ def test_what_is_pooled_of_rows_that_see_only_earlier_ones_needs_them_all(
         want = Reference(path).run(TOKENS[:count], head.outputs)
         for ours, theirs in zip(evaluate_outputs(model, TOKENS[:count]), want, strict=True):
             assert _close(ours, theirs[0])
+
+
+@pytest.mark.parametrize("name", MASKED_DECODERS)
+def test_what_each_token_of_a_decoder_sees(name: str, tmp_path: Path) -> None:
+    head = MASKED_DECODERS[name]
+    path = save_head(head, tmp_path)
+    model = import_onnx(path)
+    told = [note for note in model.notes if "each token sees itself and those before" in note]
+    assert (model.kind, len(told)) == ("decoder", name == "pairs")
+    for count in (1, 7, len(TOKENS)):
+        want = Reference(path).run(TOKENS[:count], head.outputs)
+        for ours, theirs in zip(evaluate_outputs(model, TOKENS[:count]), want, strict=True):
+            assert _close(ours, theirs[0])
+
+
+def test_a_mask_of_pairs_without_a_cache_is_refused(tmp_path: Path) -> None:
+    path = save_head(MASKED_DECODERS["pairs"], tmp_path)
+    model = onnx.load(path)
+    del model.graph.input[-1]
+    onnx.save(model, path)
+    with pytest.raises(UnsupportedOpError, match="a mask of every pair of positions"):
+        import_onnx(path)
 
 
 @pytest.mark.parametrize("name", BOTH_HALVES)

@@ -101,6 +101,7 @@ def match_attention(cover: Cover, node: Node) -> Attention:
         scale,
         scores.mask.kind,
         scores.mask.window,
+        scores.mask.chunk,
         softcap,
         head_bias(cover, scores.mask.bias, num_heads, where),
         scores.mask.bias_by,
