@@ -150,6 +150,16 @@ def max_embedding(b: GraphBuilder, x: str) -> _Outputs:
     return {"embedding": (most, [DIM])}
 
 
+def max_of_written_over(b: GraphBuilder, x: str) -> _Outputs:
+    """The greatest, after hidden rows were written over by their places."""
+    hidden = b.op("Equal", "attention_mask", b.constant(0, np.int64))
+    places = b.op("Transpose", b.op("NonZero", hidden), perm=[1, 0])
+    count = b.op("Slice", b.op("Shape", places), b.ints(0), b.ints(1))
+    least = b.op("Expand", b.constant(-1e9), b.op("Concat", count, b.ints(DIM), axis=0))
+    most = b.op("ReduceMax", b.op("ScatterND", x, places, least), b.ints(1), keepdims=0)
+    return {"embedding": (most, [DIM])}
+
+
 def tokens_and_embedding(b: GraphBuilder, x: str) -> _Outputs:
     """Rows beside their mean after a dense layer, its first features alone, of length 1."""
     dense = b.op("Tanh", _gemm(b, _mean(b, x), DIM, DIM))
@@ -300,6 +310,7 @@ ENCODERS = {
         _head(mean_embedding, "sentence_embedding", "sentence_embedding"),
         _head(mean_by_product, "embedding", "embedding"),
         _head(max_embedding, "embedding", "embedding"),
+        _head(max_of_written_over, "embedding", "embedding"),
         _head(tokens_and_embedding, "token_embeddings sentence_embedding", "sentence_embedding"),
         _head(pooler, "last_hidden_state pooler_output", "pooler_output"),
         _head(both_poolings, "embedding", "embedding"),

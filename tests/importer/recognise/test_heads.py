@@ -59,7 +59,16 @@ def test_an_encoders_outputs_are_what_onnxruntime_computes(name: str, tmp_path: 
             assert _close(ours, theirs[0])
 
 
-@pytest.mark.parametrize("name", [n for n in ENCODERS if n not in ("last_of_all",)])
+def test_a_pooling_that_is_not_known_under_a_mask_is_refused_there(tmp_path: Path) -> None:
+    path = save_head(ENCODERS["max_of_written_over"], tmp_path)
+    with pytest.raises(UnsupportedOpError, match="the max of rows does not leave out hidden ones"):
+        import_onnx(path, mask="arbitrary")
+
+
+_UNDER_MASKS = [n for n in ENCODERS if n not in ("last_of_all", "max_of_written_over")]
+
+
+@pytest.mark.parametrize("name", _UNDER_MASKS)
 def test_hidden_tokens_enter_no_pooled_output(name: str, tmp_path: Path) -> None:
     head = ENCODERS[name]
     path = save_head(head, tmp_path)
