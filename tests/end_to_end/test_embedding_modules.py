@@ -17,7 +17,7 @@ from slmtvm.importer import import_onnx
 from slmtvm.ir.reference import evaluate_outputs
 from slmtvm.runtime.tasks import pools_itself
 from slmtvm.verify import Reference
-from tests.importer.heads import CAUSAL_ROWS, DIM, ENCODERS, VOCAB, save_head, save_modules
+from tests.importer.heads import CAUSAL_ROWS, DIM, ROWS, VOCAB, save_head, save_modules
 
 TOKENS = np.random.default_rng(2).integers(2, VOCAB, 41)
 FORMS = {
@@ -59,7 +59,7 @@ def _close(got: np.ndarray, want: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("pooling", FORMS)
 def test_a_graphs_rows_go_through_the_modules_beside_it(pooling: str, tmp_path: Path) -> None:
-    path = save_head(ENCODERS["rows"], tmp_path)
+    path = save_head(ROWS, tmp_path)
     made = save_modules(tmp_path, pooling, FORMS[pooling])
     model = import_onnx(path)
     assert [o.name for o in model.outputs] == ["token_embeddings", "sentence_embedding"]
@@ -91,7 +91,7 @@ def test_a_bundle_gives_the_embedding_and_verify_compares_it(tmp_path: Path) -> 
 
 
 def test_modules_whose_weights_are_not_there_stay_outside(tmp_path: Path) -> None:
-    path = save_head(ENCODERS["rows"], tmp_path)
+    path = save_head(ROWS, tmp_path)
     save_modules(tmp_path, "mean_tokens", "Dense:Tanh")
     (tmp_path / "2_Dense" / "model.safetensors").rename(tmp_path / "2_Dense" / "pytorch_model.bin")
     assert embedding_modules(path).missing == ("Dense",)
@@ -99,7 +99,7 @@ def test_modules_whose_weights_are_not_there_stay_outside(tmp_path: Path) -> Non
 
 
 def test_damaged_modules_are_named(tmp_path: Path) -> None:
-    path = save_head(ENCODERS["rows"], tmp_path)
+    path = save_head(ROWS, tmp_path)
     save_modules(tmp_path, "mean_tokens", "Dense:Tanh")
     weights = tmp_path / "2_Dense" / "model.safetensors"
     whole = weights.read_bytes()
@@ -116,7 +116,7 @@ def test_damaged_modules_are_named(tmp_path: Path) -> None:
 
 
 def test_another_activation_is_left_to_the_user(tmp_path: Path) -> None:
-    path = save_head(ENCODERS["rows"], tmp_path)
+    path = save_head(ROWS, tmp_path)
     save_modules(tmp_path, "mean_tokens", "Dense:Hardswish")
     assert embedding_modules(path).missing == ("Dense",)
     settings = tmp_path / "2_Dense" / "config.json"

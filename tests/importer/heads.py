@@ -316,7 +316,6 @@ ENCODERS = {
         _head(both_poolings, "embedding", "embedding"),
         _head(last_of_all, "embedding", "embedding"),
         _head(span, "start_logits end_logits"),
-        _head(rows, "token_embeddings"),
         _head(twice, "a b"),
     )
 }
@@ -333,6 +332,8 @@ CAUSAL_ENCODERS = {
     name: Head(ENCODERS[name].build, ENCODERS[name].outputs, ENCODERS[name].pooled, causal=True)
     for name in ("mean_embedding", "max_embedding", "tokens_and_embedding", "pooler", "classifier")
 }
+# Of which modules beside the file make an embedding.
+ROWS = Head(rows, ("token_embeddings",))
 CAUSAL_ROWS = Head(rows, ("token_embeddings",), causal=True)
 MASKED_DECODERS = {
     "chunks": Head(logits_and_value, ("logits", "value"), causal=True, chunk=6),
