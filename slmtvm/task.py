@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmtvm.embedding_modules import EMBEDDING, beside, embedding_modules, read_object
 from slmtvm.errors import InvalidModelError
 
 TASKS = ("generate", "classify", "entities", "answer", "fill", "embed")
@@ -49,6 +48,9 @@ def task_settings(model: str | Path, outputs: Collection[str] = ()) -> TaskSetti
 
     Raises InvalidModelError, naming the file, where one of them is no JSON or its labels are none.
     """
+    # Whoever wants the names above needs no numpy.
+    from slmtvm.embedding_modules import EMBEDDING, beside, embedding_modules, read_object
+
     config = beside(model, "config.json")
     fields = {} if config is None else read_object(config)
     modules = embedding_modules(model)
