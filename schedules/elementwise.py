@@ -70,6 +70,23 @@ def build_segments(m: int, capacity: int) -> Kernel:
     )
 
 
+def build_earlier(m: int, first: int | None) -> Kernel:
+    """tokens int32 (m,) -> y int32 (m,): each the token before it, and at the beginning ``first``,
+    or where that is None the last valid one; one block."""
+    tensors = [Tensor("tokens", (m,), "int32"), Tensor("y", (m,), "int32")]
+
+    def body(_block: Expr, tokens: Buffer, y: Buffer, *scalars: Expr) -> None:
+        T.buffer_store(y, T.int32(first) if first is not None else tokens[scalars[0] - 1], [0])
+        with T.serial(1, m) as row:
+            T.buffer_store(y, tokens[row - 1], [row])
+
+    label = "last" if first is None else first
+    return define(
+        f"earlier_m{m}_first_{label}", tensors, body, grid=1, outputs=["y"],
+        scalars=["valid"] if first is None else [],
+    )  # fmt: skip
+
+
 def build_add_positions(m: int, d: int, table_rows: int) -> Kernel:
     """(x, table) -> y = x + table[position .. position + m]; x, y float32 (m, d), table
     (table_rows, d); one block for each row."""

@@ -338,7 +338,8 @@ def _info(
         "exact_from": model.exact_from,
         "left_out": dict(model.left_out),  # outputs of the file, and why
         "padding": list(model.padding),
+        "final_token": model.final_token,
         "start": tokens.start,
         "end": list(tokens.end),
-        "task": task_settings(model.source).to_dict(),
+        "task": task_settings(model.source, [o.name for o in model.outputs]).to_dict(),
     }

@@ -18,11 +18,11 @@ from slmtvm.schedules.vector import Buffer, Expr
 def build_append(shape: AttentionShape) -> Kernel:
     """(projections, [cos, sin], [q_gamma], [k_gamma], the cache) -> q float32 (m, q heads).
 
-    The cache is the kernel's state, or, for "bidirectional", its outputs (after q; rows from m on
-    are not written). One block for each row of each kv head.
+    The cache is the kernel's state, or, for "bidirectional" and where it is stateless, its outputs
+    (after q; rows from m on are not written). One block for each row of each kv head.
     """
     cache_names = [t.name for t in shape.cache]
-    if shape.causal:
+    if shape.cached:
         tensors = (*shape.inputs, *shape.cache, shape.q)
         outputs, state, scalars = ["q"], cache_names, ["position"]
     else:
@@ -31,7 +31,7 @@ def build_append(shape: AttentionShape) -> Kernel:
 
     def body(block: Expr, *arguments: Any) -> None:
         buffers = {t.name: a for t, a in zip(tensors, arguments, strict=False)}
-        position = arguments[len(tensors)] if shape.causal else T.int32(0)
+        position = arguments[len(tensors)] if shape.cached else T.int32(0)
         head, row = T.bind(block // shape.m), T.bind(block % shape.m)
         features, d = shape.num_heads * shape.head_dim, shape.head_dim
         append_row(

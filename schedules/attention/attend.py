@@ -81,7 +81,7 @@ def build_decode(shape: AttentionShape) -> Kernel:
 
     Both kernels in one, and equal to them in every bit. One block for each kv head.
     """
-    assert shape.m == 1 and shape.causal, shape
+    assert shape.m == 1 and shape.cached, shape
     d, group = shape.head_dim, shape.group
     scratch = Scratch(group, shape.capacity, extra=group * d)
     tensors = (

@@ -50,7 +50,7 @@ def build_divided_scores(shape: AttentionShape) -> Kernel:
     Scores are float32. The cache is appended to. One block for each part of the positions of each
     kv head.
     """
-    assert shape.m == 1 and shape.causal, shape
+    assert shape.m == 1 and shape.cached, shape
     parts, memory = parts_of(shape), _memory(shape)
     own = Tensor("scratch", (shape.group * shape.head_dim,), "float32")
     tensors = (
@@ -138,6 +138,6 @@ def _half(shape: AttentionShape, unread: str) -> Work:
     tables = shape.table_bytes if unread == "v" else {}
     return Work(
         context_multiply_adds=shape.work.context_multiply_adds // 2,
-        window=shape.window or shape.chunk,
+        window=shape.work.window,
         touched={**tables, **touched},
     )  # fmt: skip

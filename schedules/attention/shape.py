@@ -43,7 +43,9 @@ class AttentionShape:
 
     "causal": row i is at position + i, is appended to the cache and sees positions
     0 .. position + i. "bidirectional": row i is at i, keys and values are outputs of the append
-    kernel (capacity is m rounded up to 16), and every row sees positions 0 .. valid - 1.
+    kernel (capacity is m rounded up to 16), and every row sees positions 0 .. valid - 1. A
+    "causal" layer that is ``stateless`` has its keys and values as a bidirectional one, of a step
+    that is the whole sequence: its position is 0.
 
     The first ``rotary_dim`` (0: none) features of each query and key head are rotated by the tables
     cos and sin, float32 (table_rows, rotary_dim / 2), as ``slm.rope`` has it; there must be a row
@@ -98,6 +100,7 @@ class AttentionShape:
     sum_roundings: tuple[tuple[float, float, int, int], ...] = ()
     weight_roundings: tuple[tuple[float, float, int, int], ...] = ()
     mask_positions: int = 0  # 0: all keys are visible
+    stateless: bool = False
 
     def __post_init__(self) -> None:
         assert self.mask in MASKS, self.mask
@@ -109,8 +112,8 @@ class AttentionShape:
         assert self.kv_dtype in KV_DTYPES, self.kv_dtype
         assert not self.sum_roundings or self.bias_columns or self.softcap, self
         assert not self.bias_by_key or self.bias_columns >= self.capacity, self
-        assert self.window >= 0 and self.softcap >= 0, self
-        assert self.causal or not self.window, self
+        assert self.window >= 0 and self.softcap >= 0 and self.chunk >= 0, self
+        assert self.causal or not (self.window or self.stateless), self
         assert not (self.chunk and self.window), self
         assert not self.mask_positions or self.mask_positions >= self.capacity, self
 
@@ -121,8 +124,13 @@ class AttentionShape:
 
     @property
     def causal(self) -> bool:
-        """Whether rows see only what is before them, in a cache."""
+        """Whether rows see only what is before them."""
         return self.mask == "causal"
+
+    @property
+    def cached(self) -> bool:
+        """Whether keys and values of earlier steps lie in a cache."""
+        return self.causal and not self.stateless
 
     @property
     def scalars(self) -> tuple[str, ...]:
@@ -220,7 +228,7 @@ class AttentionShape:
     def work(self) -> Work:
         """What attending computes: scores and weighted values."""
         per_position = 2 * self.m * self.num_heads * self.head_dim
-        if self.causal:
+        if self.cached:
             return Work(
                 context_multiply_adds=per_position,
                 window=self.window or self.chunk,
@@ -246,7 +254,7 @@ class AttentionShape:
         return "_".join(parts)
 
     def _append_parts(self) -> list[str]:
-        parts = []
+        parts = ["stateless"] if self.stateless else []
         if self.rotary_dim:
             order = "interleaved" if self.interleaved else "halves"
             parts.append(f"r{self.rotary_dim}{order}{self.table_rows}")

@@ -133,17 +133,17 @@ def _first_and_full(path: Path, target: str | None) -> tuple[float, int, int]:
         started = time.perf_counter()
         read_source(session)
         if info["kind"] != "encoder" and info["output_size"] == info["vocab_size"]:
-            next(session.generate(some_tokens(prompt, info["vocab_size"]), 1))
+            next(session.generate(some_tokens(prompt, info), 1))
         elif info["kind"] != "encoder":
-            session.eval(some_tokens(prompt, info["vocab_size"]))
+            session.eval(some_tokens(prompt, info))
         else:
-            session.encode(some_tokens(prompt, info["vocab_size"]))
+            session.encode(some_tokens(prompt, info))
         milliseconds = 1e3 * (time.perf_counter() - started)
         rest = info["context"] - prompt
         if info["kind"] != "encoder" and rest:
-            session.eval(some_tokens(rest, info["vocab_size"]))
+            session.eval(some_tokens(rest, info))
         elif rest:
-            session.encode(some_tokens(info["context"], info["vocab_size"]))
+            session.encode(some_tokens(info["context"], info))
         return milliseconds, prompt, _resident() - before
 
 

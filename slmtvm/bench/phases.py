@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -122,7 +123,7 @@ class Phases:
 
     def _prefill(self, session: Session, tokens: int) -> float:
         """Seconds of one call on an empty context."""
-        ids = some_tokens(tokens, session.info["vocab_size"])
+        ids = some_tokens(tokens, session.info)
         if self._decoder:
             session.reset()
         started = time.perf_counter()
@@ -135,7 +136,7 @@ class Phases:
     def _decode(self, session: Session, position: int) -> Times:
         """Seconds of each of the tokens from ``position`` on; what is before them must be there."""
         session.seek(position)
-        first = some_tokens(1, session.info["vocab_size"])
+        first = some_tokens(1, session.info)
         times = []
         before = time.perf_counter()
         for _ in session.generate(first, self._count):
@@ -146,13 +147,13 @@ class Phases:
 
     def _decode_once(self, session: Session, position: int) -> None:
         session.seek(position)
-        session.eval(some_tokens(1, session.info["vocab_size"]))
+        session.eval(some_tokens(1, session.info))
 
     def _fill(self, session: Session, position: int) -> None:
         """Have ``position`` tokens in the context."""
         missing = position - session.position
         if missing > 0:
-            session.eval(some_tokens(missing, session.info["vocab_size"]))
+            session.eval(some_tokens(missing, session.info))
         session.seek(position)
 
     def _calls(self) -> dict[str, int]:
@@ -163,7 +164,7 @@ class Phases:
 def read_source(session: Session) -> None:
     """Give an encoder-decoder the source that it attends to, as long as it may be."""
     if session.info["kind"] == "encoder-decoder":
-        session.encode(some_tokens(session.info["source_context"], session.info["vocab_size"]))
+        session.encode(some_tokens(session.info["source_context"], session.info))
 
 
 def attended(position: int, tokens: int) -> float:
@@ -171,9 +172,12 @@ def attended(position: int, tokens: int) -> float:
     return position + (tokens + 1) / 2
 
 
-def some_tokens(count: int, vocab_size: int) -> np.ndarray:
-    """Token ids; every token costs the same, whatever it is."""
-    return (np.arange(count, dtype=np.int32) * 7 + 3) % vocab_size
+def some_tokens(count: int, info: dict[str, Any]) -> np.ndarray:
+    """Token ids for a session of this ``info``; every token costs the same, whatever it is."""
+    tokens = (np.arange(count, dtype=np.int32) * 7 + 3) % int(info["vocab_size"])
+    if info.get("final_token") is not None:
+        tokens[-1] = info["final_token"]
+    return tokens
 
 
 def _repeated(measure: Callable[[], float]) -> Times:

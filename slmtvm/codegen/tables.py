@@ -128,6 +128,7 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
                     "mask": f"SLM_MASK_{plan.mask.upper()}",
                     "weights_have_places": int(plan.weights_have_places),
                     "segment_types": plan.segment_types,
+                    "final_token": -1 if plan.final_token is None else plan.final_token,
                     "segments_offset": f"{plan.segment_ids.offset if plan.segment_ids else 0}u",
                     "limits_offset": f"{plan.limits.offset if plan.limits else 0}u",
                     "vocab_size": plan.vocab_size,

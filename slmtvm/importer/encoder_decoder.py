@@ -21,7 +21,7 @@ from slmtvm.importer.frame.frame import Frame
 from slmtvm.importer.freeze.freeze import freeze
 from slmtvm.importer.freeze.frozen import Frozen
 from slmtvm.importer.freeze.roles import HIDDEN_STATES, Roles, assign_roles
-from slmtvm.importer.graph import Array, Constant, Graph, Node, Port
+from slmtvm.importer.graph import Array, Constant, Graph, Node, Port, needed
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.operators.compute import operator_of
 from slmtvm.importer.recognise.attention.cross import Source
@@ -160,24 +160,13 @@ def split(graph: Graph) -> Halves:
     return Halves(
         Graph(
             graph.path,
-            _needed(encoder, read),
+            needed(encoder, read),
             sources,
             outputs,
             {**graph.initializers, **_one_token(decoders)},
         ),
         Graph(graph.path, decoder, decoders, late_outputs, graph.initializers),
     )
-
-
-def _needed(nodes: tuple[Node, ...], values: Iterable[str]) -> tuple[Node, ...]:
-    """Those of ``nodes`` that ``values`` are computed from."""
-    wanted = set(values)
-    kept = []
-    for node in reversed(nodes):
-        if wanted.intersection(node.outputs):
-            wanted.update(node.inputs)
-            kept.append(node)
-    return tuple(reversed(kept))
 
 
 def _one_token(ports: Iterable[Port]) -> dict[str, Constant]:

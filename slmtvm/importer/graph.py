@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -279,6 +279,19 @@ class Graph:
 
     def where(self, node: Node) -> str:
         return f"{self.path}: {node.label}"
+
+
+def needed(
+    nodes: Sequence[Node], values: Iterable[str], given: Container[str] = ()
+) -> tuple[Node, ...]:
+    """Those of ``nodes``, which are in order, that ``values`` are computed by from ``given``."""
+    wanted = set(values)
+    kept = []
+    for node in reversed(nodes):
+        if any(name in wanted and name not in given for name in node.outputs):
+            wanted.update(node.inputs)
+            kept.append(node)
+    return tuple(reversed(kept))
 
 
 def sort_nodes(nodes: Iterable[Node], known: Iterable[str], path: Path) -> tuple[Node, ...]:

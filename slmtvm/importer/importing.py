@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tvm
 from tvm import relax
 
+from slmtvm.embedding_modules import embedding_modules
 from slmtvm.errors import SlmError, UnsupportedOpError
 from slmtvm.importer.emit.cut_zeros import cut_notes, cut_zeros
 from slmtvm.importer.emit.emit import Emitter, schedule
@@ -33,7 +34,7 @@ from slmtvm.importer.encoder_decoder import (
 from slmtvm.importer.faults import named
 from slmtvm.importer.frame.decisions import decision_notes, exact_from
 from slmtvm.importer.frame.lengths import freeze_twice
-from slmtvm.importer.freeze.roles import Roles, assign_roles
+from slmtvm.importer.freeze.roles import PAIRS, Roles, assign_roles
 from slmtvm.importer.graph import Graph
 from slmtvm.importer.read.load import load
 from slmtvm.importer.recognise.attention.cross import Source
@@ -44,7 +45,10 @@ from slmtvm.importer.recognise.outputs import FileOutput, choose_outputs
 from slmtvm.importer.recognise.pooling import cover_pooled, pooled_steps
 from slmtvm.importer.recognise.recognisers import recognise, recognise_after
 from slmtvm.importer.recognise.steps import Attention, Embedding, Pool, Rows, Same, Step
+from slmtvm.importer.rewrite.earlier_tokens import split_earlier
 from slmtvm.importer.rewrite.early_pointwise import compute_before_moving
+from slmtvm.importer.rewrite.embedding_output import with_embedding
+from slmtvm.importer.rewrite.final_token import take_final_row
 from slmtvm.importer.rewrite.half_clamps import drop_half_clamps
 from slmtvm.importer.rewrite.halves import widen
 from slmtvm.importer.rewrite.integer_products import products_of_floats
@@ -114,6 +118,9 @@ def _import(
     outputs: Sequence[str] | None = None,
 ) -> tuple[CanonicalModel, _FindMask]:
     graph = _load(path)
+    modules = embedding_modules(path)
+    if modules.compiled:
+        graph = with_embedding(graph, modules)
     if needs_encoder(graph):
         graph = join(_load(encoder_file(path, encoder)), graph)
     elif encoder is not None:
@@ -133,7 +140,10 @@ def _import(
         )
     roles = assign_roles(graph)
     check_tokens_used(graph, roles.tokens.name)
+    graph, final_token = take_final_row(graph, roles.tokens.name)
     graph, padding = assume_no_padding(graph, roles.tokens.name)
+    graph, earlier, not_moved = split_earlier(graph, roles.tokens, roles.values)
+    roles = replace(roles, earlier=earlier)
     roles, cover, found = _cover_graph(graph, roles, context, outputs)
     frame = cover.frame
     model = _canonical(_Recognised(cover, found.rows), found, Emitter(str(path)))
@@ -149,8 +159,17 @@ def _import(
         return _kind_of(kind, padding)
 
     chosen = decision_notes(frame.graph, roles, frame.full.length)
-    notes = [*chosen, *padding_notes(padding.tokens), *model.notes]
-    return replace(model, padding=padding.tokens, notes=tuple(notes)), find_mask
+    counted = tuple(sorted({*padding.tokens, *not_moved}))
+    notes = [*chosen, *_mask_notes(roles), *padding_notes(counted), *model.notes]
+    model = replace(model, padding=counted, final_token=final_token, notes=tuple(notes))
+    return model, find_mask
+
+
+def _mask_notes(roles: Roles) -> Iterator[str]:
+    """What was assumed of inputs that say which tokens each token sees."""
+    for name, (role, _) in roles.fixed.items():
+        if role == PAIRS:
+            yield f"input {name!r} is compiled in: each token sees itself and those before it"
 
 
 def _load(path: Path) -> Graph:
@@ -176,13 +195,14 @@ def _cover_graph(
         assert typed.segments is not None
         try:
             frame = freeze_twice(graph, typed, context)
-            cover = Cover(frame, typed.tokens.name, recognise, typed.segments.name)
+            cover = Cover(frame, typed.tokens.name, recognise, typed.segments.name, typed.earlier)
             found = _cover_outputs(cover, outputs)
             if _Recognised(cover, found.rows).mask != "causal":
                 return typed, cover, found
         except UnsupportedOpError as error:
             note = f"token types are taken for zeros: {error}"
-    cover = Cover(freeze_twice(graph, roles, context), roles.tokens.name, recognise)
+    frame = freeze_twice(graph, roles, context)
+    cover = Cover(frame, roles.tokens.name, recognise, earlier=roles.earlier)
     found = _cover_outputs(cover, outputs)
     if note:
         cover.note(note)
@@ -290,8 +310,8 @@ class _Recognised:
         self.steps: Sequence[Step] = [self.by_name[name] for name in self.order]
         self.attentions = [s for s in self.steps if isinstance(s, Attention)]
         lookups = [s for s in self.steps if isinstance(s, Embedding)]
-        embeddings = [s for s in lookups if not s.by_segment]
-        self.segments = max((s.vocab for s in lookups if s.by_segment), default=0)
+        embeddings = [s for s in lookups if s.by == "token"]
+        self.segments = max((s.vocab for s in lookups if s.by == "segment"), default=0)
         masks = {a.mask for a in self.attentions}
         if len(embeddings) > 1:
             tables = ", ".join(sorted({repr(e.table.weight.name) for e in embeddings}))
@@ -300,15 +320,20 @@ class _Recognised:
                 "that is not recognised; one table is supported, or integers with their scales",
                 where=str(cover.frame.graph.path),
             )
-        if len(embeddings) != 1 or not self.attentions or len(masks) != 1:
+        if len(embeddings) != 1 or not self.attentions:
             raise UnsupportedOpError(
-                f"{len(embeddings)} token embeddings and {len(self.attentions)} attentions with "
-                f"masks {sorted(masks)}; a model with one embedding and one kind of attention is "
-                "supported",
+                f"{len(embeddings)} token embeddings and {len(self.attentions)} attentions; a "
+                "model with one embedding, and with attention, is supported",
                 where=str(cover.frame.graph.path),
             )
         self.embedding = embeddings[0]
-        (self.mask,) = masks
+        # Where some rows see all of the sequence, it must be there as a whole.
+        self.mask = masks.pop() if len(masks) == 1 else "bidirectional"
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether an output is of all rows together, not of each token or of the last one."""
+        return any(isinstance(step, Pool) and step.how != "last" for step in self.steps)
 
     @property
     def by_token(self) -> list[Step]:
@@ -320,7 +345,7 @@ class _Recognised:
 def _canonical(found: _Recognised, chosen: _Found, emitter: Emitter) -> CanonicalModel:
     frame = found.cover.frame
     path, vocab = frame.graph.path, found.embedding.vocab
-    kind = "decoder" if found.mask == "causal" else "encoder"
+    kind = "decoder" if found.mask == "causal" and not found.needs_all else "encoder"
     if kind == "decoder":
         _for_every_token(found)
         chosen = _without_inner(chosen)
@@ -360,14 +385,9 @@ def _canonical(found: _Recognised, chosen: _Found, emitter: Emitter) -> Canonica
 
 def _for_every_token(found: _Recognised) -> None:
     """What a decoder makes of its last token it makes of every one: the pooling goes."""
-    for name, step in found.by_name.items():
-        if isinstance(step, Pool) and name in found.order:
-            if step.how != "last":
-                raise UnsupportedOpError(
-                    f"takes the {step.how} of a decoder's rows; of these only outputs of each "
-                    "token and of the last one are supported",
-                    where=found.cover.frame.where(name),
-                )
+    for name in found.order:
+        step = found.by_name[name]
+        if isinstance(step, Pool):
             found.by_name[name] = Same(step.x)
 
 

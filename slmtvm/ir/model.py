@@ -101,6 +101,7 @@ class CanonicalModel:
     mask: str = "none"  # what hidden tokens do: "none" (there are none), "keys" or "skip"
     segments: int = 0  # token types that an encoder tells apart; 0 where it takes none
     padding: tuple[int, ...] = ()  # tokens that the file leaves out when it counts positions
+    final_token: int | None = None  # with which every sequence must end: its row is the last one's
     layers: tuple[LayerReport, ...] = field(default=())
     structures: tuple[Structure, ...] = field(default=())  # as the file has them, nothing cut out
     notes: tuple[str, ...] = field(default=())  # what was ignored or not recognised, and its cost

@@ -68,6 +68,7 @@ REMEMBER = define("slm.remember", _same_as_input)
 CROSS_ATTENTION = define("slm.cross_attention", _attended)
 CAUSAL_CONV = define("slm.causal_conv", _same_as_input)
 SEGMENTS = define("slm.segments", _same_as_input)
+EARLIER = define("slm.earlier", _same_as_input)
 POOL = define(
     "slm.pool",
     lambda call: relax.TensorType((1, call.args[0].ty.shape[1]), "float32"),
@@ -252,7 +253,7 @@ def attention(
     q: float32 (m, num_heads * head_dim); k, v: float32 (m, num_kv_heads * head_dim), appended to
     the cache of ``layer``; query head h reads kv head ``h // (num_heads // num_kv_heads)``.
     ``mask``: "causal", or "bidirectional" over the valid tokens of the (only) step, without a
-    cache.
+    cache. An encoder has no cache for "causal" either: its only step is the whole sequence.
 
     A score is ``s = scale * q . k``; then ``softcap * tanh(s / softcap)`` where ``softcap`` is not
     0; then plus ``bias[head, context - 1 + j - i]`` for position i's view of position j. bias:
@@ -319,6 +320,12 @@ def cross_attention(
 def segments(tokens: Expr) -> relax.Call:
     """Of which text each token is, 0 where nobody says. tokens int32 (m,) -> int32 (m,)"""
     return make_call(SEGMENTS, [tokens])
+
+
+def earlier(tokens: Expr, *, first: int) -> relax.Call:
+    """The token before each one, of an encoder's whole sequence: before the first one the token
+    ``first``, or where that is negative the sequence's last. tokens int32 (m,) -> int32 (m,)"""
+    return make_call(EARLIER, [tokens], first=first)
 
 
 POOLS = ("first", "last", "mean", "max")

@@ -81,6 +81,7 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
             t.at_most for kernel in lowered.kernels.values() for t in kernel.tensors
         ),
         segment_types=model.segments,
+        final_token=model.final_token,
         segment_ids=state_refs.get(SEGMENTS),
         info=info,
     )

@@ -142,6 +142,7 @@ class Plan:
     weights_have_places: bool = False  # kernels read offsets from weights, which must be whole
     segment_types: int = 0  # that an encoder tells apart: which text a token is of
     segment_ids: Ref | None = None  # int32 by position, where there are such types
+    final_token: int | None = None  # that every sequence must end with
     source_context: int = 0  # tokens of an encoder-decoder's source
     info: dict[str, object] = field(default_factory=dict)  # goes into slm_info and the manifest
 

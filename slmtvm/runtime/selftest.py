@@ -46,6 +46,8 @@ def _record(session: Session) -> dict[str, Any]:
         recorded["source"] = tokens(info["source_context"])
         session.encode(recorded["source"])
     recorded["tokens"] = tokens(info["context"])
+    if info.get("final_token") is not None:
+        recorded["tokens"][-1] = info["final_token"]
     if info["kind"] == "encoder":
         results = list(session.outputs(recorded["tokens"]).values())
     else:

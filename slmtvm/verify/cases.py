@@ -122,7 +122,7 @@ def make_cases(
     cases: list[Case] = []
     for row in rows:
         cases += _encoder_cases(row, window) if kind == "encoder" else _cases(row, window, kind)
-    cases = [case for case in cases if len(case.tokens) >= least]
+    cases = [ended(case, info) for case in cases if len(case.tokens) >= least]
     if not cases:
         least += kind != "encoder"
         count = max(map(len, rows), default=0)
@@ -131,6 +131,15 @@ def make_cases(
             where=where,
         )
     return cases[:windows]
+
+
+def ended(case: Case, info: dict[str, Any]) -> Case:
+    """``case`` with the token at its end that every sequence must have there, where one must."""
+    final = info.get("final_token")
+    if final is None or case.kind != "encoder":
+        return case
+    tokens = np.append(case.tokens[:-1], np.int32(final)).astype(np.int32)
+    return replace(case, tokens=tokens, following=tokens)
 
 
 def masked_cases(case: Case, info: dict[str, Any]) -> list[Case]:

@@ -21,7 +21,7 @@ from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.probing import probing_tokens
 from slmtvm.runtime import load
 from slmtvm.verify.agreement import Limits, worst
-from slmtvm.verify.cases import Case, Tokens, make_cases
+from slmtvm.verify.cases import Case, Tokens, ended, make_cases
 from slmtvm.verify.compare import WINDOW, compare_cases, shortest
 from slmtvm.verify.outputs import OutputsReport
 from slmtvm.verify.reference import Reference, file_bytes
@@ -163,7 +163,8 @@ def prepare_check(
         return Check(model, cases, encoder)
     first = min(_ENCODER_WINDOWS[0], count)
     parts = [part for part in (ids[:first], ids[first:]) if len(part)]
-    return Check(model, [Case(part, part, model.kind) for part in parts])
+    info = {"final_token": model.final_token}
+    return Check(model, [ended(Case(part, part, model.kind), info) for part in parts])
 
 
 def check_line(record: dict[str, Any]) -> str:
@@ -190,6 +191,7 @@ def _given_cases(
         "context": model.context,
         "source_context": model.source_context,
         "vocab_size": model.vocab_size,
+        "final_token": model.final_token,
     }
     ids = np.asarray(tokens)
     if ids.ndim == 1:

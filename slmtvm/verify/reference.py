@@ -11,10 +11,13 @@ import onnx
 import onnxruntime
 from onnx.external_data_helper import load_external_data_for_model
 
+from slmtvm.embedding_modules import EMBEDDING, ROWS, embedding_modules
 from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.importer.encoder_decoder import encoder_file
+from slmtvm.importer.freeze.roles import pair_values
 from slmtvm.importer.read.hub import follow_links
 from slmtvm.verify.cache import cache_sizes
+from slmtvm.verify.embedding import embed
 from slmtvm.verify.exact_sums import open_exact
 from slmtvm.verify.widening import computes_in, in_float32
 
@@ -30,6 +33,7 @@ _CACHE_RANK = 4  # (batch, heads, length, head_dim)
 _SOURCE_STATES = "encoder_hidden_states"
 _IDS, _MASK = "input_ids", "attention_mask"
 _SEGMENTS = "token_type_ids"
+_PAIRS, _PAIRS_RANK = ("mask", "bias"), 4  # inputs that say what each token sees, in a decoder
 _LOGITS, _HIDDEN = "logits", "last_hidden_state"
 
 _Tokens = Sequence[int] | np.ndarray
@@ -173,7 +177,12 @@ class Reference:
         mask: np.ndarray | None = None,
         segments: _Tokens | None = None,
     ) -> list[np.ndarray]:
-        """Some of the file's outputs for tokens (n,) as one batch without a cache."""
+        """Some of the file's outputs for tokens (n,) as one batch without a cache.
+
+        EMBEDDING, where the file has no such output, is what the modules beside it make of rows.
+        """
+        if EMBEDDING in outputs and EMBEDDING not in self._names and self._rows_name:
+            return self._with_embedding(tokens, outputs, source, mask, segments)
         feeds = self.feeds(tokens, source, mask)
         if segments is not None and _SEGMENTS in feeds:
             feeds[_SEGMENTS] = np.asarray(segments, feeds[_SEGMENTS].dtype)[None]
@@ -183,6 +192,32 @@ class Reference:
             raise
         except Exception as error:
             raise _refusal(self.path, error) from error
+
+    @property
+    def _names(self) -> list[str]:
+        return [output.name for output in self._session.get_outputs()]
+
+    @property
+    def _rows_name(self) -> str:
+        """The output that the modules beside the file read, "" where there are none."""
+        found = [name for name in ROWS if name in self._names]
+        return found[0] if found and embedding_modules(self.path).compiled else ""
+
+    def _with_embedding(
+        self,
+        tokens: _Tokens,
+        outputs: Sequence[str],
+        source: _Tokens | None,
+        mask: np.ndarray | None,
+        segments: _Tokens | None,
+    ) -> list[np.ndarray]:
+        names = [self._rows_name, *(name for name in outputs if name != EMBEDDING)]
+        values = dict(zip(names, self.run(tokens, names, source, mask, segments), strict=True))
+        visible = np.ones(len(tokens), bool) if mask is None else np.asarray(mask) != 0
+        rows = np.asarray(values[self._rows_name], np.float32)[0]
+        embedding = embed(embedding_modules(self.path), rows, visible)
+        values[EMBEDDING] = embedding[None].astype(np.float32)
+        return [values[name] for name in outputs]
 
     def feeds(
         self,
@@ -225,7 +260,7 @@ class Reference:
 
         Raises InvalidModelError where the file has no such output.
         """
-        names = [output.name for output in self._session.get_outputs()]
+        names = self._names
         if name is None:
             name = next((n for n in (_LOGITS, _HIDDEN) if n in names), names[0])
         if name not in names:
@@ -244,6 +279,10 @@ class Reference:
             if len(sizes) == _CACHE_RANK and not isinstance(given.shape[-1], int):
                 sizes[-2:] = self._cache_sizes.get(name, (0, 0))
             return np.zeros(sizes, dtype)
+        if dtype is not None and len(given.shape) == _PAIRS_RANK and name.endswith(_PAIRS):
+            seen = np.tri(len(values[_IDS]), dtype=bool) & (values[_MASK] != 0)
+            heads = given.shape[1] if isinstance(given.shape[1], int) else 1
+            return np.broadcast_to(pair_values(seen, np.dtype(dtype)), (1, heads, *seen.shape))
         if dtype is None or name not in values:
             raise UnsupportedOpError(
                 f"input {name!r} of type {given.type} is unknown; known are "
@@ -277,6 +316,8 @@ def _values(ids: np.ndarray, mask: np.ndarray | None) -> _Values:
         "use_cache_branch": np.zeros((), np.bool_),  # of optimum's merged decoders, (1,)
         "num_logits_to_keep": np.zeros((), np.int64),  # of the last tokens; 0 is all, () or (1,)
         "logits_to_keep": np.zeros((), np.int64),
+        "write_indices": np.zeros((), np.int64),  # of a cache of fixed size, () or (1,)
+        "nonpad_kv_seqlen": np.asarray(len(ids)),
     }
 
 

@@ -24,6 +24,7 @@ LAYERS = (
     Layer(q_base=0, k_base=0, bias=True),  # BLOOM
     Layer(q_base=0, k_base=0, bias=True, bias_by="key", window=37),
     Layer(norm="rows", window=5),  # OLMo 2
+    Layer(q_base=500.0, k_base=500.0, chunk=13),  # Llama 4
     Layer(norm="heads", norm_last=True),
     Layer(q_base=500.0),
 )

@@ -11,7 +11,18 @@ import slmtvm
 from slmtvm.compiler import compile_model
 from slmtvm.errors import DeviceError
 from slmtvm.verify import Reference
-from tests.importer.heads import DECODERS, DIM, ENCODERS, LABELS, VOCAB, Head, save_head
+from tests.importer.heads import (
+    BOTH_HALVES,
+    CAUSAL_ENCODERS,
+    DECODERS,
+    DIM,
+    ENCODERS,
+    END,
+    LABELS,
+    VOCAB,
+    Head,
+    save_head,
+)
 
 RANGE = 2e-4
 TOKENS = np.random.default_rng(2).integers(2, VOCAB, 41)
@@ -111,6 +122,38 @@ def test_a_decoder_gives_several_outputs_after_its_last_token(tmp_path: Path) ->
         for token in TOKENS:
             last = session.outputs([token])
         np.testing.assert_array_equal(last["value"], got["value"])
+
+
+def test_a_text_that_both_halves_of_a_classifier_read_must_end(tmp_path: Path) -> None:
+    bundle, reference = _compile(BOTH_HALVES["classifier_that_wraps_around"], tmp_path)
+    tokens = TOKENS.copy()
+    tokens[[16, -1]] = END
+    visible = np.arange(41) <= 16
+    with slmtvm.load(bundle) as session:
+        assert session.info["final_token"] == END
+        for count in (17, 41):
+            want = reference.run(tokens[:count], ["logits"])[0][0]
+            assert _close(session.encode(tokens[:count]), want)
+        np.testing.assert_array_equal(session.encode(tokens, visible), session.encode(tokens[:17]))
+        with pytest.raises(DeviceError, match="takes its row at an end token: end the sequence"):
+            session.encode(TOKENS[:5])
+
+
+def test_a_mean_of_rows_that_see_only_earlier_ones_has_the_same_bits_everywhere(
+    tmp_path: Path,
+) -> None:
+    path = save_head(CAUSAL_ENCODERS["tokens_and_embedding"], tmp_path)
+    reference, found = Reference(path), []
+    for context in (17, 64):
+        bundle = tmp_path / f"{context}.slm"
+        compile_model(path, output=bundle, context=context)
+        for threads in (1, 3):
+            with slmtvm.load(bundle, threads=threads) as session:
+                outputs = session.outputs(TOKENS[:17])
+                found.append(outputs["sentence_embedding"])
+                want = reference.run(TOKENS[:17], [*outputs])
+                assert all(_close(o, w[0]) for o, w in zip(outputs.values(), want, strict=True))
+    assert all(np.array_equal(row, found[0]) for row in found)
 
 
 def test_there_is_no_output_before_a_model_has_run(tmp_path: Path) -> None:

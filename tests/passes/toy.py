@@ -30,6 +30,7 @@ class Layer:
     norm: str | None = None
     norm_last: bool = False
     window: int = 0
+    chunk: int = 0
     softcap: float = 0.0
     bias: bool = False
     bias_by: str = "distance"
@@ -156,7 +157,7 @@ def decoder(
                     ops.attention(
                         q, k, v, biases.get(i), layer=i, num_heads=HEADS, num_kv_heads=KV_HEADS,
                         head_dim=HEAD_DIM, scale=HEAD_DIM**-0.5, mask="causal",
-                        window=kinds[i].window, softcap=kinds[i].softcap,
+                        window=kinds[i].window, chunk=kinds[i].chunk, softcap=kinds[i].softcap,
                         bias_by=kinds[i].bias_by, roundings=kinds[i].roundings,
                         sum_roundings=kinds[i].sum_roundings,
                         weight_roundings=kinds[i].weight_roundings,

@@ -133,6 +133,17 @@ def test_a_bidirectional_row_sees_the_valid_positions_only(target: Target) -> No
     np.testing.assert_allclose(got, ref.attend(shape, inputs, valid), atol=ABSOLUTE)
 
 
+def test_a_row_has_the_same_bits_with_and_without_a_cache(target: Target) -> None:
+    shape = attention_shape(37, 4, 2, 32, 32, capacity=48, table_rows=CAPACITY)
+    kept, found = {t.name: np.zeros(t.shape, np.float32) for t in shape.cache}, []
+    for kind in (shape, replace(shape, stateless=True)):
+        given = {**projections(kind), **tables(kind), **({} if kind.stateless else kept)}
+        made = run(attention.build_append(kind), given, target, cuts=(5,))
+        read = {name: made[name] for name in ("q", *(t.name for t in kind.cache))}
+        found.append(run(attention.build_attend(kind), read, target, position=0, cuts=(3,))["o"])
+    np.testing.assert_array_equal(bits(found[0]), bits(found[1]))
+
+
 def awkward_floats(count: int) -> np.ndarray:
     """Float32 at, between and just beside neighbouring float16, and beyond the largest."""
     rng = np.random.default_rng(6)

@@ -8,6 +8,7 @@ import pytest
 from slmtvm.schedules.elementwise import (
     build_add,
     build_add_positions,
+    build_earlier,
     build_multiply,
     build_position_rows,
     build_segments,
@@ -55,3 +56,12 @@ def test_segments_are_those_from_the_position_on(target: Target) -> None:
     segments = np.random.default_rng(0).integers(0, 2, 20).astype(np.int32)
     got = run(build_segments(3, 20), {"segments": segments}, target, position=7)
     np.testing.assert_array_equal(got["y"], segments[7:10])
+
+
+@pytest.mark.parametrize("first", [None, 9])
+def test_earlier_tokens_follow_the_first_or_the_last_valid_one(
+    target: Target, first: int | None
+) -> None:
+    tokens = np.arange(20, 28, dtype=np.int32)
+    got = run(build_earlier(8, first), {"tokens": tokens}, target, valid=5)
+    np.testing.assert_array_equal(got["y"], [24 if first is None else first, *range(20, 27)])

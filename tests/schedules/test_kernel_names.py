@@ -26,7 +26,8 @@ ATTENTION: dict[str, list[Any]] = {
     "rotary_dim": [16], "interleaved": [True], "table_rows": [48],
     "kv_dtype": ["float16", "int8"], "accumulators": [8], "separate": [True],
     "q_eps": [0.0, 1e-6], "k_eps": [0.0, 1e-6], "window": [5, 6], "chunk": [5, 6],
-    "softcap": [5.0, 6.0], "mask_positions": [32], "roundings": [((1.0, 0.5, -128, 127),)],
+    "softcap": [5.0, 6.0],
+    "mask_positions": [32], "roundings": [((1.0, 0.5, -128, 127),)],
     "weight_roundings": [((1.0, 0.5, -128, 127),)],
 }  # fmt: skip
 ROW = rows.RowOp("rms_norm", "f32", 2, 24, eps=1e-6)
@@ -38,7 +39,7 @@ TABLE = embedding.EmbeddingOp(2, 40, 32, "int4", "int8", (40, 2), True, 16, 0)
 
 Case = tuple[Callable[[Any], Kernel], Any, dict[str, list[Any]]]
 CASES: dict[str, Case] = {
-    "append": (attention.build_append, CAUSAL, ATTENTION),
+    "append": (attention.build_append, CAUSAL, {**ATTENTION, "stateless": [True]}),
     "attend": (attention.build_attend, CAUSAL, ATTENTION),
     "decode": (attention.build_decode, DECODE, {**ATTENTION, "m": [1]}),
     "biased": (

@@ -60,6 +60,17 @@ static int32_t check_tokens(const slm_session *session, const sequence *s, outpu
   return SLM_OK;
 }
 
+/* A model that finds its row by the last end token computes nothing for a text without one. */
+static int32_t check_final(const sequence *s) {
+  size_t last = s->count;
+  if (slm_plan.final_token < 0) return SLM_OK;
+  while (s->mask && last > 1 && !s->mask[last - 1]) --last;
+  int32_t token = s->tokens[last - 1];
+  if (token == slm_plan.final_token) return SLM_OK;
+  return slm_fail(SLM_ERR_TOKEN, "the last token is %d, and this model takes its row at an end token: "
+                                 "end the sequence with %d", token, slm_plan.final_token);
+}
+
 static int32_t check_mask(const sequence *s, output_mode mode) {
   size_t visible = count_visible(s);
   if (visible == s->count) return SLM_OK;
@@ -254,6 +265,7 @@ static int32_t run(slm_session *session, sequence s, float *output, output_mode 
   code = check_call(session, output, mode);
   if (code == SLM_OK) code = check_tokens(session, &s, mode);
   if (code == SLM_OK) code = check_mask(&s, mode);
+  if (code == SLM_OK) code = check_final(&s);
   if (code == SLM_OK) code = slm_pool_acquire(session->model->pool);
   if (code == SLM_OK) {
     int32_t position = session->position, source = session->source;

@@ -78,6 +78,7 @@ typedef struct slm_plan_tables {
   int32_t mask;
   int32_t weights_have_places; /* kernels read where to read: never unchecked */
   int32_t segment_types; /* 0: tokens are of one text */
+  int32_t final_token; /* that every sequence must end with; -1: any */
   int32_t vocab_size;
   int32_t output_size; /* features of the first output */
   int32_t hidden_size;

@@ -30,7 +30,7 @@ extern "C" {
 enum {
   SLM_OK = 0,
   SLM_ERR_ARGUMENT = -1, /* a null pointer, a number out of its range, an unknown flag */
-  SLM_ERR_TOKEN = -2,    /* a token id outside 0 .. vocabulary - 1 */
+  SLM_ERR_TOKEN = -2,    /* outside 0 .. vocabulary - 1, or no end where one must be */
   SLM_ERR_CONTEXT = -3,  /* the tokens do not fit the context */
   SLM_ERR_KIND = -4,     /* a decoder's call on an encoder or the other way round, or a model whose
                           * output is no logits of tokens is to sample one */

@@ -83,10 +83,6 @@ def _ordered(steps: Mapping[str, Step], rows: str, depth: Mapping[str, int]) -> 
     return inputs
 
 
-def _by_segment(step: Step) -> bool:
-    return isinstance(step, Embedding) and step.by_segment
-
-
 class Emitter:
     """Builds Relax functions and collects the parameters of all of them."""
 
@@ -116,8 +112,8 @@ class Emitter:
         inputs = [self._tokens]
         with builder.function(name, inputs):
             with builder.dataflow():
-                if any(_by_segment(steps[rows]) for rows in order):
-                    self._segments = builder.emit(ops.segments(self._tokens))
+                lookups = [s for s in (steps[r] for r in order) if isinstance(s, Embedding)]
+                self._indices = self._emit_indices(builder, lookups)
                 for rows in order:
                     expr = self._call(rows, depth)
                     self._values[rows] = builder.emit(expr)
@@ -128,6 +124,18 @@ class Emitter:
         built = builder.get()[name]
         params = [self._tokens, *self._named.values()]
         return relax.Function(params, built.body, built.ret_ty, attrs=built.attrs)
+
+    def _emit_indices(
+        self, builder: relax.BlockBuilder, lookups: Sequence[Embedding]
+    ) -> dict[str, relax.Var]:
+        """What rows of tables are looked up by, as ``Embedding.by`` names it."""
+        indices = {"token": self._tokens}
+        for step in lookups:
+            if step.by == "segment" and step.by not in indices:
+                indices[step.by] = builder.emit(ops.segments(self._tokens))
+            if step.by == "earlier" and step.by not in indices:
+                indices[step.by] = builder.emit(ops.earlier(self._tokens, first=step.first))
+        return indices
 
     def _declare(self, step: object) -> None:
         """Make the parameters of ``step``, and check them, before anything is built."""
@@ -147,7 +155,7 @@ class Emitter:
         step = self._steps[rows]
         if isinstance(step, Embedding):
             return ops.embedding(
-                self._segments if step.by_segment else self._tokens,
+                self._indices[step.by],
                 *self._weights(step.table),
                 dim=step.dim,
                 format=step.table.format,

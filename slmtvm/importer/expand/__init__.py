@@ -13,6 +13,7 @@ from functools import partial
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.expand import (  # noqa: F401  (imported to fill the registry)
     attention,
+    cache,
     einsum,
     embedding,
     onnx_attention,

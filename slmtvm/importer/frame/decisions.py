@@ -15,7 +15,7 @@ from slmtvm.importer.expand import expand
 from slmtvm.importer.freeze.freeze import freeze, truth
 from slmtvm.importer.freeze.infer import MIN_ELEMENTS
 from slmtvm.importer.freeze.roles import Roles
-from slmtvm.importer.graph import Decision, Graph, Node, Port
+from slmtvm.importer.graph import Decision, Graph, Port, needed
 
 _LONGEST = 1 << 20  # tokens of a sequence whose branch is asked for
 
@@ -71,7 +71,7 @@ def decision_notes(graph: Graph, roles: Roles, context: int) -> Iterator[str]:
 
 def _outcome(graph: Graph, roles: Roles, decision: Decision, length: int) -> bool | None:
     """What the condition is for ``length`` tokens; None where that cannot be computed."""
-    nodes = _needed(graph, decision.condition)
+    nodes = needed(graph.nodes, [decision.condition])
     alone = replace(
         graph,
         nodes=nodes,
@@ -83,16 +83,6 @@ def _outcome(graph: Graph, roles: Roles, decision: Decision, length: int) -> boo
         return truth(freeze(alone, roles, length, most=MIN_ELEMENTS), decision.condition)
     except SlmError:
         return None
-
-
-def _needed(graph: Graph, value: str) -> tuple[Node, ...]:
-    """The nodes that ``value`` is computed by."""
-    wanted, kept = {value}, []
-    for node in reversed(graph.nodes):
-        if wanted.intersection(node.outputs):
-            wanted.update(node.inputs)
-            kept.append(node)
-    return tuple(reversed(kept))
 
 
 def _change(graph: Graph, roles: Roles, decision: Decision, short: int, long: int) -> int:

@@ -242,6 +242,9 @@ class Frame:
                 # Token ids come in 64 bits and fit in 32.
                 return np.can_cast(before, after) or after.itemsize >= 4
             return before.kind != "b" and node.attrs["to"] in FLOAT_TYPES
+        if operator.kind is Kind.SCATTER:  # nothing into it, such as into the rows that are hidden
+            places = [f.constants.get(node.inputs[1]) for f in (self.small, self.full)]
+            return all(p is not None and 0 in p.shape for p in places)
         if operator.kind is not Kind.MOVE or self.small.is_lookup(node):
             return False
         if operator.data is None:  # Concat: only with empty pieces, such as an empty cache

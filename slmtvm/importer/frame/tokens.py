@@ -21,7 +21,7 @@ def token_maps(frozen: Frozen) -> dict[str, Array]:
     """The token of each element of each dynamic value, int32, or NO_TOKEN or MIXED."""
     maps: dict[str, Array] = {}
     produced = {output for node in frozen.graph.nodes for output in node.outputs}
-    for given in frozen.shapes.keys() - produced:  # the tokens, and their segments
+    for given in frozen.shapes.keys() - produced:  # what there is of each token
         maps[given] = np.arange(frozen.length, dtype=np.int32).reshape(1, -1)
     for node in frozen.graph.nodes:
         outputs = [o for o in node.outputs if o in frozen.shapes]

@@ -58,10 +58,9 @@ def start(graph: Graph, roles: Roles, length: int) -> Frozen:
     given = roles.values(length)
     frozen.constants.update({k: Constant.of(k, v) for k, v in given.items()})
     frozen.of_sequence.update(given)
-    for port in (roles.tokens, roles.segments):
-        if port is not None:
-            frozen.shapes[port.name] = (1, length)
-            frozen.dtypes[port.name] = np.dtype(np.int64)
+    for port in roles.by_token:
+        frozen.shapes[port.name] = (1, length)
+        frozen.dtypes[port.name] = np.dtype(np.int64)
     return frozen
 
 

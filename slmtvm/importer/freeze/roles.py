@@ -5,23 +5,30 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.graph import Array, Graph, Port
+from slmtvm.importer.rewrite.earlier_tokens import Earlier
 
 _TOKENS = re.compile(r"(decoder_)?input_ids?|tokens?|ids|input")
 _MASK = re.compile(r"(decoder_|encoder_)?(attention|input|padding)_mask|mask")
 _POSITIONS = re.compile(r"position_ids|positions?|cache_position")
 _SEGMENTS = re.compile(r"(token_type|segment)_ids")
 _PAST = re.compile(r"past.*|cache.*")
+_PAIRS = re.compile(r"(decoder_)?(attention|attn|causal)_(mask|bias)|mask")
 _PAST_LENGTH = re.compile(r"past_(key_values_|seq_|sequence_)?length")
 HIDDEN_STATES = "encoder_hidden_states"  # of a decoder's file, as optimum names it
 MASK = "mask"  # the role of an input that says which tokens are visible
+PAIRS = "pairs"  # of one that says which tokens each sees, in a decoder: those before it
 _USE_CACHE = "use_cache_branch"  # optimum's merged decoders
 _KEPT = re.compile(r"(num_)?logits_to_keep")  # of how many last tokens; 0 is all of them
+
+_WRITTEN_AT = re.compile(r"write_ind(ices|ex)")  # of a cache of fixed size, by sequence
+_VALID_KEYS = re.compile(r"nonpad_kv_seqlen")  # how many of it are valid
 
 _STACKED_RANK = 5  # of a past that holds (keys and values, batch, heads, length, head_dim)
 _MAX_PAST_ELEMENTS = 1 << 28  # of one layer
@@ -30,15 +37,22 @@ _MAX_PAST_ELEMENTS = 1 << 28  # of one layer
 @dataclass(frozen=True)
 class Roles:
     """``tokens`` stays an input, and so do ``segments`` where there are any: of which of two texts
-    each token is; ``fixed`` are specialised away."""
+    each token is; and ``earlier`` tokens; ``fixed`` are specialised away."""
 
     tokens: Port
-    # name -> (role, input); roles are MASK, "arange", "zeros", "past", "no" (one false or 0) and
-    # "states" (zeros in the place of an encoder's hidden states)
+    # name -> (role, input); roles are MASK, PAIRS, "arange", "zeros", "past", "no" (one false or
+    # 0), "count" (how many tokens there are) and "states" (zeros for an encoder's hidden states)
     fixed: dict[str, tuple[str, Port]]
     visible: Array | None = None  # bool (length,), where not all tokens are
     length: int | None = None  # of sequences, where the inputs have a fixed one
     segments: Port | None = None
+    earlier: Earlier | None = None
+
+    @property
+    def by_token(self) -> list[Port]:
+        """The inputs that stay: each has a number for every token."""
+        others = (self.segments, self.earlier.port if self.earlier else None)
+        return [self.tokens, *(port for port in others if port is not None)]
 
     def with_segments(self) -> Roles | None:
         """The same with token types as an input; None where there are none."""
@@ -67,6 +81,7 @@ def assign_roles(graph: Graph) -> Roles:
     tokens: list[Port] = []
     fixed: dict[str, tuple[str, Port]] = {}
     unknown: list[Port] = []
+    pairs: list[Port] = []
     for port in graph.inputs:
         name = port.name.rsplit(".", 1)[-1] if port.name.startswith("model.") else port.name
         integer = np.issubdtype(_dtype(port), np.integer)
@@ -75,10 +90,14 @@ def assign_roles(graph: Graph) -> Roles:
             fixed[port.name] = ("past", port)
         elif rank in (0, 1) and (name == _USE_CACHE or (integer and _is_count(name))):
             fixed[port.name] = ("no", port)
+        elif rank in (0, 1) and integer and _VALID_KEYS.fullmatch(name):
+            fixed[port.name] = ("count", port)
         elif integer and _TOKENS.fullmatch(name) and rank == 2:
             tokens.append(port)
         elif _MASK.fullmatch(name) and rank == 2:
             fixed[port.name] = (MASK, port)
+        elif rank == len(_OF_PAIRS) and _PAIRS.fullmatch(name) and _is_of_pairs(port):
+            pairs.append(port)
         elif integer and _POSITIONS.fullmatch(name) and rank in (1, 2):
             fixed[port.name] = ("arange", port)
         elif name == HIDDEN_STATES and rank == 3 and isinstance((port.dims or ())[-1], int):
@@ -87,6 +106,10 @@ def assign_roles(graph: Graph) -> Roles:
             fixed[port.name] = ("zeros", port)
         else:
             unknown.append(port)
+    if any(role == "past" for role, _ in fixed.values()):
+        fixed |= {port.name: (PAIRS, port) for port in pairs}
+    else:  # of an encoder nobody knows what it hides
+        unknown += pairs
     if not tokens and len(unknown) == 1 and unknown[0].dims is not None:
         # A single integer matrix can only be the tokens, whatever its name.
         port = unknown[0]
@@ -101,7 +124,9 @@ def assign_roles(graph: Graph) -> Roles:
             + "".join(dict.fromkeys(map(_hint, unknown))),
             where=where,
         )
-    per_token = (p for role, p in fixed.values() if role not in ("past", "no", "states"))
+    per_token = (
+        p for role, p in fixed.values() if role not in ("past", "no", "count", "states", PAIRS)
+    )
     lengths = {_fixed_length(port, where) for port in (tokens[0], *per_token)} - {None}
     if len(lengths) > 1:
         raise UnsupportedOpError(
@@ -114,21 +139,38 @@ def assign_roles(graph: Graph) -> Roles:
     return Roles(tokens[0], fixed, length=next(iter(lengths), None))
 
 
+_OF_PAIRS = ("batch", "heads", "tokens", "keys")
+
+
+def _is_of_pairs(port: Port) -> bool:
+    """Whether an input of four dimensions has one of any length for tokens, and one for keys."""
+    *_, rows, keys = port.dims or ()
+    return not isinstance(rows, int) and not isinstance(keys, int)
+
+
 def _is_count(name: str) -> bool:
     """Whether an input counts something that is 0 here."""
-    return bool(_PAST_LENGTH.fullmatch(name) or _KEPT.fullmatch(name))
+    return any(known.fullmatch(name) for known in (_PAST_LENGTH, _KEPT, _WRITTEN_AT))
 
 
 def _hint(port: Port) -> str:
     """What to do about an input that often stands in exports, and cannot be compiled."""
     if "embed" in port.name:
         return "; export the model with input_ids, its embedding included"
-    if "mask" in port.name and len(port.dims or ()) > 2:
+    if ("mask" in port.name or "bias" in port.name) and len(port.dims or ()) > 2:
         return (
             "; a mask of every pair of positions cannot be compiled: export the model with one "
             "of valid positions (batch, sequence) or without"
         )
     return ""
+
+
+def pair_values(seen: Array, dtype: np.dtype[Any]) -> Array:
+    """What an input of PAIRS holds where a token sees another, ``seen`` bool: true, or as a float
+    that is added to scores, 0, and elsewhere the least there is."""
+    if dtype.kind != "f":
+        return seen.astype(dtype)
+    return np.where(seen, 0, np.finfo(dtype).min).astype(dtype)
 
 
 def _dtype(port: Port) -> np.dtype[np.generic]:
@@ -169,10 +211,16 @@ def _value(role: str, port: Port, visible: Array) -> Array:
         return np.zeros(sizes, dtype)
     if role == "no":
         return np.zeros([1] * len(dims), dtype)
+    if role == "count":
+        return np.full([1] * len(dims), length, dtype)
     if role == "states":
         width = dims[2]
         assert isinstance(width, int)
         return np.zeros((1, length, width), dtype)
+    if role == PAIRS:
+        heads = dims[1] if isinstance(dims[1], int) else 1
+        seen = np.tri(length, dtype=bool) & visible
+        return np.broadcast_to(pair_values(seen, dtype), (1, heads, length, length))
     shape = (1, length)[2 - len(dims) :]
     if role == "arange":
         # As everyone counts them: a hidden token has the position of the last visible one.

@@ -26,6 +26,7 @@ from slmtvm.importer.recognise.steps import (
     Step,
     same_step,
 )
+from slmtvm.importer.rewrite.earlier_tokens import Earlier
 
 Recogniser = Callable[["Cover", Node, str], Step]
 
@@ -68,6 +69,7 @@ class Cover:
     tokens: str  # the graph input that holds them
     recognise: Recogniser  # which step makes a value; raises UnsupportedOpError where none does
     segments: str = ""  # the graph input that holds token types, where they are no constants
+    earlier: Earlier | None = None  # the graph input that holds the token before each one
     steps: dict[str, Step] = field(default_factory=dict)
     cache: dict[Hashable, object] = field(default_factory=dict)
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(_SEED))

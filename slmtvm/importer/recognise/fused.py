@@ -92,10 +92,10 @@ def _group_query(cover: Cover, node: Node) -> Attention:
         scale,
         mask.kind,
         mask.window,
+        mask.chunk,
         softcap,
         head_bias(cover, mask.bias, heads, where),
         mask.bias_by,
-        chunk=mask.chunk,
     )
 
 

@@ -125,12 +125,14 @@ class ExpertWeights:
 
 @dataclass(frozen=True, eq=False)
 class Embedding(Step):
-    """Rows of a table by token, or ``by_segment`` by that of the token."""
+    """Rows of a table by what ``by`` says: each token, its "segment", or the token "earlier", which
+    is ``first`` before the first one, see ``ir.ops.earlier``."""
 
     table: Weights
     vocab: int
     dim: int
-    by_segment: bool = False
+    by: str = "token"
+    first: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,13 +177,13 @@ class Attention(Step):
     scale: float
     mask: str
     window: int = 0
+    chunk: int = 0
     softcap: float = 0.0
     bias: Param | None = None
     bias_by: str = "distance"
     roundings: str = ""  # these three as ``ir.ops.attention`` has them
     sum_roundings: str = ""
     weight_roundings: str = ""
-    chunk: int = 0
 
 
 @dataclass(frozen=True, eq=False)

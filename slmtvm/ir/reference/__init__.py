@@ -151,6 +151,8 @@ def _value(expr: relax.Expr, values: Mapping[relax.Var, Array], run: _Run) -> Ar
     attrs = {key: expr.attrs[key] for key in expr.attrs.keys()}  # noqa: SIM118 (not a dict)
     if name == "slm.segments":
         return run.segments
+    if name == "slm.earlier":
+        return layers.earlier(attrs, _value(expr.args[0], values, run))
     if name in _WITH_OPERANDS:
         named = {key: _value(arg, values, run) for key, arg in ops.operands(expr).items()}
         return _WITH_OPERANDS[name](_value(expr.args[0], values, run), attrs, run.kind, **named)

@@ -20,6 +20,11 @@ def embedding(tokens: Array, attrs: Attrs, _kind: str, table: Array, **quantized
     )  # fmt: skip
 
 
+def earlier(attrs: Attrs, tokens: Array) -> Array:
+    first = int(attrs["first"])
+    return np.concatenate([tokens[-1:] if first < 0 else [np.int32(first)], tokens[:-1]])
+
+
 def linear(x: Array, attrs: Attrs, kind: str, weight: Array, **named: Array) -> Array:
     group_size, activation = int(attrs["group_size"]), str(attrs["activation"])
     w = dequantize(

@@ -20,7 +20,8 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     projections = list(call.args)[: int(attrs["inputs"])]
     m, _ = shape_of(projections[0])
     causal = str(attrs["mask"]) == "causal"
-    capacity = emitter.capacity if causal else attention.capacity_of(m)
+    cached = causal and emitter.model.kind != "encoder"
+    capacity = emitter.capacity if cached else attention.capacity_of(m)
     tables = [
         position_table(named[name], capacity, emitter) for name in ("cos", "sin") if name in named
     ]
@@ -40,7 +41,7 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         rotary_dim=2 * shape_of(tables[0])[1] if tables else 0,
         interleaved=bool(int(attrs["interleaved"])),
         table_rows=capacity if tables else 0,
-        kv_dtype=emitter.kv_dtype if causal else "float32",
+        kv_dtype=emitter.kv_dtype if cached else "float32",
         native_f16=emitter.isa.native_f16,
         accumulators=attention.default_accumulators(emitter.isa.name),
         separate=len(projections) > 1,
@@ -59,6 +60,7 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         mask_positions=mask_positions(
             emitter.model, of_source=emitter.model.kind == "encoder-decoder" and not causal
         ),
+        stateless=causal and not cached,
     )
     gammas = [
         emitter.weight(named[name].name, emitter.array(named[name]))
@@ -67,7 +69,7 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     ]
     inputs = [*projections, *tables, *gammas]
     shared = [*bias, *limits_of(shape, emitter), *emitter.numbers(shape.numbers)]
-    if not causal:
+    if not cached:
         made = emitter.call(attention.build_append(shape), inputs)
         caches = [made[t.name] for t in shape.cache]
         return emitter.call(_attend(shape, emitter), [made["q"], *shared, *caches])["o"]

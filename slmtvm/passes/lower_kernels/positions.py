@@ -55,6 +55,14 @@ def _segments(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     return emitter.call(kernel, [state])["y"]
 
 
+@handles("slm.earlier")
+def _earlier(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
+    (tokens,) = call.args
+    first = int(call.attrs["first"])
+    kernel = elementwise.build_earlier(shape_of(tokens)[0], None if first < 0 else first)
+    return emitter.call(kernel, [tokens])["y"]
+
+
 @handles("slm.position_rows")
 def _position_rows(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     tokens, table = call.args

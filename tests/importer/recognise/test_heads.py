@@ -13,7 +13,19 @@ from slmtvm.errors import SlmError, UnsupportedOpError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.reference import evaluate_outputs
 from slmtvm.verify import Reference
-from tests.importer.heads import DECODERS, DIM, ENCODERS, LABELS, PAD, VOCAB, save_head
+from tests.importer.heads import (
+    BOTH_HALVES,
+    CAUSAL_ENCODERS,
+    DECODERS,
+    DIM,
+    ENCODERS,
+    END,
+    LABELS,
+    MASKED_DECODERS,
+    PAD,
+    VOCAB,
+    save_head,
+)
 
 TOKENS = np.random.default_rng(2).integers(2, VOCAB, 20)
 RANGE = 2e-4  # of a whole output's
@@ -47,7 +59,16 @@ def test_an_encoders_outputs_are_what_onnxruntime_computes(name: str, tmp_path: 
             assert _close(ours, theirs[0])
 
 
-@pytest.mark.parametrize("name", [n for n in ENCODERS if n not in ("last_of_all",)])
+def test_a_pooling_that_is_not_known_under_a_mask_is_refused_there(tmp_path: Path) -> None:
+    path = save_head(ENCODERS["max_of_written_over"], tmp_path)
+    with pytest.raises(UnsupportedOpError, match="the max of rows does not leave out hidden ones"):
+        import_onnx(path, mask="arbitrary")
+
+
+_UNDER_MASKS = [n for n in ENCODERS if n not in ("last_of_all", "max_of_written_over")]
+
+
+@pytest.mark.parametrize("name", _UNDER_MASKS)
 def test_hidden_tokens_enter_no_pooled_output(name: str, tmp_path: Path) -> None:
     head = ENCODERS[name]
     path = save_head(head, tmp_path)
@@ -78,6 +99,65 @@ def test_a_decoders_output_of_its_last_token_is_one_of_each_token(
         for output, ours, theirs in zip(model.outputs, got, want, strict=True):
             last = theirs[0] if output.pooled else theirs[0][-1]
             assert _close(ours[count - 1], last)
+
+
+@pytest.mark.parametrize("name", CAUSAL_ENCODERS)
+def test_what_is_pooled_of_rows_that_see_only_earlier_ones_needs_them_all(
+    name: str, tmp_path: Path
+) -> None:
+    head = CAUSAL_ENCODERS[name]
+    path = save_head(head, tmp_path)
+    model = import_onnx(path)
+    assert model.kind == "encoder"
+    for count in (1, 7, len(TOKENS)):
+        want = Reference(path).run(TOKENS[:count], head.outputs)
+        for ours, theirs in zip(evaluate_outputs(model, TOKENS[:count]), want, strict=True):
+            assert _close(ours, theirs[0])
+
+
+@pytest.mark.parametrize("name", MASKED_DECODERS)
+def test_what_each_token_of_a_decoder_sees(name: str, tmp_path: Path) -> None:
+    head = MASKED_DECODERS[name]
+    path = save_head(head, tmp_path)
+    model = import_onnx(path)
+    told = [note for note in model.notes if "each token sees itself and those before" in note]
+    assert (model.kind, len(told)) == ("decoder", name == "pairs")
+    for count in (1, 7, len(TOKENS)):
+        want = Reference(path).run(TOKENS[:count], head.outputs)
+        for ours, theirs in zip(evaluate_outputs(model, TOKENS[:count]), want, strict=True):
+            assert _close(ours, theirs[0])
+
+
+def test_a_mask_of_pairs_without_a_cache_is_refused(tmp_path: Path) -> None:
+    path = save_head(MASKED_DECODERS["pairs"], tmp_path)
+    model = onnx.load(path)
+    del model.graph.input[-1]
+    onnx.save(model, path)
+    with pytest.raises(UnsupportedOpError, match="a mask of every pair of positions"):
+        import_onnx(path)
+
+
+@pytest.mark.parametrize("name", BOTH_HALVES)
+def test_a_classifier_whose_halves_both_read_the_text(name: str, tmp_path: Path) -> None:
+    path = save_head(BOTH_HALVES[name], tmp_path)
+    model = import_onnx(path)
+    assert (model.kind, model.final_token) == ("encoder", END)
+    assert model.padding == ((PAD,) if name == "classifier_that_wraps_around" else ())
+    tokens = TOKENS.copy()
+    tokens[[8, -1]] = END  # as between the texts of a pair
+    for text in (tokens[-1:], tokens[:9], tokens):
+        want = Reference(path).run(text, ["logits"])[0][0]
+        assert _close(evaluate_outputs(model, text)[0], want)
+
+
+def test_rows_that_are_looked_up_by_other_moves_of_tokens_are_refused(tmp_path: Path) -> None:
+    path = save_head(BOTH_HALVES["classifier_by_both_halves"], tmp_path)
+    model = onnx.load(path)
+    moved = next(n for n in model.graph.node if n.op_type == "Concat" and n.attribute[0].i == 1)
+    moved.input[:] = reversed(moved.input)  # the token after each one
+    onnx.save(model, path)
+    with pytest.raises(UnsupportedOpError):
+        import_onnx(path)
 
 
 @pytest.mark.parametrize("name", ["score_of_last_not_padding", "score_before_first_padding"])
@@ -152,13 +232,6 @@ def test_other_poolings_are_refused_by_name(
     with pytest.raises(UnsupportedOpError, match=reason) as caught:
         import_onnx(path)
     assert str(path) in str(caught.value)
-
-
-def test_a_mean_over_a_decoders_rows_is_refused(tmp_path: Path) -> None:
-    head = ENCODERS["mean_embedding"]
-    path = save_head(type(head)(head.build, head.outputs, head.pooled, causal=True), tmp_path)
-    with pytest.raises(UnsupportedOpError, match="takes the mean of a decoder's rows"):
-        import_onnx(path)
 
 
 def test_a_mean_that_counts_hidden_rows_takes_no_masks(tmp_path: Path) -> None:

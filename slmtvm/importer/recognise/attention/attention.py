@@ -101,13 +101,13 @@ def match_attention(cover: Cover, node: Node) -> Attention:
         scale,
         scores.mask.kind,
         scores.mask.window,
+        scores.mask.chunk,
         softcap,
         head_bias(cover, scores.mask.bias, num_heads, where),
         scores.mask.bias_by,
         as_text(roundings.products, before),
         as_text(roundings.sums),
         as_text(weight_steps),
-        scores.mask.chunk,
     )
 
 

@@ -25,7 +25,7 @@ def match_embedding(cover: Cover, node: Node) -> Embedding:
     """A lookup by token id or token type; raises UnsupportedOpError for those by anything else."""
     frame = cover.frame
     where = frame.graph.where(node)
-    by_segment = _by_segment(cover, node, where)
+    by, first = _looked_up_by(cover, node, where)
     table = frame.small.constants[node.inputs[0]]
     if node.op_type == "GatherBlockQuantized":
         weights = _block_quantized(cover, node, table, where)
@@ -35,7 +35,7 @@ def match_embedding(cover: Cover, node: Node) -> Embedding:
                 f"a lookup in a table of shape {list(table.shape)} is not supported", where=where
             )
         weights = table_weights(table, where, cover.note)
-    return Embedding(weights, table.shape[0], frame.features(node.outputs[0]), by_segment)
+    return Embedding(weights, table.shape[0], frame.features(node.outputs[0]), by, first)
 
 
 def match_dequantized_rows(cover: Cover, value: str) -> Embedding | None:
@@ -59,11 +59,11 @@ def match_dequantized_rows(cover: Cover, value: str) -> Embedding | None:
             "rows looked up in a quantized table need one scale and zero point for the whole table",
             where=where,
         )
-    by_segment = _by_segment(cover, lookup, where)
+    by, first = _looked_up_by(cover, lookup, where)
     quantization = Quantization(scales.stored, None if zeros is None else zeros.stored, 0, 0)
     quantized = replace(table, dtype=scales.dtype, quantization=quantization)
     rows, features = table.shape
-    return Embedding(table_weights(quantized, where, cover.note), rows, features, by_segment)
+    return Embedding(table_weights(quantized, where, cover.note), rows, features, by, first)
 
 
 def match_restored_rows(cover: Cover, value: str) -> Embedding | None:
@@ -171,13 +171,15 @@ def _check_tokens(cover: Cover, node: Node, where: str) -> None:
         raise UnsupportedOpError("looks up rows by something other than the token ids", where=where)
 
 
-def _by_segment(cover: Cover, node: Node, where: str) -> bool:
-    """Whether ``node`` looks up by token type, not by token id."""
-    trace = cover.frame.trace(node.inputs[1])
+def _looked_up_by(cover: Cover, node: Node, where: str) -> tuple[str, int]:
+    """What ``node`` looks up by, and what stands before the first token; as Embedding has them."""
+    trace, earlier = cover.frame.trace(node.inputs[1]), cover.earlier
     if trace.source == cover.segments and _keeps_order(trace):
-        return True
+        return "segment", 0
+    if earlier is not None and trace.source == earlier.port.name and _keeps_order(trace):
+        return "earlier", earlier.first
     _check_tokens(cover, node, where)
-    return False
+    return "token", 0
 
 
 def _are_tokens(cover: Cover, value: str, vocab: int) -> bool:
