@@ -9,9 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from slmtvm.bench.measure import cpu_name
 from slmtvm.errors import TargetError
-from slmtvm.host import cpu_features, cpuinfo, runs_here
+from slmtvm.host import cpu_features, cpu_name, cpuinfo, runs_here
 from slmtvm.target import Target
 from slmtvm.tuning.cost_model import import_xgboost
 from slmtvm.tuning.devices import DeviceMeasurer

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import slmtvm
-from slmtvm.bench.measure import cpu_name
 from slmtvm.bundle.write import write_bundle
 from slmtvm.compiler import compile_model, plan_model
 from slmtvm.errors import TargetError
+from slmtvm.host import cpu_name
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.plan.build import build_plan
