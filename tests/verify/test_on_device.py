@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,19 @@ def test_what_a_device_cannot_do_is_said(device: Device, tmp_path: Path) -> None
     there = DeviceSession(DeviceBundle(device, path))
     with pytest.raises(DeviceError, match=f"ended with status 2: slm-device: .*{VOCAB}"):
         there.eval_all(np.array([VOCAB], np.int32))
+    program = DeviceBundle(device, path)
+    for arguments, request, said in (
+        (("eval", "1"), b"", "the request is cut off"),
+        (("eval", "1"), struct.pack("<5i", 0, 0, 3, 0, 0) + bytes(4), "the request is cut off"),
+        (("eval", "1"), struct.pack("<5i", 0, 0, 3, 3, 0) + bytes(12), "the request is none"),
+        (("eval", "x"), b"", "x is no number from 0 to 256"),
+        (("bench", "1", "0", "0", "decode:49:100"), b"", "usage: slm-device"),
+        (("bench", "1", "0", "0", "prefill:0:1:1"), b"", "usage: slm-device"),
+        (("load", "0", "9999"), b"", "9999 is no number from 1 to"),
+        (("none",), b"", "usage: slm-device"),
+    ):
+        with pytest.raises(DeviceError, match=said):
+            program.run(*arguments, stdin=request)
     foreign = Target.load("cortex-a78" if HOST.arch != "aarch64" else "riscv64-rvv")
     write_bundle(tmp_path / "y.slm", [(foreign, toy_decoder())])
     with pytest.raises(TargetError, match=f"runs nothing of this bundle: {foreign.name}: it is"):

@@ -69,16 +69,21 @@ static int check(const char *bundle) {
   return DEVICE_OK;
 }
 
-int main(int argc, char **argv) {
-  if (argc >= 3) {
-    const char *bundle = argv[1], *what = argv[2];
-    if (!strcmp(what, "info") && argc == 3) return puts(slm_info()) < 0 ? DEVICE_CANNOT : DEVICE_OK;
-    if (!strcmp(what, "check") && argc == 3) return check(bundle);
-    if (!strcmp(what, "load")) return device_load(bundle, argc - 3, argv + 3);
-    if (!strcmp(what, "bench")) return device_bench(bundle, argc - 3, argv + 3);
-    if (!strcmp(what, "eval")) return device_eval(bundle, argc - 3, argv + 3);
-  }
-  fprintf(stderr, "usage: slm-device BUNDLE info | check | load SOURCE PROMPT | "
-                  "bench THREADS PROFILE SOURCE STEP... | eval THREADS\n");
+static int run(int argc, char **argv) {
+  if (argc < 3) return DEVICE_USAGE;
+  const char *bundle = argv[1], *what = argv[2];
+  if (!strcmp(what, "info") && argc == 3) return puts(slm_info()) < 0 ? DEVICE_CANNOT : DEVICE_OK;
+  if (!strcmp(what, "check") && argc == 3) return check(bundle);
+  if (!strcmp(what, "load")) return device_load(bundle, argc - 3, argv + 3);
+  if (!strcmp(what, "bench")) return device_bench(bundle, argc - 3, argv + 3);
+  if (!strcmp(what, "eval")) return device_eval(bundle, argc - 3, argv + 3);
   return DEVICE_USAGE;
+}
+
+int main(int argc, char **argv) {
+  int result = run(argc, argv);
+  if (result == DEVICE_USAGE)
+    fprintf(stderr, "usage: slm-device BUNDLE info | check | load SOURCE PROMPT | "
+                    "bench THREADS PROFILE SOURCE STEP... | eval THREADS\n");
+  return result;
 }
