@@ -72,10 +72,12 @@ class DeviceBundle:
         return f"{self.bundle.path} on the device {self.device.key} at {self.device.address}"
 
     def _run(self, program: bytes, arguments: Sequence[str], stdin: bytes = b"") -> JobResult:
-        return self.device.run(
+        result = self.device.run(
             program, [".", *arguments], stdin=stdin, timeout_s=_SECONDS, files=self._files,
             stdout_limit=_MOST_OUTPUT,
         )  # fmt: skip
+        self._files = {}  # they stay there until the session ends
+        return result
 
     def _choose(
         self, target: str | None, progress: Progress

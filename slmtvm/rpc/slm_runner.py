@@ -551,8 +551,11 @@ class Board:
         with open(path, "rb") as file:
             content = file.read()
         there = self.path(name)
+        # What a job has put there, a link perhaps, is replaced, never followed.
         self.shell(
-            f"cat > {there}.part && chmod 755 {there}.part && mv -f {there}.part {there}", [content]
+            f"rm -rf {there}.part && set -C && cat > {there}.part && chmod 755 {there}.part && "
+            f"rm -rf {there} && mv {there}.part {there}",
+            [content],
         )
         self.sent[name] = number
 
@@ -1094,9 +1097,8 @@ class Session:
         """A ``read_text`` of the device's temperatures and frequencies."""
         return self.board.facts(SENSORS) if self.board else read_text
 
-    def clocks(self) -> list[int | None]:
+    def clocks(self, read: Callable[[str], str]) -> list[int | None]:
         """Of the cores that jobs run on, in kHz."""
-        read = self.sensors()
         if not self.board:
             return list(frequencies(allowed_cores(), read)["now"])
         found = self.settings.cores or range(64)
@@ -1128,17 +1130,18 @@ class Session:
             raise JobError("the arguments are not a list of strings")
         if not (0 < float(seconds) < math.inf and 0 <= stdout_limit <= LARGEST_OUTPUT):
             raise JobError(f"limits of {seconds} s and {stdout_limit} bytes")
-        cool, before = self.cool_down(), self.clocks()
+        cool, before = self.cool_down(), self.clocks(self.sensors())
         outcome = self.run(name, words, [stdin], float(seconds), stdout_limit)
+        after = self.sensors()
         told = {
             "status": outcome.status,
             "killed": outcome.reason,
             "seconds": outcome.seconds,
             "stderr": outcome.stderr.decode(errors="replace"),
             "hot": not cool,
-            "celsius": temperature(self.sensors()),
+            "celsius": temperature(after),
             "khz_before": before,
-            "khz_after": self.clocks(),
+            "khz_after": self.clocks(after),
         }
         head = json.dumps(told).encode()
         return struct.pack("<I", len(head)) + head + bytes(outcome.stdout)
@@ -1446,6 +1449,8 @@ def serve(settings: argparse.Namespace) -> int:
     """
     if settings.cores and not is_elsewhere(settings.exec):
         os.sched_setaffinity(0, settings.cores)
+    if settings.user and is_elsewhere(settings.exec):
+        raise SetupError("--user is for jobs on this machine; --exec says who is on the board")
     if settings.user and (os.geteuid() != 0 or sys.version_info < (3, 9)):
         raise SetupError("--user needs a runner that is root, and Python 3.9")
     if settings.user:

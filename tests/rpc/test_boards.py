@@ -37,7 +37,7 @@ def _left() -> set[str]:
     return {name for name in os.listdir("/tmp") if name.startswith("slm-board-")}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def board(command: str) -> Iterator[Device]:
     before = _left()
     with local_device("--exec", command, *LIMITS) as device:
@@ -103,6 +103,18 @@ def test_a_board_says_what_it_is_and_runs_a_bundle(board: Device, tmp_path: Path
     assert DeviceBundle(board, tmp_path / "x.slm").info["kind"] == "decoder"
 
 
+def test_no_link_that_a_job_makes_on_a_board_is_followed(
+    board: Device, job: bytes, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"untouched")
+    for name in ("input.txt", "input.txt.part"):
+        assert board.run(job, ["link", str(victim), name]).ok
+    result = board.run(job, ["cat", "input.txt"], files={"input.txt": b"sent"})
+    assert result.stdout == b"sent"
+    assert victim.read_bytes() == b"untouched"
+
+
 def test_a_board_that_is_not_to_be_reached_is_said(tmp_path: Path, job: bytes) -> None:
     (tmp_path / "adb").write_text("#!/bin/sh\necho 'no devices/emulators found' >&2\nexit 1\n")
     (tmp_path / "adb").chmod(0o755)
@@ -111,6 +123,14 @@ def test_a_board_that_is_not_to_be_reached_is_said(tmp_path: Path, job: bytes) -
         pytest.raises(RpcError, match=r"the board behind .*adb shell.*no devices/emulators found"),
     ):
         device.run(job, ["x"])
+
+
+def test_a_user_is_refused_where_jobs_run_elsewhere() -> None:
+    with (
+        pytest.raises(RpcError, match="--user is for jobs on this machine"),
+        local_device("--exec", "ssh board", "--user", "nobody"),
+    ):
+        pass
 
 
 def test_a_lost_connection_is_no_fault_of_the_job(tmp_path: Path, job: bytes) -> None:

@@ -110,7 +110,9 @@ int device_eval(const char *bundle, int count, char **arguments) {
   int32_t *tokens = take(1, (size_t)h.count * sizeof *tokens);
   uint8_t *mask = take(h.flags & HAS_MASK, (size_t)h.count);
   int32_t *segments = take(h.flags & HAS_SEGMENTS, (size_t)h.count * sizeof *segments);
-  if (device_open(bundle, threads, 0, &model, &session) < 0) return device_cannot(slm_last_error());
+  /* `check` has compared the weights' checksum once, as they were when they came here. */
+  if (device_open(bundle, threads, SLM_SKIP_CHECKSUM, &model, &session) < 0)
+    return device_cannot(slm_last_error());
   int32_t code = source ? slm_encode_masked(session, source, source_mask, (size_t)h.source, NULL)
                         : SLM_OK;
   if (code >= 0) code = answer(session, &h, tokens, mask, segments);
