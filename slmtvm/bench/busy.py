@@ -59,11 +59,12 @@ def stamp(seconds: float, stat: str, own: float, ticks: int) -> Stamp:
 
 def busy_between(spans: Iterable[tuple[Stamp, Stamp]]) -> Busy:
     """How busy the machine was in these spans together."""
-    seconds, others, stolen = 1e-9, 0.0, 0.0
+    seconds, others, stolen = 0.0, 0.0, 0.0
     for before, after in spans:
         seconds += after.seconds - before.seconds
         others += (after.computing - before.computing) - (after.own - before.own)
         stolen += after.stolen - before.stolen
+    seconds = max(seconds, 1e-9)
     return Busy(max(others / seconds, 0.0), max(stolen / seconds, 0.0))
 
 
