@@ -10,7 +10,7 @@ from typing import Any
 
 from slmtvm.bench import phases, probes
 from slmtvm.bench.busy import Busy, Stamp, busy_between, stamp
-from slmtvm.bench.limits import Limits
+from slmtvm.bench.limits import DOT_BLOCKS, Limits
 from slmtvm.bench.machine import FIRST_PROMPT, Opened
 from slmtvm.bench.phases import PhasePlan, Profile, Timed, attended
 from slmtvm.bench.work import total_work
@@ -26,7 +26,6 @@ from slmtvm.tuning.program import Situation, build_program
 
 _LIMIT_ROUNDS, _LIMIT_MILLISECONDS = 5, 50.0
 _LIMIT_TIMEOUT = 120.0  # seconds
-_DOT_BLOCKS = 256
 
 
 class DeviceMachine:
@@ -158,7 +157,7 @@ class DeviceLimits:
         isa = probes.isa_of(target)
         pieces = max(-(-working_set // probes.PIECE_BYTES), 1)
         self._device, self._working_set = device, pieces * probes.PIECE_BYTES
-        self._dots = probes.dot_kernels(isa, _DOT_BLOCKS)
+        self._dots = probes.dot_kernels(isa, DOT_BLOCKS)
         readers = [probes.read_kernel(ahead, pieces) for ahead in probes.READ_AHEAD]
         self._reader = _program(readers, target)
         self._multipliers = [_program([dot.kernel], target) for dot in self._dots]
@@ -167,7 +166,7 @@ class DeviceLimits:
         """The limits for ``threads`` threads, which divide the work evenly."""
         passes = 1 / self._best(self._reader, threads)
         multiply_adds = max(
-            _DOT_BLOCKS * dot.block_multiply_adds / self._best(program, threads)
+            DOT_BLOCKS * dot.block_multiply_adds / self._best(program, threads)
             for dot, program in zip(self._dots, self._multipliers, strict=True)
         )
         return Limits(threads, self._working_set, passes * self._working_set, multiply_adds)
