@@ -1078,12 +1078,13 @@ class Session:
         if not os.path.isfile(path) or os.path.islink(path):
             raise JobError(f"no file {name!r} was uploaded")
         check_executable(path, self.limits.wrapper)
+        if self.board:
+            for file in self.uploads:
+                self.board.send(file, os.path.join(self.folder, file), self.number[file])
         deadline = time.monotonic() + min(seconds, self.settings.timeout)
         if self.deadline is not None:  # what remains is for the answer
             deadline = min(deadline, max(self.deadline - 0.5, time.monotonic() + 0.1))
         if self.board:
-            for file in self.uploads:
-                self.board.send(file, os.path.join(self.folder, file), self.number[file])
             return self.board.run(name, arguments, stdin, deadline, stdout_limit)
         try:
             return run_process(
