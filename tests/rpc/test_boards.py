@@ -108,9 +108,9 @@ def test_no_link_that_a_job_makes_on_a_board_is_followed(
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"untouched")
-    for name in ("input.txt", "input.txt.part"):
+    for name in ("linked.txt", "linked.txt.part"):
         assert board.run(job, ["link", str(victim), name]).ok
-    result = board.run(job, ["cat", "input.txt"], files={"input.txt": b"sent"})
+    result = board.run(job, ["cat", "linked.txt"], files={"linked.txt": b"sent"})
     assert result.stdout == b"sent"
     assert victim.read_bytes() == b"untouched"
 
