@@ -55,3 +55,11 @@ def candidates(machine: str) -> tuple[str, ...]:
             where="host",
         )
     return _CANDIDATES[machine]
+
+
+def cpu_name() -> str:
+    """The name of this machine's CPU."""
+    for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,19 +34,49 @@ class Busy:
         return self.others > _WORTH_SAYING
 
 
+@dataclass(frozen=True)
+class Stamp:
+    """A moment of a machine: its clock; seconds of all its cores that were computing or stolen
+    since it started; and those of the process that measures."""
+
+    seconds: float
+    computing: float
+    stolen: float
+    own: float
+
+
+def stamp(seconds: float, stat: str, own: float, ticks: int) -> Stamp:
+    """From the first line of Linux's /proc/stat, which counts in ``ticks`` a second; where it is
+    none, nothing is seen."""
+    try:
+        fields = stat.split("\n", 1)[0].split()[1:]
+        user, nice, system, _, _, irq, softirq, stolen = (int(field) for field in fields[:8])
+    except ValueError:
+        return Stamp(seconds, 0.0, 0.0, 0.0)
+    computing = user + nice + system + irq + softirq
+    return Stamp(seconds, computing / ticks, stolen / ticks, own)
+
+
+def busy_between(spans: Iterable[tuple[Stamp, Stamp]]) -> Busy:
+    """How busy the machine was in these spans together."""
+    seconds, others, stolen = 0.0, 0.0, 0.0
+    for before, after in spans:
+        seconds += after.seconds - before.seconds
+        others += (after.computing - before.computing) - (after.own - before.own)
+        stolen += after.stolen - before.stolen
+    seconds = max(seconds, 1e-9)
+    return Busy(max(others / seconds, 0.0), max(stolen / seconds, 0.0))
+
+
 class Watch:
-    """Counts from when it is made. Linux's /proc/stat; where it cannot be read, nothing is seen."""
+    """Counts from when it is made."""
 
     def __init__(self) -> None:
-        self._started, self._before = time.perf_counter(), _times()
+        self._before = _now()
 
     def read(self) -> Busy:
         """How busy the machine was since then."""
-        seconds = max(time.perf_counter() - self._started, 1e-9)
-        busy, stolen, own = (
-            (now - before) / seconds for now, before in zip(_times(), self._before, strict=True)
-        )
-        return Busy(max(busy - own, 0.0), max(stolen, 0.0))
+        return busy_between([(self._before, _now())])
 
 
 def watch_for(seconds: float) -> Busy:
@@ -55,18 +86,11 @@ def watch_for(seconds: float) -> Busy:
     return watch.read()
 
 
-def _times() -> tuple[float, float, float]:
-    """Seconds since the machine started, of all cores: computing, stolen, of this process."""
+def _now() -> Stamp:
     own = os.times()
     try:
-        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-        user, nice, system, _, _, irq, softirq, stolen = (int(field) for field in fields[:8])
-    except (OSError, ValueError):
-        return 0.0, 0.0, 0.0
-    ticks = os.sysconf("SC_CLK_TCK")
-    computing = user + nice + system + irq + softirq
-    return (
-        computing / ticks,
-        stolen / ticks,
-        own.user + own.system + own.children_user + own.children_system,
-    )
+        stat = Path("/proc/stat").read_text()
+    except OSError:
+        stat = ""
+    used = own.user + own.system + own.children_user + own.children_system
+    return stamp(time.perf_counter(), stat, used, os.sysconf("SC_CLK_TCK"))

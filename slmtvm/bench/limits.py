@@ -16,7 +16,7 @@ from slmtvm.target import Target
 
 _SECONDS = 0.05  # of one measurement
 _ROUNDS = 5
-_DOT_BLOCKS = 256  # divides among threads
+DOT_BLOCKS = 256  # divides among threads
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class LimitProbe:
         self._pieces = max(-(-working_set // probes.PIECE_BYTES), 1)
         self._working_set = self._pieces * probes.PIECE_BYTES
         readers = [probes.read_kernel(ahead, self._pieces) for ahead in probes.READ_AHEAD]
-        self._dots = probes.dot_kernels(isa, _DOT_BLOCKS)
+        self._dots = probes.dot_kernels(isa, DOT_BLOCKS)
         built = probes.build_probes(target, [*readers, *(dot.kernel for dot in self._dots)])
         self._readers, self._multipliers = built[: len(readers)], built[len(readers) :]
         # Pages of its own: 4 KiB each where the weights are mapped from a file, so here too.
@@ -76,8 +76,8 @@ class LimitProbe:
         multiply_adds = 0.0
         for dot, probe in zip(self._dots, self._multipliers, strict=True):
             buffers = [np.ones(t.shape, t.dtype) for t in dot.kernel.tensors]
-            rate = _rate(probe, buffers, _DOT_BLOCKS, threads)
-            multiply_adds = max(multiply_adds, rate * _DOT_BLOCKS * dot.block_multiply_adds)
+            rate = _rate(probe, buffers, DOT_BLOCKS, threads)
+            multiply_adds = max(multiply_adds, rate * DOT_BLOCKS * dot.block_multiply_adds)
         return Limits(threads, self._working_set, passes * self._working_set, multiply_adds)
 
 

@@ -1,9 +1,7 @@
-"""The public call: opens a bundle, measures it, and what the machine would allow."""
+"""The public call: measures a bundle on a machine, and what the machine would allow."""
 
 from __future__ import annotations
 
-import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -11,23 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from slmtvm.bench.busy import Watch, watch_for
-from slmtvm.bench.limits import LimitProbe, Limits
-from slmtvm.bench.phases import (
-    REPETITIONS,
-    Phases,
-    Timed,
-    attended,
-    read_source,
-    some_tokens,
-)
+from slmtvm.bench.limits import Limits
+from slmtvm.bench.machine import LimitSource, LocalMachine, Machine
+from slmtvm.bench.on_device import DeviceMachine
+from slmtvm.bench.phases import Timed, attended
 from slmtvm.bench.report import BenchReport, Rate
 from slmtvm.bench.work import kernel_times, total_work
-from slmtvm.runtime import load
-from slmtvm.target import Target, known_targets
-
-FIRST_PROMPT = 16
-_IDLE_SECONDS = 0.2  # in which the machine is watched before it is measured
+from slmtvm.errors import DeviceError
+from slmtvm.rpc.device_bundle import Place, on_device
 
 Progress = Callable[[str], None]
 
@@ -39,6 +28,7 @@ def bench(
     cores: str | None = None,
     target: str | None = None,
     kernels: bool = True,
+    place: Place | None = None,
     progress: Progress = lambda _: None,
 ) -> BenchReport:
     """Measure ``bundle`` on this machine for each number of ``threads``, 0 being as many as pay; by
@@ -46,57 +36,63 @@ def bench(
 
     cores: those to compute on, "4-7,9"; the calling thread is bound to them. target: which of the
     bundle's libraries; the best for this machine where None. kernels: whether to measure by kernel
-    as well. progress: called with the name of each step as it begins. Raises SlmError where the
-    bundle cannot run here.
+    as well. place: where to measure it on a device, whose runner has the cores. progress: called
+    with the name of each step as it begins. Raises SlmError where the bundle cannot run here, or no
+    device is to be had.
     """
     path = Path(bundle)
+    if place is None:
+        return _measured(LocalMachine(path, target, cores), threads, kernels, progress)
+    if cores is not None:
+        raise DeviceError(
+            "the cores of a device are those of its runner (--cores)", where=f"{place.key}"
+        )
+    with on_device(place, path, target, progress=progress) as there:
+        return _measured(DeviceMachine(there), threads, kernels, progress)
+
+
+def _measured(
+    machine: Machine, threads: Sequence[int] | None, kernels: bool, progress: Progress
+) -> BenchReport:
     progress("load")
-    with load(path, threads=0, cores=cores, target=target) as session:
-        how = session.how
-    counts = list(
-        dict.fromkeys(n or how["threads"] for n in threads or range(1, how["threads"] + 1))
-    )
-    progress("what else this machine does")
-    before_all, during = watch_for(_IDLE_SECONDS), Watch()
-    load_ms = 1e3 * _best(lambda: load(path, target=target).close())
-    map_ms = 1e3 * _best(lambda: load(path, target=target, check=False).close())
-    first_ms, prompt, resident = _first_and_full(path, target)
-    limits, rates, by_kernel = [], [], []
-    probe: LimitProbe | None = None
+    opened = machine.open()
+    most = int(opened.how["threads"])
+    counts = list(dict.fromkeys(n or most for n in threads or range(1, most + 1)))
+    info, limits, rates, by_kernel = machine.info, [], [], []
+    source: LimitSource | None = None
     for count in counts:
         progress(f"threads {count}: what takes the time")
-        with Phases(path, target, count, cores) as run:
-            info = run.session.info
-            if probe is None:
+        with machine.phases(count) as run:
+            if source is None:
                 working_set = int(run.working_set())
-                progress("limits of this machine")
-                probe = LimitProbe(_target(info["target"]), working_set)
-            before = probe.measure(count)
+                progress("limits of the machine")
+                source = machine.limits(working_set)
+            before = source.measure(count)
             profiles = run.profiles() if kernels else []
             progress(f"threads {count}: tokens per second")
             timed = run.timed()
-            limit = before.best(probe.measure(count))  # others may have used the machine meanwhile
+            limit = before.best(source.measure(count))  # others may have used the machine meanwhile
             limits.append(limit)
             for phase in profiles:
                 described = info["kernels"]
                 by_kernel += kernel_times(phase.name, described, phase.times, phase.attended, limit)
             rates += [_rate(phase, info["kernels"], limit) for phase in timed]
     return BenchReport(
-        bundle=path.name,
+        bundle=machine.bundle.name,
         target=info["target"],
-        cpu=cpu_name(),
-        cores=how["cores"],
-        why=how["why"],
-        busy_before=before_all,
-        busy_during=during.read(),
+        cpu=machine.cpu,
+        cores=opened.how["cores"],
+        why=opened.how["why"],
+        busy_before=opened.busy,
+        busy_during=machine.busy(),
         kind=info["kind"],
         context=info["context"],
         weights_bytes=info["memory"]["weights"],
-        load_ms=load_ms,
-        map_ms=map_ms,
-        first_token_ms=first_ms,
-        first_token_prompt=prompt,
-        resident_bytes=resident,
+        load_ms=1e3 * opened.load,
+        map_ms=1e3 * opened.map,
+        first_token_ms=1e3 * opened.first,
+        first_token_prompt=opened.prompt,
+        resident_bytes=opened.resident,
         limits=tuple(limits),
         rates=tuple(rates),
         kernels=tuple(by_kernel),
@@ -119,58 +115,5 @@ def _rate(timed: Timed, described: Sequence[Mapping[str, Any]], limits: Limits) 
     )
 
 
-def _target(name: str) -> Target:
-    """The target whose instructions reach the limits; the host's for one of somebody's own."""
-    return Target.load(name if name in known_targets() else "host")
-
-
-def _first_and_full(path: Path, target: str | None) -> tuple[float, int, int]:
-    """Milliseconds of a first prompt, its tokens; and what was resident after a full context."""
-    before = _resident()
-    with load(path, target=target) as session:
-        info = session.info
-        prompt = min(FIRST_PROMPT, info["context"])
-        started = time.perf_counter()
-        read_source(session)
-        if info["kind"] != "encoder" and info["output_size"] == info["vocab_size"]:
-            next(session.generate(some_tokens(prompt, info), 1))
-        elif info["kind"] != "encoder":
-            session.eval(some_tokens(prompt, info))
-        else:
-            session.encode(some_tokens(prompt, info))
-        milliseconds = 1e3 * (time.perf_counter() - started)
-        rest = info["context"] - prompt
-        if info["kind"] != "encoder" and rest:
-            session.eval(some_tokens(rest, info))
-        elif rest:
-            session.encode(some_tokens(info["context"], info))
-        return milliseconds, prompt, _resident() - before
-
-
 def _limit(tokens: int, work: float, work_per_second: float) -> float | None:
     return tokens * work_per_second / work if work else None
-
-
-def _best(action: Callable[[], object]) -> float:
-    times = []
-    for _ in range(REPETITIONS):
-        started = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - started)
-    return min(times)
-
-
-def _resident() -> int:
-    """Bytes of this process that are in memory."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmRSS")
-
-
-def cpu_name() -> str:
-    """The name of this machine's CPU."""
-    for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,43 @@ class Timed:
     calls: dict[str, int]
 
 
+@dataclass(frozen=True)
+class PhasePlan:
+    """What is measured of a bundle: ``prefills``, and ``count`` tokens from ``positions`` on."""
+
+    decoder: bool
+    prefills: tuple[int, ...]
+    positions: tuple[int, ...]
+    count: int
+
+    @staticmethod
+    def of(info: Mapping[str, Any]) -> PhasePlan:
+        """For a bundle that ``info`` of a session describes."""
+        context = int(info["context"])
+        prefills = tuple(n for n in PREFILLS if n <= context) or (context,)
+        if info["kind"] == "encoder":
+            return PhasePlan(False, prefills, (), 0)
+        count = min(DECODE_TOKENS, context // 2)
+        last = context - count
+        positions = tuple(sorted({*(p for p in POSITIONS if p < last), last}))
+        return PhasePlan(True, prefills, positions, count)
+
+    @property
+    def phase(self) -> str:
+        """What many tokens at a time are called."""
+        return "prefill" if self.decoder else "encode"
+
+    @property
+    def profiled_prefill(self) -> int:
+        """The prefill whose kernels are shown."""
+        return max(n for n in self.prefills if n <= PROFILED_PREFILL or n == self.prefills[0])
+
+    @property
+    def profiled_position(self) -> int:
+        """The decode whose kernels are shown."""
+        return max(p for p in self.positions if p <= PROFILED_POSITION)
+
+
 class Phases:
     """One bundle with one number of threads: a session to time, and one that is profiled."""
 
@@ -58,15 +95,9 @@ class Phases:
         model = Model(path, threads=threads, cores=cores, target=target, profile=True)
         self.profiled = Session(model, owns_model=True)
         self._described = self.session.info["kernels"]
-        self._decoder = self.session.info["kind"] != "encoder"
+        self._plan = PhasePlan.of(self.session.info)
         for session in (self.session, self.profiled):
             read_source(session)
-        self._phase = "prefill" if self._decoder else "encode"
-        context = self.session.info["context"]
-        self._prefills = [n for n in PREFILLS if n <= context] or [context]
-        self._count = min(DECODE_TOKENS, context // 2)
-        last = context - self._count
-        self._positions = sorted({*(p for p in POSITIONS if p < last), last})
 
     def __enter__(self) -> Phases:
         return self
@@ -77,43 +108,45 @@ class Phases:
 
     def working_set(self) -> float:
         """Bytes of weights that are read again and again: for a token, or a short text."""
-        self._decode_once(self.profiled, 0) if self._decoder else self._prefill(self.profiled, 1)
+        self._decode_once(self.profiled, 0) if self._plan.decoder else self._prefill(
+            self.profiled, 1
+        )
         return total_work(self._described, self._calls(), 0).bytes_read
 
     def profiles(self) -> list[Profile]:
         """Where the time goes in a prefill and, for a decoder, in a decode in mid context."""
-        tokens = max(n for n in self._prefills if n <= PROFILED_PREFILL or n == self._prefills[0])
+        tokens = self._plan.profiled_prefill
         self._prefill(self.profiled, tokens)
         self.profiled.model.take_profile()
         self._prefill(self.profiled, tokens)
-        found = [self._profile(f"{self._phase} {tokens}", 0, tokens)]
-        if self._decoder:
-            position = max(p for p in self._positions if p <= PROFILED_POSITION)
+        found = [self._profile(f"{self._plan.phase} {tokens}", 0, tokens)]
+        if self._plan.decoder:
+            position = self._plan.profiled_position
             self._fill(self.profiled, position)
             self.profiled.model.take_profile()
             self._decode(self.profiled, position)
-            found.append(self._profile(f"decode at {position}", position, self._count))
+            found.append(self._profile(f"decode at {position}", position, self._plan.count))
         return found
 
     def timed(self) -> list[Timed]:
         """The times of every phase."""
         found = []
-        for tokens in self._prefills:
+        for tokens in self._plan.prefills:
             self._prefill(self.profiled, tokens)
             calls = self._calls()
             times = _repeated(lambda n=tokens: self._prefill(self.session, n))  # type: ignore[misc]
-            found.append(Timed(self._phase, self.threads, 0, tokens, 1, times, calls))
-        if not self._decoder:
+            found.append(Timed(self._plan.phase, self.threads, 0, tokens, 1, times, calls))
+        if not self._plan.decoder:
             return found
-        self._fill(self.session, self._positions[-1])
+        self._fill(self.session, self._plan.positions[-1])
         decodes = []
-        for position in reversed(self._positions):  # stepping back keeps what lies before
+        for position in reversed(self._plan.positions):  # stepping back keeps what lies before
             self._fill(self.profiled, position)
             self._calls()
             self._decode(self.profiled, position)
             calls = self._calls()
             times = self._decode(self.session, position)
-            count = self._count
+            count = self._plan.count
             decodes.append(Timed("decode", self.threads, position, count, count, times, calls))
         return found + decodes[::-1]
 
@@ -124,10 +157,10 @@ class Phases:
     def _prefill(self, session: Session, tokens: int) -> float:
         """Seconds of one call on an empty context."""
         ids = some_tokens(tokens, session.info)
-        if self._decoder:
+        if self._plan.decoder:
             session.reset()
         started = time.perf_counter()
-        if self._decoder:
+        if self._plan.decoder:
             session.eval(ids)
         else:
             session.encode(ids)
@@ -139,7 +172,7 @@ class Phases:
         first = some_tokens(1, session.info)
         times = []
         before = time.perf_counter()
-        for _ in session.generate(first, self._count):
+        for _ in session.generate(first, self._plan.count):
             now = time.perf_counter()
             times.append(now - before)
             before = now

@@ -7,11 +7,13 @@ that of the instructions a model may use.
 from __future__ import annotations
 
 import ctypes
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.codegen.objects import write_object
@@ -22,6 +24,7 @@ from slmtvm.schedules.isa.base import CHUNK, Buffer, Dot, Expr, Isa, let, prefet
 from slmtvm.schedules.kernel import Kernel, Tensor, define
 from slmtvm.schedules.linear.tile import Registers
 from slmtvm.target import Target
+from slmtvm.tuning.inputs import BYTES, OUTPUT, Fill
 
 PIECE_BYTES = 16 * 1024  # that a block of the reading kernel reads
 DOT_STEPS = 64  # with operands of their own: 8 KiB of weights at most
@@ -128,6 +131,21 @@ def _dtype(vector: str) -> tuple[str, int]:
     """ "int32x16" -> ("int32", 16)"""
     kind, _, lanes = vector.partition("x")
     return kind, int(lanes)
+
+
+def fills(kernel: Kernel) -> list[Fill]:
+    """For programs that measure probes elsewhere: ones, which no sum of them overflows."""
+    outputs = kernel.outputs
+    return [
+        Fill(_nbytes(t), OUTPUT, result=True)
+        if t.name in outputs
+        else Fill(_nbytes(t), BYTES, 1, 1)
+        for t in kernel.tensors
+    ]
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
 
 
 _DRIVER = r"""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from slmtvm.bundle.signature import Signer
+    from slmtvm.rpc.device_bundle import Place
 
 
 def positive(text: str) -> int:
@@ -84,3 +85,38 @@ def signer(options: argparse.Namespace) -> Signer | None:
     if options.key:
         return key_signer(options.key)
     return command_signer(options.sign_with) if options.sign_with else None
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """``--rpc`` and what goes with it: on a device instead of this machine."""
+    parser.add_argument(
+        "--rpc", metavar="HOST:PORT", help="run the bundle on a device of this tracker"
+    )
+    parser.add_argument(
+        "--key", metavar="K",
+        help="which of the tracker's devices (default: the bundle's target, where it has one)",
+    )  # fmt: skip
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="the tuner's keys")
+
+
+def place(options: argparse.Namespace) -> Place | None:
+    """What ``add_place``'s options say, for ``options.bundle``; SlmError where they do not fit."""
+    from slmtvm.bundle.read import Bundle
+    from slmtvm.errors import SlmError
+    from slmtvm.rpc.device_bundle import Place
+
+    if options.rpc is None:
+        for name in ("key", "tls"):
+            if getattr(options, name) is not None:
+                raise SlmError("is for devices of a tracker: give --rpc too", where=f"--{name}")
+        return None
+    key = options.key or options.target
+    if key is None:
+        targets = Bundle.open(options.bundle).targets
+        if len(targets) > 1:
+            raise SlmError(
+                f"say which device with --key: {options.bundle} is for {', '.join(targets)}",
+                where="--rpc",
+            )
+        key = targets[0]
+    return Place(options.rpc, key, options.tls)

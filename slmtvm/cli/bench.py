@@ -1,4 +1,4 @@
-"""Measure a bundle on this machine, beside what the machine would allow."""
+"""Measure a bundle on this machine or a device, beside what the machine would allow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from slmtvm.cli.arguments import add_cores, threads
+from slmtvm.cli.arguments import add_cores, add_place, place, threads
 from slmtvm.cli.files import write_text
 
 
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_cores(parser)
     parser.add_argument("--target", help="which of the bundle's libraries (default: the best here)")
+    add_place(parser)
     parser.add_argument(
         "--brief", action="store_true", help="leave out where the time goes, kernel by kernel"
     )
@@ -38,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
             cores=options.cores,
             target=options.target,
             kernels=not options.brief,
+            place=place(options),
             progress=bar.set_description_str,
         )
     print(report)

@@ -11,6 +11,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="the best setting of each kernel")
     show.add_argument("records", type=Path, nargs="+", help="files of records")
     show.add_argument("--all", action="store_true", help="every setting, not only the best")
+    show.add_argument(
+        "--plot", type=Path, metavar="FILE",
+        help="write plots here too (.png, .svg, .pdf): the best over trials, knobs against time",
+    )  # fmt: skip
     merge = actions.add_parser("merge", help="every record of several files once")
     merge.add_argument("records", type=Path, nargs="+", help="files of records")
     merge.add_argument("-o", "--output", type=Path, required=True, help="the file to write")
@@ -27,5 +31,12 @@ def run(options: argparse.Namespace) -> int:
     from slmtvm.tuning.records import read_records
     from slmtvm.tuning.show import table
 
-    print(table([r for path in options.records for r in read_records(path)], every=options.all))
+    records = [r for path in options.records for r in read_records(path)]
+    print(table(records, every=options.all))
+    if options.plot:
+        from slmtvm.tuning.plot import plot
+
+        left_out = plot(records, options.plot)
+        if left_out and not options.quiet:
+            print(f"{options.plot}: the {left_out} kernels with the fewest records are left out")
     return 0

@@ -95,8 +95,13 @@ def _line(progress: Progress, options: argparse.Namespace) -> str:
         left.append(f"{max(0, options.minutes - progress.seconds / 60):.1f} minutes")
     return (
         f"{progress.trials} trials, {progress.gain:.3f} times as fast; {progress.task} "
-        f"{1 / progress.best:.3f}" + (f"; {' or '.join(left)} left" if left else "")
+        f"{1 / progress.best:.3f}{_percent(progress.of_limit)}"
+        + (f"; {' or '.join(left)} left" if left else "")
     )
+
+
+def _percent(of_limit: float | None) -> str:
+    return "" if of_limit is None else f", {of_limit:.0%} of the limit"
 
 
 def _summary(report: TuneReport, records: Path) -> str:
@@ -104,12 +109,13 @@ def _summary(report: TuneReport, records: Path) -> str:
         f"{records}: {report.trials} settings measured, {report.failures} of them failed"
         + (", interrupted" if report.interrupted else ""),
         f"  the kernels together are {report.gain:.3f} times as fast as with default settings",
-        f"  {'kernel':52} {'share':>6} {'speed':>6} {'trials':>7}",
+        f"  {'kernel':52} {'share':>6} {'speed':>6} {'limit':>6} {'trials':>7}",
     ]
     for task in report.tasks:
         knobs = " ".join(f"{name}{value}" for name, value in sorted(task.knobs.items()))
         lines.append(
             f"  {task.key.label:52} {task.share:6.1%} {1 / task.ratio:6.3f} "
+            f"{'' if task.of_limit is None else format(task.of_limit, '.0%'):>6} "
             f"{task.trials:3}/{task.space:3}  {knobs}"
         )
     return "\n".join(lines)

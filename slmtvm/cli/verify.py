@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from slmtvm.cli.arguments import add_threads, positive
+from slmtvm.cli.arguments import add_place, add_threads, place, positive
 from slmtvm.cli.files import write_text
 
 DISAGREES = 2
@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     add_threads(parser)
+    parser.add_argument("--target", help="which of the bundle's libraries (default: the best here)")
+    add_place(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -78,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
             threads=options.threads,
             float_file=options.float_file,
             limits=limits,
+            place=place(options),
+            target=options.target,
             progress=show,
         )
     if not options.quiet:

@@ -5,7 +5,8 @@
 
 It registers with a TVM tracker and serves stock TVM 0.27 clients, one at a time (RPC protocol
 "0.8.0"). What a client uploads is a static executable; each call runs it in a process of its own,
-under limits, directly or through ``--exec "qemu-riscv64-static -cpu ..."``:
+under limits, directly or through ``--exec "qemu-riscv64-static -cpu ..."``. ``--exec "ssh board"``
+and ``--exec "adb shell"`` run it on a board that needs nothing but a shell:
 
 - kernels called or timed through ``load_module``: the executable reads a request from its standard
   input and answers on its standard output (slmtvm/rpc/child/main.c says how);
@@ -38,6 +39,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Optional
 
 MAGIC, MISMATCH, TRACKER_MAGIC, VERSION = 0xFF271, 0xFF273, 0x2F271, "0.8.0"
@@ -330,6 +332,7 @@ class Limits(NamedTuple):
     disk: int
     user: str | None
     wrapper: list[str]  # what it is started through
+    cores: list[int] | None = None  # on a board behind ssh or adb; here, all processes have them
 
 
 class Outcome(NamedTuple):
@@ -473,6 +476,160 @@ def kill_group(process: Any) -> None:
     process.wait()
 
 
+# --- a board behind ssh or adb
+
+BOARD_SECONDS = 60.0  # for a command of ours on a board; more where much is sent
+BOARD_BYTES_PER_SECOND = 200_000  # that a connection carries at least
+ENDED = "slm-status"  # the last line of a job's standard error on a board, and its exit status
+FACTS = (
+    "/proc/cpuinfo /proc/meminfo /proc/device-tree/model /sys/class/thermal/thermal_zone*/temp "
+    "/sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq "
+    "/sys/devices/system/cpu/cpu*/cpufreq/cpuinfo_max_freq "
+    "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor "
+    "/sys/devices/system/cpu/cpu*/cache/index*/size "
+    "/sys/devices/system/cpu/cpu*/cache/index*/level "
+    "/sys/devices/system/cpu/cpu*/cache/index*/type "
+    "/sys/devices/system/cpu/cpu*/cache/index*/shared_cpu_list"
+)  # of the files that say what a device is
+SENSORS = (
+    "/sys/class/thermal/thermal_zone*/temp /sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq"
+)
+
+
+def is_elsewhere(wrapper: Sequence[str]) -> bool:
+    """Whether ``--exec`` leads to another machine, which has none of our files."""
+    return bool(wrapper) and os.path.basename(wrapper[0]) in ("ssh", "adb")
+
+
+class Board:
+    """A folder on another machine, that ``ssh BOARD`` or ``adb shell`` leads to.
+
+    All that is needed there is a POSIX shell with cat, chmod, mktemp, mv, readlink and rm.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        # The limits are for jobs there, not for ssh.
+        self.limits, self.here = limits, Limits(memory_bytes(), 1 << 40, None, limits.wrapper)
+        self.sent: dict[str, int] = {}  # name -> which upload of that name
+        self.folder = ""
+
+    def shell(
+        self,
+        script: str,
+        stdin: Sequence[bytes | bytearray | memoryview] = (),
+        limit: int = 1 << 20,
+    ) -> bytearray:
+        """What ``script`` writes; JobError where it fails or the board is not to be reached."""
+        seconds = BOARD_SECONDS + sum(map(len, stdin)) / BOARD_BYTES_PER_SECOND
+        outcome = run_process(
+            ["sh -c " + shlex.quote(script)],
+            "/",
+            self.here,
+            stdin,
+            time.monotonic() + seconds,
+            limit,
+        )
+        if outcome.status != 0:
+            said = outcome.reason or outcome.stderr.decode(errors="replace").strip()[-300:]
+            raise JobError(f"the board behind {shlex.join(self.limits.wrapper)!r}: {said}")
+        return outcome.stdout
+
+    def path(self, name: str) -> str:
+        """Of a file of the session, quoted."""
+        if not self.folder:
+            made = self.shell(
+                'd="${TMPDIR:-/tmp}"; [ -w "$d" ] || d=/data/local/tmp; '
+                'mktemp -d "$d/slm-board-XXXXXX"'
+            )
+            self.folder = made.decode().strip()
+        return shlex.quote(f"{self.folder}/{name}")
+
+    def send(self, name: str, path: str, number: int) -> None:
+        """Have upload ``number`` of a name there."""
+        if self.sent.get(name) == number:
+            return
+        with open(path, "rb") as file:
+            content = file.read()
+        there = self.path(name)
+        # What a job has put there, a link perhaps, is replaced, never followed.
+        self.shell(
+            f"rm -rf {there}.part && set -C && cat > {there}.part && chmod 755 {there}.part && "
+            f"rm -rf {there} && mv {there}.part {there}",
+            [content],
+        )
+        self.sent[name] = number
+
+    def remove(self, name: str) -> None:
+        if self.sent.pop(name, None) is not None:
+            self.shell(f"rm -f {self.path(name)}")
+
+    def read(self, name: str, limit: int) -> bytearray:
+        """A regular file that a job has left."""
+        there = self.path(name)
+        return self.shell(f"[ -f {there} ] && [ ! -L {there} ] && exec cat {there}", limit=limit)
+
+    def run(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        stdin: Sequence[bytes | bytearray | memoryview],
+        deadline: float,
+        stdout_limit: int,
+    ) -> Outcome:
+        """As ``run_process``, there; JobError where the connection is lost."""
+        words = [f"./{name}", *arguments]
+        if self.limits.cores:
+            words = ["taskset", format(sum(1 << core for core in self.limits.cores), "x"), *words]
+        memory, disk = self.limits.memory // 1024, self.limits.disk // BLOCK
+        script = (
+            f"cd {self.path('')} || exit 1; (ulimit -c 0; ulimit -v {memory} && "
+            f"ulimit -f {disk} || exit 125; exec {shlex.join(words)}); "
+            f's=$?; echo >&2; echo "{ENDED} $s" >&2'
+        )
+        outcome = run_process(
+            ["sh -c " + shlex.quote(script)], "/", self.here, stdin, deadline, stdout_limit
+        )
+        if outcome.reason:
+            self.kill()
+            return outcome
+        said, _, last = outcome.stderr.rstrip(b"\n").rpartition(b"\n")
+        found = re.fullmatch(rb"slm-status (\d{1,3})", last)
+        if not found:
+            said = outcome.stderr.strip()[-300:]
+            raise JobError(f"the connection to the board was lost: {said.decode(errors='replace')}")
+        status = int(found.group(1))  # shells have signals so
+        return outcome._replace(
+            status=128 - status if 128 < status <= 128 + 64 else status, stderr=said.rstrip(b"\n")
+        )
+
+    def kill(self) -> None:
+        """End what runs in the folder: what has lost its connection may run for ever."""
+        folder = shlex.quote(self.folder)
+        self.shell(
+            f'for p in /proc/[0-9]*; do [ "$(readlink "$p/cwd")" = {folder} ] && '
+            'kill -9 "${p#/proc/}"; done 2>/dev/null; true'
+        )
+
+    def facts(self, files: str = FACTS) -> Callable[[str], str]:
+        """A ``read_text`` of that machine's files, as they are now; of uname as well."""
+        mark = "\1\n"
+        told = self.shell(
+            f'for f in {files}; do [ -r "$f" ] && printf \'\\001\\n%s\\n\' "$f" && '
+            "cat \"$f\"; done 2>/dev/null; printf '\\001\\nuname\\n'; uname -m; uname -r"
+        ).decode(errors="replace")
+        found = dict(part.partition("\n")[::2] for part in told.split(mark)[1:])
+        return lambda path: found.get(path, "").strip()
+
+    def close(self) -> None:
+        if not self.folder:
+            return
+        try:
+            self.kill()
+            self.shell(f"rm -rf {shlex.quote(self.folder)}")
+        except JobError as error:
+            log(f"{self.folder} is left on the board: {error}")
+
+
 # ELF's e_machine (System V ABI) by what uname says
 MACHINES = {
     62: "x86_64",
@@ -522,11 +679,11 @@ def cores_of(text: str) -> list[int]:
     return sorted(set(cores))
 
 
-def temperature() -> float | None:
+def temperature(read: Callable[[str], str] = read_text) -> float | None:
     """The hottest sensor, in degrees Celsius."""
     found = []
     for number in range(64):
-        text = read_text(f"/sys/class/thermal/thermal_zone{number}/temp")
+        text = read(f"/sys/class/thermal/thermal_zone{number}/temp")
         if not text:
             break
         if re.fullmatch(r"-?\d+", text) and -50_000 < int(text) < 200_000:
@@ -534,15 +691,15 @@ def temperature() -> float | None:
     return max(found, default=None)
 
 
-def frequencies(cores: Sequence[int]) -> dict[str, Any]:
+def frequencies(cores: Sequence[int], read: Callable[[str], str] = read_text) -> dict[str, Any]:
     """Of each core, in kHz: {"now", "max"} (null where unknown), and the governors' names."""
     base = "/sys/devices/system/cpu/cpu%d/cpufreq/%s"
 
     def number(core: int, name: str) -> int | None:
-        text = read_text(base % (core, name))
+        text = read(base % (core, name))
         return int(text) if text.isdigit() else None
 
-    governors = {read_text(base % (core, "scaling_governor")) for core in cores} - {""}
+    governors = {read(base % (core, "scaling_governor")) for core in cores} - {""}
     return {
         "now": [number(core, "scaling_cur_freq") for core in cores],
         "max": [number(core, "cpuinfo_max_freq") for core in cores],
@@ -550,19 +707,19 @@ def frequencies(cores: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def caches(core: int) -> list[dict[str, Any]]:
+def caches(core: int, read: Callable[[str], str] = read_text) -> list[dict[str, Any]]:
     """[{"level", "type", "bytes", "shared_by"}] of one core."""
     found = []
     for number in range(16):
         folder = f"/sys/devices/system/cpu/cpu{core}/cache/index{number}/"
-        size = re.fullmatch(r"(\d+)K", read_text(folder + "size"))
+        size = re.fullmatch(r"(\d+)K", read(folder + "size"))
         if not size:
             break
         found.append({
-            "level": int(read_text(folder + "level") or 0),
-            "type": read_text(folder + "type"),
+            "level": int(read(folder + "level") or 0),
+            "type": read(folder + "type"),
             "bytes": int(size.group(1)) * 1024,
-            "shared_by": read_text(folder + "shared_cpu_list"),
+            "shared_by": read(folder + "shared_cpu_list"),
         })  # fmt: skip
     return found
 
@@ -570,10 +727,10 @@ def caches(core: int) -> list[dict[str, Any]]:
 CPU_NAMES = ("model name", "Hardware", "uarch", "CPU part", "Processor", "cpu model")
 
 
-def cpu() -> dict[str, Any]:
+def cpu(read: Callable[[str], str] = read_text) -> dict[str, Any]:
     """{"model", "features"} of /proc/cpuinfo, with Linux's names of features."""
     model, features = "", set()
-    for line in read_text("/proc/cpuinfo").splitlines():
+    for line in read("/proc/cpuinfo").splitlines():
         key, _, value = (part.strip() for part in line.partition(":"))
         if key in CPU_NAMES and not model:
             model = value
@@ -582,13 +739,13 @@ def cpu() -> dict[str, Any]:
         elif key == "isa":
             features.update(value.lower().replace("rv64", "", 1).split("_")[0])
             features.update(value.lower().split("_")[1:])
-    board = read_text("/proc/device-tree/model").rstrip("\0")
+    board = read("/proc/device-tree/model").rstrip("\0")
     return {"model": model, "board": board, "features": sorted(features)}
 
 
-def memory_bytes() -> int:
-    """All of this machine's; 1 GiB where it does not say."""
-    found = re.search(r"MemTotal:\s+(\d+) kB", read_text("/proc/meminfo"))
+def memory_bytes(read: Callable[[str], str] = read_text) -> int:
+    """All of a machine's; 1 GiB where it does not say."""
+    found = re.search(r"MemTotal:\s+(\d+) kB", read("/proc/meminfo"))
     return int(found.group(1)) * 1024 if found else 1 << 30
 
 
@@ -596,22 +753,47 @@ def allowed_cores() -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
-def device_info(settings: argparse.Namespace) -> dict[str, Any]:
-    """What a client compares with its target. Behind ``--exec``, of the machine in front of it."""
-    cores = allowed_cores()
+def device_info(settings: argparse.Namespace, board: Board | None) -> dict[str, Any]:
+    """What a client compares with its target: of the board, or of the machine in front of an
+    emulator."""
+    read = board.facts() if board else read_text
+    cores = settings.cores or (board_cores(read) if board else allowed_cores())
+    here = [platform.machine(), platform.release()]
+    machine, system = read("uname").split("\n", 1) if board else here
     return {
-        "machine": platform.machine(),
-        "system": platform.release(),
+        "machine": machine,
+        "system": system,
         "exec": settings.exec,
-        **cpu(),
+        **cpu(read),
         "cores": cores,
-        "caches": caches(cores[0]),
-        "frequency_khz": frequencies(cores),
-        "memory_bytes": memory_bytes(),
+        "caches": caches(cores[0], read),
+        "frequency_khz": frequencies(cores, read),
+        "memory_bytes": memory_bytes(read),
         "job_memory_bytes": settings.memory,
-        "celsius": temperature(),
-        "python": platform.python_version(),
+        "celsius": temperature(read),
+        "python": "" if board else platform.python_version(),
     }
+
+
+def board_cores(read: Callable[[str], str]) -> list[int]:
+    """All that a machine's /proc/cpuinfo has."""
+    found = re.findall(r"^processor\s*:\s*(\d+)", read("/proc/cpuinfo"), re.MULTILINE)
+    return sorted(map(int, found)) or [0]
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """What asks this process to end waits for the end of this context."""
+    late: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = [signal.signal(number, lambda found, _: late.append(found)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
+    if late:
+        os.kill(os.getpid(), late[0])
 
 
 # --- one client's session
@@ -640,12 +822,16 @@ class Session:
         seconds = options.get("timeout", 0.0)
         self.deadline: Deadline = time.monotonic() + seconds if seconds else None
         self.folder = tempfile.mkdtemp(prefix=f"slm-runner-{os.getpid()}-", dir=settings.folder)
-        self.limits = Limits(settings.memory, settings.disk, settings.user, settings.exec)
+        self.limits = Limits(
+            settings.memory, settings.disk, settings.user, settings.exec, settings.cores
+        )
+        self.board = Board(self.limits) if is_elsewhere(settings.exec) else None
         if settings.user:
             shutil.chown(self.folder, settings.user)
         self.objects: dict[int, Any] = {}
         self.buffers: dict[int, bytearray] = {}
         self.uploads: dict[str, int] = {}  # name -> bytes
+        self.number: dict[str, int] = {}  # name -> which upload of it
         self.next_number = 0x1000
         self.globals: dict[str, Callable[..., Any]] = {
             "tvm.rpc.server.upload": self.upload,
@@ -657,7 +843,7 @@ class Session:
             "tvm.contrib.random.random_fill": self.random_fill,
             "tvm.contrib.random.random_fill_for_measure": self.random_fill,
             "slm.job.run": self.run_job,
-            "slm.device.info": lambda: json.dumps(device_info(settings)),
+            "slm.device.info": lambda: json.dumps(device_info(settings, self.board)),
         }
 
     # --- the connection
@@ -825,8 +1011,12 @@ class Session:
             file.write(data)
         os.chmod(path, 0o755)
         self.uploads[name] = len(data)
+        self.number[name] = self.number.get(name, 0) + 1
 
     def download(self, name: str) -> bytes:
+        if self.board and name not in self.uploads:
+            self.path(name)
+            return bytes(self.board.read(name, self.settings.memory))
         descriptor = os.open(self.path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -844,6 +1034,8 @@ class Session:
         if os.path.lexists(path) and not os.path.isdir(path):
             os.unlink(path)
         self.uploads.pop(name, None)
+        if self.board:
+            self.board.remove(name)
 
     def too_much_on_disk(self) -> str:
         """Why a job has to end, or ""."""
@@ -886,9 +1078,14 @@ class Session:
         if not os.path.isfile(path) or os.path.islink(path):
             raise JobError(f"no file {name!r} was uploaded")
         check_executable(path, self.limits.wrapper)
+        if self.board:
+            for file in self.uploads:
+                self.board.send(file, os.path.join(self.folder, file), self.number[file])
         deadline = time.monotonic() + min(seconds, self.settings.timeout)
         if self.deadline is not None:  # what remains is for the answer
             deadline = min(deadline, max(self.deadline - 0.5, time.monotonic() + 0.1))
+        if self.board:
+            return self.board.run(name, arguments, stdin, deadline, stdout_limit)
         try:
             return run_process(
                 [path, *arguments], self.folder, self.limits, stdin, deadline, stdout_limit,
@@ -897,12 +1094,24 @@ class Session:
         finally:
             self.sweep()
 
+    def sensors(self) -> Callable[[str], str]:
+        """A ``read_text`` of the device's temperatures and frequencies."""
+        return self.board.facts(SENSORS) if self.board else read_text
+
+    def clocks(self, read: Callable[[str], str]) -> list[int | None]:
+        """Of the cores that jobs run on, in kHz."""
+        if not self.board:
+            return list(frequencies(allowed_cores(), read)["now"])
+        found = self.settings.cores or range(64)
+        now = frequencies(found, read)["now"]
+        return [khz for khz in now if khz is not None]
+
     def cool_down(self) -> bool:
         """Wait until the device is no hotter than ``--max-celsius``; False where it stays so."""
         most = self.settings.max_celsius
         until = time.monotonic() + REST_SECONDS
         while most is not None:
-            now = temperature()
+            now = temperature(self.sensors())
             if now is None or now <= most:
                 break
             if time.monotonic() > until:
@@ -922,17 +1131,18 @@ class Session:
             raise JobError("the arguments are not a list of strings")
         if not (0 < float(seconds) < math.inf and 0 <= stdout_limit <= LARGEST_OUTPUT):
             raise JobError(f"limits of {seconds} s and {stdout_limit} bytes")
-        cool, before = self.cool_down(), frequencies(allowed_cores())["now"]
+        cool, before = self.cool_down(), self.clocks(self.sensors())
         outcome = self.run(name, words, [stdin], float(seconds), stdout_limit)
+        after = self.sensors()
         told = {
             "status": outcome.status,
             "killed": outcome.reason,
             "seconds": outcome.seconds,
             "stderr": outcome.stderr.decode(errors="replace"),
             "hot": not cool,
-            "celsius": temperature(),
+            "celsius": temperature(after),
             "khz_before": before,
-            "khz_after": frequencies(allowed_cores())["now"],
+            "khz_after": self.clocks(after),
         }
         head = json.dumps(told).encode()
         return struct.pack("<I", len(head)) + head + bytes(outcome.stdout)
@@ -1025,7 +1235,10 @@ class Session:
         return seconds if how.timed else None
 
     def close(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with undisturbed():
+            if self.board:
+                self.board.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.sock.close()
 
 
@@ -1235,8 +1448,10 @@ def serve(settings: argparse.Namespace) -> int:
 
     OSError where the port cannot be had, SetupError where an option asks for what is not there.
     """
-    if settings.cores:
+    if settings.cores and not is_elsewhere(settings.exec):
         os.sched_setaffinity(0, settings.cores)
+    if settings.user and is_elsewhere(settings.exec):
+        raise SetupError("--user is for jobs on this machine; --exec says who is on the board")
     if settings.user and (os.geteuid() != 0 or sys.version_info < (3, 9)):
         raise SetupError("--user needs a runner that is root, and Python 3.9")
     if settings.user:
@@ -1313,7 +1528,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=shlex.split,
         default=[],
         metavar="COMMAND",
-        help='what jobs are started through, such as "qemu-riscv64-static -cpu rv64,v=true"',
+        help='what jobs are started through, such as "qemu-riscv64-static -cpu rv64,v=true"; '
+        '"ssh BOARD" and "adb shell" run them on another machine',
     )
     add("--cores", type=cores, metavar="LIST", help="cores that jobs may use, such as 4-7")
     add(

@@ -269,16 +269,7 @@ class Session:
         It neither pads nor cuts a text, whatever its file says: that is for batches in training,
         and would have a model continue another prompt.
         """
-        from tokenizers import Tokenizer
-
-        path = self.bundle.tokenizer()
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the tokenizers package raises plain Exception
-            raise BundleError(f"not a tokenizer: {error}", where=f"{path}") from error
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
+        return tokenizer_of(self.bundle)
 
     def _run(
         self, function: str, ids: npt.NDArray[np.int32], mask: Mask | None, output: int | None
@@ -303,6 +294,20 @@ class Session:
         rows = np.empty((ids.size, width), np.float32)
         self._run(function, ids, mask, rows.ctypes.data)
         return rows
+
+
+def tokenizer_of(bundle: Bundle) -> Tokenizer:
+    """As ``Session.tokenizer``, of a bundle that need not run here."""
+    from tokenizers import Tokenizer
+
+    path = bundle.tokenizer()
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers package raises plain Exception
+        raise BundleError(f"not a tokenizer: {error}", where=f"{path}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def _token_ids(tokens: Tokens) -> npt.NDArray[np.int32]:

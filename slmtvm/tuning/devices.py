@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -10,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from slmtvm.bench.limits import Limits
+from slmtvm.bench.on_device import DeviceLimits
 from slmtvm.errors import RpcError
 from slmtvm.rpc.client import Device, devices, registered
 from slmtvm.rpc.target_check import check_target
@@ -18,6 +21,8 @@ from slmtvm.tuning.measuring import Batch, BatchProgram, Measurement, Ran
 
 _LOSSES = 5
 """Devices that may be lost in a row before a batch is given up."""
+_RETRY_S = 1.0
+"""Between two questions to a tracker that does not answer."""
 _LEAST_SETTINGS = 3
 """Of a batch on one device: each measures the default as well."""
 
@@ -58,7 +63,8 @@ class DeviceMeasurer:
         device at most, when all are busy or lost."""
         self._target, self._tracker, self._key, self._tls = target, tracker, key, tls
         self._progress = progress
-        self._waiting: Iterator[Device] = devices(tracker, key, tls=tls, wait_s=wait_s)
+        self._wait_s = wait_s
+        self._reached = False  # the tracker, once: before that, its address may be wrong
         self._held: list[_Held] = []
 
     def __enter__(self) -> DeviceMeasurer:
@@ -114,15 +120,27 @@ class DeviceMeasurer:
                 )
         return [found[id(knobs)] for knobs in batch.settings]
 
+    def limits(self, working_set: int, threads: int) -> Limits:
+        """What one of the devices allows where ``working_set`` bytes are read again and again;
+        raises as ``measure`` does."""
+        for last in (*[False] * (_LOSSES - 1), True):
+            self._take(1)
+            held = self._held[0]
+            try:
+                return DeviceLimits(held.device, self._target, working_set).measure(threads)
+            except RpcError:
+                self._held.remove(held)
+                held.device.close()
+                if last:
+                    raise
+        raise AssertionError("the last loss is raised")
+
     def _take(self, most: int) -> None:
         """Hold one device, waiting for it, and more of those that are free, up to ``most``."""
-        while not self._held or (
-            len(self._held) < most
-            and registered(self._tracker, tls=self._tls).free.get(self._key, 0)
-        ):
+        while not self._held or (len(self._held) < most and self._free()):
             if not self._held:
                 self._progress(f"waiting for a device {self._key}")
-            device = next(self._waiting)
+            device = self._next()
             try:
                 check_target(device, self._target)
                 info = device.info()
@@ -133,6 +151,30 @@ class DeviceMeasurer:
                 device.close()
                 raise
             self._held.append(_Held(device, _facts(info, device)))
+
+    def _free(self) -> int:
+        """How many more devices there are; none while the tracker does not answer, since those
+        that are held can do without it."""
+        try:
+            return registered(self._tracker, tls=self._tls).free.get(self._key, 0)
+        except RpcError:
+            return 0
+
+    def _next(self) -> Device:
+        """The next free device, whatever becomes of the tracker meanwhile."""
+        deadline = time.monotonic() + self._wait_s
+        while True:
+            left = max(deadline - time.monotonic(), 0.0)
+            try:
+                device = next(devices(self._tracker, self._key, tls=self._tls, wait_s=left))
+            except RpcError as error:
+                if not self._reached or time.monotonic() + _RETRY_S >= deadline:
+                    raise
+                self._progress(f"waiting for a device {self._key}: {error}")
+                time.sleep(_RETRY_S)
+                continue
+            self._reached = True
+            return device
 
 
 def _facts(info: Mapping[str, Any], device: Device) -> dict[str, Any]:

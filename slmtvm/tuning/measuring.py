@@ -152,6 +152,11 @@ class _Report:
                 self.seconds[int(entry["index"])] = tuple(map(float, entry["seconds"]))
 
 
+def program_seconds(stdout: str) -> dict[int, tuple[float, ...]]:
+    """Of what a program printed, by the number of a kernel the seconds of a call in each round."""
+    return _Report(stdout).seconds
+
+
 def _arguments(batch: Batch, failures: dict[int, str]) -> list[str]:
     skip = ["--skip", ",".join(map(str, failures))] if failures else []
     return [

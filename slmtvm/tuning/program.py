@@ -34,10 +34,13 @@ def build_program(
     target: Target,
     situation: Situation,
     progress: Callable[[str], None] | None = None,
+    *,
+    fills: Callable[[Kernel], list[Fill]] = fills_of,
 ) -> bytes:
     """The program of measure.c for ``kernels``, the first of which is the reference.
 
-    It needs no library and no loader on the device. Raises SlmError where something cannot be
+    It needs no library and no loader on the device. fills: how a kernel's buffers are filled.
+    Raises SlmError where something cannot be
     compiled.
     """
     triple = f"{target.arch}-linux-musl"
@@ -56,7 +59,7 @@ def build_program(
         write_object(
             {s: k.func for s, k in zip(symbols, kernels, strict=True)}, target, folder / "kernels.o"
         )
-        (folder / "table.c").write_text(_table(kernels, symbols, situation))
+        (folder / "table.c").write_text(_table(kernels, symbols, situation, fills))
         zig_cc(
             triple,
             [*_LINK_FLAGS, f"-I{measure}", "-o", "measure", "table.c", *map(str, fixed),
@@ -66,7 +69,12 @@ def build_program(
         return (folder / "measure").read_bytes()
 
 
-def _table(kernels: Sequence[Kernel], symbols: Sequence[str], situation: Situation) -> str:
+def _table(
+    kernels: Sequence[Kernel],
+    symbols: Sequence[str],
+    situation: Situation,
+    fills_of: Callable[[Kernel], list[Fill]],
+) -> str:
     lines = ['#include "measure.h"']
     entries = []
     for kernel, symbol in zip(kernels, symbols, strict=True):

@@ -9,16 +9,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from slmtvm.bench.measure import cpu_name
+from slmtvm.bench.limits import LimitProbe, Limits
 from slmtvm.errors import TargetError
-from slmtvm.host import cpu_features, cpuinfo, runs_here
+from slmtvm.host import cpu_features, cpu_name, cpuinfo, runs_here
 from slmtvm.target import Target
 from slmtvm.tuning.cost_model import import_xgboost
 from slmtvm.tuning.devices import DeviceMeasurer
 from slmtvm.tuning.local import LocalRunner
-from slmtvm.tuning.measuring import Measurer, ProgramMeasurer
+from slmtvm.tuning.measuring import ProgramMeasurer
 from slmtvm.tuning.records import RecordFile, read_records
-from slmtvm.tuning.tasks import Workload
+from slmtvm.tuning.tasks import Workload, working_set
 from slmtvm.tuning.tuner import Budget, Progress, TuneReport, tune_plan
 
 
@@ -65,7 +65,7 @@ def tune(
         known += read_records(file.path)
     file.append([])  # where it cannot be written, that is known now
     with ExitStack() as stack:
-        measurer: Measurer
+        measurer: LocalMeasurer | DeviceMeasurer
         if tracker is None:
             measurer = local_measurer(resolved, step)
         else:
@@ -73,16 +73,30 @@ def tune(
                 DeviceMeasurer(resolved, tracker, key or resolved.name, tls=tls, progress=step)
             )
         plan = plan_model(model, resolved, progress=step, **options)
+        step("limits of the device")
+        limits = measurer.limits(working_set(plan), threads)
         return tune_plan(
             plan, resolved, measurer, file,
             known=known, budget=Budget(trials, minutes), workload=workload or Workload(),
-            threads=threads, progress=progress,
+            threads=threads, limits=limits, progress=progress,
         )  # fmt: skip
+
+
+class LocalMeasurer(ProgramMeasurer):
+    """Measures on this machine."""
+
+    def __init__(self, target: Target, progress: Callable[[str], None]) -> None:
+        super().__init__(target, LocalRunner(), this_machine(), progress)
+        self._limited = target
+
+    def limits(self, working_set: int, threads: int) -> Limits:
+        """What this machine allows where ``working_set`` bytes are read again and again."""
+        return LimitProbe(self._limited, working_set).measure(threads)
 
 
 def local_measurer(
     target: Target, progress: Callable[[str], None] = lambda _: None
-) -> ProgramMeasurer:
+) -> LocalMeasurer:
     """Measures on this machine; TargetError where it cannot run ``target``."""
     if not runs_here(target.arch, target.requires):
         raise TargetError(
@@ -90,7 +104,7 @@ def local_measurer(
             f"host ({Target.load('host').name})",
             where=target.name,
         )
-    return ProgramMeasurer(target, LocalRunner(), this_machine(), progress)
+    return LocalMeasurer(target, progress)
 
 
 def this_machine() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from slmtvm.bench.limits import Limits
 from slmtvm.plan.model import Plan
 from slmtvm.schedules import isa as isas
 from slmtvm.target import Target
@@ -37,7 +38,8 @@ class Budget:
 @dataclass(frozen=True)
 class TaskResult:
     """A task after tuning: its share of the time of all tasks with default knobs, the best setting
-    and its ratio of the default's time."""
+    and its ratio of the default's time; ``of_limit`` is what the best reaches of the device's
+    limits, None where they are not known."""
 
     key: TaskKey
     share: float
@@ -48,17 +50,20 @@ class TaskResult:
     default_seconds: float
     multiply_adds: int
     weight_bytes: int
+    of_limit: float | None = None
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where tuning stands: ``gain`` is the estimated speed-up of all tasks together."""
+    """Where tuning stands: ``gain`` is the estimated speed-up of all tasks together; ``best`` the
+    ratio of the last task's best setting, ``of_limit`` what that reaches of the device's limits."""
 
     trials: int
     task: str
     best: float
     gain: float
     seconds: float
+    of_limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,16 +91,17 @@ def tune_plan(
     budget: Budget = Budget(),
     workload: Workload = Workload(),  # noqa: B008
     threads: int = 1,
+    limits: Limits | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> TuneReport:
     """Search the knobs of every kernel of ``plan`` that has any; every measurement is appended to
     ``output`` before the next batch is built.
 
     known: earlier records; those of the same tasks on this target are not measured again, the
-    others are what the cost model begins with. KeyboardInterrupt
-    ends the search, and what was measured is kept.
+    others are what the cost model begins with. limits: of the device, which settings are compared
+    with. KeyboardInterrupt ends the search, and what was measured is kept.
     """
-    run = _Tuner(plan, target, measurer, output, workload, threads, progress)
+    run = _Tuner(plan, target, measurer, output, workload, threads, limits, progress)
     run.learn(known)
     interrupted = False
     try:
@@ -114,8 +120,10 @@ class _Tuner:
         output: RecordFile,
         workload: Workload,
         threads: int,
+        limits: Limits | None,
         progress: Callable[[Progress], None],
     ) -> None:
+        self._limits = limits
         self._target, self._measurer, self._output = target, measurer, output
         self._threads, self._progress = threads, progress
         self._isa = isas.get(target.isa)
@@ -173,6 +181,7 @@ class _Tuner:
                 default_seconds=self._seconds(s) / s.task.calls,
                 multiply_adds=s.task.work.multiply_adds,
                 weight_bytes=s.task.work.weight_bytes,
+                of_limit=self._of_limit(s),
             )
             for s in self._searches
         ]
@@ -189,6 +198,13 @@ class _Tuner:
         """The task's time in the workload with default knobs: measured, or estimated at first."""
         each = search.default_seconds or _estimate(search.task)
         return each * search.task.calls
+
+    def _of_limit(self, search: TaskSearch) -> float | None:
+        """The part of the device's limits that the best setting reaches, where that is known."""
+        if self._limits is None or not search.default_seconds:
+            return None
+        least = self._limits.seconds(*_work(search.task))
+        return least / (search.default_seconds * search.best[1])
 
     def _worth(self, search: TaskSearch) -> float:
         return self._seconds(search) * search.expected_gain()
@@ -220,7 +236,7 @@ class _Tuner:
         self._progress(
             Progress(
                 self._trials, task.key.label, search.best[1], total / tuned,
-                time.monotonic() - self._started,
+                time.monotonic() - self._started, self._of_limit(search),
             )
         )  # fmt: skip
 
@@ -265,10 +281,17 @@ class _Tuner:
 def _estimate(task: TuningTask) -> float:
     """Seconds of a call, roughly: what to begin with is all that depends on it."""
     read, multiply = 10e9, 50e9  # a second, of a core
-    work, attended = task.work, task.situation.position
-    moved = work.weight_bytes + work.context_bytes * attended
-    products = work.multiply_adds + work.context_multiply_adds * attended
+    moved, products = _work(task)
     return max(moved / read, products / multiply, 1e-7)
+
+
+def _work(task: TuningTask) -> tuple[float, float]:
+    """Bytes of weights and KV cache that a call reads, and its multiply-adds."""
+    work, attended = task.work, task.situation.position
+    return (
+        work.weight_bytes + work.context_bytes * attended,
+        work.multiply_adds + work.context_multiply_adds * attended,
+    )
 
 
 def _median(values: Sequence[float]) -> float:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from slmtvm.bundle.read import Bundle
 from slmtvm.errors import AccuracyError
+from slmtvm.rpc.device_bundle import Place, on_device
+from slmtvm.runtime import load
+from slmtvm.runtime.session import tokenizer_of
 from slmtvm.verify.agreement import Figures, Limits
 from slmtvm.verify.cases import Case, Evaluator, Tokens, make_cases, masked_cases
 from slmtvm.verify.metrics import HiddenDifference, LogitsDifference
+from slmtvm.verify.on_device import DeviceSession
 from slmtvm.verify.outputs import (
     OutputsReport,
     compare_outputs,
@@ -46,6 +52,8 @@ def verify(
     threads: int = 1,
     float_file: str | Path | None = None,
     limits: Limits | None = None,
+    place: Place | None = None,
+    target: str | None = None,
     progress: Progress = lambda _done, _all: None,
 ) -> VerifyReport | OutputsReport:
     """Compare a bundle with onnxruntime on ``onnx_file``, window by window.
@@ -63,20 +71,20 @@ def verify(
     threads: of both sides.
     float_file: the model before it was quantized: how far both are from it is in the report.
     limits: beyond which onnxruntime's difference from itself is measured with more care.
+    place: where the bundle is to be evaluated on a device; onnxruntime runs here all the same.
+    target: which of the bundle's libraries; the best for the machine where None.
     progress: called with windows done and all windows.
 
     Raises SlmError where one of the files cannot be used, the tokens are too few or out of the
-    vocabulary.
+    vocabulary, no device is to be had.
     """
-    from slmtvm.runtime import load
-
     if text is not None and tokens is not None:
         raise ValueError("give text or tokens, not both")
     reference = Reference(onnx_file, threads=threads, encoder=encoder)
     float_reference = None if float_file is None else Reference(float_file, threads=threads)
-    with load(bundle, threads=threads) as session:
-        if text is not None:
-            tokens = encode_text(session.tokenizer, text)
+    if text is not None:
+        tokens = encode_text(tokenizer_of(Bundle.open(bundle)), text)
+    with _session(bundle, threads, target, place) as session:
         return compare(
             session,
             reference,
@@ -88,6 +96,18 @@ def verify(
             with_own=True,
             progress=progress,
         )
+
+
+@contextmanager
+def _session(
+    bundle: str | Path, threads: int, target: str | None, place: Place | None
+) -> Iterator[Evaluator]:
+    if place is None:
+        with load(bundle, threads=threads, target=target) as session:
+            yield session
+        return
+    with on_device(place, bundle, target) as there:
+        yield DeviceSession(there, threads)
 
 
 def compare(

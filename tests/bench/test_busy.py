@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from slmtvm.bench import BenchReport, busy
-from slmtvm.bench.busy import Busy, Watch, watch_for
+from slmtvm.bench import BenchReport
+from slmtvm.bench.busy import Busy, busy_between, stamp, watch_for
 
 
 def test_a_process_that_computes_is_seen() -> None:
@@ -20,12 +20,18 @@ def test_a_process_that_computes_is_seen() -> None:
             process.kill()
 
 
-def test_what_this_process_computes_itself_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([(100.0, 5.0, 40.0), (103.0, 6.0, 42.5)])
-    monkeypatch.setattr(busy, "_times", lambda: next(times))
-    clock = iter([10.0, 12.0])
-    monkeypatch.setattr(busy.time, "perf_counter", lambda: next(clock))
-    assert Watch().read() == Busy(others=0.25, stolen=0.5)
+def test_what_this_process_computes_itself_does_not_count() -> None:
+    # user nice system idle iowait irq softirq steal, in hundredths of a second
+    before = stamp(10.0, "cpu  9000 500 400 70000 30 60 40 500 0 0", own=40.0, ticks=100)
+    after = stamp(12.0, "cpu  9200 550 440 70100 30 65 45 600 0 0", own=42.5, ticks=100)
+    assert busy_between([(before, after)]) == Busy(others=0.25, stolen=0.5)
+    apart = (replace(before, seconds=20.0), replace(after, seconds=24.0))
+    assert busy_between([(before, after), apart]).others == pytest.approx(1 / 6)
+
+
+def test_where_the_system_does_not_say_nothing_is_seen() -> None:
+    spans = [(stamp(1.0, "", 1.0, 100), stamp(2.0, "cpu x", 2.0, 100))]
+    assert str(busy_between(spans)) == "idle"
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,9 @@ def test_the_commands_of_a_document_succeed(document: Path, reader: Path) -> Non
     }
     interpreters = {"sh": ["sh", "-eu", "-c"], "python": [sys.executable, "-c"]}
     for language, code in _blocks(document):
+        for program in re.findall(r"qemu-\w+-static", code):
+            if shutil.which(program) is None:
+                pytest.skip(f"no {program} here: apt install qemu-user-static")
         result = subprocess.run(
             [*interpreters[language], code],
             cwd=reader, env=environment, capture_output=True, text=True, timeout=600,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,3 +140,29 @@ def test_without_tornado_the_tracker_names_the_extra(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.returncode == 1
     assert "TVM's tracker needs tornado: pip install 'slmtvm[rpc]'" in result.stderr
+
+
+@pytest.mark.slow
+def test_twenty_devices_serve_thirty_clients_each_one_at_a_time(
+    tracker: Tracker, job: bytes
+) -> None:
+    runners = [Runner("--tracker", tracker.address, "--key", "farm") for _ in range(20)]
+    busy: set[str] = set()
+    served: list[str] = []
+    lock = threading.Lock()
+
+    def client(number: int) -> None:
+        with next(devices(tracker.address, "farm")) as device:
+            with lock:
+                assert device.address not in busy
+                busy.add(device.address)
+            assert device.run(job, [str(number)]).stdout == b"%d\n" % number
+            with lock:
+                busy.remove(device.address)
+                served.append(device.address)
+
+    with running(*runners):
+        wait_until_registered(tracker, "farm", 20)
+        with ThreadPoolExecutor(30) as pool:
+            list(pool.map(client, range(30)))
+    assert len(served) == 30 and len(set(served)) == 20

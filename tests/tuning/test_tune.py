@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import slmtvm
-from slmtvm.bench.measure import cpu_name
+from slmtvm.bench.limits import Limits
 from slmtvm.bundle.write import write_bundle
 from slmtvm.compiler import compile_model, plan_model
 from slmtvm.errors import TargetError
+from slmtvm.host import cpu_name
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.plan.build import build_plan
@@ -127,6 +128,21 @@ def test_time_goes_first_where_most_of_it_is_spent(plan: Plan, tmp_path: Path) -
         workload=Workload(prompt=0, generate=1000),
     )  # fmt: skip
     assert fake.batches[0].key.shape.m == 1
+
+
+def test_the_best_setting_is_compared_with_the_limits_of_the_device(
+    plan: Plan, tmp_path: Path
+) -> None:
+    heard: list[Progress] = []
+    limits = Limits(1, 0, read_bytes_per_second=1e6, multiply_adds_per_second=1e12)
+    report = tune_plan(
+        plan, HOST, Fake(), RecordFile(tmp_path / "r"), budget=Budget(trials=24), limits=limits,
+        progress=heard.append,
+    )  # fmt: skip
+    measured = [t for t in report.tasks if t.trials and t.key.kind == "linear"]
+    assert measured and heard[-1].of_limit
+    for task in measured:  # a call takes one second with default knobs
+        assert task.of_limit == pytest.approx(task.weight_bytes / 1e6 / task.ratio)
 
 
 def test_records_of_a_relative_teach_the_model_but_are_not_taken(
