@@ -15,7 +15,7 @@ import pytest
 
 from slmtvm.bundle.sign import sign_bundle
 from slmtvm.bundle.signature import generate_keys, key_signer
-from slmtvm.bundle.write import Checked, write_bundle
+from slmtvm.bundle.write import Checked, TextFiles, write_bundle
 from slmtvm.packaging import package
 from slmtvm.runtime.selftest import record_selftest
 from slmtvm.target import Target
@@ -54,7 +54,9 @@ class Release:
             return Checked({"skipped": "a toy"}, dict.fromkeys(names, expected))
 
         plan = toy_decoder(toy_weights(seed=counter))
-        write_bundle(path, [(Target.load(n), plan) for n in names], tokenizer=b"{}", check=check)
+        write_bundle(
+            path, [(Target.load(n), plan) for n in names], text=TextFiles(b"{}"), check=check
+        )
         sign_bundle(path, key_signer(self.keys.private), counter=counter, version=f"1.{counter}.0")
         return path
 
