@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from slmtvm.bundle import Bundle
-from slmtvm.bundle.signature import PublicKeys, Signer
+from slmtvm.bundle.signature import PublicKeys
 from slmtvm.errors import SlmError
 from slmtvm.packaging.contents import Contents, Progress, gather, scratch_folder
 from slmtvm.packaging.deb import write_deb
@@ -23,6 +23,7 @@ FORMATS: dict[str, Writer] = {
     "oci": write_oci,
     "wheel": write_wheel,
 }
+NO_OPTIONS = Options()
 _SEVERAL = ("oci",)  # take all targets of a bundle
 
 
@@ -34,8 +35,7 @@ def package(
     target: str | Sequence[str] | None = None,
     name: str | None = None,
     license: str | None = None,
-    maintainer: str | None = None,
-    signer: Signer | None = None,
+    options: Options = NO_OPTIONS,
     pub: PublicKeys | None = None,
     progress: Progress = lambda _: None,
 ) -> Path:
@@ -44,10 +44,9 @@ def package(
     target: one of the bundle's, by default the only one; for "oci" one or more, by default all.
     output: where the package goes, for "wheel" a folder: pip goes by the names of such files.
     name: the model's name on devices, by default that of the bundle's folder. license: the
-    weights' own, an SPDX expression. maintainer: who answers for a "deb", "Name <mail>". signer:
-    signs what a format has to sign besides the bundle. pub: with these keys the bundle must be
-    signed. The package appears whole or not at all, and its bytes follow from the arguments.
-    Raises SlmError.
+    weights' own, an SPDX expression. options: what the format needs besides. pub: with these keys
+    the bundle must be signed. The package appears whole or not at all, and its bytes follow from
+    the arguments, but for signatures of updaters' own. Raises SlmError.
     """
     if format not in FORMATS:
         raise SlmError(f"{format!r} must be one of {', '.join(FORMATS)}", where="--format")
@@ -65,8 +64,10 @@ def package(
             ]  # fmt: skip
             progress(format)
             written = folder / "written"
-            FORMATS[format](several, written, Options(signer, maintainer))
-            written.chmod(0o644)
+            FORMATS[format](several, written, options)
+            written.chmod(0o755 if written.is_dir() else 0o644)
+            if written.is_dir() and os.path.lexists(place):
+                raise SlmError("exists, and is left alone; choose another name", where=f"{place}")
             if format == "wheel":
                 place = output / wheel_name(several[0])
             os.replace(written, place)
