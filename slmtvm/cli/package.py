@@ -7,7 +7,10 @@ from pathlib import Path
 
 from slmtvm.cli.arguments import add_signer, signer
 
-_FORMATS = ("tar.gz", "deb", "oci", "wheel")
+_FORMATS = (
+    "tar.gz", "deb", "oci", "wheel", "image", "rauc", "swupdate", "mender", "sysext", "yocto",
+    "buildroot",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

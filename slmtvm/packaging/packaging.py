@@ -9,12 +9,19 @@ from pathlib import Path
 from slmtvm.bundle import Bundle
 from slmtvm.bundle.signature import PublicKeys
 from slmtvm.errors import SlmError
+from slmtvm.packaging.buildroot import write_buildroot
 from slmtvm.packaging.contents import Contents, Progress, gather, scratch_folder
 from slmtvm.packaging.deb import write_deb
+from slmtvm.packaging.image import write_image
+from slmtvm.packaging.mender import write_mender
 from slmtvm.packaging.oci import write_oci
 from slmtvm.packaging.options import Options
+from slmtvm.packaging.rauc import write_rauc
+from slmtvm.packaging.swupdate import write_swupdate
+from slmtvm.packaging.sysext import write_sysext
 from slmtvm.packaging.tarball import write_tarball
 from slmtvm.packaging.wheel import wheel_name, write_wheel
+from slmtvm.packaging.yocto import write_yocto
 
 Writer = Callable[[Sequence[Contents], Path, Options], None]
 FORMATS: dict[str, Writer] = {
@@ -22,6 +29,13 @@ FORMATS: dict[str, Writer] = {
     "deb": write_deb,
     "oci": write_oci,
     "wheel": write_wheel,
+    "image": write_image,
+    "rauc": write_rauc,
+    "swupdate": write_swupdate,
+    "mender": write_mender,
+    "sysext": write_sysext,
+    "yocto": write_yocto,
+    "buildroot": write_buildroot,
 }
 NO_OPTIONS = Options()
 _SEVERAL = ("oci",)  # take all targets of a bundle

@@ -65,8 +65,9 @@ def host_answer(bundle: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("arch", ["aarch64", pytest.param("riscv64", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("arch", list(TARGETS))
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_board_takes_what_is_meant_for_it_through_restarts_and_refuses_the_rest(
     arch: str,
     keys: Keys,

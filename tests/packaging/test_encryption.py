@@ -123,6 +123,7 @@ def test_every_device_passes_its_self_test_with_the_key_alone(
         ({"SLM_WEIGHTS_KEY": "command:false"}, "command:false gives no key"),
         ({"SLM_WEIGHTS_KEY": "file:/nowhere"}, "file:/nowhere gives no key"),
         ({"SLM_WEIGHTS_KEY": "fd:77"}, "fd:77 gives no key"),
+        ({"SLM_WEIGHTS_KEY": "fd:"}, "fd: gives no key"),
         ({"SLM_WEIGHTS_KEY": "command:printf %065d 0"}, "gives no key"),
         ({"SLM_WEIGHTS_KEY": KEY.hex()}, "gives no key"),
     ):

@@ -56,7 +56,8 @@ static int take_weights_key(const char *program, slm_options *options) {
   FILE *file = NULL;
   if (is_command) file = popen(source + 8, "r");
   else if (strncmp(source, "file:", 5) == 0) file = fopen(source + 5, "rb");
-  else if (strncmp(source, "fd:", 3) == 0) file = fdopen(atoi(source + 3), "rb");
+  else if (strncmp(source, "fd:", 3) == 0 && source[3] >= '0' && source[3] <= '9')
+    file = fdopen(atoi(source + 3), "rb");
   size_t bytes = file ? fread(text, 1, sizeof text, file) : 0;
   int ended = file ? is_command ? pclose(file) : fclose(file) : -1;
   if (ended == 0 && bytes < sizeof text && parse_key(text, bytes)) {
