@@ -74,7 +74,18 @@ def certify(folder: Path, name: str) -> tuple[Path, Path]:
     return files
 
 
+# What a format is made with: the program and its Debian package.
+NEEDS = {
+    "sysext": [("mksquashfs", "squashfs-tools"), ("veritysetup", "cryptsetup-bin")],
+    "rauc": [("mksquashfs", "squashfs-tools"), ("rauc", "rauc")],
+    "mender": [("mender-artifact", "mender-artifact")],
+}
+
+
 def write(format: str, contents: Contents, options: Options, output: Path) -> Path:
+    """The package; skips where what makes it is not here."""
+    for needed in NEEDS.get(format, ()):
+        tool(*needed)
     output.parent.mkdir(exist_ok=True)
     FORMATS[format]([contents], output, options)
     return output
@@ -192,7 +203,6 @@ def test_mender_artifact_validates_an_artifact_and_no_altered_one(
 def test_the_update_module_of_mender_installs_and_rolls_back(
     contents: Contents, options: Options, device: Device, release: Release, tmp_path: Path
 ) -> None:
-    tool("mender-artifact", "mender-artifact")
     artifact = write("mender", contents, options, tmp_path / "made" / "model.mender")
     module = next(f.source for f in contents.programs if f.path == "bin/slm-mender")
     tree = tmp_path / "module"
@@ -414,12 +424,6 @@ def test_an_image_without_room_or_with_the_model_in_it_is_left_as_it_is(
 def test_equal_input_gives_equal_bytes_but_for_signatures(
     format: str, contents: Contents, options: Options, tmp_path: Path
 ) -> None:
-    program = {
-        "sysext": ("mksquashfs", "squashfs-tools"),
-        "mender": ("mender-artifact", "mender-artifact"),
-    }.get(format)  # fmt: skip
-    if program:
-        tool(*program)
     found = [
         dict(_pieces(write(format, contents, options, tmp_path / name / "deeper")))
         for name in ("a", "b")
@@ -497,4 +501,4 @@ def test_a_tool_that_is_missing_is_named_with_its_package(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SlmError, match=r"mender-artifact: is not here.*apt install mender-art"):
-        write("mender", contents, options, tmp_path / "made" / "x.mender")
+        FORMATS["mender"]([contents], tmp_path / "x.mender", options)
