@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmtvm.bundle import Bundle
-from slmtvm.bundle.write import Checked, write_bundle
+from slmtvm.bundle.write import Checked, TextFiles, write_bundle
 from slmtvm.errors import SlmError, TargetError, UnsupportedTokenizerError
 from slmtvm.generation import generation_tokens
 from slmtvm.host import runs_here
@@ -206,9 +206,7 @@ def compile_imported(
         output,
         plans,
         source=model.source,
-        tokenizer=tokenizer,
-        tokenizer_tables=tables,
-        chat=_chat(model.source, tables, note),
+        text=TextFiles(tokenizer, tables, _chat(model.source, tables, note)),
         check=checked if check else None,
         extra={
             **({"tuning": tuning} if tuning else {}),

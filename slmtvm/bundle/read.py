@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # cryptography is not needed where nothing is signed
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"
+ENCRYPTED = b"SLMWENC\n"  # what encrypted weights begin with
 _MAX_MANIFEST_BYTES = 16 << 20
 _READ_BYTES = 1 << 20
 
@@ -63,6 +64,16 @@ class Bundle:
         """Names of the targets that have a library here."""
         there = [n for n, t in self.manifest.targets.items() if self._has(t.library)]
         return tuple(there or self.manifest.targets)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether a key is needed to read the weights."""
+        try:
+            with (self.path / self.manifest.weights.file).open("rb") as file:
+                return file.read(len(ENCRYPTED)) == ENCRYPTED
+        except OSError as error:
+            where = f"{self.path / self.manifest.weights.file}"
+            raise BundleError(f"cannot be read: {error.strerror}", where=where) from error
 
     def files(self) -> list[FileEntry]:
         """Every file that the manifest lists, but for targets that were left out of a package."""

@@ -44,15 +44,27 @@ class Checked:
     selftests: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class TextFiles:
+    """What a bundle needs to read and write text: the content of a tokenizer.json, ``tables`` that
+    ``slmtvm.text.compile_tokenizer`` made of it, and the JSON that ``slmtvm.text.chat_pieces`` made
+    of a chat template; None for what there is not."""
+
+    tokenizer: bytes | None = None
+    tables: bytes | None = None
+    chat: bytes | None = None
+
+
+NO_TEXT = TextFiles()
+
+
 def write_bundle(
     path: str | Path,
     plans: Sequence[tuple[Target, Plan]],
     *,
     model: Mapping[str, Any] | None = None,
     source: str | Path | None = None,
-    tokenizer: bytes | None = None,
-    tokenizer_tables: bytes | None = None,
-    chat: bytes | None = None,
+    text: TextFiles = NO_TEXT,
     check: Callable[[Path], Checked] | None = None,
     extra: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -60,14 +72,12 @@ def write_bundle(
     """Compile and link ``plans``, one for each target, into the bundle ``path``.
 
     ``model`` holds JSON values for the manifest's part of that name, besides what the plan says;
-    ``source`` is the ONNX file (its name and SHA-256 are noted), ``tokenizer`` the content of a
-    tokenizer.json to include, ``tokenizer_tables`` what ``slmtvm.text.compile_tokenizer`` made of
-    it, ``chat`` the JSON that ``slmtvm.text.chat_pieces`` made of a chat template. ``check`` gets
-    the folder of the bundle when it is whole but not yet in its place; what it returns goes into
-    the manifest, as does ``extra``, JSON values. Weights that several plans lay out alike are
-    stored once. The bundle appears whole or not at all; an older one at ``path`` is replaced,
-    anything else there is left alone. Equal input gives equal bytes. Raises BundleError where
-    ``path`` cannot be written, InvalidModelError where ``source`` cannot be read, and what
+    ``source`` is the ONNX file (its name and SHA-256 are noted), ``text`` what is included for
+    text. ``check`` gets the folder of the bundle when it is whole but not yet in its place; what it
+    returns goes into the manifest, as does ``extra``, JSON values. Weights that several plans lay
+    out alike are stored once. The bundle appears whole or not at all; an older one at ``path`` is
+    replaced, anything else there is left alone. Equal input gives equal bytes. Raises BundleError
+    where ``path`` cannot be written, InvalidModelError where ``source`` cannot be read, and what
     ``check`` raises.
     """
     path = Path(path)
@@ -77,8 +87,8 @@ def write_bundle(
     try:
         with build_folder(path) as folder:
             bundle = _build(
-                folder, ordered, rebased, weights, model, source, tokenizer, tokenizer_tables, chat,
-                check, extra or {}, progress,
+                folder, ordered, rebased, weights, model, source, text, check, extra or {},
+                progress,
             )  # fmt: skip
             move_into_place(folder, path)
     except OSError as error:
@@ -95,9 +105,7 @@ def _build(
     weights: WeightsFile,
     model: Mapping[str, Any] | None,
     source: str | Path | None,
-    tokenizer: bytes | None,
-    tokenizer_tables: bytes | None,
-    chat: bytes | None,
+    text: TextFiles,
     check: Callable[[Path], Checked] | None,
     extra: Mapping[str, Any],
     progress: Progress | None,
@@ -116,9 +124,9 @@ def _build(
         targets=targets,
         model={**_model_facts(ordered[0][1]), **(model or {})},
         source=_source(source),
-        tokenizer=_write_file(tokenizer, folder, "tokenizer.json"),
-        tokenizer_tables=_write_file(tokenizer_tables, folder, "tokenizer.bin"),
-        chat=_write_file(chat, folder, "chat.json"),
+        tokenizer=_write_file(text.tokenizer, folder, "tokenizer.json"),
+        tokenizer_tables=_write_file(text.tables, folder, "tokenizer.bin"),
+        chat=_write_file(text.chat, folder, "chat.json"),
         made_by={name: _version(name) for name in _MADE_BY},
         extra=dict(extra),
     )

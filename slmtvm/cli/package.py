@@ -7,7 +7,10 @@ from pathlib import Path
 
 from slmtvm.cli.arguments import add_signer, signer
 
-_FORMATS = ("tar.gz", "deb", "oci", "wheel")
+_FORMATS = (
+    "tar.gz", "deb", "oci", "wheel", "image", "rauc", "swupdate", "mender", "sysext", "yocto",
+    "buildroot",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "times, and the default is all",
     )  # fmt: skip
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="the package's file; for wheel, its folder"
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="the package's file; for wheel, sysext, yocto, buildroot and greengrass a folder",
     )
     parser.add_argument(
         "--name",
@@ -33,6 +40,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--maintainer", metavar="NAME", help="who answers for a deb: 'Your Name <you@example.org>'"
     )
     parser.add_argument(
+        "--compatible", metavar="NAME",
+        help="the devices that an update is for, as rauc, swupdate or mender name them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--certificate", type=Path, metavar="FILE",
+        help="the certificate (PEM) whose holders' updates rauc or swupdate take",
+    )  # fmt: skip
+    parser.add_argument(
+        "--certificate-key", type=Path, metavar="FILE",
+        help="its private key; of mender, the key that artifacts are signed with",
+    )  # fmt: skip
+    parser.add_argument(
+        "--into", type=Path, metavar="IMAGE",
+        help="the root file system, an ext4 image or a tar archive, in a copy of which image puts "
+        "the model",
+    )  # fmt: skip
+    parser.add_argument(
         "--pub", type=Path, action="append", metavar="FILE",
         help="public keys, by one of which the bundle must be signed",
     )  # fmt: skip
@@ -43,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from slmtvm.bundle.signature import PublicKeys
-    from slmtvm.packaging import package
+    from slmtvm.packaging import Options, package
 
     with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=options.quiet or None) as bar:
         path = package(
@@ -53,8 +77,14 @@ def run(options: argparse.Namespace) -> int:
             target=options.target,
             name=options.model_name,
             license=options.license,
-            maintainer=options.maintainer,
-            signer=signer(options),
+            options=Options(
+                signer=signer(options),
+                maintainer=options.maintainer,
+                certificate=options.certificate,
+                certificate_key=options.certificate_key,
+                compatible=options.compatible,
+                into=options.into,
+            ),
             pub=PublicKeys.read(options.pub) if options.pub else None,
             progress=bar.set_description_str,
         )

@@ -3,6 +3,7 @@
 Every format is a function of a bundle and a target; equal input gives equal bytes, wherever.
 """
 
+from slmtvm.packaging.options import Options
 from slmtvm.packaging.packaging import FORMATS, package
 
-__all__ = ["FORMATS", "package"]
+__all__ = ["FORMATS", "Options", "package"]

@@ -39,6 +39,7 @@ class _Options(ctypes.Structure):  # slm_options of include/slm.h
         ("cores", ctypes.c_char_p),
         ("public_keys", ctypes.c_char_p),
         ("least_counter", ctypes.c_uint64),
+        ("weights_key", ctypes.c_char_p),
     )
 
 
@@ -90,18 +91,27 @@ class Session:
     """One conversation with the model; use it in a ``with`` statement, or ``close`` it."""
 
     def __init__(
-        self, threads: int = 1, public_keys: str | None = None, least_counter: int = 0
+        self,
+        threads: int = 1,
+        public_keys: str | None = None,
+        least_counter: int = 0,
+        weights_key: bytes | None = None,
     ) -> None:
         """Open the model. ``threads``: the most that compute; 0 is one for each core.
 
         ``public_keys``: Ed25519 keys as PEM text, by one of which the bundle must be signed, with
-        a counter of at least ``least_counter``. Raises ModelError.
+        a counter of at least ``least_counter``. ``weights_key``: the 32 bytes of the key of
+        encrypted weights, which are then locked in memory. Raises ModelError.
         """
         self._lib = _library()
         self.info: dict[str, Any] = json.loads(self._lib.slm_info().decode())
         self._model, self._session = ctypes.c_void_p(), ctypes.c_void_p()
         keys = None if public_keys is None else public_keys.encode()
-        options = _Options(ctypes.sizeof(_Options), threads, 0, None, keys, least_counter)
+        if weights_key is not None and len(weights_key) != 32:
+            raise ModelError(f"weights_key has {len(weights_key)} bytes, must have 32")
+        options = _Options(
+            ctypes.sizeof(_Options), threads, 0, None, keys, least_counter, weights_key
+        )
         self._call("slm_open", str(BUNDLE).encode(), ctypes.byref(options),
                    ctypes.byref(self._model))  # fmt: skip
         try:
@@ -203,9 +213,14 @@ class Session:
         return (ctypes.c_float * count)()
 
 
-def load(threads: int = 1, public_keys: str | None = None, least_counter: int = 0) -> Session:
+def load(
+    threads: int = 1,
+    public_keys: str | None = None,
+    least_counter: int = 0,
+    weights_key: bytes | None = None,
+) -> Session:
     """``Session`` with these arguments."""
-    return Session(threads, public_keys, least_counter)
+    return Session(threads, public_keys, least_counter, weights_key)
 
 
 def tokenizer() -> Any:

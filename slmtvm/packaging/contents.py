@@ -20,6 +20,7 @@ from slmtvm.packaging.papers import write_papers
 Progress = Callable[[str], None]
 # Of codegen/programs: they become slm-selftest and so on.
 PROGRAMS = ("selftest", "verify", "run", "serve")
+SCRIPTS = ("slm-install", "slm-mender")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -120,8 +121,9 @@ def _programs(bundle: Bundle, target: str, folder: Path, progress: Progress) -> 
         progress(f"{path.name} for {target}")
         build_program(bundle, target, name, path, progress=progress)
         made.append(File(f"bin/{path.name}", path, program=True))
-    install = _resource("programs/slm-install.sh", folder)
-    return (*made, File("bin/slm-install", install, program=True))
+    for name in SCRIPTS:
+        made.append(File(f"bin/{name}", _resource(f"programs/{name}.sh", folder), program=True))
+    return tuple(made)
 
 
 def _resource(name: str, folder: Path) -> Path:

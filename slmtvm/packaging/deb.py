@@ -7,7 +7,6 @@ import hashlib
 import lzma
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -16,13 +15,13 @@ from slmtvm.packaging.archive import write_tar
 from slmtvm.packaging.contents import Contents
 from slmtvm.packaging.file import File
 from slmtvm.packaging.options import Options
+from slmtvm.packaging.service import INSTALLERS, placed, service_unit
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}
 # Files have one time, since Debian's checks take times before 1984 for errors: 2020-01-01.
 _TIME = 1577836800
 _DATE = "Wed, 01 Jan 2020 00:00:00 +0000"
 _MAINTAINER = re.compile(r"[^<>\n]+ <[^<>@\s]+@[^<>@\s]+>")
-_PROGRAMS = ("bin/slm-install", "bin/slm-verify")  # dpkg does what these do
 _BLOCK = 1024  # bytes, of Installed-Size
 
 
@@ -35,13 +34,13 @@ def write_deb(several: Sequence[Contents], output: Path, options: Options) -> No
             where="--maintainer",
         )
     package = f"slm-{contents.name}"
-    files = [_placed(file, contents.name) for file in contents.files if file.path not in _PROGRAMS]
+    files = [placed(file, contents.name) for file in contents.files if file.path not in INSTALLERS]
     docs = f"usr/share/doc/{package}"
     extra = [
         (f"{docs}/changelog.gz", _changelog(contents, package, options.maintainer)),
         (f"{docs}/copyright", _copyright(contents, package)),
         (f"usr/share/lintian/overrides/{package}", _overrides(contents, package)),
-        (f"usr/lib/systemd/system/{package}.service", _unit(contents, package)),
+        (f"usr/lib/systemd/system/{package}.service", service_unit(contents, package)),
     ]
     sums = {path: hashlib.md5(content).hexdigest() for path, content in extra}
     sums |= {file.path: _md5(file) for file in files}
@@ -67,12 +66,6 @@ def write_deb(several: Sequence[Contents], output: Path, options: Options) -> No
             header = f"{name:<16}{_TIME:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n"
             archive.write(header.encode() + content + b"\n" * (len(content) % 2))
     data.unlink()
-
-
-def _placed(file: File, name: str) -> File:
-    if file.path.startswith("share/"):
-        return replace(file, path=f"usr/share/doc/slm-{name}/{Path(file.path).name}")
-    return replace(file, path=f"usr/lib/slm/{name}/{file.path}")
 
 
 def _written(extra: Sequence[tuple[str, bytes]], folder: Path) -> list[File]:
@@ -142,45 +135,6 @@ def _overrides(contents: Contents, package: str) -> bytes:
     lines += [
         f"{package}: statically-linked-binary [usr/lib/slm/{contents.name}/{file.path}]"
         for file in contents.programs
-        if file.path not in _PROGRAMS
+        if file.path not in INSTALLERS
     ]
     return ("\n".join(lines) + "\n").encode()
-
-
-def _unit(contents: Contents, package: str) -> bytes:
-    """A service that reads its own files, listens, and can do nothing else (systemd.exec(5))."""
-    folder = f"/usr/lib/slm/{contents.name}"
-    return (
-        "[Unit]\n"
-        f"Description=Language model {contents.name}\n"
-        "After=network.target\n\n"
-        "[Service]\n"
-        "Type=notify\n"
-        f"EnvironmentFile=-/etc/default/{package}\n"
-        f"ExecStart={folder}/bin/slm-serve {folder}/bundle $SLM_SERVE_OPTIONS\n"
-        "WatchdogSec=60\n"
-        "Restart=on-failure\n"
-        "DynamicUser=yes\n"
-        "CapabilityBoundingSet=\n"
-        "LockPersonality=yes\n"
-        "MemoryDenyWriteExecute=yes\n"
-        "NoNewPrivileges=yes\n"
-        "PrivateDevices=yes\n"
-        "PrivateTmp=yes\n"
-        "ProtectClock=yes\n"
-        "ProtectControlGroups=yes\n"
-        "ProtectHome=yes\n"
-        "ProtectHostname=yes\n"
-        "ProtectKernelLogs=yes\n"
-        "ProtectKernelModules=yes\n"
-        "ProtectKernelTunables=yes\n"
-        "ProtectSystem=strict\n"
-        "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6\n"
-        "RestrictNamespaces=yes\n"
-        "RestrictRealtime=yes\n"
-        "RestrictSUIDSGID=yes\n"
-        "SystemCallArchitectures=native\n"
-        "SystemCallFilter=@system-service\n\n"
-        "[Install]\n"
-        "WantedBy=multi-user.target\n"
-    ).encode()

@@ -7,14 +7,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from slmtvm.bundle import Bundle
-from slmtvm.bundle.signature import PublicKeys, Signer
+from slmtvm.bundle.signature import PublicKeys
 from slmtvm.errors import SlmError
+from slmtvm.packaging.buildroot import write_buildroot
 from slmtvm.packaging.contents import Contents, Progress, gather, scratch_folder
 from slmtvm.packaging.deb import write_deb
+from slmtvm.packaging.image import write_image
+from slmtvm.packaging.mender import write_mender
 from slmtvm.packaging.oci import write_oci
 from slmtvm.packaging.options import Options
+from slmtvm.packaging.rauc import write_rauc
+from slmtvm.packaging.swupdate import write_swupdate
+from slmtvm.packaging.sysext import write_sysext
 from slmtvm.packaging.tarball import write_tarball
 from slmtvm.packaging.wheel import wheel_name, write_wheel
+from slmtvm.packaging.yocto import write_yocto
 
 Writer = Callable[[Sequence[Contents], Path, Options], None]
 FORMATS: dict[str, Writer] = {
@@ -22,7 +29,15 @@ FORMATS: dict[str, Writer] = {
     "deb": write_deb,
     "oci": write_oci,
     "wheel": write_wheel,
+    "image": write_image,
+    "rauc": write_rauc,
+    "swupdate": write_swupdate,
+    "mender": write_mender,
+    "sysext": write_sysext,
+    "yocto": write_yocto,
+    "buildroot": write_buildroot,
 }
+NO_OPTIONS = Options()
 _SEVERAL = ("oci",)  # take all targets of a bundle
 
 
@@ -34,8 +49,7 @@ def package(
     target: str | Sequence[str] | None = None,
     name: str | None = None,
     license: str | None = None,
-    maintainer: str | None = None,
-    signer: Signer | None = None,
+    options: Options = NO_OPTIONS,
     pub: PublicKeys | None = None,
     progress: Progress = lambda _: None,
 ) -> Path:
@@ -44,10 +58,9 @@ def package(
     target: one of the bundle's, by default the only one; for "oci" one or more, by default all.
     output: where the package goes, for "wheel" a folder: pip goes by the names of such files.
     name: the model's name on devices, by default that of the bundle's folder. license: the
-    weights' own, an SPDX expression. maintainer: who answers for a "deb", "Name <mail>". signer:
-    signs what a format has to sign besides the bundle. pub: with these keys the bundle must be
-    signed. The package appears whole or not at all, and its bytes follow from the arguments.
-    Raises SlmError.
+    weights' own, an SPDX expression. options: what the format needs besides. pub: with these keys
+    the bundle must be signed. The package appears whole or not at all, and its bytes follow from
+    the arguments, but for signatures of updaters' own. Raises SlmError.
     """
     if format not in FORMATS:
         raise SlmError(f"{format!r} must be one of {', '.join(FORMATS)}", where="--format")
@@ -65,8 +78,10 @@ def package(
             ]  # fmt: skip
             progress(format)
             written = folder / "written"
-            FORMATS[format](several, written, Options(signer, maintainer))
-            written.chmod(0o644)
+            FORMATS[format](several, written, options)
+            written.chmod(0o755 if written.is_dir() else 0o644)
+            if written.is_dir() and os.path.lexists(place):
+                raise SlmError("exists, and is left alone; choose another name", where=f"{place}")
             if format == "wheel":
                 place = output / wheel_name(several[0])
             os.replace(written, place)

@@ -15,6 +15,7 @@ from slmtvm.errors import SlmError
 from slmtvm.packaging.contents import Contents
 from slmtvm.packaging.file import File
 from slmtvm.packaging.options import Options
+from slmtvm.packaging.service import INSTALLERS
 
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip file can say
 _CHUNK = 1 << 20
@@ -46,7 +47,7 @@ def write_wheel(several: Sequence[Contents], output: Path, options: Options) -> 
         f"{info}/WHEEL": _wheel(contents),
     }
     placed = [(_place(file, module, info), file) for file in contents.files
-              if file.path not in ("bin/slm-install", "bin/slm-verify")]  # fmt: skip
+              if file.path not in INSTALLERS]  # fmt: skip
     record = []
     with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for path, content in sorted(made.items()):

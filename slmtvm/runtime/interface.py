@@ -22,7 +22,7 @@ from pathlib import Path
 from slmtvm.errors import BundleError, DeviceError, SignatureError, SlmError
 
 ABI_VERSION = 1
-SKIP_CHECKSUM, PROFILE, ALL_THREADS = 1, 2, 4  # flags of slm_open
+SKIP_CHECKSUM, PROFILE, ALL_THREADS, MAY_SWAP = 1, 2, 4, 8  # flags of slm_open
 ERR_ARGUMENT, ERR_FILE, ERR_WEIGHTS, ERR_SIGNATURE, ERR_TOKENIZER = -1, -5, -6, -12, -13
 _BUNDLE_ERRORS = {
     ERR_FILE: BundleError, ERR_WEIGHTS: BundleError, ERR_TOKENIZER: BundleError,
@@ -40,6 +40,7 @@ class Options(ctypes.Structure):
         ("cores", c_char_p),
         ("public_keys", c_char_p),
         ("least_counter", c_uint64),
+        ("weights_key", c_char_p),
     )
 
 

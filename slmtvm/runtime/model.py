@@ -12,10 +12,17 @@ from typing import Any
 
 from slmtvm.bundle.manifest import CUDA, TargetEntry
 from slmtvm.bundle.read import Bundle
+from slmtvm.bundle.weights_key import (
+    KEY_BYTES,
+    may_swap,
+    read_weights_key,
+    weights_key_of_environment,
+)
 from slmtvm.errors import BundleError, DeviceError, SlmError
 from slmtvm.host import cpu_features, cpuinfo, missing
 from slmtvm.runtime.interface import (
     ALL_THREADS,
+    MAY_SWAP,
     PROFILE,
     SKIP_CHECKSUM,
     KernelTime,
@@ -42,6 +49,7 @@ class Model:
         all_threads: bool = False,
         pub: str | Path | Sequence[str | Path] | None = None,
         least_counter: int = 0,
+        weights_key: str | bytes | None = None,
     ) -> None:
         """Open the bundle ``path`` for ``target``, by default the best one for this machine.
 
@@ -55,8 +63,11 @@ class Model:
         manifest's is never loaded. ``pub``: PEM files of the Ed25519 public keys that are trusted;
         with them the bundle must be signed by one, every file that is used be what was signed,
         whatever ``check`` is, and the release's counter at least ``least_counter``;
-        SignatureError where not. Raises BundleError where the bundle is missing, damaged or has
-        nothing for this machine, DeviceError where it cannot run here.
+        SignatureError where not. ``weights_key``: of encrypted weights, 32 bytes or where they come
+        from (``slmtvm.bundle.weights_key``); by default the variable SLM_WEIGHTS_KEY says that.
+        Decrypted weights are locked in memory, unless SLM_WEIGHTS_MAY_SWAP is 1. Raises BundleError
+        where the bundle is missing, damaged or has nothing for this machine, DeviceError where it
+        cannot run here or the key is not the one.
         """
         if not 0 <= threads <= _MAX_THREADS:
             raise DeviceError(f"threads is {threads}, must be 0 to {_MAX_THREADS}")
@@ -66,12 +77,16 @@ class Model:
 
             keys = PublicKeys.read(pub)
         self.bundle = Bundle.open(path, keys, least_counter=least_counter)
+        key = _key(weights_key) if self.bundle.encrypted else None
         flags = (0 if check else SKIP_CHECKSUM) | (PROFILE if profile else 0)
         flags |= ALL_THREADS if all_threads else 0
         listed = None if cores is None else os.fsencode(cores)
         options = Options(ctypes.sizeof(Options), threads, flags, listed)
         if keys is not None:
             options.public_keys, options.least_counter = keys.pem.encode(), least_counter
+        if self.bundle.encrypted:
+            options.flags |= MAY_SWAP if may_swap() else 0
+            options.weights_key = key
         features = _host_features()
         self.target = target or self._best(features)
         try:
@@ -129,6 +144,16 @@ class Model:
             self.library.call("slm_close", self.handle)
             self.handle = ctypes.c_void_p()
             self.library.close()
+
+
+def _key(given: str | bytes | None) -> bytes | None:
+    """The key that ``given`` is or leads to; of the environment where it is None."""
+    key = read_weights_key(given) if isinstance(given, str) else given
+    if key is None:
+        return weights_key_of_environment()
+    if len(key) != KEY_BYTES:
+        raise SlmError(f"weights_key has {len(key)} bytes, must have {KEY_BYTES}")
+    return key
 
 
 def choose_target(

@@ -36,6 +36,7 @@ def load(
     all_threads: bool = False,
     pub: str | Path | Sequence[str | Path] | None = None,
     least_counter: int = 0,
+    weights_key: str | bytes | None = None,
 ) -> Session:
     """Open the bundle ``path`` and start a session; see ``Model`` for the arguments and errors."""
     model = Model(
@@ -47,6 +48,7 @@ def load(
         all_threads=all_threads,
         pub=pub,
         least_counter=least_counter,
+        weights_key=weights_key,
     )
     return Session(model, owns_model=True)
 

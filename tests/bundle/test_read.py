@@ -12,7 +12,7 @@ import pytest
 
 from slmtvm.bundle import Bundle
 from slmtvm.bundle.manifest import parse_manifest
-from slmtvm.bundle.write import write_bundle
+from slmtvm.bundle.write import TextFiles, write_bundle
 from slmtvm.errors import BundleError
 from slmtvm.target import Target
 from tests.runtime.toy import toy_decoder
@@ -25,7 +25,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     path = folder / "x.slm"
     plans = [(Target.load("cortex-a72"), toy_decoder())]
-    write_bundle(path, plans, tokenizer=b"{}", model={"note": {"nested": [1]}})
+    write_bundle(path, plans, text=TextFiles(b"{}"), model={"note": {"nested": [1]}})
     return path
 
 

@@ -14,7 +14,7 @@ import pytest
 from slmtvm.bundle import Bundle
 from slmtvm.bundle import move as moving
 from slmtvm.bundle import write as writing
-from slmtvm.bundle.write import write_bundle
+from slmtvm.bundle.write import TextFiles, write_bundle
 from slmtvm.errors import BundleError, InvalidModelError, SlmError
 from slmtvm.target import Target
 from tests.runtime.toy import toy_decoder, toy_weights
@@ -34,7 +34,7 @@ def write(path: Path, **options: Any) -> Bundle:
 def test_a_bundle_holds_a_library_for_each_target_and_the_weights_once(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"source")
     bundle = write(
-        tmp_path / "x.slm", source=tmp_path / "model.onnx", tokenizer=b"{}",
+        tmp_path / "x.slm", source=tmp_path / "model.onnx", text=TextFiles(b"{}"),
         model={"note": "more"},
     )  # fmt: skip
     files = contents(tmp_path / "x.slm")

@@ -15,8 +15,8 @@ import pytest
 
 from slmtvm.bundle.sign import sign_bundle
 from slmtvm.bundle.signature import generate_keys, key_signer
-from slmtvm.bundle.write import Checked, write_bundle
-from slmtvm.packaging import package
+from slmtvm.bundle.write import Checked, TextFiles, write_bundle
+from slmtvm.packaging import Options, package
 from slmtvm.runtime.selftest import record_selftest
 from slmtvm.target import Target
 from tests.packaging.devices import HOST, TARGETS, Device, tool
@@ -54,7 +54,9 @@ class Release:
             return Checked({"skipped": "a toy"}, dict.fromkeys(names, expected))
 
         plan = toy_decoder(toy_weights(seed=counter))
-        write_bundle(path, [(Target.load(n), plan) for n in names], tokenizer=b"{}", check=check)
+        write_bundle(
+            path, [(Target.load(n), plan) for n in names], text=TextFiles(b"{}"), check=check
+        )
         sign_bundle(path, key_signer(self.keys.private), counter=counter, version=f"1.{counter}.0")
         return path
 
@@ -63,7 +65,7 @@ class Release:
         """The release's signed package for slm-install."""
         path = self.folder / f"{counter}" / f"{target}.tar.gz"
         signer = key_signer(self.keys.private)
-        return package(self.bundle(counter), "tar.gz", path, target=target, signer=signer)
+        return package(self.bundle(counter), "tar.gz", path, target=target, options=Options(signer))
 
 
 @pytest.fixture(scope="session")

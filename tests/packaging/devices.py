@@ -8,11 +8,12 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from slmtvm.bundle.signature import Signer
 from slmtvm.target import Target
 from tests.emulation.session import CPUS
 from tests.machines import is_native, lacking
@@ -52,13 +53,14 @@ class Device:
     programs: Path
     shell: list[str]
     path: str
+    variables: dict[str, str] = field(default_factory=dict)
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         command = [*self.shell, self.programs / "slm-install", "--root", self.root,
                    "--keys", self.keys, *arguments]  # fmt: skip
         return subprocess.Popen(
-            list(map(str, command)), env={"PATH": self.path}, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            list(map(str, command)), env={"PATH": self.path, **self.variables}, text=True,
+            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -80,14 +82,17 @@ class Device:
 
     def version(self) -> str:
         """The version in use, after comparing it with what was signed, file by file."""
-        current = self.root / "toy" / "current"
-        lines = (current / "package").read_text().splitlines()
-        sums = [line.split() for line in lines if line.startswith("file ")]
-        check = "".join(f"{digest}  {path}\n" for _, _, digest, _, path in sums)
-        subprocess.run(
-            ["sha256sum", "-c", "--quiet"], cwd=current, input=check, text=True, check=True
-        )
-        return next(line.removeprefix("version ") for line in lines if line.startswith("version"))
+        return version_in_use(self.root)
+
+
+def version_in_use(root: Path) -> str:
+    """The version of the toy in use below ``root``, all its files those that were signed."""
+    current = root / "toy" / "current"
+    lines = (current / "package").read_text().splitlines()
+    sums = [line.split() for line in lines if line.startswith("file ")]
+    check = "".join(f"{digest}  {path}\n" for _, _, digest, _, path in sums)
+    subprocess.run(["sha256sum", "-c", "--quiet"], cwd=current, input=check, text=True, check=True)
+    return next(line.removeprefix("version ") for line in lines if line.startswith("version"))
 
 
 def state(root: Path) -> list[tuple[str, bytes | str]]:
@@ -114,3 +119,21 @@ def repacked(
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     return output
+
+
+def released(source: Path, output: Path, signer: Signer, **fields: object) -> Path:
+    """A copy of a package whose signed description has other ``fields``: another release of it."""
+
+    def change(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+        places = {Path(member.name).name: at for at, (member, _) in enumerate(members)}
+        entry, content = members[places["package"]]
+        lines = content.decode().splitlines()
+        for number, line in enumerate(lines):
+            name = line.partition(" ")[0]
+            lines[number] = f"{name} {fields[name]}" if name in fields else line
+        description = ("\n".join(lines) + "\n").encode()
+        members[places["package"]] = (entry, description)
+        signature, _ = members[places["package.sig"]]
+        members[places["package.sig"]] = (signature, signer(description))
+
+    return repacked(source, output, change)

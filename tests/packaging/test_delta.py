@@ -13,7 +13,7 @@ import pytest
 from slmtvm.bundle.sign import sign_bundle
 from slmtvm.bundle.signature import key_signer
 from slmtvm.errors import SlmError
-from slmtvm.packaging import package
+from slmtvm.packaging import Options, package
 from slmtvm.packaging.delta import Part, _blocks, find_parts, write_delta
 from tests.packaging.conftest import Keys, Release
 from tests.packaging.devices import HOST, Device, repacked
@@ -64,7 +64,7 @@ def renewed(release: Release, keys: Keys, tmp_path_factory: pytest.TempPathFacto
     bundle = shutil.copytree(release.bundle(1), folder / "toy.slm")
     signer = key_signer(keys.private)
     sign_bundle(bundle, signer, counter=8, version="1.8.0")
-    return package(bundle, "tar.gz", folder / "new.tar.gz", target=HOST, signer=signer)
+    return package(bundle, "tar.gz", folder / "new.tar.gz", target=HOST, options=Options(signer))
 
 
 def test_a_delta_installs_what_the_package_would(
@@ -133,7 +133,7 @@ def test_what_is_no_pair_of_packages_is_named(release: Release, keys: Keys, tmp_
     unsigned = package(release.bundle(1), "tar.gz", tmp_path / "u.tar.gz", target=HOST)
     other = package(
         release.bundle(1), "tar.gz", tmp_path / "o.tar.gz", target=HOST, name="other",
-        signer=key_signer(keys.private),
+        options=Options(key_signer(keys.private)),
     )  # fmt: skip
     (tmp_path / "text").write_text("no archive")
     for new, message in (

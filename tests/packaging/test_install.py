@@ -18,7 +18,7 @@ from typing import ClassVar
 import pytest
 
 from slmtvm.bundle.signature import key_signer
-from slmtvm.packaging import package
+from slmtvm.packaging import Options, package
 from tests.packaging.conftest import Keys, Release
 from tests.packaging.devices import HOST, Device, repacked, state, tool
 from tests.small_disk import small_disk
@@ -65,7 +65,7 @@ def test_what_is_not_signed_by_a_trusted_key_is_refused(
     device.succeed("install", release.tarball(1, HOST))
     foreign = package(
         release.bundle(2), "tar.gz", tmp_path / "foreign.tar.gz", target=HOST,
-        signer=key_signer(other_keys.private),
+        options=Options(key_signer(other_keys.private)),
     )  # fmt: skip
     unsigned = package(release.bundle(2), "tar.gz", tmp_path / "unsigned.tar.gz", target=HOST)
     device.refuse("not signed by a key of", "install", foreign)

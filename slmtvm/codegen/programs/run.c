@@ -2,7 +2,8 @@
  *
  *   slm-run BUNDLE [--prompt TEXT] [OPTIONS]      (without a prompt: each line of the input is one)
  *
- * The model's code is linked in; BUNDLE's weights and tokenizer.bin are read. Ends with 0, with 1
+ * The model's code is linked in; BUNDLE's weights and tokenizer.bin are read; key.h says where the key
+ * of encrypted weights comes from. Ends with 0, with 1
  * where something failed, with 64 for wrong usage. */
 #include <errno.h>
 #include <stdio.h>
@@ -10,6 +11,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "key.h"
 #include "marks.h"
 #include "slm.h"
 #include "threads.h"
@@ -224,15 +226,18 @@ static int run_lines(runner *r, const settings *s) {
   return code;
 }
 
-static int run(const settings *s) {
+static int run(settings *s) {
   runner r = {0};
   int code = FAILED;
   if (is_kind("encoder")) return failed("this model writes no text");
   r.room = (size_t)slm_context_size() + 1;
   r.tokens = malloc((r.room + 1) * sizeof *r.tokens);
   if (!r.tokens) return failed("no memory for the tokens");
-  if (slm_tokenizer_open(s->bundle, &r.tokenizer) < 0 ||
-      slm_open(s->bundle, &s->open, &r.model) < 0 || slm_session_new(r.model, &r.session) < 0) {
+  if (take_weights_key("slm-run", &s->open) < 0) return FAILED;
+  int32_t opened = slm_open(s->bundle, &s->open, &r.model);
+  forget_weights_key();
+  if (opened < 0 || slm_tokenizer_open(s->bundle, &r.tokenizer) < 0 ||
+      slm_session_new(r.model, &r.session) < 0) {
     slm_failed();
   } else {
     find_ends(&r);

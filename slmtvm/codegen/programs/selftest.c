@@ -4,15 +4,16 @@
  *   slm-selftest BUNDLE [--keys FILE] [--least-counter N] [--threads N] [--seconds N] [--least-speed N]
  *
  * The model's code is linked in; of BUNDLE the weights and the manifest are read, which must be signed
- * by a key of FILE (PEM) where that is given. Prints a line for each thing that was compared, and
- * ends with 0 where all is well, 1 where results differ or are too slow, 2 where the bundle cannot be
- * opened here, 64 for wrong usage. */
+ * by a key of FILE (PEM) where that is given; key.h says where the key of encrypted weights comes from.
+ * Prints a line for each thing that was compared, and ends with 0 where all is well, 1 where results
+ * differ or are too slow, 2 where the bundle cannot be opened here, 64 for wrong usage. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "json.h"
+#include "key.h"
 #include "plan_tables.h"
 #include "sha256.h"
 #include "slm.h"
@@ -219,11 +220,13 @@ int main(int argc, char **argv) {
   const char *wrong = read_expected(&manifest, &e);
   slm_manifest_free(&manifest);
   if (wrong) return cannot(wrong);
+  if (take_weights_key("slm-selftest", &options) < 0) return CANNOT;
   int32_t asked = options.threads;
   options.threads = 1;
   int result = run(&options, &e, seconds, least);
   options.threads = asked;
   if (result == OK && asked != 1) result = run(&options, &e, seconds, least);
+  forget_weights_key();
   printf("%s\n", result == OK ? "ok" : "FAILED");
   free(keys);
   return result;

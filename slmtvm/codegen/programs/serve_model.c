@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "key.h"
 #include "marks.h"
 #include "serve.h"
 
@@ -72,7 +73,10 @@ static int describe(served_model *m) {
 int open_model(server *s) {
   served_model *m = &s->model;
   if (describe(m) < 0) return -1;
-  if (slm_open(s->options.bundle, &s->options.open, &m->model) < 0) return slm_failed();
+  if (take_weights_key("slm-serve", &s->options.open) < 0) return -1;
+  int32_t opened = slm_open(s->options.bundle, &s->options.open, &m->model);
+  forget_weights_key();
+  if (opened < 0) return slm_failed();
   if (slm_tokenizer_open(s->options.bundle, &m->tokenizer) < 0)
     snprintf(m->no_tokenizer, sizeof m->no_tokenizer, "%s", slm_last_error());
   find_marked_tokens(m);

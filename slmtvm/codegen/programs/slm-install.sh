@@ -175,7 +175,7 @@ install() { # ARCHIVE
   mkdir -p "$root" 2>/dev/null || die "$root: cannot be made"
   root=$(cd "$root" && pwd) || die "$root: cannot be entered"
   take_lock
-  staging=$(mktemp -d "$root/.install.XXXXXX") || die "$root: cannot be written"
+  staging=$(mktemp -d "$root/.install.XXXXXX" 2>/dev/null) || die "$root: cannot be written"
   first=$(tar -tzf "$1" 2>/dev/null | head -n 2 | sed -n 's|/package$||p' | head -n 1)
   word "$first" || die "$1: not a package: its first file is no description"
   tar -xzOf "$1" "$first/package" >"$staging/package" 2>/dev/null || die "$1: damaged, or the disk is full"

@@ -30,21 +30,24 @@ int32_t slm_check_model(const slm_model *model) {
 
 /* Copies what the caller's slm_options has, an older one too; the rest is zero. */
 static int32_t take_options(const slm_options *given, slm_options *options) {
-  /* What was there before `cores` was, before `public_keys` were, and now. */
+  /* What was there before `cores` was, before `public_keys` were, before `weights_key`, and now. */
   const size_t sizes[] = {offsetof(slm_options, flags) + sizeof given->flags,
-                          offsetof(slm_options, public_keys), sizeof *options};
+                          offsetof(slm_options, public_keys), offsetof(slm_options, weights_key),
+                          sizeof *options};
+  enum { SIZES = sizeof sizes / sizeof *sizes };
   *options = (slm_options){.size = sizeof *options, .threads = 1};
   if (!given) return SLM_OK;
   if (given->size < sizes[0])
     return slm_fail(SLM_ERR_ARGUMENT, "slm_options.size is %u, must be sizeof(slm_options), %zu",
                     given->size, sizeof *given);
   size_t taken = sizes[0];
-  for (int i = 1; i < 3 && given->size >= sizes[i]; ++i) taken = sizes[i];
+  for (int i = 1; i < SIZES && given->size >= sizes[i]; ++i) taken = sizes[i];
   memcpy(options, given, taken);
   if (options->threads < 0 || options->threads > SLM_MAX_THREADS)
     return slm_fail(SLM_ERR_ARGUMENT, "threads is %d, must be 0 (one for each core) to %d",
                     options->threads, SLM_MAX_THREADS);
-  if (options->flags & ~(uint32_t)(SLM_SKIP_CHECKSUM | SLM_PROFILE | SLM_ALL_THREADS))
+  if (options->flags &
+      ~(uint32_t)(SLM_SKIP_CHECKSUM | SLM_PROFILE | SLM_ALL_THREADS | SLM_MAY_SWAP))
     return slm_fail(SLM_ERR_ARGUMENT, "unknown flags %#x", options->flags);
   return SLM_OK;
 }
@@ -57,18 +60,21 @@ static int32_t map_weights(const char *bundle, const slm_options *options, const
   int check = (!(options->flags & SLM_SKIP_CHECKSUM) || slm_plan.weights_have_places) &&
               !options->public_keys;
   slm_manifest manifest;
-  if (!options->public_keys) return slm_weights_map(bundle, check, weights);
-  int32_t code =
-      slm_manifest_trust(bundle, options->public_keys, options->least_counter, &manifest);
-  if (code != SLM_OK) return code;
-  code = slm_manifest_check_files(&manifest, bundle, slm_plan.target, file);
-  if (code == SLM_OK) code = slm_weights_map(bundle, check, weights);
-  if (code == SLM_OK) {
-    /* What is mapped, not the file of that name again, which may be another by now. */
-    code = slm_manifest_check(&manifest, bundle, file, *weights, slm_plan.weights_bytes);
-    if (code != SLM_OK) slm_weights_unmap(*weights);
+  slm_weights_file mapped;
+  int32_t code = SLM_OK;
+  if (options->public_keys) {
+    code = slm_manifest_trust(bundle, options->public_keys, options->least_counter, &manifest);
+    if (code != SLM_OK) return code;
+    code = slm_manifest_check_files(&manifest, bundle, slm_plan.target, file);
   }
-  slm_manifest_free(&manifest);
+  if (code == SLM_OK) code = slm_weights_map(bundle, &mapped);
+  if (code == SLM_OK && options->public_keys) {
+    /* What is mapped, not the file of that name again, which may be another by now. */
+    code = slm_manifest_check(&manifest, bundle, file, mapped.data, mapped.bytes);
+    if (code != SLM_OK) slm_weights_drop(&mapped);
+  }
+  if (code == SLM_OK) code = slm_weights_take(&mapped, options, check, weights);
+  if (options->public_keys) slm_manifest_free(&manifest);
   return code;
 }
 

@@ -47,6 +47,7 @@ enum {
   SLM_ERR_TOKENIZER = -13, /* the tokenizer is damaged, or of another version */
   SLM_ERR_DEVICE = -14,  /* the GPU, or its driver, that the library was built for is not there, or
                           * it failed: the session is as it was before the call */
+  SLM_ERR_KEY = -15,     /* the weights are encrypted, and no key or another one was given */
 };
 
 typedef struct slm_model slm_model;
@@ -61,7 +62,9 @@ enum {
   SLM_PROFILE = 2,
   /* Use all threads that are asked for all the time, even where there are fewer cores for them or some
    * do not pay: slower, for tests. */
-  SLM_ALL_THREADS = 4
+  SLM_ALL_THREADS = 4,
+  /* Decrypted weights may go to swap space where they cannot be locked in memory. */
+  SLM_MAY_SWAP = 8
 };
 
 typedef struct slm_options {
@@ -71,7 +74,7 @@ typedef struct slm_options {
    * cores that differ in speed the fast ones. Where other processes keep a thread from running, fewer
    * take part for a while. */
   int32_t threads;
-  uint32_t flags; /* SLM_SKIP_CHECKSUM, SLM_PROFILE, SLM_ALL_THREADS or 0 */
+  uint32_t flags; /* SLM_SKIP_CHECKSUM, SLM_PROFILE, SLM_ALL_THREADS, SLM_MAY_SWAP or 0 */
   /* Cores to compute on, "4-7,9"; NULL: the system chooses. The workers are bound to them, and so is
    * the thread that calls slm_open, which should be the one that computes. Not there in a caller
    * whose `size` is older. */
@@ -85,6 +88,11 @@ typedef struct slm_options {
   /* With `public_keys`: the least counter ("release" of the manifest) that a bundle must have, so that
    * an older one, signed as well, cannot take the place of a newer one. */
   uint64_t least_counter;
+  /* The 32 bytes of the key that the weights are encrypted with (slmtvm encrypt); not looked at where
+   * they are not. They are decrypted into memory of the process's own, which is locked, not left in a
+   * core dump, and not shared with others. The key may be wiped once slm_open has returned. Not there in
+   * a caller whose `size` is older. */
+  const uint8_t *weights_key;
 } slm_options;
 
 /* How to choose the next token. Zero turns each part off; all zero is greedy. */

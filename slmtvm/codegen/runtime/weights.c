@@ -1,10 +1,10 @@
-/* The weights file: mapped, checked, never copied. slmtvm/codegen/weights.py writes it. */
+/* The weights file: mapped and checked, copied only where it is encrypted. slmtvm/codegen/weights.py
+ * writes it. */
 #define _GNU_SOURCE
 #include "weights.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "cpu.h"
+#include "encrypted.h"
 #include "error.h"
 #include "plan_tables.h"
 #include "slm.h"
@@ -85,10 +86,10 @@ static int32_t check(const char *path, const void *data, int verify) {
   return SLM_OK;
 }
 
-int32_t slm_weights_map(const char *bundle, int verify, const void **data) {
-  char path[PATH_MAX];
-  int length = snprintf(path, sizeof path, "%s/weights.bin", bundle);
-  if (length < 0 || (size_t)length >= sizeof path)
+int32_t slm_weights_map(const char *bundle, slm_weights_file *result) {
+  char *path = result->path;
+  int length = snprintf(path, sizeof result->path, "%s/weights.bin", bundle);
+  if (length < 0 || (size_t)length >= sizeof result->path)
     return slm_fail(SLM_ERR_ARGUMENT, "the bundle's path is longer than %d bytes", PATH_MAX);
   int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (file < 0) return slm_fail(SLM_ERR_FILE, "%s: cannot open: %s", path, strerror(errno));
@@ -97,20 +98,69 @@ int32_t slm_weights_map(const char *bundle, int verify, const void **data) {
   void *mapped = MAP_FAILED;
   if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode))
     code = slm_fail(SLM_ERR_FILE, "%s: not a regular file", path);
-  else if ((uint64_t)status.st_size != slm_plan.weights_bytes)
+  else if ((uint64_t)status.st_size != slm_plan.weights_bytes &&
+           (uint64_t)status.st_size != slm_encrypted_bytes(slm_plan.weights_bytes))
     code = slm_fail(SLM_ERR_WEIGHTS, "%s: %lld bytes, expected %llu; copy the bundle again", path,
                     (long long)status.st_size, (unsigned long long)slm_plan.weights_bytes);
-  else if ((mapped = mmap(NULL, slm_plan.weights_bytes, PROT_READ, MAP_PRIVATE, file, 0)) ==
+  else if ((mapped = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, file, 0)) ==
            MAP_FAILED)
     code = slm_fail(SLM_ERR_FILE, "%s: cannot map: %s", path, strerror(errno));
   close(file);
-  if (code != SLM_OK) return code;
-  code = check(path, mapped, verify);
-  if (code != SLM_OK)
-    munmap(mapped, slm_plan.weights_bytes);
-  else
-    *data = mapped;
+  result->data = mapped;
+  result->bytes = code == SLM_OK ? (size_t)status.st_size : 0;
   return code;
 }
 
+void slm_weights_drop(const slm_weights_file *file) { munmap((void *)file->data, file->bytes); }
+
 void slm_weights_unmap(const void *data) { munmap((void *)data, slm_plan.weights_bytes); }
+
+/* Decrypts into pages that are locked, so that nothing of them comes to a disk. */
+static int32_t decrypt(const slm_weights_file *file, const slm_options *options,
+                       const void **weights) {
+  size_t bytes = slm_plan.weights_bytes;
+  if (!options->weights_key)
+    return slm_fail(SLM_ERR_KEY, "%s: encrypted, and no key is given", file->path);
+  void *plain = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (plain == MAP_FAILED)
+    return slm_fail(SLM_ERR_MEMORY, "no memory for %zu bytes of decrypted weights: %s", bytes,
+                    strerror(errno));
+  int32_t code = SLM_OK;
+  if (mlock(plain, bytes) != 0 && !(options->flags & SLM_MAY_SWAP))
+    code = slm_fail(SLM_ERR_MEMORY,
+                    "%s: %zu bytes of decrypted weights cannot be locked in memory: %s; raise the "
+                    "limit (ulimit -l, LimitMEMLOCK=), or allow them to go to swap space",
+                    file->path, bytes, strerror(errno));
+  madvise(plain, bytes, MADV_DONTDUMP);
+  if (code == SLM_OK)
+    code = slm_decrypt(file->path, file->data, file->bytes, options->weights_key, plain, bytes);
+  if (code == SLM_OK && mprotect(plain, bytes, PROT_READ) != 0)
+    code = slm_fail(SLM_ERR_MEMORY, "%s: cannot be protected: %s", file->path, strerror(errno));
+  if (code == SLM_OK)
+    *weights = plain;
+  else
+    munmap(plain, bytes);
+  return code;
+}
+
+int32_t slm_weights_take(const slm_weights_file *file, const slm_options *options, int verify,
+                         const void **weights) {
+  int32_t code;
+  const void *data = file->data;
+  if (slm_is_encrypted(file->data, file->bytes)) {
+    code = decrypt(file, options, &data);
+    slm_weights_drop(file);
+    if (code != SLM_OK) return code;
+    verify = 0; /* every piece of it has its own proof */
+  } else if (file->bytes != slm_plan.weights_bytes) {
+    slm_weights_drop(file);
+    return slm_fail(SLM_ERR_WEIGHTS, "%s: %zu bytes, expected %llu; copy the bundle again",
+                    file->path, file->bytes, (unsigned long long)slm_plan.weights_bytes);
+  }
+  code = check(file->path, data, verify);
+  if (code != SLM_OK)
+    slm_weights_unmap(data);
+  else
+    *weights = data;
+  return code;
+}
