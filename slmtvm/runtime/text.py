@@ -8,23 +8,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from slmtvm.errors import SlmError
+from slmtvm.text.end_marks import END_MARKS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from slmtvm.runtime.session import Session
 
-# What tokenizers call the token that ends a text: for models without settings that say it.
-_END_MARKS = (
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<eos>",
-    "<end_of_turn>",
-    "</s>",
-)
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _DAMAGED = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet
 _PADDING_MARKS = ("<pad>", "[PAD]", "<|pad|>")
@@ -34,7 +24,7 @@ def end_tokens(session: Session) -> frozenset[int]:
     """The ids after which a text is over: the model's settings say it, else the tokenizer."""
     if said := session.info.get("end"):
         return frozenset(said)
-    ids = (session.tokenizer.token_to_id(mark) for mark in _END_MARKS)
+    ids = (session.tokenizer.token_to_id(mark) for mark in END_MARKS)
     return frozenset(id_ for id_ in ids if id_ is not None)
 
 
