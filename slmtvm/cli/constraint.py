@@ -32,7 +32,5 @@ def run(options: argparse.Namespace) -> int:
             f"{made.classes} classes of tokens; at least {made.least_tokens} tokens a text"
         )
         if not made.ends:
-            print(
-                "no token of the model ends a text: one that may go on goes on to its limit"
-            )
+            print("no token of the model ends a text: one that may go on goes on to its limit")
     return 0
