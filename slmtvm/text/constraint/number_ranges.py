@@ -27,12 +27,10 @@ def number_regex(
 ) -> str:
     """Numbers from ``least`` to ``most``, without them where strict: whole ones, and with decimals.
 
-    As many decimals as the bounds have, and at least two. Raises ConstraintError, with ``said``,
-    where there is no such number, or the bounds have too many digits.
+    As many decimals as the bounds have, two to nine. Raises ConstraintError, with ``said``, where
+    there is no such number.
     """
-    decimals = max(_decimals(least), _decimals(most), _LEAST_DECIMALS)
-    if decimals > _MOST_DECIMALS:
-        raise ConstraintError(f"{said} has bounds of more than {_MOST_DECIMALS} decimals")
+    decimals = min(max(_decimals(least), _decimals(most), _LEAST_DECIMALS), _MOST_DECIMALS)
     step = Decimal(1).scaleb(-decimals)
     # Without its bounds: the next number of so many decimals.
     if least is not None and strict_least:

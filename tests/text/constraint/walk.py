@@ -11,11 +11,23 @@ import numpy as np
 _HEAD_WORDS = 26
 
 
+class Rows:
+    """Of each state: the tokens that may follow, and the states behind them."""
+
+    def __init__(self, begins: np.ndarray, pairs: np.ndarray, of_class: list[list[int]]) -> None:
+        self._begins, self._pairs, self._of_class = begins.tolist(), pairs, of_class
+        self._known: dict[int, dict[int, int]] = {}
+
+    def __getitem__(self, state: int) -> dict[int, int]:
+        if state not in self._known:
+            pairs = self._pairs[self._begins[state] : self._begins[state + 1]].tolist()
+            self._known[state] = {t: then for class_, then in pairs for t in self._of_class[class_]}
+        return self._known[state]
+
+
 @dataclass
 class Walked:
-    class_of: np.ndarray
-    classes: list[list[int]]
-    rows: list[dict[int, int]]  # token -> state
+    rows: Rows
     left: list[int]
     ends: set[int]
 
@@ -34,14 +46,11 @@ def read(content: bytes) -> Walked:
     class_of = take((vocab + 1) // 2).view("<u2")[:vocab]
     begins, tokens = take(classes + 1), take(listed)
     of_class = [tokens[a:b].tolist() for a, b in pairwise(begins)]
+    assert all((class_of[list_] == i).all() for i, list_ in enumerate(of_class))
     row_begins, pairs = take(states + 1), take(2 * transitions).reshape(-1, 2)
-    rows = [
-        {token: int(then) for class_, then in pairs[a:b] for token in of_class[class_]}
-        for a, b in pairwise(row_begins)
-    ]
     left, end_tokens = take(states).tolist(), set(take(ends).tolist())
     assert at == len(words)
-    return Walked(class_of, of_class, rows, left, end_tokens)
+    return Walked(Rows(row_begins, pairs, of_class), left, end_tokens)
 
 
 def write_text(walked: Walked, rng: random.Random, most: int) -> list[int]:
