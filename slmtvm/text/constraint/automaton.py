@@ -16,7 +16,9 @@ import numpy.typing as npt
 from slmtvm.errors import ConstraintError
 
 MOST_STATES = 30_000
-_IN_FRONT = "x"
+# It is searched for in the middle of texts, too: where they can hold the byte in front, that takes
+# long. Those of JSON schemas cannot hold this one.
+_IN_FRONT = 0
 _END_OF_TEXT = 256  # outlines-core asks for a token that ends texts
 _SALT = 0x9E3779B97F4A7C15
 
@@ -39,7 +41,7 @@ def byte_automaton(regex: str, said: str) -> ByteAutomaton:
     outlines_core = _outlines_core()
     vocabulary = outlines_core.Vocabulary(_END_OF_TEXT, {bytes([b]): [b] for b in range(256)})
     try:
-        index = outlines_core.Index(rf"{_IN_FRONT}(?:{regex})\z", vocabulary)
+        index = outlines_core.Index(rf"\x{_IN_FRONT:02x}(?:{regex})\z", vocabulary)
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise ConstraintError(f"{said} is no regex that can be compiled: {reason}") from error
@@ -55,7 +57,7 @@ def byte_automaton(regex: str, said: str) -> ByteAutomaton:
                 table[numbers[state], byte] = numbers[then]
     accepts = np.zeros(len(table), bool)
     accepts[[numbers[state] for state in index.get_final_states()]] = True
-    start = table[numbers[index.get_initial_state()], ord(_IN_FRONT)]
+    start = table[numbers[index.get_initial_state()], _IN_FRONT]
     return _smallest(table, accepts, int(start), said)
 
 
