@@ -118,6 +118,9 @@ class Isa(ABC):
     prefetch: ClassVar[bool] = True
     """Whether asking for weights ahead gains more than the instructions that do it cost."""
 
+    least_blocks: ClassVar[int] = 8
+    """A matrix-vector product is cut in so many blocks where it can be, for threads to share."""
+
     @property
     def kv_dtype(self) -> str:
         """How the KV cache holds keys and values unless the user says otherwise.

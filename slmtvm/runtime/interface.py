@@ -24,7 +24,7 @@ from slmtvm.errors import BundleError, ConstraintError, DeviceError, SignatureEr
 ABI_VERSION = 1
 SKIP_CHECKSUM, PROFILE, ALL_THREADS = 1, 2, 4  # flags of slm_open
 ERR_ARGUMENT, ERR_FILE, ERR_WEIGHTS, ERR_SIGNATURE, ERR_TOKENIZER = -1, -5, -6, -12, -13
-ERR_CONSTRAINT, TEXT_IS_OVER = -14, -1000
+ERR_CONSTRAINT, TEXT_IS_OVER = -15, -1000
 _ERRORS = {
     ERR_FILE: BundleError, ERR_WEIGHTS: BundleError, ERR_TOKENIZER: BundleError,
     ERR_SIGNATURE: SignatureError, ERR_CONSTRAINT: ConstraintError,

@@ -4,6 +4,8 @@
 #include <stddef.h>
 
 #include "clock.h"
+#include "device.h"
+#include "slm.h"
 
 typedef struct {
   const slm_session *session;
@@ -65,6 +67,11 @@ static void execute_measured(part *p, uint32_t steps) {
 
 void slm_execute(slm_session *session, const slm_function *function, int32_t position,
                  int32_t valid) {
+  if (slm_plan.device) {
+    if (session->failure == SLM_OK)
+      session->failure = slm_plan.device->run(session, function, position, valid);
+    return;
+  }
   part p = {session, slm_plan.steps + function->first_step, position, valid};
   if (session->model->profile)
     execute_measured(&p, function->steps);
