@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from slmtvm.bundle import Bundle
     from slmtvm.compiler import compile_model as compile
+    from slmtvm.constrain import constrain
     from slmtvm.errors import (
         AccuracyError,
         BundleError,
+        ConstraintError,
         DeviceError,
         InternalError,
         InvalidModelError,
@@ -40,6 +42,7 @@ _PUBLIC = {
     "AccuracyError": ("slmtvm.errors", "AccuracyError"),
     "Bundle": ("slmtvm.bundle", "Bundle"),
     "BundleError": ("slmtvm.errors", "BundleError"),
+    "ConstraintError": ("slmtvm.errors", "ConstraintError"),
     "DeviceError": ("slmtvm.errors", "DeviceError"),
     "InternalError": ("slmtvm.errors", "InternalError"),
     "InvalidModelError": ("slmtvm.errors", "InvalidModelError"),
@@ -49,6 +52,7 @@ _PUBLIC = {
     "Target": ("slmtvm.target", "Target"),
     "TargetError": ("slmtvm.errors", "TargetError"),
     "UnsupportedOpError": ("slmtvm.errors", "UnsupportedOpError"),
+    "constrain": ("slmtvm.constrain", "constrain"),
     "compile": ("slmtvm.compiler", "compile_model"),
     "inspect": ("slmtvm.inspect", "inspect"),
     "load": ("slmtvm.runtime", "load"),
@@ -62,6 +66,7 @@ __all__ = [
     "AccuracyError",
     "Bundle",
     "BundleError",
+    "ConstraintError",
     "DeviceError",
     "InternalError",
     "InvalidModelError",
@@ -72,6 +77,7 @@ __all__ = [
     "TargetError",
     "UnsupportedOpError",
     "compile",
+    "constrain",
     "inspect",
     "load",
     "prune",

@@ -32,6 +32,10 @@ class UnsupportedTokenizerError(SlmError):
     """A tokenizer.json asks for something that cannot be compiled; Python's tokenizers reads it."""
 
 
+class ConstraintError(SlmError):
+    """A schema, regex or choices cannot be compiled to a constraint, or one cannot be followed."""
+
+
 class AccuracyError(SlmError):
     """What was compiled gives other results than onnxruntime on the same file."""
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from slmtvm.errors import SlmError
 
 if TYPE_CHECKING:
     from slmtvm.bundle.signature import Signer
     from slmtvm.rpc.device_bundle import Place
+
+_MOST_SCHEMA_BYTES = 1 << 20
 
 
 def positive(text: str) -> int:
@@ -50,6 +55,32 @@ def add_cores(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cores", metavar="LIST", help="cores to compute on, such as 4-7,9 (default: any)"
     )
+
+
+def add_constraint(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """``--json-schema``, ``--choices`` and ``--regex``, of which one at most may be given."""
+    group = parser.add_mutually_exclusive_group(required=required)
+    group.add_argument(
+        "--json-schema", type=json_file, metavar="FILE",
+        help="write JSON that is valid by this schema (2020-12; what is not compiled is refused)",
+    )  # fmt: skip
+    group.add_argument(
+        "--choices", type=lambda text: text.split(","), metavar="A,B,...",
+        help="write one of these texts",
+    )  # fmt: skip
+    group.add_argument("--regex", help="write a text that this regex matches from end to end")
+
+
+def json_file(name: str) -> object:
+    """What a JSON file holds."""
+    from slmtvm.files import read_text
+
+    try:
+        return json.loads(read_text(name, _MOST_SCHEMA_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{name} is no JSON: {error}") from error
+    except SlmError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def natural(text: str) -> int:

@@ -7,16 +7,18 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmtvm.cli.arguments import add_threads, positive
+from slmtvm.cli.arguments import add_constraint, add_threads, positive
 from slmtvm.errors import SlmError
 from slmtvm.task import POOLINGS, TASKS
 
 if TYPE_CHECKING:
     from slmtvm.runtime import Session
+    from slmtvm.runtime.constraint import Constraint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +73,26 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         "--top-p", type=float, default=0.0, help="only the likeliest tokens of this probability"
     )
     parser.add_argument("--seed", type=int, help="makes a random choice repeatable")
+    for name, help in (
+        ("repetition", "divides the logits of tokens in the context (above 1: fewer repeats)"),
+        ("presence", "taken from the logits of tokens that were written"),
+        ("frequency", "taken from them as often as they were"),
+    ):
+        parser.add_argument(f"--{name}-penalty", type=float, default=0.0, metavar="X", help=help)
+    parser.add_argument(
+        "--logit-bias", type=_bias, action="append", default=[], metavar="ID:X",
+        help="added to the logit of a token (may be given several times)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT",
+        help="end before this text (may be given several times)",
+    )  # fmt: skip
+    add_constraint(parser, required=False)
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition(":")
+    return int(token), float(bias)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,9 +106,10 @@ def run(options: argparse.Namespace) -> int:
             raise SlmError(f"this model writes no text; what it is for is --task {usual}")
         texts = list(_texts(options))
         if task == "generate":
-            for prompt, _ in texts:
-                session.reset()
-                _generate(session, prompt, options)
+            with _constraint(session, options) as constraint:
+                for prompt, _ in texts:
+                    session.reset()
+                    _generate(session, prompt, options, constraint)
             return 0
         _note(session, task, options)
         for text, pair in texts:
@@ -192,7 +215,30 @@ def _note(session: Session, task: str, options: argparse.Namespace) -> None:
         print("slmtvm: the mean of the tokens' rows: choose with --pool", file=sys.stderr)
 
 
-def _generate(session: Session, prompt: str, options: argparse.Namespace) -> None:
+@contextmanager
+def _constraint(session: Session, options: argparse.Namespace) -> Iterator[Constraint | None]:
+    if options.json_schema is None and options.choices is None and options.regex is None:
+        yield None
+        return
+    from slmtvm.constrain import constrain
+
+    opened = session.constraint(
+        constrain(
+            session.bundle,
+            json_schema=options.json_schema,
+            choices=options.choices,
+            regex=options.regex,
+        )
+    )
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def _generate(
+    session: Session, prompt: str, options: argparse.Namespace, constraint: Constraint | None
+) -> None:
     from slmtvm.runtime.text import generate_text
 
     started = time.perf_counter()
@@ -205,6 +251,12 @@ def _generate(session: Session, prompt: str, options: argparse.Namespace) -> Non
         top_p=options.top_p,
         seed=options.seed,
         start=options.start,
+        repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        logit_bias=dict(options.logit_bias),
+        stop=options.stop,
+        constraint=constraint,
     )
     if options.json:
         print(json.dumps({"text": prompt, "generated": "".join(pieces)}, ensure_ascii=False))

@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, value, text in _OPTIONS:
         parser.add_argument(f"--{name}", metavar=value, help=text, dest=_field(name))
     parser.add_argument(
+        "--constraint", action="append", default=[], metavar="NAME=FILE",
+        help="what response_format may ask for by this name, as slmtvm constraint compiled it (may "
+        "be given several times)",
+    )  # fmt: skip
+    parser.add_argument(
         "--open", action="store_true", help="listen for other machines without a key"
     )
 
@@ -51,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
         value = getattr(options, _field(name))
         if value is not None:
             command += [f"--{name}", value]
+    for constraint in options.constraint:
+        command += ["--constraint", constraint]
     if options.open:
         command.append("--open")
     os.execv(program, command)  # signals reach the server itself

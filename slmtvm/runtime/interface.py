@@ -19,14 +19,15 @@ from ctypes import (
 )
 from pathlib import Path
 
-from slmtvm.errors import BundleError, DeviceError, SignatureError, SlmError
+from slmtvm.errors import BundleError, ConstraintError, DeviceError, SignatureError, SlmError
 
 ABI_VERSION = 1
 SKIP_CHECKSUM, PROFILE, ALL_THREADS, MAY_SWAP = 1, 2, 4, 8  # flags of slm_open
 ERR_ARGUMENT, ERR_FILE, ERR_WEIGHTS, ERR_SIGNATURE, ERR_TOKENIZER = -1, -5, -6, -12, -13
-_BUNDLE_ERRORS = {
+ERR_CONSTRAINT, TEXT_IS_OVER = -16, -1000
+_ERRORS = {
     ERR_FILE: BundleError, ERR_WEIGHTS: BundleError, ERR_TOKENIZER: BundleError,
-    ERR_SIGNATURE: SignatureError,
+    ERR_SIGNATURE: SignatureError, ERR_CONSTRAINT: ConstraintError,
 }  # fmt: skip
 
 
@@ -44,8 +45,16 @@ class Options(ctypes.Structure):
     )
 
 
+class Bias(ctypes.Structure):
+    """slm_bias."""
+
+    _fields_ = (("token", c_int32), ("bias", c_float))
+
+
 class Sampling(ctypes.Structure):
-    """slm_sampling."""
+    """slm_sampling; ``kept`` is what it points to."""
+
+    kept: object = None
 
     _fields_ = (
         ("size", c_uint32),
@@ -55,6 +64,14 @@ class Sampling(ctypes.Structure):
         ("min_p", c_float),
         ("repetition_penalty", c_float),
         ("seed", c_uint64),
+        ("presence_penalty", c_float),
+        ("frequency_penalty", c_float),
+        ("written", c_int32),
+        ("bias_count", c_int32),
+        ("biases", c_void_p),
+        ("constraint", c_void_p),
+        ("state", c_int32),
+        ("most", c_int32),
     )
 
 
@@ -147,6 +164,11 @@ PROTOTYPES = {
     "slm_token_find": (c_int32, (c_void_p, _TEXT, c_size_t)),
     "slm_token_count": (c_int32, (c_void_p,)),
     "slm_sample": (c_int32, (c_void_p, POINTER(Sampling))),
+    "slm_constraint_open": (c_int32, (c_char_p, POINTER(c_void_p))),
+    "slm_constraint_close": (c_int32, (c_void_p,)),
+    "slm_constraint_next": (c_int32, (c_void_p, c_int32, c_int32)),
+    "slm_constraint_left": (c_int32, (c_void_p, c_int32)),
+    "slm_constraint_tokens": (c_int32, (c_void_p,)),
 }
 
 
@@ -171,12 +193,12 @@ class Library:
             )
 
     def call(self, name: str, *arguments: object) -> int:
-        """The function's result; raises BundleError or DeviceError with its message if negative."""
+        """The function's result; raises an SlmError with its message if it is negative."""
         library = self._loaded()
         result: int = getattr(library, name)(*arguments)
-        if result < 0:
+        if result < 0 and result != TEXT_IS_OVER:
             message = library.slm_last_error().decode(errors="replace")
-            kind: type[SlmError] = _BUNDLE_ERRORS.get(result, DeviceError)
+            kind: type[SlmError] = _ERRORS.get(result, DeviceError)
             raise kind(message)
         return result
 

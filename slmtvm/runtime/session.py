@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +15,15 @@ import numpy.typing as npt
 
 from slmtvm.bundle.read import Bundle
 from slmtvm.errors import BundleError, DeviceError
-from slmtvm.runtime.interface import Sampling
+from slmtvm.runtime.constraint import Constraint
+from slmtvm.runtime.interface import TEXT_IS_OVER
 from slmtvm.runtime.model import Model
+from slmtvm.runtime.sampling import Choosing, int32
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from slmtvm.text.constraint import CompiledConstraint
 
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
 Mask = Sequence[int] | npt.NDArray[Any]  # (n,): not 0 where the token is visible
@@ -119,7 +123,7 @@ class Session:
 
     def seek(self, position: int) -> None:
         """Forget all tokens from ``position`` on; DeviceError where the context is shorter."""
-        self._call("slm_seek", self._handle, _int32(position, "position"))
+        self._call("slm_seek", self._handle, int32(position, "position"))
 
     def reset(self) -> None:
         """Forget all tokens."""
@@ -204,6 +208,14 @@ class Session:
         self._call("slm_output_get", self._handle, index, values.ctypes.data)
         return values
 
+    def constraint(self, given: str | Path | CompiledConstraint) -> Constraint:
+        """Open a constraint: its file, or what ``slmtvm.constrain`` returned.
+
+        It serves all sessions of the model, and is to be closed before it. Raises BundleError where
+        the file cannot be read, ConstraintError where it is damaged or of another vocabulary.
+        """
+        return Constraint(self.model.library, given)
+
     def sample(
         self,
         *,
@@ -212,14 +224,31 @@ class Session:
         top_p: float = 0.0,
         min_p: float = 0.0,
         repetition_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int = 0,
+        written: int = 0,
+        constraint: Constraint | None = None,
+        state: int = 0,
+        most: int = 0,
     ) -> int:
         """Choose the token that follows the context, without appending it.
 
         Zero turns each part off; ``temperature`` 0 takes the likeliest token. The same seed,
-        context and parameters give the same token. Raises DeviceError before the first ``eval``.
+        context and parameters give the same token. ``logit_bias`` (token: what is added to its
+        logit); presence and frequency penalties are of tokens from position ``written`` on.
+        ``constraint`` and the ``state`` it is in; ``most``: tokens that may come, so that the text
+        becomes whole in so many (0: any number). Raises DeviceError before the first ``eval``,
+        ConstraintError where nothing may follow.
         """
-        sampling = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        sampling = Choosing(
+            temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
+            frequency_penalty, logit_bias or {}, seed, written,
+        ).struct()  # fmt: skip
+        if constraint is not None:
+            sampling.constraint = constraint.handle
+            sampling.state, sampling.most = int32(state, "state"), int32(most, "most")
         return self._call("slm_sample", self._handle, ctypes.byref(sampling))
 
     def generate(
@@ -233,20 +262,32 @@ class Session:
         top_p: float = 0.0,
         min_p: float = 0.0,
         repetition_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         stop: Collection[int] = (),
+        constraint: Constraint | None = None,
     ) -> Iterator[int]:
         """Append ``prompt`` to the context, then yield up to ``max_tokens`` token ids one by one.
 
         ``mask`` is the prompt's; what is generated is visible. Ends before a token of ``stop`` and
         when the context is full. Without ``seed`` every call draws differently. The other
-        parameters are those of ``sample``. The prompt is evaluated at once; a token is appended
-        when the next one is asked for, so the last one is not.
+        parameters are those of ``sample``; the penalties of presence and frequency are of what is
+        generated. The prompt is evaluated at once; a token is appended when the next one is asked
+        for, so the last one is not. With a ``constraint`` the text ends when it is whole, and
+        becomes so within ``max_tokens`` and the context; ConstraintError where it cannot.
         """
         ids = _token_ids(prompt)
         chosen = int.from_bytes(os.urandom(8), "little") if seed is None else seed
-        sampling = _sampling(temperature, top_k, top_p, min_p, repetition_penalty, chosen)
+        sampling = Choosing(
+            temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
+            frequency_penalty, logit_bias or {}, chosen,
+        ).struct()  # fmt: skip
         self._run("slm_eval", ids, mask, None)
+        sampling.written = self.position
+        if constraint is not None:
+            sampling.constraint = constraint.handle
 
         def tokens() -> Iterator[int]:
             # A token of a small model takes a tenth of a millisecond: nothing is made anew for it.
@@ -254,11 +295,20 @@ class Session:
             wanted, token = ctypes.byref(sampling), ctypes.c_int32()
             at = ctypes.addressof(token)
             for count in range(max_tokens):
+                if constraint is not None:
+                    # The last token needs no place in the context.
+                    sampling.most = min(max_tokens - count, context - self.position + 1)
                 token.value = chosen = call("slm_sample", self._handle, wanted)
                 if chosen in stop:
                     return
+                over = False
+                if constraint is not None:
+                    sampling.state = state = constraint.next(sampling.state, chosen)
+                    if state == TEXT_IS_OVER:
+                        return
+                    over = constraint.is_over(state)
                 yield chosen
-                if count + 1 == max_tokens or self.position == context:
+                if over or count + 1 == max_tokens or self.position == context:
                     return
                 call("slm_eval", self._handle, at, 1, None)
 
@@ -334,16 +384,3 @@ def _visible(mask: Mask, count: int) -> npt.NDArray[np.uint8]:
             f"{array.dtype} {array.shape}"
         )
     return (array != 0).astype(np.uint8)
-
-
-def _sampling(
-    temperature: float, top_k: int, top_p: float, min_p: float, penalty: float, seed: int
-) -> Sampling:
-    size, mask = ctypes.sizeof(Sampling), 2**64 - 1
-    return Sampling(size, temperature, _int32(top_k, "top_k"), top_p, min_p, penalty, seed & mask)
-
-
-def _int32(value: int, name: str) -> int:
-    if not -(2**31) <= value < 2**31:
-        raise DeviceError(f"{name} is {value}, out of range")
-    return value

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from slmtvm.errors import SlmError
+from slmtvm.text.end_marks import END_MARKS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from slmtvm.runtime.constraint import Constraint
     from slmtvm.runtime.session import Session
 
-# What tokenizers call the token that ends a text: for models without settings that say it.
-_END_MARKS = (
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<eos>",
-    "<end_of_turn>",
-    "</s>",
-)
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _DAMAGED = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet
 _PADDING_MARKS = ("<pad>", "[PAD]", "<|pad|>")
@@ -34,7 +25,7 @@ def end_tokens(session: Session) -> frozenset[int]:
     """The ids after which a text is over: the model's settings say it, else the tokenizer."""
     if said := session.info.get("end"):
         return frozenset(said)
-    ids = (session.tokenizer.token_to_id(mark) for mark in _END_MARKS)
+    ids = (session.tokenizer.token_to_id(mark) for mark in END_MARKS)
     return frozenset(id_ for id_ in ids if id_ is not None)
 
 
@@ -60,15 +51,23 @@ def generate_text(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 0.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 0.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
     seed: int | None = None,
     start: int | None = None,
+    stop: Sequence[str] = (),
+    constraint: Constraint | None = None,
 ) -> Iterator[str]:
     """Continue ``prompt``: pieces of text, each as soon as its characters are whole.
 
     An encoder-decoder reads the prompt as its source and writes another text. It starts from the
     token ``start``, by default the one in the model's settings (``decoder_start_token_id``) or the
     tokenizer's padding token, which most are trained with.
-    Ends at a token that ends a text. The other parameters are those of ``Session.generate``. Raises
+    Ends at a token that ends a text, and before the first text of ``stop``; a piece waits until it
+    cannot be the start of one. The other parameters are those of ``Session.generate``. Raises
     SlmError where the prompt is empty or does not fit the context, the bundle has no tokenizer, or
     a text cannot start from padding.
     """
@@ -89,10 +88,46 @@ def generate_text(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=logit_bias,
         seed=seed,
-        stop=end_tokens(session),
+        # Where an end may come a constraint says.
+        stop=end_tokens(session) if constraint is None else (),
+        constraint=constraint,
     )
-    return decode_stream(tokenizer, ids, tokens)
+    pieces = decode_stream(tokenizer, ids, tokens)
+    return cut_at_stop(pieces, stop) if stop else pieces
+
+
+def cut_at_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
+    """``pieces`` up to the first of ``stop``, which may begin in one and end in another.
+
+    Raises SlmError where one of them is empty.
+    """
+    if not all(stop):
+        raise SlmError("a text that ends another one must not be empty")
+    return _cut(pieces, stop)
+
+
+def _cut(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [at for mark in stop if (at := held.find(mark)) >= 0]
+        if found:
+            held = held[: min(found)]
+            break
+        # The longest end of the text that may go on to be one of them.
+        sizes = (n for n in range(min(len(held), max(map(len, stop)) - 1), 0, -1))
+        waits = next((n for n in sizes if any(m.startswith(held[-n:]) for m in stop)), 0)
+        if ready := held[: len(held) - waits]:
+            yield ready
+        held = held[len(held) - waits :]
+    if held:
+        yield held
 
 
 def decode_stream(tokenizer: Tokenizer, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:

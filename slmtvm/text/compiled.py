@@ -10,7 +10,7 @@ import numpy as np
 
 from slmtvm.errors import UnsupportedTokenizerError
 from slmtvm.text.characters import white_space, word_characters
-from slmtvm.text.decoders import token_texts
+from slmtvm.text.decoders import Texts, token_texts
 from slmtvm.text.models import byte_characters, write_model
 from slmtvm.text.normalizers import normalizer_steps, reference_normalizer
 from slmtvm.text.pre_tokenizers import pre_tokenizer
@@ -38,6 +38,23 @@ def compile_tokenizer(content: bytes) -> bytes:
         return _compile(settings, package.id_to_token)
     except (KeyError, TypeError, ValueError) as error:
         raise UnsupportedTokenizerError(f"a field is not as expected: {error!r}") from error
+
+
+def read_texts(content: bytes) -> tuple[Texts, list[bool]]:
+    """What each token of a tokenizer.json is in a text, and whether texts are written without it.
+
+    Raises UnsupportedTokenizerError, naming the part, where its decoder is not compiled.
+    """
+    from tokenizers import Tokenizer
+
+    package = Tokenizer.from_buffer(content)
+    settings: Settings = json.loads(package.to_str())
+    try:
+        names = _names(settings["model"], settings["added_tokens"])
+        texts, shown = _shown_texts(settings, names, package.id_to_token)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnsupportedTokenizerError(f"a field is not as expected: {error!r}") from error
+    return texts, _skipped(settings, shown)
 
 
 def _compile(settings: Settings, text_of: Callable[[int], str | None]) -> bytes:
@@ -104,25 +121,38 @@ def _write_texts(
     header: Header,
     writer: TableWriter,
 ) -> None:
+    texts, shown = _shown_texts(settings, names, text_of)
+    header.first_texts = writer.strings(texts.first)
+    header.texts = writer.strings(texts.other)
+    header.names = writer.strings([name.encode() for name in names])
+    header.token_flags = writer.words(
+        [
+            _SKIPPED * skipped + _BYTE * byte + _SPACE_AFTER * space
+            for skipped, byte, space in zip(
+                _skipped(settings, shown), texts.is_byte, texts.space_after, strict=True
+            )
+        ]
+    )
+    header.stripped = writer.strings([texts.stripped.encode()])
+    header.stripped_count = texts.stripped_count
+
+
+def _shown_texts(
+    settings: Settings, names: list[str], text_of: Callable[[int], str | None]
+) -> tuple[Texts, list[str]]:
+    """The texts of the tokens ``names``, and what the decoder made them of."""
     # What a decoder gets of added tokens that are normalized depends on the package's release: as
     # they are written before 0.23, as they are looked for since.
     shown = list(names)
     for token in settings["added_tokens"]:
         if token["normalized"]:
             shown[token["id"]] = text_of(token["id"]) or ""
-    texts = token_texts(settings["decoder"], shown)
+    return token_texts(settings["decoder"], shown), shown
+
+
+def _skipped(settings: Settings, shown: list[str]) -> list[bool]:
     special = {t["content"] for t in settings["added_tokens"] if t["special"]}
-    header.first_texts = writer.strings(texts.first)
-    header.texts = writer.strings(texts.other)
-    header.names = writer.strings([name.encode() for name in names])
-    header.token_flags = writer.words(
-        [
-            _SKIPPED * (name in special or name == "") + _BYTE * byte + _SPACE_AFTER * space
-            for name, byte, space in zip(shown, texts.is_byte, texts.space_after, strict=True)
-        ]
-    )
-    header.stripped = writer.strings([texts.stripped.encode()])
-    header.stripped_count = texts.stripped_count
+    return [name in special or name == "" for name in shown]
 
 
 def _write_templates(

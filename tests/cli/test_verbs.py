@@ -54,6 +54,30 @@ def test_run_gives_the_same_text_for_every_number_of_threads(bundle: Path) -> No
     assert len(one.stdout) > len(PROMPTS[1]) + 24
 
 
+def test_run_writes_what_a_schema_a_regex_or_choices_allow(bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "s.json"
+    file.write_text('{"type": "array", "items": {"type": "boolean"}, "minItems": 2}')
+    schema = command("run", bundle, "--prompt", "x =", "--json-schema", file, "--json")
+    assert schema.returncode == 0, schema.stderr
+    assert len(json.loads(json.loads(schema.stdout)["generated"])) >= 2
+    choices = command("run", bundle, "--prompt", "x =", "--choices", "stop,go,turn left")
+    assert choices.stdout.removeprefix("x =") in ("stop\n", "go\n", "turn left\n")
+    made = command("constraint", bundle, "--regex", "[a-f]{3}", "-o", tmp_path / "r.slmc")
+    assert made.returncode == 0 and "at least 1 tokens a text" in made.stdout
+    assert (tmp_path / "r.slmc").read_bytes()[:7] == b"SLMCONS"
+    file.write_text('{"type": "array", "uniqueItems": true}')
+    refused = command("constraint", bundle, "--json-schema", file, "-o", "x")
+    assert refused.returncode == 1 and "uniqueItems is not compiled" in refused.stderr
+
+
+def test_run_ends_before_a_stop_string(bundle: Path) -> None:
+    whole = command("run", bundle, "--prompt", PROMPTS[0], "--max-tokens", "24").stdout
+    written = whole.removeprefix(PROMPTS[0])
+    stop = written[9:14]
+    cut = command("run", bundle, "--prompt", PROMPTS[0], "--max-tokens", "24", "--stop", stop)
+    assert cut.stdout == PROMPTS[0] + written[: written.index(stop)] + "\n"
+
+
 def test_run_needs_no_compiler(bundle: Path) -> None:
     code = (
         "import sys\nfrom slmtvm.cli.main import main\n"

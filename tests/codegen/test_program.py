@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from slmtvm.bundle import Bundle
 from slmtvm.codegen.program import build_programs
+from slmtvm.constrain import constrain
 from slmtvm.errors import BundleError
 from slmtvm.runtime import load
 from slmtvm.runtime.text import generate_text
@@ -59,6 +62,33 @@ def test_a_prompt_is_continued_as_python_continues_it(
     assert result.returncode == 0, result.stderr
     assert result.stdout == expected_text(bundle, PROMPTS[1])
     assert f"written: {TOKENS} tokens" in result.stderr
+
+
+def test_a_constraint_is_followed_as_python_follows_it(bundle: Path, tmp_path: Path) -> None:
+    far = {"type": "number", "minimum": 0, "maximum": 9}
+    properties = {"go": {"enum": ["left", "right"]}, "far": far}
+    schema = {"type": "object", "properties": properties, "required": ["go"]}
+    made = constrain(bundle, json_schema=schema, output=tmp_path / "command.slmc")
+    run = command(bundle, host_target(), tmp_path)
+    result = subprocess.run(
+        [*run, "--prompt", PROMPTS[0], "--max-tokens", str(TOKENS), "--constraint",
+         str(tmp_path / "command.slmc"), "--frequency-penalty", "0.5", "--presence-penalty", "1"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    with load(bundle) as session, closing(session.constraint(made)) as constraint:
+        penalties = {"frequency_penalty": 0.5, "presence_penalty": 1.0}
+        text = "".join(
+            generate_text(session, PROMPTS[0], TOKENS, constraint=constraint, **penalties)
+        )
+    assert result.stdout == f"{PROMPTS[0]}{text}\n"
+    assert json.loads(text)["go"] in ("left", "right")
+    refused = subprocess.run(
+        [*run, "--prompt", "x", "--max-tokens", "2", "--constraint", tmp_path / "command.slmc"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert f"at least {made.least_tokens} tokens, and 2 may come" in refused.stderr
 
 
 def test_each_line_of_the_input_is_a_prompt(bundle: Path, tmp_path: Path) -> None:

@@ -193,6 +193,16 @@ static void call_sample(conversation *c, slm_session *session) {
       .repetition_penalty = random_float(c),
       .seed = random_bits(c),
   };
+  const slm_bias biases[] = {{random_int(c, 40), random_float(c)}, {1, 0.5f}};
+  if (below(c, 3) == 0) {
+    sampling.presence_penalty = random_float(c);
+    sampling.frequency_penalty = random_float(c);
+    sampling.written = random_int(c, 40);
+    sampling.most = random_int(c, 40);
+    sampling.bias_count = random_int(c, 2);
+    sampling.biases = below(c, 5) ? biases : NULL;
+  }
+  if (sampling.bias_count > 2) sampling.bias_count = 2; /* so many are there */
   int32_t token = slm_sample(session, below(c, 5) ? &sampling : NULL);
   if (token < 0)
     expect_refusal(token);

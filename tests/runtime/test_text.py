@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from slmtvm.errors import SlmError
 from slmtvm.runtime import Session
-from slmtvm.runtime.text import decode_stream, end_tokens, generate_text
+from slmtvm.runtime.text import cut_at_stop, decode_stream, end_tokens, generate_text
 from tests.models import TOKENIZER
 
 
@@ -163,3 +163,16 @@ def test_a_text_does_not_start_from_padding_that_positions_leave_out(
     else:
         assert list(generate_text(session, "source", start=start)) == []
         assert session.generate.call_args.args[0] == [5]
+
+
+@pytest.mark.parametrize("stop", [["ab"], ["bca", "ab"], ["xx", "c"], ["abcabc"], ["z"]])
+def test_a_text_ends_before_the_first_stop_string_however_it_comes_in_pieces(
+    stop: list[str],
+) -> None:
+    text = "xaxabcabxxc"
+    wanted = text[: min((text.index(mark) for mark in stop if mark in text), default=len(text))]
+    for size in range(1, len(text) + 1):
+        pieces = (text[at : at + size] for at in range(0, len(text), size))
+        assert "".join(cut_at_stop(pieces, stop)) == wanted
+    with pytest.raises(SlmError, match="empty"):
+        cut_at_stop(iter(()), [""])

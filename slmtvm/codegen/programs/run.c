@@ -25,12 +25,14 @@ static const char usage[] =
     "  --max-tokens N    most tokens to generate (64)\n"
     "  --temperature X   0 takes the likeliest token (0)\n"
     "  --top-k N  --top-p X  --min-p X  --seed N  --repetition-penalty X\n"
+    "  --presence-penalty X  --frequency-penalty X   of tokens that were written\n"
+    "  --constraint FILE what may be written, as slmtvm constraint compiled it\n"
     "  --start ID        the token that an encoder-decoder's text starts from\n"
     "  --threads N       most threads that compute, 0: as many as there are cores (1)\n"
     "  --stats           say what was done, and how fast, after each text\n";
 
 typedef struct {
-  const char *bundle, *prompt;
+  const char *bundle, *prompt, *constraint;
   long most_tokens, start;
   int stats;
   slm_sampling sampling;
@@ -41,6 +43,7 @@ typedef struct {
   slm_model *model;
   slm_session *session;
   slm_tokenizer *tokenizer;
+  slm_constraint *constraint;
   int32_t ends[MOST_ENDS];
   size_t end_count;
   int32_t *tokens; /* of the text that is written, the prompt's first */
@@ -159,21 +162,42 @@ static void print_stats(size_t prompt, size_t made, double begin, double first, 
   fprintf(stderr, "; first token after %.3f s]\n", reading);
 }
 
+/* What may come still: the last token needs no place in the context. */
+static int32_t most_left(const runner *r, const settings *s, size_t made) {
+  const long wanted = s->most_tokens - (long)made;
+  const long room = slm_context_size() - slm_position(r->session) + 1;
+  return (int32_t)(wanted < room ? wanted : room);
+}
+
+/* Follows the constraint; 1 where the text is over, before `token` or, `*last`, behind it. */
+static int is_over(const runner *r, slm_sampling *sampling, int32_t token, int *last) {
+  if (!r->constraint) return ends_text(r, token);
+  sampling->state = slm_constraint_next(r->constraint, sampling->state, token);
+  if (sampling->state == SLM_TEXT_IS_OVER) return 1;
+  *last = slm_constraint_left(r->constraint, sampling->state) == SLM_TEXT_IS_OVER;
+  return 0;
+}
+
 static int generate(runner *r, const settings *s, slm_text_state *state, size_t prompt) {
   const double begin = now();
   double first = 0;
   size_t made = 0;
+  int last = 0;
+  slm_sampling sampling = s->sampling;
   if (slm_eval(r->session, r->tokens, r->count, NULL) < 0) return slm_failed();
+  sampling.written = slm_position(r->session);
+  sampling.constraint = r->constraint;
   while ((long)made < s->most_tokens) {
-    int32_t token = slm_sample(r->session, &s->sampling);
+    if (r->constraint) sampling.most = most_left(r, s, made);
+    int32_t token = slm_sample(r->session, &sampling);
     if (token < 0) return slm_failed();
     if (made == 0) first = now();
-    if (ends_text(r, token)) break;
+    if (is_over(r, &sampling, token, &last)) break;
     r->tokens[r->count++] = token;
     ++made;
     int code = print_text(r, state, 0);
     if (code != OK) return code;
-    if ((long)made == s->most_tokens || slm_position(r->session) == slm_context_size()) break;
+    if (last || (long)made == s->most_tokens || slm_position(r->session) == slm_context_size()) break;
     if (slm_eval(r->session, &token, 1, NULL) < 0) return slm_failed();
   }
   int code = print_text(r, state, SLM_TEXT_ENDS);
@@ -237,6 +261,7 @@ static int run(settings *s) {
   int32_t opened = slm_open(s->bundle, &s->open, &r.model);
   forget_weights_key();
   if (opened < 0 || slm_tokenizer_open(s->bundle, &r.tokenizer) < 0 ||
+      (s->constraint && slm_constraint_open(s->constraint, &r.constraint) < 0) ||
       slm_session_new(r.model, &r.session) < 0) {
     slm_failed();
   } else {
@@ -245,6 +270,7 @@ static int run(settings *s) {
   }
   slm_session_free(r.session);
   slm_close(r.model);
+  slm_constraint_close(r.constraint);
   slm_tokenizer_close(r.tokenizer);
   free(r.tokens);
   return code;
@@ -270,6 +296,12 @@ static int take(settings *s, const char *name, const char *value) {
   int right = 1;
   if (strcmp(name, "--prompt") == 0) {
     s->prompt = value;
+  } else if (strcmp(name, "--constraint") == 0) {
+    s->constraint = value;
+  } else if (strcmp(name, "--presence-penalty") == 0) {
+    right = read_real(value, &s->sampling.presence_penalty);
+  } else if (strcmp(name, "--frequency-penalty") == 0) {
+    right = read_real(value, &s->sampling.frequency_penalty);
   } else if (strcmp(name, "--max-tokens") == 0) {
     right = read_whole(value, 1, INT32_MAX, &s->most_tokens);
   } else if (strcmp(name, "--start") == 0) {

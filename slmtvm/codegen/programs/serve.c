@@ -30,6 +30,8 @@ static const char usage[] =
     "  --queue N         most requests that wait for a session (32)\n"
     "  --max-body BYTES  of a request (1048576)\n"
     "  --max-tokens N    most tokens that an answer may have (the context)\n"
+    "  --constraint NAME=FILE   what response_format may ask for by this name, as slmtvm constraint\n"
+    "                    compiled it (may be given several times)\n"
     "  --timeout S       most seconds for a request, waiting included (300)\n"
     "  --read-timeout S  most seconds for a request to come in (30)\n"
     "  --grace S         seconds that requests have to finish after SIGTERM (30)\n"
@@ -82,6 +84,11 @@ static int take(serve_options *o, const char *name, const char *value) {
       known = 1;
       *texts[i].value = value;
     }
+  if (strcmp(name, "--constraint") == 0) {
+    known = 1;
+    right = o->constraint_count < MOST_CONSTRAINTS;
+    if (right) o->constraints[o->constraint_count++] = value;
+  }
   if (strcmp(name, "--timeout") == 0) known = 1, right = read_seconds(value, &o->timeout);
   if (strcmp(name, "--read-timeout") == 0) known = 1, right = read_seconds(value, &o->read_timeout);
   if (known && right) return OK;

@@ -16,6 +16,8 @@ enum {
   MOST_STOPS = 8,
   STOP_BYTES = 128,  /* of one stop string, at most */
   MOST_ENDS = 64,    /* tokens that end a text */
+  MOST_BIASES = 300, /* of OpenAI's logit_bias */
+  MOST_CONSTRAINTS = 32,
   MOST_LIKELY = 5,   /* alternatives of a token with logprobs */
   HEAD_BYTES = 16 << 10,
   OUT_BYTES = 32 << 10,
@@ -29,7 +31,15 @@ typedef struct {
   long port, sessions, connections, queue, body_bytes, most_tokens, grace;
   double timeout, read_timeout; /* seconds */
   slm_options open;
+  const char *constraints[MOST_CONSTRAINTS]; /* NAME=FILE */
+  int constraint_count;
 } serve_options;
+
+/* What a request may be held to, by its name. */
+typedef struct {
+  char name[64];
+  slm_constraint *constraint;
+} named_constraint;
 
 typedef struct {
   float logprob;
@@ -75,6 +85,7 @@ typedef struct {
   job_route route;
   int stream, include_usage, ids, base64, classify, logprobs; /* logprobs: 0 none, else alternatives + 1 */
   slm_sampling sampling;
+  slm_bias biases[MOST_BIASES];
   int32_t most_tokens;
   char stops[MOST_STOPS][STOP_BYTES];
   size_t stop_bytes[MOST_STOPS];
@@ -136,6 +147,7 @@ typedef struct {
 typedef struct {
   serve_options options;
   served_model model;
+  named_constraint constraints[MOST_CONSTRAINTS];
   connection *connections;
   size_t text_room, token_room, scratch_bytes, mapped_bytes;
   void *work; /* of slm_tokenize */
@@ -191,6 +203,15 @@ int read_generation(server *s, connection *c, refusal *r); /* all fields; 0, or 
 /* serve_chat.c: `messages` as one text in the scratch; its bytes, or -1 refused. */
 int load_chat(server *s);
 ptrdiff_t chat_text(server *s, json messages, refusal *r);
+
+/* serve_constrain.c */
+int open_constraints(server *s); /* 0, or -1 after saying why not */
+void close_constraints(server *s);
+int read_format(server *s, job *j, json body, refusal *r); /* response_format; 0, or -1 refused */
+int check_room(const server *s, const job *j, refusal *r);
+int32_t most_to_come(const server *s, const job *j); /* tokens */
+typedef enum { GOES_ON, ENDS_BEFORE, ENDS_BEHIND, FOLLOW_FAILED } follow;
+follow follow_constraint(job *j, int32_t token); /* whether the text ends at a token */
 
 /* serve_generate.c */
 session_slot *find_session(server *s, const connection *c);

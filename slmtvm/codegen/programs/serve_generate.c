@@ -63,11 +63,11 @@ static int begin_context(server *s, connection *c) {
   if (s->model.kind == KIND_ENCODER_DECODER) {
     if (slm_encode(slot->session, c->tokens, (size_t)j->prompt_tokens, NULL) < 0) return -1;
     c->tokens[0] = s->model.start;
-    j->count = 1;
+    j->count = j->sampling.written = 1;
     slot->count = 0;
     return 0;
   }
-  j->count = j->prompt_tokens;
+  j->count = j->sampling.written = j->prompt_tokens;
   j->cached = shared_prefix(slot, c);
   if (j->cached == j->count) --j->cached; /* its last token's logits are needed */
   if (slm_seek(slot->session, j->cached) < 0) return -1;
@@ -171,8 +171,15 @@ static int add_text(server *s, connection *c, uint32_t flags) {
   }
 }
 
+/* Whether the text ends at a token, before or behind it. */
+static follow ends_at(const server *s, job *j, int32_t token) {
+  if (j->sampling.constraint) return follow_constraint(j, token);
+  return ends_text(&s->model, token) ? ENDS_BEFORE : GOES_ON;
+}
+
 static int choose(server *s, connection *c) {
   job *j = &c->job;
+  if (j->sampling.constraint) j->sampling.most = most_to_come(s, j);
   int32_t token = slm_sample(j->slot->session, &j->sampling);
   if (token < 0) return -1;
   double now = seconds_now();
@@ -183,7 +190,9 @@ static int choose(server *s, connection *c) {
     observe(&s->each_token, now - j->last_token);
   }
   j->last_token = now;
-  if (ends_text(&s->model, token)) {
+  const follow end = ends_at(s, j, token);
+  if (end == FOLLOW_FAILED) return -1;
+  if (end == ENDS_BEFORE) {
     j->finish = FINISH_STOP;
     return 0;
   }
@@ -192,6 +201,7 @@ static int choose(server *s, connection *c) {
   ++j->made;
   ++s->counters.generated_tokens;
   if (add_text(s, c, 0) < 0) return -1;
+  if (!j->finish && end == ENDS_BEHIND) j->finish = FINISH_STOP;
   if (!j->finish && (j->made == j->most_tokens || j->count > s->model.context))
     j->finish = FINISH_LENGTH;
   return 0;

@@ -249,6 +249,17 @@ int json_next(json array, const char **cursor, json *element) {
   return 1;
 }
 
+int json_next_field(json object, const char **cursor, json *name, json *value) {
+  if (json_kind(object) != '{') return 0;
+  const char *at = skip_space(*cursor ? *cursor : object.at + 1);
+  if (*at == ',') at = skip_space(at + 1);
+  if (*at == '}') return 0;
+  *name = (json){at, string_end(at)};
+  *value = value_in(object, skip_space(name->end) + 1);
+  *cursor = value->end;
+  return 1;
+}
+
 double json_number(json value) {
   enum { WHOLE_DIGITS = 15 }; /* which a double has exactly */
   char digits[64];

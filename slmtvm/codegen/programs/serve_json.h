@@ -26,6 +26,9 @@ json json_field(json object, const char *name);
 /* The elements of an array one by one: `cursor` starts as NULL. 0 after the last one. */
 int json_next(json array, const char **cursor, json *element);
 
+/* The fields of an object one by one, with their names; 0 after the last one. */
+int json_next_field(json object, const char **cursor, json *name, json *value);
+
 /* NAN where it is no number. */
 double json_number(json value);
 

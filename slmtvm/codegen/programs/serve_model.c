@@ -80,12 +80,13 @@ int open_model(server *s) {
   if (slm_tokenizer_open(s->options.bundle, &m->tokenizer) < 0)
     snprintf(m->no_tokenizer, sizeof m->no_tokenizer, "%s", slm_last_error());
   find_marked_tokens(m);
-  return load_chat(s);
+  return open_constraints(s) < 0 ? -1 : load_chat(s);
 }
 
 void close_model(server *s) {
   for (long i = 0; s->model.slots && i < s->options.sessions; ++i)
     slm_session_free(s->model.slots[i].session);
+  close_constraints(s);
   slm_close(s->model.model);
   slm_tokenizer_close(s->model.tokenizer);
   if (s->connections) munmap(s->connections, s->mapped_bytes);

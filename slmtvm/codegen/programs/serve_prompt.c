@@ -81,17 +81,54 @@ static int read_flag(json body, const char *name, int *value, refusal *r) {
   return refuse(r, 400, name, invalid, "%s must be true or false", name);
 }
 
+/* OpenAI's object of token ids, as texts, and what is added to their logits. */
+static int read_biases(const served_model *m, job *j, json body, refusal *r) {
+  json biases = json_field(body, "logit_bias"), name, bias;
+  const char *cursor = NULL;
+  slm_sampling *p = &j->sampling;
+  if (biases.at && json_kind(biases) != '{')
+    return refuse(r, 400, "logit_bias", invalid, "logit_bias must be an object of token ids");
+  p->biases = j->biases;
+  while (json_next_field(biases, &cursor, &name, &bias)) {
+    char digits[12];
+    ptrdiff_t length = json_text(name, digits, sizeof digits - 1);
+    int64_t token = length > 0 ? 0 : -1;
+    for (ptrdiff_t i = 0; i < length && token >= 0; ++i)
+      token = digits[i] >= '0' && digits[i] <= '9' ? 10 * token + (digits[i] - '0') : -1;
+    if (token < 0 || token >= m->vocabulary)
+      return refuse(r, 400, "logit_bias", invalid, "logit_bias: %.*s is no token: ids are 0 to %d",
+                    (int)(name.end - name.at > 40 ? 40 : name.end - name.at), name.at,
+                    m->vocabulary - 1);
+    const double value = json_number(bias);
+    if (!(value >= -100 && value <= 100))
+      return refuse(r, 400, "logit_bias", invalid, "logit_bias of token %d must be a number from -100 "
+                    "to 100", (int)token);
+    if (p->bias_count == MOST_BIASES)
+      return refuse(r, 400, "logit_bias", invalid, "logit_bias has more than %d tokens", MOST_BIASES);
+    j->biases[p->bias_count++] = (slm_bias){(int32_t)token, (float)value};
+  }
+  return 0;
+}
+
 static int read_sampling(json body, slm_sampling *sampling, refusal *r) {
-  double temperature, top_p, top_k, min_p, penalty, seed;
+  double temperature, top_p, top_k, min_p, penalty, presence, frequency, seed;
   if (read_number(body, "temperature", 0, 100, 1, &temperature, r) < 0 ||
       read_number(body, "top_p", 0, 1, 1, &top_p, r) < 0 ||
       read_number(body, "min_p", 0, 1, 0, &min_p, r) < 0 ||
       read_number(body, "repetition_penalty", 0, 100, 0, &penalty, r) < 0 ||
+      read_number(body, "presence_penalty", -2, 2, 0, &presence, r) < 0 ||
+      read_number(body, "frequency_penalty", -2, 2, 0, &frequency, r) < 0 ||
       read_whole(body, "top_k", -1, INT32_MAX, 0, &top_k, r) < 0 ||
       read_whole(body, "seed", -0x1p63, 0x1p64, 0, &seed, r) < 0)
     return -1;
-  *sampling = (slm_sampling){sizeof *sampling, (float)temperature, top_k > 0 ? (int32_t)top_k : 0,
-                             top_p > 0 ? (float)top_p : LEAST_TOP_P, (float)min_p, (float)penalty, 0};
+  *sampling = (slm_sampling){.size = sizeof *sampling,
+                             .temperature = (float)temperature,
+                             .top_k = top_k > 0 ? (int32_t)top_k : 0,
+                             .top_p = top_p > 0 ? (float)top_p : LEAST_TOP_P,
+                             .min_p = (float)min_p,
+                             .repetition_penalty = (float)penalty,
+                             .presence_penalty = (float)presence,
+                             .frequency_penalty = (float)frequency};
   if (json_field(body, "seed").at)
     sampling->seed = seed < 0 ? (uint64_t)(int64_t)seed : seed < 0x1p64 ? (uint64_t)seed : UINT64_MAX;
   else if (getrandom(&sampling->seed, sizeof sampling->seed, 0) != sizeof sampling->seed)
@@ -122,8 +159,8 @@ static int read_stops(job *j, json body, refusal *r) {
 /* What OpenAI's fields may ask for, and nobody does here, is refused by name unless it changes nothing. */
 static int refuse_unknown(json body, refusal *r) {
   static const struct { const char *name; double neutral; } numbers[] = {
-      {"n", 1}, {"best_of", 1}, {"presence_penalty", 0}, {"frequency_penalty", 0}};
-  static const char *const others[] = {"logit_bias", "tools", "functions", "suffix"};
+      {"n", 1}, {"best_of", 1}};
+  static const char *const others[] = {"tools", "functions", "suffix"};
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; ++i) {
     json field = json_field(body, numbers[i].name);
     if (field.at && json_number(field) != numbers[i].neutral)
@@ -135,10 +172,6 @@ static int refuse_unknown(json body, refusal *r) {
     if (field.at && field.end - field.at > 2) /* not {}, [] or "" */
       return refuse(r, 400, others[i], "unsupported_parameter", "%s is not supported", others[i]);
   }
-  json format = json_field(json_field(body, "response_format"), "type");
-  if (format.at && !json_is(format, "text"))
-    return refuse(r, 400, "response_format", "unsupported_value",
-                  "response_format must be text: others are not supported");
   if (json_is_true(json_field(body, "echo")))
     return refuse(r, 400, "echo", "unsupported_value", "echo is not supported");
   return 0;
@@ -200,7 +233,8 @@ int read_generation(server *s, connection *c, refusal *r) {
     return refuse(r, 400, "model", "unsupported_model", "this model writes no text");
   if (read_flag(c->body, "stream", &j->stream, r) < 0 ||
       read_flag(c->body, "return_token_ids", &j->ids, r) < 0 || refuse_unknown(c->body, r) < 0 ||
-      read_sampling(c->body, &j->sampling, r) < 0 || read_stops(j, c->body, r) < 0 ||
+      read_sampling(c->body, &j->sampling, r) < 0 || read_biases(m, j, c->body, r) < 0 ||
+      read_format(s, j, c->body, r) < 0 || read_stops(j, c->body, r) < 0 ||
       read_logprobs(s, j, c->body, r) < 0 || read_most_tokens(s, j, c->body, r) < 0 ||
       read_flag(json_field(c->body, "stream_options"), "include_usage", &j->include_usage, r) < 0)
     return -1;
@@ -213,5 +247,5 @@ int read_generation(server *s, connection *c, refusal *r) {
     return refuse(r, 400, param, "context_length_exceeded",
                   "this model's context is %d tokens, and the prompt has %d", most, count);
   j->prompt_tokens = count;
-  return 0;
+  return check_room(s, j, r);
 }

@@ -2,13 +2,45 @@
 #include <math.h>
 #include <string.h>
 
+#include "constraint.h"
 #include "error.h"
 #include "session.h"
 
+/* Of the struct's first version: all up to `seed`. */
+enum { LEAST_SIZE = offsetof(slm_sampling, presence_penalty) };
+
+static int32_t check_finite(float value, const char *name) {
+  return isfinite(value) ? SLM_OK
+                         : slm_fail(SLM_ERR_ARGUMENT, "%s is %g, must be a number", name, value);
+}
+
+static int32_t check_additions(const slm_sampling *p) {
+  int32_t code = check_finite(p->presence_penalty, "presence_penalty");
+  if (code == SLM_OK) code = check_finite(p->frequency_penalty, "frequency_penalty");
+  if (code != SLM_OK) return code;
+  if (p->written < 0)
+    return slm_fail(SLM_ERR_ARGUMENT, "written is %d, must be a position", p->written);
+  if (p->most < 0) return slm_fail(SLM_ERR_ARGUMENT, "most is %d, must be 0 or more", p->most);
+  if (p->bias_count < 0 || (p->bias_count && !p->biases))
+    return slm_fail(SLM_ERR_ARGUMENT, "bias_count is %d, and biases are%s there", p->bias_count,
+                    p->biases ? "" : " not");
+  for (int32_t i = 0; i < p->bias_count; ++i) {
+    if (p->biases[i].token < 0 || p->biases[i].token >= slm_plan.vocab_size)
+      return slm_fail(SLM_ERR_TOKEN, "a bias is of token %d, must be 0 to %d", p->biases[i].token,
+                      slm_plan.vocab_size - 1);
+    code = check_finite(p->biases[i].bias, "a bias");
+    if (code != SLM_OK) return code;
+  }
+  if (!p->constraint) return SLM_OK;
+  code = slm_check_constraint(p->constraint, p->state);
+  if (code == SLM_OK && p->constraint->vocab_size != (uint32_t)slm_plan.vocab_size)
+    code = slm_fail(SLM_ERR_CONSTRAINT, "the constraint is for a vocabulary of %u, this model has %d: "
+                                        "compile it with this model's bundle",
+                    p->constraint->vocab_size, slm_plan.vocab_size);
+  return code;
+}
+
 static int32_t check_sampling(const slm_sampling *p) {
-  if (p->size < sizeof *p)
-    return slm_fail(SLM_ERR_ARGUMENT, "slm_sampling.size is %u, must be sizeof(slm_sampling), %zu",
-                    p->size, sizeof *p);
   if (!(p->temperature >= 0) || isinf(p->temperature))
     return slm_fail(SLM_ERR_ARGUMENT, "temperature is %g, must be 0 or more", p->temperature);
   if (p->top_k < 0) return slm_fail(SLM_ERR_ARGUMENT, "top_k is %d, must be 0 or more", p->top_k);
@@ -19,25 +51,69 @@ static int32_t check_sampling(const slm_sampling *p) {
   if (!(p->repetition_penalty >= 0) || isinf(p->repetition_penalty))
     return slm_fail(SLM_ERR_ARGUMENT, "repetition_penalty is %g, must be 0 or more",
                     p->repetition_penalty);
-  return SLM_OK;
+  return check_additions(p);
 }
 
-/* All tokens with their logits, those of the context penalised (CTRL, arXiv:1909.05858, section 4.1:
- * a positive logit is divided, a negative one multiplied). */
-static void list_candidates(slm_session *s, float penalty) {
-  for (int32_t i = 0; i < slm_plan.vocab_size; ++i)
-    s->candidates[i] = (slm_candidate){s->logits[i], i};
-  if (penalty == 0 || penalty == 1) return;
+static int repeats_matter(const slm_sampling *p) {
+  return p->repetition_penalty != 0 && p->repetition_penalty != 1;
+}
+
+static int writing_matters(const slm_sampling *p) {
+  return p->presence_penalty != 0 || p->frequency_penalty != 0;
+}
+
+enum { REPEATED = 1, WRITTEN = 2, ALLOWED = 4 };
+
+/* Penalises the tokens of the context. The repetition penalty: CTRL, arXiv:1909.05858, section 4.1, a
+ * positive logit is divided, a negative one multiplied. */
+static void penalise(slm_session *s, const slm_sampling *p) {
   memset(s->seen, 0, (size_t)slm_plan.vocab_size);
   /* The limits of an encoder-decoder are its source's, no token of which is in the context. */
   const float *limits = slm_plan.source_count ? NULL : slm_limits(s);
-  for (int32_t i = 0; i < s->position; ++i) {
+  const float penalty = p->repetition_penalty;
+  for (int32_t i = 0; repeats_matter(p) && i < s->position; ++i) {
     int32_t token = s->history[i];
     if (s->seen[token] || (limits && limits[i] < 0)) continue;
-    s->seen[token] = 1;
+    s->seen[token] = REPEATED;
     float *logit = &s->candidates[token].logit;
     *logit = *logit > 0 ? *logit / penalty : *logit * penalty;
   }
+  for (int32_t i = p->written; writing_matters(p) && i < s->position; ++i) {
+    int32_t token = s->history[i];
+    float *logit = &s->candidates[token].logit;
+    if (!(s->seen[token] & WRITTEN)) *logit -= p->presence_penalty;
+    s->seen[token] |= WRITTEN;
+    *logit -= p->frequency_penalty;
+  }
+}
+
+/* Marks the tokens that the constraint allows. */
+static void mark_allowed(slm_session *s, const slm_sampling *p) {
+  const slm_constraint *c = p->constraint;
+  memset(s->seen, 0, (size_t)slm_plan.vocab_size);
+  for (uint32_t i = c->row_begins[p->state]; i < c->row_begins[p->state + 1]; ++i) {
+    const slm_transition t = c->transitions[i];
+    if (!slm_reaches(c, t.next, p->most)) continue;
+    for (uint32_t k = c->class_begins[t.class]; k < c->class_begins[t.class + 1]; ++k)
+      s->seen[c->tokens[k]] = ALLOWED;
+  }
+  if (c->left[p->state] == 0)
+    for (uint32_t k = 0; k < c->end_count; ++k) s->seen[c->ends[k]] = ALLOWED;
+}
+
+/* The tokens that may follow, with their logits; how many there are. */
+static int32_t list_candidates(slm_session *s, const slm_sampling *p) {
+  int32_t count = 0;
+  for (int32_t i = 0; i < slm_plan.vocab_size; ++i)
+    s->candidates[i] = (slm_candidate){s->logits[i], i};
+  if (repeats_matter(p) || writing_matters(p)) penalise(s, p);
+  for (int32_t i = 0; i < p->bias_count; ++i)
+    s->candidates[p->biases[i].token].logit += p->biases[i].bias;
+  if (!p->constraint) return slm_plan.vocab_size;
+  mark_allowed(s, p);
+  for (int32_t i = 0; i < slm_plan.vocab_size; ++i)
+    if (s->seen[i]) s->candidates[count++] = s->candidates[i];
+  return count;
 }
 
 /* Of equal logits the lower token comes first. */
@@ -156,6 +232,40 @@ static int32_t likeliest_token(const float *logits, int32_t count) {
   return token;
 }
 
+/* Why no token may follow. */
+static int32_t nothing_allowed(const slm_sampling *p) {
+  const uint32_t left = p->constraint->left[p->state];
+  if (left == 0)
+    return slm_fail(SLM_ERR_CONSTRAINT, "the text is whole, and its constraint lets nothing follow");
+  return slm_fail(SLM_ERR_CONSTRAINT, "the constraint asks for at least %u tokens, and %d may come",
+                  left, p->most);
+}
+
+/* The likeliest token that the constraint allows: of most states few are, and those alone are read. */
+static int32_t likeliest_allowed(const slm_session *s, const slm_sampling *p) {
+  const slm_constraint *c = p->constraint;
+  slm_candidate best = {-INFINITY, INT32_MAX};
+  int numbers = 1;
+  for (uint32_t i = c->row_begins[p->state]; i < c->row_begins[p->state + 1]; ++i) {
+    const slm_transition t = c->transitions[i];
+    if (!slm_reaches(c, t.next, p->most)) continue;
+    for (uint32_t k = c->class_begins[t.class]; k < c->class_begins[t.class + 1]; ++k) {
+      const slm_candidate next = {s->logits[c->tokens[k]], (int32_t)c->tokens[k]};
+      numbers &= next.logit == next.logit;
+      if (before(next, best)) best = next;
+    }
+  }
+  for (uint32_t k = 0; c->left[p->state] == 0 && k < c->end_count; ++k) {
+    const slm_candidate next = {s->logits[c->ends[k]], (int32_t)c->ends[k]};
+    numbers &= next.logit == next.logit;
+    if (before(next, best)) best = next;
+  }
+  if (numbers && best.token == INT32_MAX) return nothing_allowed(p);
+  if (!numbers || isinf(best.logit))
+    return slm_fail(SLM_ERR_LOGITS, "the logits are not finite numbers");
+  return best.token;
+}
+
 static int32_t sample(slm_session *session, const slm_sampling *sampling) {
   if (slm_plan.encoder) return slm_fail(SLM_ERR_KIND, "this model is an encoder: nothing to sample");
   if (slm_plan.output_size != slm_plan.vocab_size)
@@ -164,12 +274,13 @@ static int32_t sample(slm_session *session, const slm_sampling *sampling) {
                     slm_plan.outputs[0].name, slm_plan.output_size, slm_plan.vocab_size);
   if (!session->has_logits)
     return slm_fail(SLM_ERR_LOGITS, "no logits to sample from: call slm_eval first");
-  int penalised = sampling->repetition_penalty != 0 && sampling->repetition_penalty != 1;
-  if (sampling->temperature == 0 && !penalised)
-    return likeliest_token(session->logits, slm_plan.vocab_size);
-  list_candidates(session, sampling->repetition_penalty);
+  if (sampling->temperature == 0 && !repeats_matter(sampling) && !writing_matters(sampling) &&
+      !sampling->bias_count)
+    return sampling->constraint ? likeliest_allowed(session, sampling)
+                                : likeliest_token(session->logits, slm_plan.vocab_size);
+  int32_t count = list_candidates(session, sampling), numbers = 1;
+  if (count == 0) return nothing_allowed(sampling);
   slm_candidate *all = session->candidates, likeliest = all[0];
-  int32_t count = slm_plan.vocab_size, numbers = 1;
   for (int32_t i = 0; i < count; ++i) {
     if (isnan(all[i].logit)) numbers = 0;
     if (before(all[i], likeliest)) likeliest = all[i];
@@ -183,12 +294,18 @@ static int32_t sample(slm_session *session, const slm_sampling *sampling) {
 }
 
 int32_t slm_sample(slm_session *session, const slm_sampling *sampling) {
-  const slm_sampling greedy = {sizeof greedy, 0, 0, 0, 0, 0, 0};
-  if (!sampling) sampling = &greedy;
+  slm_sampling full = {0}; /* all of an older caller's, and nothing of what came since */
   int32_t code = slm_enter(session);
   if (code != SLM_OK) return code;
-  code = check_sampling(sampling);
-  if (code == SLM_OK) code = sample(session, sampling);
+  if (sampling && sampling->size < LEAST_SIZE) {
+    code = slm_fail(SLM_ERR_ARGUMENT, "slm_sampling.size is %u, must be sizeof(slm_sampling), %zu",
+                    sampling->size, sizeof full);
+  } else {
+    if (sampling)
+      memcpy(&full, sampling, sampling->size < sizeof full ? sampling->size : sizeof full);
+    code = check_sampling(&full);
+    if (code == SLM_OK) code = sample(session, &full);
+  }
   slm_leave(session);
   return code;
 }

@@ -48,6 +48,8 @@ enum {
   SLM_ERR_DEVICE = -14,  /* the GPU, or its driver, that the library was built for is not there, or
                           * it failed: the session is as it was before the call */
   SLM_ERR_KEY = -15,     /* the weights are encrypted, and no key or another one was given */
+  SLM_ERR_CONSTRAINT = -16, /* a constraint is damaged or for another model, or nothing that it allows
+                             * can follow */
 };
 
 typedef struct slm_model slm_model;
@@ -95,7 +97,18 @@ typedef struct slm_options {
   const uint8_t *weights_key;
 } slm_options;
 
-/* How to choose the next token. Zero turns each part off; all zero is greedy. */
+/* What may be written: a JSON schema, a regex or a few choices, compiled (slmtvm constraint) to tables of
+ * tokens. It may be used by several sessions and threads at the same time. */
+typedef struct slm_constraint slm_constraint;
+
+typedef struct slm_bias {
+  int32_t token;
+  float bias; /* is added to its logit */
+} slm_bias;
+
+/* How to choose the next token. Zero turns each part off; all zero is greedy. The logits are changed by
+ * the repetition penalty, the frequency and presence penalties, and the biases, in this order; then come
+ * the constraint, the temperature, top_k, top_p and min_p. */
 typedef struct slm_sampling {
   uint32_t size;            /* sizeof(slm_sampling) */
   float temperature;        /* 0: the most likely token (greedy) */
@@ -104,6 +117,17 @@ typedef struct slm_sampling {
   float min_p;              /* only tokens at least this fraction as likely as the likeliest */
   float repetition_penalty; /* > 1 makes tokens that are in the context less likely */
   uint64_t seed;            /* equal seeds, contexts and parameters give equal tokens */
+  /* Not there in a caller whose `size` is older, nor is what follows. Both penalties are taken from the
+   * logits of tokens that are in the context from position `written` on, where the text begins that is
+   * being written: one once, the other as often as the token is there. */
+  float presence_penalty, frequency_penalty;
+  int32_t written;
+  int32_t bias_count;
+  const slm_bias *biases;
+  const slm_constraint *constraint;
+  int32_t state; /* of the constraint: 0, then what slm_constraint_next() says */
+  int32_t most;  /* tokens that may come, this one included: those are taken that let the text become
+                  * whole in so many; 0: any number */
 } slm_sampling;
 
 /* The SLM_ABI_VERSION that the library was built with. */
@@ -219,6 +243,26 @@ SLM_API int32_t slm_seek(slm_session *session, int32_t position);
 /* Chooses the token that follows the last one of the context: its id, or a negative error. It is not
  * appended; pass it to slm_eval. `sampling` may be NULL: greedy. */
 SLM_API int32_t slm_sample(slm_session *session, const slm_sampling *sampling);
+
+/* Opens what `slmtvm constraint` wrote. SLM_ERR_FILE where it cannot be read, SLM_ERR_CONSTRAINT where it
+ * is damaged. */
+SLM_API int32_t slm_constraint_open(const char *path, slm_constraint **constraint);
+
+/* NULL is allowed. */
+SLM_API int32_t slm_constraint_close(slm_constraint *constraint);
+
+enum { SLM_TEXT_IS_OVER = -1000 }; /* no error: nothing may follow */
+
+/* The state behind `token`: a text starts in state 0. SLM_TEXT_IS_OVER where it ends the text, which is
+ * whole; SLM_ERR_CONSTRAINT where it may not follow. */
+SLM_API int32_t slm_constraint_next(const slm_constraint *constraint, int32_t state, int32_t token);
+
+/* How many tokens have to follow at least until the text is whole: 0 where it is, and tokens may follow,
+ * or may not; SLM_TEXT_IS_OVER where nothing can, so that no token need be computed to see the end. */
+SLM_API int32_t slm_constraint_left(const slm_constraint *constraint, int32_t state);
+
+/* The tokens of its vocabulary. */
+SLM_API int32_t slm_constraint_tokens(const slm_constraint *constraint);
 
 /* Where the time went, by kernel, in the order of "kernels" in slm_info(). */
 typedef struct slm_kernel_time {

@@ -16,6 +16,7 @@ PATHS = (
 _WORDS = (
     "prompt", "messages", "role", "content", "user", "system", "input", "tokens", "stop", "stream",
     "temperature", "max_tokens", "logprobs", "seed", "model", "type", "text", "encoding_format",
+    "logit_bias", "response_format", "json_schema", "schema", "name", "presence_penalty", "7",
 )  # fmt: skip
 _NUMBERS = (
     0, 1, -1, 2, 5, 63, 4095, 4096, 2**31 - 1, 2**31, 2**63, 2**64, -(2**63), 1e300, -0.0, 0.5,
@@ -58,6 +59,9 @@ def sound_body(r: random.Random) -> dict[str, object]:
         "logprobs": r.choice((None, 0, 2, 5)),
         "stop": r.choice((None, "\n", ["a", "e", "return"])),
         "temperature": r.choice((0, 1, 2)),
+        "logit_bias": r.choice((None, None, {"5": 3, "17": -100}, {"4095": 0.5}, {"x": 1})),
+        "response_format": r.choice((None, None, {"type": "text"}, {"type": "json_schema"})),
+        "frequency_penalty": r.choice((None, 0.5, -2, 3)),
     }
     for _ in range(r.choice((0, 0, 1, 2))):
         body[r.choice(tuple(body) + _WORDS)] = any_value(r)
