@@ -111,7 +111,9 @@ def test_what_attention_cannot_do_itself_is_done_before_it(
 
 def test_rows_are_bound_to_the_chunk_sizes() -> None:
     fused = fuse(decoder())
-    assert function_names(fused.module) == ["body_1", "body_16", "head_1", "head_16"]
+    assert function_names(fused.module) == [
+        "batch_4", "batchhead_4", "body_1", "body_16", "head_1", "head_16",
+    ]  # fmt: skip
     for name in function_names(fused.module):
         rows = int(name.split("_")[1])
         assert int(fused.module[name].params[0].ty.shape.values[0]) == rows

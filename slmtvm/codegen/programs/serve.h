@@ -141,6 +141,9 @@ typedef struct {
   void *work; /* of slm_tokenize */
   size_t work_bytes;
   char *scratch; /* the text of a prompt */
+  connection **together; /* texts whose next tokens are evaluated at once, `sessions` at most */
+  slm_session **together_in;
+  int32_t *together_tokens;
   float *values; /* a row of the model's output */
   char key[256];
   size_t key_bytes;
@@ -195,6 +198,8 @@ ptrdiff_t chat_text(server *s, json messages, refusal *r);
 /* serve_generate.c */
 session_slot *find_session(server *s, const connection *c);
 void start_generation(server *s, connection *c, session_slot *slot);
+int wants_a_token(const connection *c); /* whether one token is left to evaluate */
+void evaluate_together(server *s, int count); /* the `count` of s->together, which want one */
 void step_generation(server *s, connection *c);
 void release_session(server *s, connection *c);
 void finish_generation(server *s, connection *c); /* writes what is left, as room is there */

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "eval.h"
 #include "execute.h"
 
 typedef enum { LAST_ROW, ALL_ROWS, ENCODE } output_mode;
@@ -120,11 +121,6 @@ static void limit_keys(slm_session *session, const sequence *s, int32_t position
     limits[position + i] = !s->mask || s->mask[i] ? INFINITY : hidden;
 }
 
-/* What "valid" stands for: the tokens of the source that cross-attention sees, else the step's. */
-static int32_t valid_positions(const slm_session *session, int32_t rows) {
-  return slm_plan.source_count ? session->source : rows;
-}
-
 /* Logits of the hidden rows from `first` on, `count` of them, to `logits` and the session's last. */
 static void run_heads(slm_session *session, int32_t position, int32_t first, int32_t count,
                       float *logits) {
@@ -141,7 +137,7 @@ static void run_heads(slm_session *session, int32_t position, int32_t first, int
     if (first + done > 0)
       memmove(hidden, hidden + (size_t)(first + done) * hidden_row_bytes,
               (size_t)rows * hidden_row_bytes);
-    slm_execute(session, head, position + first + done, valid_positions(session, rows));
+    slm_execute(session, head, position + first + done, slm_valid(session, rows));
     if (logits) memcpy(logits + (size_t)done * row, output, (size_t)rows * row * sizeof(float));
     session->logits = output + (size_t)(rows - 1) * row;
   }
@@ -158,7 +154,7 @@ static void eval_tokens(slm_session *session, sequence s, int32_t count, float *
     if (!slm_plan.source_count) limit_keys(session, &s, position, rows);
     put_tokens(session, &s, rows, body->rows);
     slm_pool_begin(session->model->pool, (int)(body - slm_plan.bodies));
-    slm_execute(session, body, position, valid_positions(session, rows));
+    slm_execute(session, body, position, slm_valid(session, rows));
     if (all) {
       run_heads(session, position, 0, rows, logits);
       logits += (size_t)rows * (size_t)slm_plan.output_size;
@@ -254,6 +250,22 @@ static int32_t run(slm_session *session, sequence s, float *output, output_mode 
   }
   slm_leave(session);
   return code;
+}
+
+int32_t slm_check_next(const slm_session *session, const int32_t *token) {
+  sequence s = {token, NULL, 1, NULL};
+  int32_t code = check_call(session, NULL, LAST_ROW);
+  return code == SLM_OK ? check_tokens(session, &s, LAST_ROW) : code;
+}
+
+void slm_eval_next(slm_session *session, const int32_t *token, float *logits) {
+  sequence s = {token, NULL, 1, NULL};
+  run_checked(session, &s, logits, LAST_ROW);
+}
+
+void slm_show_key(slm_session *session) {
+  sequence s = {NULL, NULL, 1, NULL};
+  if (!slm_plan.source_count) limit_keys(session, &s, session->position, 1);
 }
 
 int32_t slm_eval(slm_session *session, const int32_t *tokens, size_t count, float *logits) {
