@@ -123,8 +123,8 @@ typedef struct connection {
 } connection;
 
 typedef struct {
-  uint64_t requests, prompt_tokens, cached_tokens, generated_tokens, by_status[6], finished[3],
-      cancelled, refused;
+  uint64_t requests, prompt_tokens, cached_tokens, generated_tokens, together_tokens, by_status[6],
+      finished[3], cancelled, refused;
 } counters;
 
 enum { BUCKETS = 14 };

@@ -126,6 +126,7 @@ void evaluate_together(server *s, int count) {
   /* Where that fails no session has changed, and each text's own step finds out whose fault it was. */
   if (slm_eval_batch(s->together_in, s->together_tokens, (size_t)count, NULL) < 0) return;
   for (int i = 0; i < count; ++i) note_evaluated(s, s->together[i], 1);
+  s->counters.together_tokens += (uint64_t)count;
 }
 
 /* The chosen token's probability and those of the likeliest, of the logits as they are. */
