@@ -12,8 +12,11 @@ from types import FrameType
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
-class Terminated(BaseException):
-    """The signal ``number`` asked this process to end."""
+class Terminated(SystemExit):
+    """The signal ``number`` asked this process to end.
+
+    A SystemExit, because an event loop keeps whatever else a callback of it raises to itself.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

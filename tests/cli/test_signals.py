@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from slmtvm.cli.signals import Terminated, unwinding
 from tests.cli.command import ROOT
 from tests.models import model_path
 
@@ -41,6 +44,19 @@ def test_a_compile_that_is_ended_leaves_nothing(
     output, errors = process.communicate(timeout=120)
     assert (process.returncode, output, errors) == (code, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_ends_an_event_loop_wherever_it_finds_it() -> None:
+    """In a callback, too, whose exceptions the loop keeps to itself."""
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(os.kill, os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(loop.create_future(), 20)
+
+    with pytest.raises(Terminated) as ended, unwinding():
+        asyncio.run(serve())
+    assert ended.value.number == signal.SIGTERM
 
 
 def catches(process: int, number: int) -> bool:
