@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from pathlib import Path
 
 import pytest
@@ -11,10 +9,14 @@ import pytest
 from slmtvm.compiler import compile_model
 from slmtvm.target import host_target
 from tests.models import TOKENIZER, model_path
+from tests.shared_folder import made_once
 
 CPU_TARGETS = ("x86-64-v4-vnni", "x86-64-v3", "cortex-a78", "cortex-a72", "riscv64-rvv")
 # One of each architecture.
 TARGETS_OF_THREE = tuple(sorted({host_target().name, "cortex-a78", "riscv64-rvv"}))
+# Forms that are compiled for all targets. Layers and cache do not know of each other: each of both
+# meets one kind of the other.
+CACHES = {"float32": "f32", "int4_asymmetric": "f16", "int8": "int8"}
 CONTEXT = 320  # tokens: a window of 256 and some
 
 
@@ -22,17 +24,17 @@ def bundle_for(
     factory: pytest.TempPathFactory, form: str, targets: tuple[str, ...], kv: str | None = None
 ) -> Path:
     """The bundle of a form of the demo model for ``targets``; test processes share it."""
-    # pytest-xdist gives each worker a folder in the run's own. Without it, what is above the run's
-    # folder belongs to earlier runs too, of another compiler.
-    base = factory.getbasetemp()
     targets = tuple(host_target().name if name == "host" else name for name in targets)
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bundles"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{form}-{'+'.join(targets)}{'-' + kv if kv else ''}.slm"
-    with (folder / f"{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            compile_model(
-                model_path(form), targets, output=path, context=CONTEXT, tokenizer=TOKENIZER, kv=kv
-            )
-    return path
+
+    def compile_it(path: Path) -> None:
+        compile_model(
+            model_path(form), targets, output=path, context=CONTEXT, tokenizer=TOKENIZER, kv=kv
+        )
+
+    name = f"{form}-{'+'.join(targets)}{'-' + kv if kv else ''}.slm"
+    return made_once(factory, name, compile_it)
+
+
+def bundle_of_all_targets(factory: pytest.TempPathFactory, form: str) -> Path:
+    """The bundle of one of ``CACHES`` for every CPU target."""
+    return bundle_for(factory, form, CPU_TARGETS, CACHES[form])

@@ -15,7 +15,7 @@ import pytest
 
 from slmtvm.target import Target
 from tests.emulation.session import EmulatedSession, open_sessions
-from tests.end_to_end.bundles import CPU_TARGETS, bundle_for
+from tests.end_to_end.bundles import CPU_TARGETS, bundle_for, bundle_of_all_targets
 from tests.end_to_end.reference import mean_kl, perplexity, reference
 from tests.machines import is_native, lacking
 from tests.models import FORMS, heldout_ids, prompt_ids
@@ -31,13 +31,13 @@ FLOAT_NOISE = 1e-3  # largest logit difference of two float32 evaluations in ano
 Sessions = list[EmulatedSession]
 
 
-# Forms that are also run on the targets of other machines: all targets compute the same bits.
-EMULATED = ("float32", "int4_asymmetric", "int8")
+# The form that is also run on the targets of other machines: all targets compute the same bits.
+EMULATED = "int4_asymmetric"
 NATIVE = tuple(name for name in CPU_TARGETS if is_native(Target.load(name)))
 
 
 def _compiled(form: str, target: str) -> object:
-    marks = [] if form in EMULATED or target in NATIVE else [pytest.mark.exhaustive]
+    marks = [] if form == EMULATED or target in NATIVE else [pytest.mark.exhaustive]
     return pytest.param((form, target), id=f"{form}-{target}", marks=marks)
 
 
@@ -58,7 +58,10 @@ def sessions(compiled: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
     form, target = compiled
     if reason := lacking(Target.load(target)):
         pytest.skip(reason)
-    path = bundle_for(tmp_path_factory, form, CPU_TARGETS if form in EMULATED else (target,))
+    if form == EMULATED:
+        path = bundle_of_all_targets(tmp_path_factory, form)
+    else:
+        path = bundle_for(tmp_path_factory, form, (target,))
     return open_sessions(path, Target.load(target), tmp_path_factory.mktemp("program"))
 
 
@@ -76,7 +79,7 @@ def _effort(sessions: Sessions) -> Effort:
     if "SLMTVM_EXHAUSTIVE" in os.environ:
         return Effort(len(heldout_ids()) // 256 * 256, 256, len(prompt_ids()), 64)
     if is_native(sessions[0].target):
-        return Effort(24 * 256, 256, len(prompt_ids()), 64)
+        return Effort(24 * 256, 256, 2, 64)
     return Effort(48, 48, 1, 12)
 
 

@@ -9,7 +9,7 @@ import pytest
 from slmtvm.bundle import Bundle
 from slmtvm.target import Target
 from tests.emulation.session import open_sessions
-from tests.end_to_end.bundles import CONTEXT, CPU_TARGETS, bundle_for
+from tests.end_to_end.bundles import CACHES, CONTEXT, CPU_TARGETS, bundle_for, bundle_of_all_targets
 from tests.models import heldout_ids
 
 MAX_LIBRARY_BYTES = 400_000
@@ -19,12 +19,12 @@ MAX_MEMORY_MORE = 3_000_000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["float32", "int4_asymmetric", "int8"])
+@pytest.mark.parametrize("form", CACHES)
 @pytest.mark.parametrize("target", CPU_TARGETS)
 def test_a_library_without_weights_is_small(
     form: str, target: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    bundle = bundle_for(tmp_path_factory, form, CPU_TARGETS)
+    bundle = bundle_of_all_targets(tmp_path_factory, form)
     size = (bundle / "lib" / f"{target}.so").stat().st_size
     print(f"{form} on {target}: {size} bytes")
     assert size < MAX_LIBRARY_BYTES

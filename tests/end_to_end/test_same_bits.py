@@ -12,7 +12,7 @@ import pytest
 
 from slmtvm.compiler import compile_model
 from tests.emulation.session import open_sessions
-from tests.end_to_end.bundles import CPU_TARGETS, bundle_for
+from tests.end_to_end.bundles import CACHES, CPU_TARGETS, bundle_of_all_targets
 from tests.importer.heads import ENCODERS, VOCAB, save_head
 from tests.machines import runnable_targets
 from tests.models import heldout_ids
@@ -21,14 +21,11 @@ TOKENS = 17  # a chunk of 16 and a single token
 
 
 @pytest.mark.slow
-# Layers and cache do not know of each other: each of both meets one kind of the other.
-@pytest.mark.parametrize(
-    ("form", "kv"), [("float32", "f32"), ("int4_asymmetric", "f16"), ("int8", "int8")]
-)
+@pytest.mark.parametrize("form", CACHES)
 def test_every_target_computes_the_same_bits(
-    form: str, kv: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+    form: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    bundle = bundle_for(tmp_path_factory, form, CPU_TARGETS, kv)
+    bundle = bundle_of_all_targets(tmp_path_factory, form)
     tokens = heldout_ids()[:TOKENS]
     computed = {
         f"{target.name} {session.cpu}": session.eval_all(tokens, TOKENS)

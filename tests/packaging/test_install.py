@@ -23,7 +23,7 @@ from tests.packaging.conftest import Keys, Release
 from tests.packaging.devices import HOST, Device, repacked, state, tool
 from tests.small_disk import small_disk
 
-KILLS = 12  # by default
+KILLS = 6  # by default
 
 
 def test_a_package_is_installed_followed_by_the_next_and_taken_back(

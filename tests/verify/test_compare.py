@@ -230,6 +230,7 @@ def _perplexity(form: str, tokens: np.ndarray) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # the whole text
 @pytest.mark.parametrize("form", PROTOCOL_PERPLEXITY)
 def test_perplexity_by_the_protocol_is_that_of_the_trained_model(form: str) -> None:
     measured = _perplexity(form, heldout_ids())

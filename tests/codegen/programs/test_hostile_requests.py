@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import shutil
 import socket
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -16,51 +14,36 @@ from slmtvm.compiler import compile_model
 from slmtvm.target import host_target
 from tests.codegen.programs.hostile import any_request, send
 from tests.codegen.programs.serving import Server, save_words, serving
+from tests.codegen.sanitized import gcc, objects
 from tests.importer.heads import ENCODERS, save_head
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[3]
-CODE = ROOT / "slmtvm" / "codegen"
+SANITIZERS = "address,undefined"
 REQUESTS, MOST_REQUESTS = 400, 10_000
 CLIENTS = 8
 OPTIONS = ["--connections", "6", "--sessions", "2", "--queue", "3", "--read-timeout", "1"]
 
 
-def gcc(*arguments: str, folder: Path) -> None:
-    flags = ("-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{CODE / 'runtime'}")
-    sanitizers = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    result = subprocess.run(
-        ["gcc", *flags, *sanitizers, *arguments], cwd=folder, capture_output=True, text=True
-    )
-    if "cannot find" in result.stderr:
-        pytest.skip("gcc has no address sanitizer here")
-    assert result.returncode == 0, result.stderr
-
-
 @pytest.fixture(scope="module")
-def checked_objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the runtime and slm-serve, compiled under sanitizers."""
-    if not shutil.which("gcc"):
-        pytest.skip("no gcc here; on Debian and Ubuntu: apt install gcc libc6-dev")
-    folder = tmp_path_factory.mktemp("checked")
-    folders = {"runtime": "*.c", "programs": "serve*.c"}
-    sources = [file for name, some in folders.items() for file in sorted((CODE / name).glob(some))]
-    gcc("-c", *map(str, sources), folder=folder)
-    return folder
+def checked_objects(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The runtime and slm-serve, compiled under sanitizers."""
+    runtime = objects(tmp_path_factory, SANITIZERS, "runtime")
+    return runtime + objects(tmp_path_factory, SANITIZERS, "programs", "serve*.c")
 
 
-def link(objects: Path, bundle: Path) -> Path:
+def link(objects: list[str], bundle: Path, folder: Path) -> Path:
     """slm-serve of the bundle."""
-    made = [path.name for path in sorted(objects.glob("*.o"))]
     model = bundle.absolute() / "lib" / f"{host_target().name}.o"
-    program = objects / bundle.stem
-    gcc(*made, str(model), "-lm", "-pthread", "-o", program.name, folder=objects)
+    program = folder / "slm-serve"
+    gcc(SANITIZERS, [*objects, str(model), "-lm", "-pthread", "-o", program.name], folder)
     return program
 
 
 @pytest.fixture(scope="module")
-def checked_program(checked_objects: Path, demo: Path) -> Path:
-    return link(checked_objects, demo)
+def checked_program(
+    checked_objects: list[str], demo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return link(checked_objects, demo, tmp_path_factory.mktemp("checked"))
 
 
 def attack(server: Server, seed: int, count: int) -> None:
@@ -110,13 +93,13 @@ def test_hostile_requests_leave_the_sanitizers_silent_and_the_server_alive(
 
 
 def test_hostile_requests_for_embeddings_leave_them_silent(
-    checked_objects: Path, tmp_path: Path
+    checked_objects: list[str], tmp_path: Path
 ) -> None:
     model = save_head(ENCODERS["pooler"], tmp_path)
     save_words(tmp_path)
     bundle = tmp_path / "words.slm"
     compile_model(model, output=bundle)
-    with serving(link(checked_objects, bundle), bundle, OPTIONS) as server:
+    with serving(link(checked_objects, bundle, tmp_path), bundle, OPTIONS) as server:
         attack(server, 4, REQUESTS // 2)
         status, answer = server.ask("/v1/embeddings", {"input": ["w1", "w2"]})
         assert status == 200 and len(answer["data"]) == 2
