@@ -11,7 +11,12 @@ import pytest
 from slmtvm.runtime import Model, Session
 from slmtvm.target import Target
 from tests.emulation.session import open_sessions
-from tests.end_to_end.bundles import TARGETS_OF_THREE, bundle_for
+from tests.end_to_end.bundles import (
+    CACHES,
+    TARGETS_OF_THREE,
+    bundle_for,
+    bundle_of_all_targets,
+)
 from tests.models import heldout_ids
 
 SESSIONS = 7
@@ -41,13 +46,15 @@ def compare(bundle: Path, threads: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("form", "kv"), [("demo", None), ("int8", "int8"), ("float32", "f32")])
+@pytest.mark.parametrize("form", [*CACHES, "demo"])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_bits_are_those_of_one_session(
-    form: str, kv: str | None, threads: int, tmp_path_factory: pytest.TempPathFactory
+    form: str, threads: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    targets = TARGETS_OF_THREE if form == "demo" else ("host",)
-    compare(bundle_for(tmp_path_factory, form, targets, kv), threads)
+    if form == "demo":
+        compare(bundle_for(tmp_path_factory, form, TARGETS_OF_THREE), threads)
+    else:
+        compare(bundle_of_all_targets(tmp_path_factory, form), threads)
 
 
 @pytest.mark.slow
