@@ -29,7 +29,8 @@ from slmtvm.host import runs_here
 from slmtvm.schedules import isa as isas
 from slmtvm.schedules import linear
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.linear import LinearShape, blocks
+from slmtvm.schedules.isa.base import WINDOWS
+from slmtvm.schedules.linear import LinearShape, blocks, windows
 from slmtvm.target import Target
 
 TURN_SECONDS = 0.02
@@ -41,6 +42,7 @@ SETTINGS = {  # rows, channels, inputs, whether the weights come from memory
 }
 PATTERNS = ((8, 4), (32, 4), (16, 1), (1, 4))
 SHARES = (0.5, 0.7, 0.8, 0.9)
+NEIGHBOURS = ((2, 4), (1, 4))
 
 
 @dataclass
@@ -104,7 +106,11 @@ def entry(
         return len(calls)
 
     density = blocks.density(shape, isa, weights)
-    expected = blocks.relative_time(shape, isa, density) if shape.sparse else 1.0
+    expected = 1.0
+    if shape.window:
+        expected = windows.relative_time(shape.window, isa, shape.m)
+    elif shape.sparse:
+        expected = blocks.relative_time(shape, isa, density)
     return Entry(name, setting, density, size, expected, run)
 
 
@@ -115,6 +121,14 @@ def pruned(n: int, k: int, block: tuple[int, int], share: float) -> np.ndarray:
     zero = rng.random((n // block[0], k // block[1])) < share
     weight[np.repeat(np.repeat(zero, block[0], axis=0), block[1], axis=1)] = 0
     return weight
+
+
+def kept_of(n: int, k: int, kept: int, size: int) -> np.ndarray:
+    """Random int8 weights, ``kept`` of every ``size`` neighbours along k not zero."""
+    rng = np.random.default_rng(1)
+    weight = rng.integers(1, 128, (n, k)) * rng.choice([-1, 1], (n, k))
+    order = rng.random((n, k // size, size)).argsort(axis=2)
+    return np.where((order < kept).reshape(n, k), weight, 0).astype(np.int8)
 
 
 def entries(setting: str, target: Target, folder: Path) -> list[Entry]:
@@ -139,6 +153,12 @@ def entries(setting: str, target: Target, folder: Path) -> list[Entry]:
             weight = pruned(n, k, block, share)
             name = f"{block[0]}x{block[1]}, {share:.0%}"
             found.append(made(name, replace(dense, sparse=True), weight))
+    for kept, size in NEIGHBOURS:
+        weight = kept_of(n, k, kept, size)
+        for window in isa.window_times:
+            shape = replace(dense, sparse=True, window=window)
+            if windows.fits(WINDOWS[window], linear.Weights(weight)):
+                found.append(made(f"{kept}:{size} as {window}", shape, weight))
     return found
 
 
@@ -159,7 +179,7 @@ def report(found: list[Entry]) -> list[dict[str, object]]:
     for one in found:
         ratios = sorted(d / s for d, s in zip(dense.seconds, one.seconds, strict=True))
         print(
-            f"{one.setting:15} {one.name:10} blocks {one.density:4.0%} "
+            f"{one.setting:15} {one.name:14} blocks {one.density:4.0%} "
             f"{median(one.seconds) * 1e6:9.1f} us  x{median(ratios):.2f} "
             f"[{ratios[0]:.2f}..{ratios[-1]:.2f}]  "
             f"bytes x{dense.weight_bytes / one.weight_bytes:.2f}  model x{1 / one.expected:.2f}"
@@ -173,6 +193,7 @@ def main() -> None:
     parser.add_argument("--target", default="host")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--only", default="", help="entries whose names hold this")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     target = Target.load(options.target)
@@ -182,6 +203,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for setting in options.settings:
             found = entries(setting, target, Path(folder))
+            found = [one for one in found if one.name == "dense" or options.only in one.name]
             measure(found, options.rounds)
             rows += report(found)
     if options.json:

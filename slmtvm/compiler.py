@@ -87,7 +87,7 @@ def compile_model(
     the check fails; nothing is left at ``output`` then, and what was there before stays.
     """
     _check_options(kv, activations, sparse)
-    resolved = [t if isinstance(t, Target) else Target.load(t) for t in targets]
+    resolved = with_fallbacks([t if isinstance(t, Target) else Target.load(t) for t in targets])
     text = _tokenizer(model, tokenizer)  # before the work that takes long
     progress("import")
     canonical = import_onnx(
@@ -113,6 +113,13 @@ def compile_model(
         progress=progress,
         note=note,
     )
+
+
+def with_fallbacks(targets: Sequence[Target]) -> list[Target]:
+    """``targets``, with those that run where the GPU of one is not there."""
+    names = {target.name for target in targets}
+    wanted = sorted({t.cuda.fallback for t in targets if t.cuda is not None} - names)
+    return [*targets, *map(Target.load, wanted)]
 
 
 def plan_model(
@@ -238,7 +245,7 @@ def _to_check(
     for target in sorted(targets, key=lambda t: (len(t.requires), t.name)):
         dtype = _cache_dtype(target, model, kv_dtype)
         found.setdefault(dtype, None)
-        if runs_here(target.arch, target.requires):
+        if target.cuda is None and runs_here(target.arch, target.requires):
             found[dtype] = target.name
     return found
 

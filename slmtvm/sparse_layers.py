@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from slmtvm.ir.model import LayerReport
 from slmtvm.passes.lower_kernels.sparse import LIMIT
 from slmtvm.schedules import isa
-from slmtvm.schedules.linear import LinearShape, blocks
+from slmtvm.schedules.linear import LinearShape, blocks, windows
 from slmtvm.target import Target, known_targets
 
-_INT4_BITS, _PRUNED_BITS = 4.5, 5  # a weight of int4 in groups of 32; of int8 with places, 2:4
+_INT4_BITS, _PRUNED_BITS = 4.5, 6  # a weight of int4 in groups of 32; of int8 with places, 2:4
+_ROWS = (1, 64)  # of a step that decodes, and of one that reads a prompt
 
 
 def sparse_lines(layers: Sequence[LayerReport]) -> list[str]:
@@ -30,8 +31,8 @@ def _described(layer: LayerReport) -> str:
 
 
 def expected_times(layer: LayerReport) -> dict[str, float]:
-    """For each target what skipping zeros would take of the dense kernel's time for one token;
-    empty where no kernel of the layer's format skips any."""
+    """For each target what skipping zeros would take of the dense kernel's time, for one token or
+    for several, whichever is more; empty where no kernel of the layer's format skips any."""
     if layer.format != "int8" or layer.group_size or layer.group_channels:
         return {}
     n, k = layer.shape
@@ -39,9 +40,21 @@ def expected_times(layer: LayerReport) -> dict[str, float]:
     for name in known_targets():
         primitives = isa.get(Target.load(name).isa)
         size = f"{primitives.for_blocks.block_channels}x{primitives.k_step}"
-        shape = LinearShape(1, n, k, "int8", "row_u8")
-        found[name] = blocks.relative_time(shape, primitives, layer.blocks_used[size])
+        used = layer.blocks_used[size]
+        found[name] = min(
+            max(_of_blocks(m, n, k, primitives, used) for m in _ROWS),
+            *(
+                max(windows.relative_time(window, primitives, m) for m in _ROWS)
+                for window in layer.windows
+                if window in primitives.window_times
+            ),
+            float("inf"),
+        )
     return found
+
+
+def _of_blocks(m: int, n: int, k: int, primitives: isa.Isa, used: float) -> float:
+    return blocks.relative_time(LinearShape(m, n, k, "int8", "row_u8"), primitives, used)
 
 
 def _fate(layer: LayerReport) -> str:
@@ -50,16 +63,15 @@ def _fate(layer: LayerReport) -> str:
     said = []
     if skipping:
         said.append(
-            f"zero blocks are skipped on {', '.join(skipping)} (of the dense kernel's time, "
-            "modelled)"
+            f"zeros are skipped on {', '.join(skipping)} (of the dense kernel's time, modelled)"
         )
     if dense := [name for name in times if times[name] > LIMIT]:
-        said.append(f"too few whole blocks are zero for {', '.join(dense)}: computed as dense")
+        said.append(f"too few zeros that {', '.join(dense)} could skip: computed as dense")
     if not times:
         said.append("no kernel skips zeros of this format: computed as dense")
     if layer.sparsity == "2:4" and layer.format == "int8":
         said.append(
-            f"int4 in groups is the faster form: {_INT4_BITS} bits a weight, where 2:4 in int8 "
+            f"int4 in groups reads less from memory: {_INT4_BITS} bits a weight, where 2:4 in int8 "
             f"takes {_PRUNED_BITS}"
         )
     return "; ".join(said)

@@ -23,10 +23,25 @@ _FIELDS = {
     "name": str, "description": str, "isa": str, "arch": str, "llvm": dict, "link": str,
     "requires": list,
 }  # fmt: skip
-_OPTIONAL = {"read_gb_per_second": float}
-_TOML_NAMES = {str: "a string", dict: "a table", list: "a list", float: "a number"}
+_OPTIONAL = {"read_gb_per_second": float, "cuda": dict}
+_CUDA_FIELDS = {"arch": str, "multiprocessors": int, "fallback": str}
+_TOML_NAMES = {
+    int: "an integer", str: "a string", dict: "a table", list: "a list", float: "a number",
+}  # fmt: skip
 _MAX_TOML_BYTES = 1 << 20
 ARCHITECTURES = ("x86_64", "aarch64", "riscv64")
+
+
+@dataclass(frozen=True)
+class CudaTarget:
+    """The GPU of a target: ``arch`` as NVRTC names it, and how many multiprocessors it has.
+
+    ``fallback`` is the target whose library runs where there is no such GPU.
+    """
+
+    arch: str
+    multiprocessors: int
+    fallback: str
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,8 @@ class Target:
     ``isa`` names the file of schedules/isa/ whose primitives the kernels use; ``llvm`` is TVM's
     target dict; ``link`` is the triple ziglang links for; ``requires`` lists the CPU features the
     library checks before it runs, named as in codegen/runtime/cpu.c. ``read_gb_per_second`` is what
-    one core typically reads from memory: estimates are made with it, nothing else.
+    one core typically reads from memory: estimates are made with it, nothing else. With ``cuda``
+    the kernels run on a GPU, and ``isa`` is "cuda"; the library around them is for ``arch`` still.
     """
 
     name: str
@@ -47,6 +63,7 @@ class Target:
     link: str
     requires: tuple[str, ...]
     read_gb_per_second: float | None = None
+    cuda: CudaTarget | None = None
 
     @cached_property
     def tvm(self) -> Any:
@@ -67,7 +84,7 @@ class Target:
         path = Path(name)
         if path.suffix == ".toml":
             return _parse(read_text(path, _MAX_TOML_BYTES, TargetError), str(path))
-        known = ["host", *known_targets()]
+        known = ["host", *known_targets(), *known_targets(cuda=True)]
         if name not in known:
             raise TargetError(
                 f"unknown target; known are {', '.join(known)}, or give the path of a TOML file"
@@ -94,9 +111,14 @@ def host_target(machine: str | None = None, cpuinfo: str | None = None) -> Targe
     )
 
 
-def known_targets() -> list[str]:
-    """Names of the targets that come with slmtvm."""
-    return sorted(p.name[:-5] for p in _folder().iterdir() if p.name.endswith(".toml"))
+def known_targets(*, cuda: bool = False) -> list[str]:
+    """Names of the targets that come with slmtvm: of CPUs, or of GPUs."""
+    return sorted(
+        path.name[:-5]
+        for path in _folder().iterdir()
+        if path.name.endswith(".toml")
+        and cuda == ("cuda" in tomllib.loads(path.read_text(encoding="utf-8")))
+    )
 
 
 def _folder() -> Any:
@@ -122,4 +144,17 @@ def _parse(text: str, where: str) -> Target:
         raise TargetError(
             f"arch is {table['arch']!r}; it must be one of {', '.join(ARCHITECTURES)}", where=where
         )
+    if "cuda" in table:
+        table["cuda"] = _parse_cuda(table["cuda"], where)
+    if (table["isa"] == "cuda") != ("cuda" in table):
+        raise TargetError('the isa "cuda" and a table [cuda] need each other', where=where)
     return Target(**{**table, "requires": tuple(table["requires"])})
+
+
+def _parse_cuda(table: dict[str, Any], where: str) -> CudaTarget:
+    wrong = [n for n, type_ in _CUDA_FIELDS.items() if not isinstance(table.get(n), type_)]
+    unknown = sorted(table.keys() - _CUDA_FIELDS)
+    if wrong or unknown or table["multiprocessors"] < 1:
+        fields = ", ".join(f"{name} ({_TOML_NAMES[t]})" for name, t in _CUDA_FIELDS.items())
+        raise TargetError(f"[cuda] must have {fields}, and nothing else", where=where)
+    return CudaTarget(**table)

@@ -21,7 +21,7 @@ RISCV_VECTOR = "isa : rv64imafdcv_zicsr_zifencei\n"
 RISCV_SCALAR = "isa : rv64imafdc_zicsr\n"
 
 
-@pytest.mark.parametrize("name", known_targets())
+@pytest.mark.parametrize("name", [*known_targets(), *known_targets(cuda=True)])
 def test_each_target_file_is_named_after_its_target_and_uses_a_known_isa(name: str) -> None:
     target = Target.load(name)
     assert target.name == name
@@ -61,6 +61,32 @@ def test_extensions_of_a_riscv_isa_string_are_not_taken_for_single_letters() -> 
 def test_an_unknown_name_lists_the_known_targets() -> None:
     with pytest.raises(TargetError, match="cortex-a78"):
         Target.load("cortex-a7")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("multiprocessors = 8", 'multiprocessors = "8"'), "must have arch .a string., multi"),
+        (("multiprocessors = 8", "multiprocessors = 0"), "must have arch"),
+        (('arch = "sm_87"', 'arch = "sm_87"\nsms = 3'), "and nothing else"),
+        (('isa = "cuda"', 'isa = "neon"'), "need each other"),
+    ],
+)
+def test_a_gpu_is_described_in_full(change: tuple[str, str], message: str, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "targets" / "jetson-orin.toml").read_text()
+    assert change[0] in text
+    path = tmp_path / "board.toml"
+    path.write_text(text.replace(*change))
+    with pytest.raises(TargetError, match=message):
+        Target.load(str(path))
+
+
+def test_the_library_of_a_cpu_is_there_for_every_gpu() -> None:
+    for name in known_targets(cuda=True):
+        target = Target.load(name)
+        assert target.cuda is not None
+        fallback = Target.load(target.cuda.fallback)
+        assert fallback.cuda is None and fallback.arch == target.arch
 
 
 def test_a_file_of_ones_own_describes_a_board(tmp_path: Path) -> None:

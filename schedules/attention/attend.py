@@ -128,6 +128,12 @@ def group_queries(
     first = None
     if shape.window:
         first = T.bind(T.max(position - (shape.window - 1), T.int32(0)))
+    if shape.chunk:
+        # Padding rows of an encoder see what the last token sees.
+        own = position if shape.causal else T.min(position, last)
+        first = T.bind(own // shape.chunk * shape.chunk)
+        if not shape.causal:
+            last = T.bind(T.min(first + (shape.chunk - 1), last))
     queries = []
     for i in range(shape.group):
         bias_at = None

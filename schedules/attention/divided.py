@@ -137,6 +137,7 @@ def _half(shape: AttentionShape, unread: str) -> Work:
     touched = {t.name: 0 for t in shape.cache if t.name.startswith(unread)}
     tables = shape.table_bytes if unread == "v" else {}
     return Work(
-        context_multiply_adds=shape.work.context_multiply_adds // 2, window=shape.window,
+        context_multiply_adds=shape.work.context_multiply_adds // 2,
+        window=shape.window or shape.chunk,
         touched={**tables, **touched},
     )  # fmt: skip

@@ -95,6 +95,9 @@ def attend(shape: AttentionShape, inputs: Mapping[str, Array], scalar: int) -> A
         position = scalar + i if shape.causal else i
         end = position + 1 if shape.causal else scalar
         begin = max(0, position + 1 - shape.window) if shape.window else 0
+        if shape.chunk:
+            begin = min(position, end - 1) // shape.chunk * shape.chunk
+            end = min(end, begin + shape.chunk)
         for head in range(h):
             kv = head // shape.group
             scores = keys[kv, begin:end] @ q[i, head]

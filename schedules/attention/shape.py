@@ -54,9 +54,9 @@ class AttentionShape:
     ``separate``. Where ``q_eps`` (``k_eps``) is given, each query (key) head is first divided by
     ``sqrt(mean(x**2) + eps)`` and multiplied by q_gamma (k_gamma), float32 (head_dim,).
 
-    ``window``, ``softcap`` and a bias are those of ``slm.attention``. A bias by distance is float32
-    (num_heads, bias_columns), that of distance 0 in column ``bias_zero``; for every pair of
-    positions that a block of the kernel meets, visible or not, there must be a column:
+    ``window``, ``chunk``, ``softcap`` and a bias are those of ``slm.attention``. A bias by distance
+    is float32 (num_heads, bias_columns), that of distance 0 in column ``bias_zero``; for every
+    pair of positions that a block of the kernel meets, visible or not, there must be a column:
     ``BIAS_MARGIN`` columns more than pairs of visible positions have. Where it is
     ``bias_by_key``, column j is for key j, and there is one for every position of the capacity.
 
@@ -89,6 +89,7 @@ class AttentionShape:
     q_eps: float | None = None
     k_eps: float | None = None
     window: int = 0
+    chunk: int = 0
     softcap: float = 0.0
     bias_columns: int = 0
     bias_zero: int = 0
@@ -110,6 +111,7 @@ class AttentionShape:
         assert not self.bias_by_key or self.bias_columns >= self.capacity, self
         assert self.window >= 0 and self.softcap >= 0, self
         assert self.causal or not self.window, self
+        assert not (self.chunk and self.window), self
         assert not self.mask_positions or self.mask_positions >= self.capacity, self
 
     @property
@@ -220,7 +222,9 @@ class AttentionShape:
         per_position = 2 * self.m * self.num_heads * self.head_dim
         if self.causal:
             return Work(
-                context_multiply_adds=per_position, window=self.window, touched=self.table_bytes
+                context_multiply_adds=per_position,
+                window=self.window or self.chunk,
+                touched=self.table_bytes,
             )
         return Work(multiply_adds=per_position * self.m)
 
@@ -257,6 +261,8 @@ class AttentionShape:
         parts = [f"s{_hex(self.scale)}", f"a{self.accumulators}"]
         if self.window:
             parts.append(f"w{self.window}")
+        if self.chunk:
+            parts.append(f"b{self.chunk}")
         if self.softcap:
             parts.append(f"cap{_hex(self.softcap)}")
         for kind, roundings in (

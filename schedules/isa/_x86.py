@@ -26,6 +26,12 @@ def broadcast_word(buffer: Buffer, at: Expr, lanes: int) -> Expr:
     return let(T.Broadcast(T.reinterpret("int32", load(buffer, at, 4)), lanes))
 
 
+def twice(sixteen: Expr) -> Expr:
+    """16 bytes in both halves of a vector of 256 bits."""
+    half = let(sixteen)
+    return T.Shuffle([half, half], [*range(32)])
+
+
 class BroadcastRow:
     """The half of ``Dot`` that broadcasts four activations from memory when a step wants them."""
 

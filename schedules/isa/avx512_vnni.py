@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa._x86 import BroadcastRow, broadcast_word, fields
-from slmtvm.schedules.isa.base import Dot, Expr, Isa, ListCost, Row, Vectors, intrinsic, let, splat
+from slmtvm.schedules.isa._x86 import BroadcastRow, broadcast_word, fields, twice
+from slmtvm.schedules.isa.base import (
+    Buffer,
+    Dot,
+    Expr,
+    Isa,
+    ListCost,
+    Picking,
+    Row,
+    Vectors,
+    Window,
+    intrinsic,
+    let,
+    load,
+    splat,
+)
 
 LANES = 16
 
@@ -94,10 +110,36 @@ class _S8Row(BroadcastRow, Dot):
         return splat(1, "int8", 4 * self._lanes)
 
 
+class _Picking(Picking):
+    """Vectors of 256 bits, as blocks have."""
+
+    def __init__(self) -> None:
+        self._dot = _S8Row(8)
+        self.state = self._dot.state
+
+    def row(self, buffer: Buffer, at: Expr) -> Expr:
+        return let(twice(load(buffer, at, 16)))
+
+    def places(self, raw: Expr) -> tuple[Expr, Expr]:
+        low, high = fields(raw, 4, "uint8x32", 8)
+        return low, high
+
+    def weights(self, raw: Expr) -> Expr:
+        return self._dot.weights(raw)[0]
+
+    def step(self, state: Vectors, weight: Expr, places: Expr, row: Expr) -> Vectors:
+        picked = intrinsic("uint8x32", "llvm.x86.avx2.pshuf.b", row, places)
+        return self._dot.step(state, weight, picked)
+
+
 class Avx512Vnni(Isa):
     # Not measured: two half vectors for one, three loads each for one load.
     list_cost = ListCost(step=2.5, ends=25)
     list_cost_of_rows = ListCost(step=1.6, ends=10)
+    window_times: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "4of16": (0.8, 0.8),
+        "8of16": (1.5, 1.5),
+    }
 
     def fields_s8(self, bits: int, rows: int) -> Dot:
         # With 2 bits there are four sums to shift, which costs as much as it saves.
@@ -108,6 +150,9 @@ class Avx512Vnni(Isa):
 
     def s8_row(self) -> Dot:
         return _S8Row(self.lanes)
+
+    def picking(self, window: Window) -> Picking:
+        return _Picking()
 
     @property
     def for_blocks(self) -> Isa:

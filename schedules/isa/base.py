@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 CHUNK = 16
@@ -18,6 +20,23 @@ Expr = Any  # a TIR expression, or for operands of Dot.step what the ISA makes o
 Buffer = Any
 Vectors = tuple[Expr, ...]
 Row = Any  # what Dot.row returns, for Dot.activation alone
+
+
+@dataclass(frozen=True)
+class Window:
+    """``kept`` weights at most, a multiple of ``k_step``, of every ``size`` consecutive k of a
+    channel."""
+
+    kept: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kept}of{self.size}"
+
+
+WINDOWS = {w.name: w for w in (Window(4, 16), Window(8, 16), Window(4, 8))}
+"""By name. 4 of 16 holds what 1:4, 2:8 and 4:16 do; 8 of 16, and 4 of 8, what 2:4 and 4:8 do."""
 
 
 class Dot(ABC):
@@ -74,6 +93,43 @@ class Dot(ABC):
         return state[0]
 
 
+class Picking(ABC):
+    """An exact int32 dot product of weights that pick their activations out of a window of k.
+
+    A step multiplies 4 weights of each channel, whose places are nibbles. The sum that ``finish``
+    returns lacks what ``missing`` says of a channel, whatever its activations.
+    """
+
+    state: tuple[str, ...]
+
+    signs: bool = False
+    """Whether a place has the weight's sign in its highest bit, and the weight is a magnitude."""
+
+    @abstractmethod
+    def row(self, buffer: Buffer, at: Expr) -> Expr:
+        """The activations of the window that begins at ``at``, for ``step`` to pick from."""
+
+    @abstractmethod
+    def places(self, raw: Expr) -> tuple[Expr, Expr]:
+        """Bytes as read -> the places of the steps in their lower and their upper halves."""
+
+    @abstractmethod
+    def weights(self, raw: Expr) -> Expr:
+        """The operand of a step that one vector of stored weights is."""
+
+    @abstractmethod
+    def step(self, state: Vectors, weight: Expr, places: Expr, row: Expr) -> Vectors:
+        """``state`` plus one step."""
+
+    def missing(self, weights: np.ndarray) -> np.ndarray | None:
+        """What sums of ``weights`` (n, k) lack, (n,) int32; None where that is nothing."""
+        return None
+
+    def finish(self, state: Vectors) -> Expr:
+        """The int32 vector of sums, one lane for each channel."""
+        return state[0]
+
+
 @dataclass(frozen=True)
 class ListCost:
     """What a kernel on lists of blocks takes, in steps of a dense kernel on as many channels.
@@ -112,11 +168,18 @@ class Isa(ABC):
     list_cost_of_rows: ClassVar[ListCost] = ListCost(step=1.3, ends=10)
     """The same with several rows, whose blocks are loaded once."""
 
+    window_times: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """By window that kernels pick from: their time for one row and for several, of the dense
+    kernel's with weights in cache. No other windows are picked from."""
+
     native_f16: ClassVar[bool] = True
     """Whether one instruction converts a vector between float16 and float32."""
 
     prefetch: ClassVar[bool] = True
     """Whether asking for weights ahead gains more than the instructions that do it cost."""
+
+    least_blocks: ClassVar[int] = 8
+    """A matrix-vector product is cut in so many blocks where it can be, for threads to share."""
 
     @property
     def kv_dtype(self) -> str:
@@ -178,6 +241,11 @@ class Isa(ABC):
     @abstractmethod
     def s8_row(self) -> Dot:
         """int8 weights -128..127, activations 0..255 stored as ``row_dtype`` says."""
+
+    def picking(self, window: Window) -> Picking:
+        """int8 weights that pick from ``window``, one of ``window_times``; activations 0..255
+        stored as ``row_dtype`` says."""
+        raise NotImplementedError(f"{self.name} picks from no windows")
 
 
 def let(value: Expr) -> Expr:

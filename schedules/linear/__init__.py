@@ -17,6 +17,7 @@ from slmtvm.schedules.linear import (
     floating,
     grouped,
     weight_only,
+    windows,
 )
 from slmtvm.schedules.linear.integer import unrolled
 from slmtvm.schedules.linear.knobs import BY_TILE, Knobs, KnobSpace
@@ -30,8 +31,8 @@ __all__ = [
 ]  # fmt: skip
 
 _SCHEMES: dict[str, Scheme] = {"f32": floating, "block": grouped, "row_u8": by_row}
-"""By activation; sparse weights are ``blocks``, weights with scales on float32 activations
-``weight_only``, and ``channel_blocks`` where blocks of channels share them."""
+"""By activation; sparse weights are ``blocks`` or ``windows``, weights with scales on float32
+activations ``weight_only``, and ``channel_blocks`` where blocks of channels share them."""
 
 
 def build(
@@ -74,6 +75,8 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> dict[str, np.ndarray
 
 def layout(shape: LinearShape, isa: Isa) -> str:
     """Two targets, and two kernels, for which this is equal share packed weights byte for byte."""
+    if shape.window:
+        return windows.layout(shape, isa)
     if shape.sparse:
         return f"blocks{isa.for_blocks.block_channels}x{isa.k_step}-{shape.format}-row_u8"
     if shape.activation == "f32" and not shape.weight_only:
@@ -99,6 +102,7 @@ def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
 
 def effective_knobs(shape: LinearShape, isa: Isa, knobs: Knobs) -> Knobs:
     """``knobs`` as they are really used: of settings that make the same code, one."""
+    isa = isa.for_blocks if shape.sparse else isa
     used = {**knobs, "mr": min(knobs["mr"], shape.m)}
     while used["nv"] > isa.vectors and used["nv"] // 2 * isa.lanes >= shape.n:
         used["nv"] //= 2
@@ -129,6 +133,8 @@ def reference(
 
 
 def _scheme(shape: LinearShape) -> Scheme:
+    if shape.window:
+        return windows
     if shape.sparse:
         return blocks
     if shape.group_channels:

@@ -18,9 +18,6 @@ BY_TILE = 1
 _FEW_ROWS = 4
 """Up to so many, a product waits for its weights: later ones are asked for in time."""
 
-_MIN_BLOCKS = 8
-"""A matrix-vector product is cut in so many blocks where it can be, for threads to share."""
-
 
 def tile_knobs(shape: LinearShape, isa: Isa, registers_per_cell: int, max_rows: int) -> Knobs:
     """``mr`` and ``nv`` for a kernel whose (row, vector) cells take so many registers each.
@@ -30,7 +27,7 @@ def tile_knobs(shape: LinearShape, isa: Isa, registers_per_cell: int, max_rows: 
     """
     if shape.m == 1:
         fitting = isa.registers // 4 // registers_per_cell
-        sharing = shape.n // _MIN_BLOCKS // isa.lanes
+        sharing = shape.n // isa.least_blocks // isa.lanes
         return {"mr": 1, "nv": max(isa.vectors, _power_of_two(min(4, fitting, sharing)))}
     cells = max(1, isa.registers // 2 // registers_per_cell)
     rows = _rows(shape.m, min(max_rows, cells))

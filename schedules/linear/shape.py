@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slmtvm.errors import TargetError
+from slmtvm.schedules.isa.base import WINDOWS
 
 ROW_ALIGNMENT = 16
 """Activations quantized by row are padded to a multiple of this many values."""
@@ -54,7 +55,8 @@ class LinearShape:
     ``format``, ``activation``, ``group_size`` and ``group_channels`` are those of ``slm.linear``;
     ``scale_dtype`` is how the packed scales of a grouped format are stored ("float16" or
     "float32", see ``pick_scale_dtype``); ``float_zero_points`` are float32 ones instead of bytes.
-    ``sparse``: of the weights only blocks that hold any but zeros are stored, see ``blocks``.
+    ``sparse``: of the weights only blocks that hold any but zeros are stored, see ``blocks``; or,
+    where ``window`` names one of ``isa.base.WINDOWS``, only so many of each, see ``windows``.
     Raises TargetError where no kernel supports the combination.
     """
 
@@ -71,6 +73,7 @@ class LinearShape:
     float_zero_points: bool = False
     group_channels: int = 0
     sparse: bool = False
+    window: str = ""
 
     def __post_init__(self) -> None:
         if (self.format, self.activation) not in SUPPORTED:
@@ -91,6 +94,10 @@ class LinearShape:
             self._check_blocks_of_channels()
         if self.sparse and self.activation != "row_u8":
             raise self._unsupported("sparse weights of int8 for whole rows")
+        if self.window and not (self.sparse and self.window in WINDOWS):
+            raise self._unsupported(f"windows {', '.join(WINDOWS)} of sparse weights")
+        if self.window and self.has_zero_points:
+            raise self._unsupported("windows of weights without zero points")
         if self.scale_dtype not in ("float16", "float32"):
             raise self._unsupported("scale_dtype float16 or float32")
 
@@ -154,7 +161,7 @@ class LinearShape:
             parts.append(f"c{self.group_channels}")
         if self.group_size:
             parts += [f"g{self.group_size}", f"s{self.scale_dtype[5:]}"]
-        parts += ["blocks"] * self.sparse
+        parts += [self.window or "blocks"] * self.sparse
         parts += ["zpf" if self.float_zero_points else "zp"] * self.has_zero_points + [
             "bias"
         ] * self.has_bias

@@ -29,9 +29,14 @@ class FileEntry:
     sha256: str
 
 
+CUDA = "cuda"
+"""What a library requires that runs its kernels on a GPU: a CUDA driver."""
+
+
 @dataclass(frozen=True)
 class TargetEntry:
-    """One target's library, and what the CPU must have to run it (names as in /proc/cpuinfo).
+    """One target's library, and what the machine must have to run it: features of the CPU (names as
+    in /proc/cpuinfo), or ``CUDA``.
 
     ``object`` holds the library's kernels and tables without the runtime, to be linked into
     programs; ``triple`` is what the library is linked for, ``abi`` its SLM_ABI_VERSION. ``memory``

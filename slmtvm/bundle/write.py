@@ -12,6 +12,7 @@ from typing import Any
 
 from slmtvm.bundle.build_folder import build_folder
 from slmtvm.bundle.manifest import (
+    CUDA,
     FileEntry,
     Manifest,
     TargetEntry,
@@ -160,7 +161,7 @@ def _target_entry(target: Target, plan: Plan, weights: WeightsFile, library: Pat
         triple=target.link,
         abi=ABI_VERSION,
         arch=target.arch,
-        requires=target.requires,
+        requires=(*target.requires, CUDA) if target.cuda else target.requires,
         memory=asdict(predict_memory(plan, weights.size)),
     )
 

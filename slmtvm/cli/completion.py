@@ -69,7 +69,7 @@ def _values(action: argparse.Action) -> tuple[str, ...]:
     if action.dest == "target":
         from slmtvm.target import known_targets
 
-        return ("host", *known_targets())
+        return ("host", *known_targets(), *known_targets(cuda=True))
     return tuple(str(choice) for choice in action.choices or ())
 
 

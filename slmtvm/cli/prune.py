@@ -16,8 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="n:m (2:4, the default, 4:8, 1:4), block:CHANNELSxK (block:8x4) or free",
     )  # fmt: skip
     parser.add_argument(
+        "--structured", metavar="WHAT",
+        help="heads or channels, as a whole and instead of a pattern: compilers cut them out",
+    )  # fmt: skip
+    parser.add_argument(
         "--sparsity", type=float, metavar="PART",
-        help="of the weights that go, for block and free (default 0.5)",
+        help="of the weights, heads or channels that go (default 0.5; n:m says it itself)",
     )  # fmt: skip
     parser.add_argument(
         "--method", default="sparsegpt", metavar="NAME",
@@ -61,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
             exclude=options.exclude,
             keep_dense=options.keep_dense,
             head=options.head,
+            structured=options.structured,
             progress=bar.set_description_str,
         )
     show_report(report, options)

@@ -13,7 +13,7 @@ def run(options: argparse.Namespace) -> int:
     from slmtvm.errors import TargetError
     from slmtvm.target import Target, known_targets
 
-    for name in known_targets():
+    for name in (*known_targets(), *known_targets(cuda=True)):
         target = Target.load(name)
         print(f"{name:16} {target.arch:8} {target.description}")
     try:

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from slmtvm.codegen.c_runtime import C_FLAGS, runtime_object
+from slmtvm.codegen.cuda.launches import write_cuda
 from slmtvm.codegen.objects import write_object
 from slmtvm.codegen.tables import kernel_symbol, write_tables
 from slmtvm.codegen.weights import WeightsFile
@@ -82,16 +83,24 @@ def _build(
     (folder / "plan.c").write_text(write_tables(plan, target, weights))
     (folder / "exports.map").write_text(_EXPORTS)
     say(f"{target.name}: compiling {len(plan.kernels)} kernels")
-    kernels = {kernel_symbol(n): plan.kernels[n].func for n in sorted(plan.kernels)}
-    write_object(kernels, target, folder / "kernels.o")
-    say(f"{target.name}: linking")
     runtime = runtime_object(target.link, sources, folder, progress=say)
+    if target.cuda is not None:
+        (folder / "kernels.c").write_text(write_cuda(plan, target.cuda, folder))
+        executor = runtime_object(
+            target.link, sources / "cuda", folder, headers=[sources], progress=say
+        )
+        code, needed = ["kernels.c", str(executor.absolute())], ["-ldl"]
+    else:
+        kernels = {kernel_symbol(n): plan.kernels[n].func for n in sorted(plan.kernels)}
+        write_object(kernels, target, folder / "kernels.o")
+        code, needed = ["kernels.o"], []
+    say(f"{target.name}: linking")
     zig_cc(
         target.link,
         # What helps a debugger names the folder.
         [
             *C_FLAGS, "-g0", "-Wl,--strip-debug", f"-I{sources}", "-r", "-o", "model.o", "plan.c",
-            "kernels.o",
+            *code,
         ],
         folder=folder,
         progress=say,
@@ -99,7 +108,7 @@ def _build(
     zig_cc(
         target.link,
         [
-            *C_FLAGS, "-o", path.name, "model.o", str(runtime.absolute()), *_LINK_FLAGS,
+            *C_FLAGS, "-o", path.name, "model.o", str(runtime.absolute()), *_LINK_FLAGS, *needed,
             f"-Wl,-soname,{path.name}",
             "-Wl,--version-script=exports.map",
         ],

@@ -45,7 +45,7 @@ def lower_to_pointers(func: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
 # which the code generator reads and writes lane by lane.
 _FLAT_KERNELS = (tir.LowerIntrin(),)
 # What LegalizeOps makes: TVM's default lowering, without the packed API.
-_TVM_KERNELS = (
+TVM_KERNELS = (
     tvm.s_tir.transform.CanonicalizeLoop(),
     tvm.s_tir.transform.LowerInitBlock(),
     tvm.s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
@@ -75,7 +75,7 @@ def build_module(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> Any:
     others = {n: f for n, f in kernels.items() if n not in flat}
     with target.tvm:
         module = _lower(flat, target, _FLAT_KERNELS)
-        module.update(_lower(others, target, _TVM_KERNELS))
+        module.update(_lower(others, target, TVM_KERNELS))
         return tvm.get_global_func("target.build.llvm")(module, target.tvm)
 
 

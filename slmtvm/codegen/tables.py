@@ -56,13 +56,14 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
     """The C text for ``plan``, whose weights already lie at the offsets of ``weights``."""
     check_plan(plan, weights.size)
     names = sorted(plan.kernels)
+    own = names if target.cuda is None else []  # kernels that this processor runs
     bodies, heads = _functions(plan, "body"), _functions(plan, "head")
     sources = _functions(plan, "source")
-    batches, batch_heads = _functions(plan, "batch"), _functions(plan, "batchhead")
+    batches = _functions(plan, "batch")
     steps: list[str] = []
     refs: list[str] = []
     rows: dict[str, list[str]] = defaultdict(list)
-    for function in (*bodies, *heads, *sources, *batches, *batch_heads):
+    for function in functions_in_order(plan):
         rows[function.name].append(f"{{{function.rows}, {len(steps)}, {len(function.steps)}}}")
         for step in function.steps:
             flags = [
@@ -86,12 +87,15 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
             "",
             "/* Hidden, so that the kernels are not exported from the library. */",
             "#pragma GCC visibility push(hidden)",
-            *(_declare(plan, name) for name in names),
+            *(_declare(plan, name) for name in own),
+            *(["extern const struct slm_device slm_cuda_device;"] if target.cuda else []),
             "#pragma GCC visibility pop",
             "",
-            *(_wrap(plan, name, index) for index, name in enumerate(names)),
+            *(_wrap(plan, name, index) for index, name in enumerate(own)),
             "",
-            _table("static const slm_kernel kernels", [f"call_{i}" for i in range(len(names))]),
+            _table(
+                "static const slm_kernel kernels", [f"call_{i}" for i in range(len(own))] or ["0"]
+            ),
             _table("static const uint64_t refs", refs or ["0"]),
             _table("static const slm_step steps", steps),
             _table("static const slm_function bodies", rows["body"]),
@@ -118,6 +122,7 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
                     "target": _literal(target.name),
                     "requires": "requires",
                     "kernels": "kernels",
+                    "device": "&slm_cuda_device" if target.cuda else "0",
                     "steps": "steps",
                     "refs": "refs",
                     "bodies": "bodies",
@@ -307,6 +312,12 @@ def _require(holds: bool, message: str) -> None:
 
 def _functions(plan: Plan, name: str) -> list[Function]:
     return sorted((f for f in plan.functions if f.name == name), key=lambda f: -f.rows)
+
+
+def functions_in_order(plan: Plan) -> list[Function]:
+    """The functions in the order in which the table of steps has theirs."""
+    names = ("body", "head", "source", "batch", "batchhead")
+    return [f for name in names for f in _functions(plan, name)]
 
 
 def _context(plan: Plan) -> int:

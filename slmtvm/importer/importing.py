@@ -10,7 +10,9 @@ import tvm
 from tvm import relax
 
 from slmtvm.errors import SlmError, UnsupportedOpError
+from slmtvm.importer.emit.cut_zeros import cut_notes, cut_zeros
 from slmtvm.importer.emit.emit import Emitter, schedule
+from slmtvm.importer.emit.feature_regions import structures
 from slmtvm.importer.emit.report import elementwise_notes, family_of, hidden_size, layer_reports
 from slmtvm.importer.emit.split import split_packed
 from slmtvm.importer.encoder_decoder import (
@@ -280,7 +282,10 @@ class _Recognised:
 
     def __init__(self, cover: Cover, rows: Sequence[Rows]) -> None:
         self.cover, self.rows = cover, rows
-        self.by_name = split_packed(cover.steps)
+        whole = split_packed(cover.steps)
+        self.structures = structures(whole, rows)
+        self.by_name, cuts = cut_zeros(whole, rows)
+        self.cut_notes = cut_notes(cuts)
         self.order = schedule(self.by_name, rows)
         self.steps: Sequence[Step] = [self.by_name[name] for name in self.order]
         self.attentions = [s for s in self.steps if isinstance(s, Attention)]
@@ -343,7 +348,13 @@ def _canonical(found: _Recognised, chosen: _Found, emitter: Emitter) -> Canonica
         left_out=chosen.left_out,
         segments=found.segments,
         layers=tuple(layer_reports(found.by_name, found.order)),
-        notes=(*notes, *found.cover.notes, *elementwise_notes(found.by_token)),
+        structures=found.structures,
+        notes=(
+            *notes,
+            *found.cover.notes,
+            *found.cut_notes,
+            *elementwise_notes(found.by_token),
+        ),
     )
 
 
@@ -392,5 +403,10 @@ def _with_source(model: CanonicalModel, encoder: _Recognised, emitter: Emitter) 
         family="encoder-decoder",
         source_context=encoder.cover.frame.full.length,
         layers=(*layer_reports(encoder.by_name, encoder.order), *model.layers),
-        notes=(*model.notes, *encoder.cover.notes, *elementwise_notes(encoder.steps)),
+        notes=(
+            *model.notes,
+            *encoder.cover.notes,
+            *encoder.cut_notes,
+            *elementwise_notes(encoder.steps),
+        ),
     )

@@ -30,14 +30,16 @@ def call_kernel(
 
 @dataclass(frozen=True)
 class SparseLayer:
-    """A linear layer with zeros in blocks, and what became of it on a target.
+    """A linear layer with zeros that a kernel could skip, and what became of it on a target.
 
-    ``density``: which part of its blocks hold a weight that is not zero. ``relative_time``: what a
-    kernel that skips the others is expected to take, of the dense one's time; ``bytes_left`` of the
-    weights it would read. ``taken``: whether it is what runs.
+    ``kernel``: the one expected to be fastest, "blocks" or a window like "4of8". ``density``: which
+    part of the blocks hold a weight that is not zero, or of a window's weights are kept.
+    ``relative_time``: what the kernel is expected to take, of the dense one's time; ``bytes_left``
+    of the weights it would read. ``taken``: whether it is what runs.
     """
 
     name: str
+    kernel: str
     density: float
     relative_time: float
     bytes_left: float
@@ -47,7 +49,7 @@ class SparseLayer:
         """The same as JSON values, to three digits."""
         return {
             "layer": self.name,
-            "kernel": "blocks" if self.taken else "dense",
+            "kernel": self.kernel if self.taken else "dense",
             "density": round(self.density, 3),
             "expected_time": round(self.relative_time, 3),
             "weight_bytes": round(self.bytes_left, 3),
@@ -59,12 +61,12 @@ def sparse_note(layers: Sequence[SparseLayer]) -> str:
     taken = [layer for layer in layers if layer.taken]
     if not taken:
         return (
-            f"{len(layers)} layers have zeros in blocks, too few for skipping them to gain: they "
+            f"{len(layers)} layers have zeros in patterns, too few for skipping them to gain: they "
             "run on dense kernels"
         )
     left = sum(layer.bytes_left for layer in taken) / len(taken)
     return (
-        f"{len(taken)} of {len(layers)} layers with zeros in blocks skip them, and read "
+        f"{len(taken)} of {len(layers)} layers with zeros in patterns skip them, and read "
         f"{left:.0%} of their weights on average"
     )
 

@@ -48,6 +48,23 @@ class LayerReport:
     sparsity: str = ""  # the pattern of zeros: "2:4", "8x4", ...; see ``importer.emit.sparsity``
     zeros: float = 0.0  # their share, where there is a pattern
     blocks_used: Mapping[str, float] = field(default_factory=dict)  # share by size, e.g. "8x4"
+    windows: tuple[str, ...] = ()  # those that hold its weights, e.g. "4of8"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Inputs of a layer that can go together with what makes them: ``kind`` "heads" or "channels".
+
+    ``reader``: the weight of the layer that reads them; ``unit`` of its inputs, one after the
+    other, go together: a channel, or the query heads that share a key head. ``makers``: of each
+    layer that makes them, so that they are 0 where its outputs are: the name of its weight, its
+    output that begins them, how many of its outputs make a unit, and the name of its bias or "".
+    """
+
+    kind: str
+    reader: str
+    unit: int
+    makers: tuple[tuple[str, int, int, str], ...]
 
 
 @dataclass(frozen=True)
@@ -85,6 +102,7 @@ class CanonicalModel:
     segments: int = 0  # token types that an encoder tells apart; 0 where it takes none
     padding: tuple[int, ...] = ()  # tokens that the file leaves out when it counts positions
     layers: tuple[LayerReport, ...] = field(default=())
+    structures: tuple[Structure, ...] = field(default=())  # as the file has them, nothing cut out
     notes: tuple[str, ...] = field(default=())  # what was ignored or not recognised, and its cost
 
     @property

@@ -240,6 +240,7 @@ def attention(
     scale: float,
     mask: str,
     window: int = 0,
+    chunk: int = 0,
     softcap: float = 0.0,
     bias_by: str = "distance",
     roundings: str = "",
@@ -258,7 +259,8 @@ def attention(
     float32 (num_heads, context) for "causal", (num_heads, 2 * context - 1) for "bidirectional".
     Where ``bias_by`` is not "distance" but "key", it is plus ``bias[head, j]``, of float32
     (num_heads, context). Where ``window`` is not 0, position i sees only positions j with
-    ``i - j < window`` ("causal" only).
+    ``i - j < window`` ("causal" only). Where ``chunk`` is not 0, it sees only positions of its own
+    block of so many, ``i // chunk == j // chunk``.
 
     ``roundings``, "factor:scale:low:high" for each and joined by ";": before ``scale``, products
     are multiplied by the factor and rounded as ``quantize_dequantize`` does, in order.
@@ -270,8 +272,8 @@ def attention(
     return make_call(
         ATTENTION, args, operands=names, layer=layer, num_heads=num_heads,
         num_kv_heads=num_kv_heads, head_dim=head_dim, scale=scale, mask=mask, window=window,
-        softcap=softcap, bias_by=bias_by, roundings=roundings, sum_roundings=sum_roundings,
-        weight_roundings=weight_roundings,
+        chunk=chunk, softcap=softcap, bias_by=bias_by, roundings=roundings,
+        sum_roundings=sum_roundings, weight_roundings=weight_roundings,
     )  # fmt: skip
 
 

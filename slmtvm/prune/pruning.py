@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import onnx
 from onnx import ModelProto
 
 from slmtvm.errors import SlmError
+from slmtvm.ir.model import Structure
 from slmtvm.prune import methods
 from slmtvm.prune.patterns import Pattern, parse_pattern
 from slmtvm.prune.report import PrunedLayer, PruneReport
+from slmtvm.prune.structured import KINDS, find_structures, inputs_of, prune_inputs, zero_makers
 from slmtvm.quantize.accuracy import Accuracy, compare
 from slmtvm.quantize.calibration import Tokens, read_tokens, second_moments, write
 from slmtvm.quantize.layers import Layer, find_layers, normalise, replace_weight, weight_of
@@ -43,6 +46,7 @@ def prune(
     exclude: Sequence[str] = (),
     keep_dense: float = 0.0,
     head: bool = False,
+    structured: str | None = None,
     progress: Progress = lambda _: None,
 ) -> PruneReport:
     """Write the float file ``model`` with weights of its linear layers set to zero to ``output``.
@@ -59,6 +63,9 @@ def prune(
     tokenizer: for a calibration text; by default the one beside the model.
     exclude: shell patterns of nodes or weights that are left as they are.
     keep_dense: the part of all weights that may stay dense: of the layers that lose most by it.
+    structured: "heads" (with their keys and values, and all query heads that share these) or
+        "channels" (of the layers inside of blocks): so many of them go as ``sparsity`` says, and
+        ``pattern`` is not looked at. A compiler cuts them out.
     head: also prune the layer that makes the output, which is left as it is otherwise.
     progress: called with the name of each step as it begins.
 
@@ -66,7 +73,9 @@ def prune(
     written.
     """
     source, target = Path(model), Path(output)
-    chosen = parse_pattern(pattern, sparsity)
+    chosen = parse_pattern("free" if structured else pattern, sparsity)
+    if structured is not None and structured not in KINDS:
+        raise SlmError(f"structured {structured!r}; there are {', '.join(KINDS)}")
     if method not in METHODS:
         raise SlmError(f"method {method!r}; there are {', '.join(METHODS)}")
     if method != "magnitude" and calibration is None:
@@ -77,10 +86,15 @@ def prune(
     reference = Reference(source)  # says what is wrong with the file
     proto = onnx.load(str(source))
     normalise(proto)
-    layers = find_layers(proto, exclude)
+    layers = every = find_layers(proto, exclude)
     if not head:
         ends = _makers_of_outputs(proto)
         layers = [layer for layer in layers if layer.name not in ends]
+    known: Mapping[str, Structure] = {}
+    if structured is not None:
+        progress(f"find {structured}")
+        known = find_structures(proto, structured, source)
+        layers = inputs_of(known, layers)
     if not layers:
         raise SlmError("has no linear layer in float that could be pruned", where=str(source))
     windows: list[Tokens] = []
@@ -94,8 +108,11 @@ def prune(
         moments = second_moments(proto, [layer.x for layer in layers], seen)
     progress(method)
     # Layers that share a weight are pruned once, for the inputs of all of them.
-    found = {weight: _prune(proto, sharing, moments, chosen, method)
-             for weight, sharing in _by_weight(layers).items()}  # fmt: skip
+    how = partial(_prune, proto, moments=moments, method=method, pattern=chosen)
+    found = {
+        weight: how(sharing, structure=known.get(weight), sparsity=sparsity)
+        for weight, sharing in _by_weight(layers).items()
+    }
     rows = [_row(proto, layer, found[layer.weight], moments) for layer in layers]
     dense = _dearest(rows, layers, keep_dense)
     rows = [_left_dense(row) if layer.weight in dense else row
@@ -103,12 +120,14 @@ def prune(
     for layer in layers:
         if layer.weight not in dense:
             replace_weight(proto, layer, found[layer.weight].T.astype(np.float32))
+            if layer.weight in known:
+                zero_makers(proto, every, known[layer.weight], found[layer.weight])
     accuracy = Accuracy()
     if windows:
         progress("compare")
         accuracy = compare(reference, proto, windows)
     write(proto, target)
-    return PruneReport(target, pattern, method, tuple(rows), accuracy)
+    return PruneReport(target, structured or pattern, method, tuple(rows), accuracy)
 
 
 def _makers_of_outputs(model: ModelProto) -> set[str]:
@@ -129,15 +148,23 @@ def _by_weight(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
 def _prune(
     model: ModelProto,
     sharing: Sequence[Layer],
+    *,
     moments: Mapping[str, npt.NDArray[np.float32]],
     pattern: Pattern,
     method: str,
+    structure: Structure | None,
+    sparsity: float | None,
 ) -> Array:
     """The pruned weight (n, k) of layers that share one."""
     weight = weight_of(model, sharing[0]).T.astype(np.float64)
-    if method == "magnitude":
+    moment = None
+    if method != "magnitude":
+        moment = np.mean([moments[layer.x].astype(np.float64) for layer in sharing], axis=0)
+    if structure is not None:
+        part = 0.5 if sparsity is None else sparsity
+        return prune_inputs(weight, moment, structure.unit, part, method)
+    if moment is None:
         return methods.magnitude(weight, pattern)
-    moment = np.mean([moments[layer.x].astype(np.float64) for layer in sharing], axis=0)
     how = methods.wanda if method == "wanda" else methods.sparsegpt
     return how(weight, moment, pattern)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slmtvm.bundle.manifest import TargetEntry
+from slmtvm.bundle.manifest import CUDA, TargetEntry
 from slmtvm.bundle.read import Bundle
 from slmtvm.errors import BundleError, DeviceError, SlmError
 from slmtvm.host import cpu_features, cpuinfo, missing
@@ -48,7 +48,8 @@ class Model:
         ``threads``: the most that compute; no more are started than there are cores for (affinity,
         the control group's quota), and 0 means as many as that, of cores that differ in speed the
         fast ones. ``cores`` ("4-7,9") binds them, and the calling thread, to these. ``how`` then
-        says what was chosen and why. ``all_threads`` starts and uses as many as asked for, whatever
+        says what was chosen and why, and under "no_gpu" why not the GPU that the bundle has code
+        for, if it could not be used. ``all_threads`` starts and uses as many as asked for, whatever
         that costs: for tests. ``check`` reads all weights once and compares their checksum.
         ``profile`` measures each kernel, for ``take_profile``. A library whose SHA-256 is not the
         manifest's is never loaded. ``pub``: PEM files of the Ed25519 public keys that are trusted;
@@ -65,21 +66,33 @@ class Model:
 
             keys = PublicKeys.read(pub)
         self.bundle = Bundle.open(path, keys, least_counter=least_counter)
-        self.target = target or choose_target(
-            {name: self.bundle.manifest.targets[name] for name in self.bundle.targets},
-            platform.machine(),
-            _host_features(),
-            f"{path}",
-        )
-        self.library = Library(self.bundle.library(self.target))
-        self.info: dict[str, Any] = json.loads(self.library.info())
-        self.handle = ctypes.c_void_p()
         flags = (0 if check else SKIP_CHECKSUM) | (PROFILE if profile else 0)
         flags |= ALL_THREADS if all_threads else 0
         listed = None if cores is None else os.fsencode(cores)
         options = Options(ctypes.sizeof(Options), threads, flags, listed)
         if keys is not None:
             options.public_keys, options.least_counter = keys.pem.encode(), least_counter
+        features = _host_features()
+        self.target = target or self._best(features)
+        try:
+            self._open(options)
+        except DeviceError as error:
+            # A driver alone is no GPU that can run this. Where it cannot, a CPU can.
+            without = features - {CUDA}
+            if target or CUDA not in self.bundle.manifest.targets[self.target].requires:
+                raise
+            self.target = self._best(without)
+            self._open(options)
+            self.how["no_gpu"] = str(error)
+
+    def _best(self, features: set[str]) -> str:
+        entries = {name: self.bundle.manifest.targets[name] for name in self.bundle.targets}
+        return choose_target(entries, platform.machine(), features, f"{self.bundle.path}")
+
+    def _open(self, options: Options) -> None:
+        self.library = Library(self.bundle.library(self.target))
+        self.info: dict[str, Any] = json.loads(self.library.info())
+        self.handle = ctypes.c_void_p()
         try:
             self.library.call(
                 "slm_open",
@@ -121,7 +134,8 @@ class Model:
 def choose_target(
     targets: Mapping[str, TargetEntry], machine: str, features: set[str], where: str
 ) -> str:
-    """The target that asks for most of what a CPU with ``features`` has, and nothing else."""
+    """The target that asks for most of what a machine with ``features`` has, and nothing else; one
+    that runs on a GPU before all others."""
     fitting = [
         name
         for name, entry in targets.items()
@@ -137,8 +151,16 @@ def choose_target(
             + "; compile the model with --target host",
             where=where,
         )
-    return max(fitting, key=lambda name: (len(targets[name].requires), name))
+    return max(
+        fitting,
+        key=lambda name: (CUDA in targets[name].requires, len(targets[name].requires), name),
+    )
 
 
 def _host_features() -> set[str]:
-    return cpu_features(cpuinfo())
+    """Of the CPU, and ``CUDA`` where there is a driver."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return cpu_features(cpuinfo())
+    return cpu_features(cpuinfo()) | {CUDA}

@@ -14,7 +14,10 @@ from slmtvm.target import known_targets
 CASES = [
     (("slmtvm", "comp"), {"compile", "completion"}),
     (("slmtvm", "compile", "--kv", ""), {"f16", "f32", "int8"}),
-    (("slmtvm", "compile", "x.onnx", "--target", ""), {"host", *known_targets()}),
+    (
+        ("slmtvm", "compile", "x.onnx", "--target", ""),
+        {"host", *known_targets(), *known_targets(cuda=True)},
+    ),
     (("slmtvm", "run", "x.slm", "--top"), {"--top", "--top-k", "--top-p"}),
     (("slmtvm", "completion", ""), {"bash", "zsh", "fish"}),
     (("slmtvm", "--ver"), {"--version"}),

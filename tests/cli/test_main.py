@@ -204,4 +204,4 @@ def test_targets_lists_every_target_and_this_machine() -> None:
     result = slmtvm("targets")
     assert result.returncode == 0
     names = [line.split()[0] for line in result.stdout.splitlines()]
-    assert names == [*known_targets(), "host"]
+    assert names == [*known_targets(), *known_targets(cuda=True), "host"]

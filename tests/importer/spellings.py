@@ -272,6 +272,23 @@ def mask_chunked(b: GraphBuilder, scores: str, length: str) -> str:
     return mask_trilu(b, b.op("Where", same, scores, b.constant(MASK_VALUE)), length)
 
 
+def mask_both_chunked(b: GraphBuilder, scores: str, length: str) -> str:
+    """The same without an order."""
+    places, _ = _distances(b, length)
+    block = b.op("Div", places, b.constant(10, np.int64))
+    same = b.op("Equal", b.op("Unsqueeze", block, b.ints(1)), block)
+    return b.op("Where", same, scores, b.constant(MASK_VALUE))
+
+
+def mask_uneven(b: GraphBuilder, scores: str, length: str) -> str:
+    """Blocks of ten, but for the last position of the second one, which is in the third."""
+    places, _ = _distances(b, length)
+    early = b.op("Cast", b.op("Equal", places, b.constant(19, np.int64)), to=TensorProto.INT64)
+    block = b.op("Div", b.op("Add", places, early), b.constant(10, np.int64))
+    same = b.op("Equal", b.op("Unsqueeze", block, b.ints(1)), block)
+    return mask_trilu(b, b.op("Where", same, scores, b.constant(MASK_VALUE)), length)
+
+
 def mask_padded(b: GraphBuilder, scores: str, length: str) -> str:
     """The first two positions hidden from those after them."""
     places, _ = _distances(b, length)
@@ -365,8 +382,9 @@ BIASES = {
     "by_causal_bucket": (bias_by_causal_bucket, "causal"),
     "both_ways": (bias_both_ways, "bidirectional"),
 }
+CHUNKS = {"chunked": (mask_chunked, "causal"), "both_chunked": (mask_both_chunked, "bidirectional")}
 OTHER_MASKS = {
-    "chunked": (mask_chunked, "which positions the mask hides depends on more"),
+    "uneven": (mask_uneven, "which positions the mask hides depends on more"),
     "padded": (mask_padded, "which positions the mask hides depends on more"),
     "of_length": (mask_of_length, "the mask changes with the length of the sequence"),
 }

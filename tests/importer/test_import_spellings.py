@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from slmtvm.compiler import compile_model
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
@@ -19,6 +20,7 @@ from tests.importer.graphs import Tiny, build
 from tests.importer.spellings import (
     ACTIVATIONS,
     BIASES,
+    CHUNKS,
     MASK_POSITIONS,
     MASKS,
     NORMS,
@@ -188,6 +190,23 @@ def test_a_window_as_wide_as_the_context_is_a_causal_mask(tmp_path):
     assert int(attention.attrs["window"]) == 0
     (attention,) = calls_of(import_onnx(path, context=41), "slm.attention")
     assert int(attention.attrs["window"]) == 40
+
+
+@pytest.mark.parametrize("mask", CHUNKS)
+@pytest.mark.parametrize("rope", ["", "rotate_half"])
+def test_blocks_of_positions_that_see_each_other_alone_are_measured(mask, rope, tmp_path):
+    model = check(Tiny(mask=mask, rope=rope), tmp_path)
+    (attention,) = calls_of(model, "slm.attention")
+    assert attention.attrs["mask"] == CHUNKS[mask][1]
+    assert int(attention.attrs["chunk"]) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", CHUNKS)
+def test_blocks_of_positions_compile(mask, tmp_path):
+    """``compile_model`` compares with onnxruntime before it writes anything."""
+    path = save(build(Tiny(mask=mask)), tmp_path)
+    compile_model(path, ["x86-64-v3"], output=tmp_path / "m.slm", context=64)
 
 
 @pytest.mark.parametrize("softcap", [0.0, 1.5])

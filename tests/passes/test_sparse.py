@@ -104,3 +104,39 @@ def test_the_work_of_a_kernel_is_that_of_the_blocks_left() -> None:
     (layer,) = lowered(model).sparse
     assert head.multiply_adds == pytest.approx(layer.density * whole.multiply_adds, rel=0.01)
     assert head.weight_bytes < 0.6 * whole.weight_bytes
+
+
+def of_neighbours(kept: int, size: int) -> CanonicalModel:
+    """A decoder whose head has ``kept`` of every ``size`` neighbours along k."""
+    model = decoder("int8", layers=1)
+    weight = model.params[HEAD].copy()
+    order = np.random.default_rng(0).random((len(weight), weight.shape[1] // size, size))
+    weight[order.argsort(axis=2).reshape(weight.shape) >= kept] = 0
+    return replace(model, params={**model.params, HEAD: weight})
+
+
+@pytest.mark.parametrize(
+    ("target", "kept", "kernel"),
+    [
+        ("x86-64-v3", 2, "4of8"),
+        ("x86-64-v3", 1, "4of16"),
+        ("cortex-a78", 1, "4of16"),
+        ("cortex-a78", 2, "dense"),
+        ("riscv64-rvv", 1, None),
+    ],
+)
+def test_neighbours_are_picked_where_that_is_expected_to_be_faster(
+    target: str, kept: int, kernel: str | None
+) -> None:
+    made = lowered(of_neighbours(kept, 4), target)
+    assert [layer.facts()["kernel"] for layer in made.sparse] == [kernel] * (kernel is not None)
+    picking = {name for name in made.kernels if kernel and f"_{kernel}_" in name}
+    assert bool(picking) == (kernel not in ("dense", None))
+
+
+def test_a_pattern_that_is_broken_in_one_place_runs_dense() -> None:
+    model = of_neighbours(2, 4)
+    model.params[HEAD][77, 8:16] = 1
+    made = lowered(model)
+    assert made.sparse == ()
+    assert not any("_4of8_" in name for name in made.kernels)

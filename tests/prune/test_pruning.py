@@ -9,13 +9,16 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from onnxruntime.quantization import quantize_dynamic
 
 import slmtvm
 from slmtvm.errors import SlmError
+from slmtvm.importer import import_onnx
+from slmtvm.ir.reference import evaluate
 from slmtvm.quantize.layers import find_layers, normalise, quantized_weight, weight_of
 from slmtvm.verify import Reference
 from tests.cli.command import slmtvm as command
-from tests.importer.graph_builder import save
+from tests.importer.graph_builder import run_onnxruntime, save
 from tests.importer.graphs import Tiny, build
 
 TINY = Tiny(hidden=40, heads=5, kv_heads=5, ffn=48, vocab=97, layers=2, tied=True)
@@ -135,3 +138,52 @@ def test_options_that_make_no_sense_are_refused_and_nothing_is_written(folder, o
     with pytest.raises(SlmError, match=message):
         slmtvm.prune(folder / "model.onnx", folder / "not.onnx", **options)
     assert not (folder / "not.onnx").exists()
+
+
+GROUPED = Tiny(hidden=40, heads=4, kv_heads=2, head_dim=12, ffn=48, vocab=97, layers=2, bias=True)
+
+
+@pytest.mark.parametrize(
+    ("structured", "sparsity", "inputs"), [("channels", 0.25, 36), ("heads", 0.5, 24)]
+)
+@pytest.mark.parametrize("method", ["sparsegpt", "wanda", "magnitude"])
+@pytest.mark.parametrize("int8", [False, True])
+def test_what_is_pruned_as_a_whole_is_cut_out_though_it_was_quantized(
+    structured, sparsity, inputs, method, int8, folder, tmp_path
+):
+    source, path = save(build(GROUPED), tmp_path), tmp_path / "pruned.onnx"
+    report = slmtvm.prune(
+        source, path, structured=structured, sparsity=sparsity, method=method,
+        calibration=folder / "tokens.npy",
+    )  # fmt: skip
+    assert report.pattern == structured and len(report.layers) == 2
+    assert all(layer.zeros == pytest.approx(sparsity) for layer in report.layers)
+    if int8:
+        quantize_dynamic(path, path)
+    model = import_onnx(path, context=32)
+    cut = [w for w in model.layers if w.shape == (40, inputs)]
+    assert len(cut) == 2, [w.shape for w in model.layers]
+    assert {spec.num_kv_heads for spec in model.kv} == {1 if structured == "heads" else 2}
+    tokens = TOKENS[:1] if int8 else TOKENS[:20]
+    want = run_onnxruntime(path, tokens)
+    assert np.abs(evaluate(model, tokens) - want).max() <= 2e-4 * np.ptp(want)
+
+
+def test_weights_that_stay_make_up_for_heads_that_go(folder, tmp_path):
+    source = save(build(GROUPED), tmp_path)
+    errors = [
+        [
+            layer.output_error
+            for layer in slmtvm.prune(
+                source, tmp_path / "pruned.onnx", structured="heads", method=method,
+                calibration=folder / "tokens.npy",
+            ).layers
+        ]
+        for method in ("sparsegpt", "wanda")
+    ]  # fmt: skip
+    assert all(a < b for a, b in zip(*errors, strict=True))
+
+
+def test_structures_that_nothing_has_are_refused(folder):
+    with pytest.raises(SlmError, match="there are heads, channels"):
+        prune(folder, "no", structured="layers")

@@ -50,6 +50,8 @@ VARIANTS = {
     "window_9": (attention_shape(19, 2, 1, 80, 20, window=9, accumulators=16), 13),
     "window_32": (attention_shape(3, 3, 3, 112, 112, window=32, kv_dtype="float16"), 95),
     "window_beyond_the_context": (attention_shape(2, 2, 2, 16, window=1000), 40),
+    "chunk_7": (attention_shape(19, 4, 2, 40, 20, chunk=7), 13),
+    "chunk_of_a_block": (attention_shape(5, 2, 1, 40, chunk=LANES, kv_dtype="int8"), 30),
     "softcap": (attention_shape(4, 5, 1, 96, softcap=1.5, scale=1.0), 30),
     "bias": (with_bias(attention_shape(7, 4, 2, 40)), 24),
     "bias_at_the_end": (with_bias(attention_shape(16, 3, 1, 32)), CAPACITY - 16),
@@ -136,6 +138,32 @@ def test_a_window_reads_nothing_of_the_blocks_before_it() -> None:
     poisoned = run(attention.build_decode(shape), inputs, HOST, position=position)
     np.testing.assert_array_equal(bits(poisoned["o"]), bits(clean["o"]))
     assert np.isfinite(clean["o"]).all()
+
+
+def test_blocks_of_positions_have_the_bits_of_sequences_of_their_own() -> None:
+    shape = attention_shape(32, 4, 2, 40, chunk=32)
+    given = projections(shape)
+    later = step(shape, given, cache(shape, 64), 64, HOST)
+    alone = replace(shape, chunk=0)
+    np.testing.assert_array_equal(
+        bits(later["o"]), bits(step(alone, given, cache(alone, 0), 0, HOST)["o"])
+    )
+
+
+@pytest.mark.parametrize("chunk", [5, 20])
+def test_bidirectional_blocks_see_each_other_alone(chunk: int) -> None:
+    m, valid = 37, 29
+    shape = attention_shape(m, 4, 2, 40, mask="bidirectional", capacity=48, chunk=chunk)
+    appended = run(attention.build_append(shape), projections(shape), HOST)
+    inputs = {name: appended[name] for name in ("q", "k_cache", "v_cache")}
+    place = np.arange(48).reshape(1, -1, 1, LANES)
+    inputs["k_cache"] = np.where(place < valid, inputs["k_cache"], np.float32(np.nan))
+    inputs["v_cache"][:, valid:] = np.nan
+    got = run(attention.build_attend(shape), inputs, HOST, valid=valid, cuts=(3,))["o"]
+    assert np.isfinite(got).all()
+    inputs = {**inputs, "k_cache": appended["k_cache"], "v_cache": appended["v_cache"]}
+    want = ref.attend(shape, inputs, valid)[:valid]
+    np.testing.assert_allclose(got[:valid], want, atol=ABSOLUTE)
 
 
 def test_a_bidirectional_bias_is_by_distance_either_way() -> None:

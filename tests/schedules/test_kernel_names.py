@@ -25,8 +25,8 @@ ATTENTION: dict[str, list[Any]] = {
     "m": [3], "num_heads": [8], "head_dim": [32], "capacity": [48], "scale": [0.125, -0.25],
     "rotary_dim": [16], "interleaved": [True], "table_rows": [48],
     "kv_dtype": ["float16", "int8"], "accumulators": [8], "separate": [True],
-    "q_eps": [0.0, 1e-6], "k_eps": [0.0, 1e-6], "window": [5, 6], "softcap": [5.0, 6.0],
-    "mask_positions": [32], "roundings": [((1.0, 0.5, -128, 127),)],
+    "q_eps": [0.0, 1e-6], "k_eps": [0.0, 1e-6], "window": [5, 6], "chunk": [5, 6],
+    "softcap": [5.0, 6.0], "mask_positions": [32], "roundings": [((1.0, 0.5, -128, 127),)],
     "weight_roundings": [((1.0, 0.5, -128, 127),)],
 }  # fmt: skip
 ROW = rows.RowOp("rms_norm", "f32", 2, 24, eps=1e-6)

@@ -66,22 +66,35 @@ static void run_batch(slm_session *const *sessions, const int32_t *tokens, int32
   }
 }
 
-static void run(slm_session *const *sessions, const int32_t *tokens, size_t count, float *logits) {
-  while (count > 0) {
-    int32_t left = count < INT32_MAX ? (int32_t)count : INT32_MAX, taken = 1;
+/* A device failed: no session has its token. */
+static void undo(slm_session *const *sessions, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    --sessions[i]->position;
+    sessions[i]->has_logits = 0;
+  }
+}
+
+static int32_t run(slm_session *const *sessions, const int32_t *tokens, size_t count,
+                   float *logits) {
+  for (size_t done = 0; done < count;) {
+    size_t more = count - done;
+    int32_t left = more < INT32_MAX ? (int32_t)more : INT32_MAX, taken = 1, code = SLM_OK;
     const slm_function *batch =
         left > 1 ? slm_choose(slm_plan.batches, slm_plan.batch_count, left, INT32_MAX) : NULL;
     if (batch) {
       taken = batch->rows < left ? batch->rows : left;
-      run_batch(sessions, tokens, taken, (int32_t)(batch - slm_plan.batches), logits);
+      run_batch(sessions + done, tokens + done, taken, (int32_t)(batch - slm_plan.batches), logits);
     } else {
-      slm_eval_next(sessions[0], tokens, logits);
+      code = slm_eval_next(sessions[done], tokens + done, logits);
     }
-    sessions += taken;
-    tokens += taken;
-    count -= (size_t)taken;
+    done += (size_t)taken;
+    if (code != SLM_OK) {
+      undo(sessions, done);
+      return code;
+    }
     if (logits) logits += (size_t)taken * (size_t)slm_plan.output_size;
   }
+  return SLM_OK;
 }
 
 int32_t slm_eval_batch(slm_session *const *sessions, const int32_t *tokens, size_t count,
@@ -95,7 +108,7 @@ int32_t slm_eval_batch(slm_session *const *sessions, const int32_t *tokens, size
   slm_pool *pool = code == SLM_OK ? sessions[0]->model->pool : NULL;
   if (code == SLM_OK) code = slm_pool_acquire(pool);
   if (code == SLM_OK) {
-    run(sessions, tokens, count, logits);
+    code = run(sessions, tokens, count, logits);
     slm_pool_release(pool);
   }
   for (size_t i = 0; i < entered; ++i) slm_leave(sessions[i]);

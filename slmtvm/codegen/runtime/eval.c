@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "device.h"
 #include "error.h"
 #include "eval.h"
 #include "execute.h"
@@ -121,22 +122,28 @@ static void limit_keys(slm_session *session, const sequence *s, int32_t position
     limits[position + i] = !s->mask || s->mask[i] ? INFINITY : hidden;
 }
 
+/* Moves `rows` hidden rows from row `first` on to the first place. */
+static void move_rows(slm_session *session, int32_t first, int32_t rows) {
+  char *hidden = session->base[SLM_SPACE_ARENA] + slm_plan.hidden_offset;
+  size_t bytes = (size_t)slm_plan.hidden_size * sizeof(float);
+  if (!slm_plan.device)
+    memmove(hidden, hidden + (size_t)first * bytes, (size_t)rows * bytes);
+  else if (session->failure == SLM_OK)
+    session->failure = slm_plan.device->move_rows(session, first, rows);
+}
+
 /* Logits of the hidden rows from `first` on, `count` of them, to `logits` and the session's last. */
 static void run_heads(slm_session *session, int32_t position, int32_t first, int32_t count,
                       float *logits) {
-  char *hidden = session->base[SLM_SPACE_ARENA] + slm_plan.hidden_offset;
   const float *output = (const float *)session->base[SLM_SPACE_OUTPUT];
   size_t row = (size_t)slm_plan.output_size;
-  size_t hidden_row_bytes = (size_t)slm_plan.hidden_size * sizeof(float);
   for (int32_t done = 0, rows = 0; done < count; done += rows) {
     const slm_function *head =
         slm_choose(slm_plan.heads, slm_plan.head_count, count - done, INT32_MAX);
     rows = head->rows < count - done ? head->rows : count - done;
     /* A head reads from the first row on, which keeps its operands aligned whatever hidden_size is;
      * the rows that this overwrites have had their turn. */
-    if (first + done > 0)
-      memmove(hidden, hidden + (size_t)(first + done) * hidden_row_bytes,
-              (size_t)rows * hidden_row_bytes);
+    if (first + done > 0) move_rows(session, first + done, rows);
     slm_execute(session, head, position + first + done, slm_valid(session, rows));
     if (logits) memcpy(logits + (size_t)done * row, output, (size_t)rows * row * sizeof(float));
     session->logits = output + (size_t)(rows - 1) * row;
@@ -245,8 +252,16 @@ static int32_t run(slm_session *session, sequence s, float *output, output_mode 
   if (code == SLM_OK) code = check_mask(&s, mode);
   if (code == SLM_OK) code = slm_pool_acquire(session->model->pool);
   if (code == SLM_OK) {
+    int32_t position = session->position, source = session->source;
+    session->failure = SLM_OK;
     run_checked(session, &s, output, mode);
     slm_pool_release(session->model->pool);
+    code = session->failure;
+    if (code != SLM_OK) {
+      session->position = position;
+      session->source = mode == ENCODE ? 0 : source; /* its keys may be half written */
+      session->has_logits = session->rows = 0;
+    }
   }
   slm_leave(session);
   return code;
@@ -258,9 +273,11 @@ int32_t slm_check_next(const slm_session *session, const int32_t *token) {
   return code == SLM_OK ? check_tokens(session, &s, LAST_ROW) : code;
 }
 
-void slm_eval_next(slm_session *session, const int32_t *token, float *logits) {
+int32_t slm_eval_next(slm_session *session, const int32_t *token, float *logits) {
   sequence s = {token, NULL, 1, NULL};
+  session->failure = SLM_OK;
   run_checked(session, &s, logits, LAST_ROW);
+  return session->failure;
 }
 
 void slm_show_key(slm_session *session) {

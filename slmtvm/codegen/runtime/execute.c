@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "clock.h"
+#include "device.h"
+#include "slm.h"
 
 typedef struct {
   const slm_session *session;
@@ -114,6 +116,11 @@ static void execute(part *p, uint32_t steps) {
 
 void slm_execute(slm_session *session, const slm_function *function, int32_t position,
                  int32_t valid) {
+  if (slm_plan.device) {
+    if (session->failure == SLM_OK)
+      session->failure = slm_plan.device->run(session, function, position, valid);
+    return;
+  }
   part p = {session, slm_plan.steps + function->first_step, position, valid, NULL, 0, 0};
   execute(&p, function->steps);
 }

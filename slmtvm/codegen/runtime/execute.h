@@ -4,7 +4,8 @@
 
 #include "session.h"
 
-/* Runs all steps of `function` on the session's memory; the model's pool must be acquired. */
+/* Runs all steps of `function` on the session's memory; the model's pool must be acquired. Where a
+ * device fails, session->failure says so, and nothing runs until that is SLM_OK again. */
 void slm_execute(slm_session *session, const slm_function *function, int32_t position,
                  int32_t valid);
 

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "cpu.h"
+#include "device.h"
 #include "error.h"
 #include "plan_tables.h"
 #include "profile.h"
@@ -110,6 +111,10 @@ int32_t slm_open(const char *bundle, const slm_options *given, slm_model **resul
   if (code == SLM_OK) code = map_weights(bundle, &options, &model->weights);
   if (code == SLM_OK) {
     code = start_pool(model, &options);
+    if (code == SLM_OK && slm_plan.device) {
+      code = slm_plan.device->open(model);
+      if (code != SLM_OK) slm_pool_free(model->pool);
+    }
     if (code != SLM_OK) slm_weights_unmap(model->weights);
   }
   if (code != SLM_OK) {
@@ -130,6 +135,7 @@ int32_t slm_close(slm_model *model) {
   if (sessions)
     return slm_fail(SLM_ERR_BUSY, "%d sessions of the model are still there: free them first",
                     sessions);
+  if (slm_plan.device) slm_plan.device->close(model);
   slm_pool_free(model->pool);
   slm_weights_unmap(model->weights);
   model->mark = 0;

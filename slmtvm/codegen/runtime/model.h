@@ -13,6 +13,7 @@ struct slm_model {
   atomic_int sessions;
   const void *weights;
   slm_pool *pool;
+  void *device; /* what slm_plan.device keeps of the model */
   slm_kernel_time *profile; /* by kernel; NULL unless opened with SLM_PROFILE */
   char info[512];           /* JSON, of slm_model_info */
 };

@@ -65,7 +65,8 @@ typedef struct slm_plan_tables {
   const char *info;
   const char *target;
   const char *const *requires; /* CPU features, ends with NULL */
-  const slm_kernel *kernels;
+  const slm_kernel *kernels; /* NULL where a device has its own */
+  const struct slm_device *device; /* that runs the steps; NULL: this processor */
   const slm_step *steps;
   const uint64_t *refs;
   const slm_function *bodies; /* most rows first */

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "device.h"
 #include "error.h"
 
 /* The pieces of a session's mapping, each at an offset that is a multiple of ALIGNMENT.
@@ -95,6 +96,13 @@ int32_t slm_session_new(slm_model *model, slm_session **result) {
   s->history = (int32_t *)(memory + l.history);
   s->seen = (uint8_t *)(memory + l.seen);
   s->candidates = (slm_candidate *)(memory + l.candidates);
+  if (slm_plan.device) {
+    code = slm_plan.device->session_new(s);
+    if (code != SLM_OK) {
+      munmap(memory, l.total);
+      return code;
+    }
+  }
   s->mark = SLM_SESSION_MARK;
   atomic_fetch_add(&model->sessions, 1);
   *result = s;
@@ -106,6 +114,7 @@ int32_t slm_session_free(slm_session *session) {
   int32_t code = slm_enter(session);
   if (code != SLM_OK) return code;
   slm_model *model = session->model;
+  if (slm_plan.device) slm_plan.device->session_free(session);
   session->mark = 0;
   munmap(session, plan_memory(slm_pool_threads(model->pool)).total);
   atomic_fetch_sub(&model->sessions, 1);

@@ -21,7 +21,9 @@ struct slm_session {
   int32_t source; /* tokens of the source that was read; 0 before */
   int32_t rows;   /* tokens of the last encoding, hidden ones included; 0 before */
   atomic_int in_use; /* a call is running: two threads in one session would write over each other */
+  int32_t failure; /* of the device, during this call; SLM_OK where there was none */
   slm_model *model;
+  void *device; /* what slm_plan.device keeps of the session */
   char *base[SLM_SPACES]; /* scratch: that of thread 0 */
   const float *logits;    /* after the last token of the context: a row of SLM_SPACE_OUTPUT */
   int32_t *history;       /* the context's tokens */

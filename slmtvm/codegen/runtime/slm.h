@@ -45,6 +45,8 @@ enum {
   SLM_ERR_SIGNATURE = -12, /* the bundle is not signed by a key that is trusted, is too old, or one
                             * of its files is not what was signed */
   SLM_ERR_TOKENIZER = -13, /* the tokenizer is damaged, or of another version */
+  SLM_ERR_DEVICE = -14,  /* the GPU, or its driver, that the library was built for is not there, or
+                          * it failed: the session is as it was before the call */
 };
 
 typedef struct slm_model slm_model;

@@ -195,6 +195,7 @@ class Emitter:
                 scale=step.scale,
                 mask=step.mask,
                 window=step.window,
+                chunk=step.chunk,
                 softcap=step.softcap,
                 bias_by=step.bias_by,
                 roundings=step.roundings,

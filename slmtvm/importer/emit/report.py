@@ -98,6 +98,7 @@ def layer_reports(by_name: Mapping[str, Step], order: Sequence[str]) -> Iterator
                 sparsity=sparsity.pattern,
                 zeros=sparsity.zeros,
                 blocks_used=sparsity.used,
+                windows=sparsity.windows,
             )
         elif isinstance(step, Experts):
             before = INPUT in step.roundings or _is_rounded(by_name, step.x)

@@ -5,12 +5,13 @@ Zeros are weights at their zero point. A block of 8x4 is 8 output channels by 4 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from slmtvm.importer.graph import Array
 from slmtvm.importer.recognise.steps import Weights
+from slmtvm.schedules.isa.base import WINDOWS
 from slmtvm.schedules.linear.packed_rows import unpack_rows
 
 _OF_NEIGHBOURS = ((1, 4), (2, 8), (2, 4), (4, 8))  # the sparsest first; 2:4 is what GPUs have
@@ -31,23 +32,26 @@ class Sparsity:
     where zeros lie in such blocks, "rows" and "columns" where these are output channels and inputs;
     "unstructured"; "" for a weight that counts as dense. ``zeros``: their share, and ``used``: the
     share of KERNEL_BLOCKS that hold any other weight; both only known where there is a pattern.
+    ``windows``: those of ``schedules.isa.base.WINDOWS`` that hold all other weights.
     """
 
     pattern: str = ""
     zeros: float = 0.0
     used: dict[str, float] = field(default_factory=dict)
+    windows: tuple[str, ...] = ()
 
 
 def sparsity_of(weights: Weights, k: int) -> Sparsity:
     """What zeros there are in a weight of ``k`` inputs."""
     n = len(weights.weight.array)
-    sample = _nonzero(weights, np.unique(np.linspace(0, n - 1, min(n, _SAMPLE)).astype(int)), k)
+    sample = nonzero(weights, np.unique(np.linspace(0, n - 1, min(n, _SAMPLE)).astype(int)), k)
     if sample.mean() > 1 - _FEW and sample.any(axis=1).all() and sample.any(axis=0).all():
         return Sparsity()
     counts = _Counts(n, k)
     for start in range(0, n, _CHUNK):
-        counts.add(_nonzero(weights, np.arange(start, min(start + _CHUNK, n)), k))
-    return counts.result()
+        counts.add(nonzero(weights, np.arange(start, min(start + _CHUNK, n)), k))
+    found = counts.result()
+    return found if _fits_int8(weights) else replace(found, windows=())
 
 
 class _Counts:
@@ -58,6 +62,7 @@ class _Counts:
         self.used = self.used_rows = 0
         self.used_columns = np.zeros(k, bool)
         self.fitting = [(a, b) for a, b in _OF_NEIGHBOURS if k >= b]
+        self.windows = dict(WINDOWS)
         self.blocks = dict.fromkeys({*_BLOCKS, *KERNEL_BLOCKS}, 0)  # those in use
 
     def add(self, used: Array) -> None:
@@ -65,6 +70,11 @@ class _Counts:
         self.used_rows += int(used.any(axis=1).sum())
         self.used_columns |= used.any(axis=0)
         self.fitting = [pair for pair in self.fitting if _fits(used, *pair)]
+        self.windows = {
+            name: window
+            for name, window in self.windows.items()
+            if _fits(_padded(used, 1, window.size), window.kept, window.size)
+        }
         for rows, columns in self.blocks:
             tiles = _padded(used, rows, columns)
             split = tiles.reshape(len(tiles) // rows, rows, -1, columns)
@@ -75,7 +85,7 @@ class _Counts:
         zeros = 1 - self.used / total
         used = {f"{r}x{c}": self.blocks[r, c] / self._number(r, c) for r, c in KERNEL_BLOCKS}
         pattern = self._pattern(zeros) if self.used else "rows"
-        return Sparsity(pattern, zeros, used) if pattern else Sparsity()
+        return Sparsity(pattern, zeros, used, tuple(self.windows)) if pattern else Sparsity()
 
     def _pattern(self, zeros: float) -> str:
         if self.fitting:
@@ -98,6 +108,18 @@ class _Counts:
         return -(-self.n // rows) * -(-self.k // columns)
 
 
+def _fits_int8(weights: Weights) -> bool:
+    """Whether the weights are int8 once their zero points are taken off."""
+    if weights.format != "int8" or weights.group_size or weights.group_channels:
+        return False
+    if weights.zero_points is None:
+        return True
+    values = weights.weight.array
+    zeros = weights.zero_points.array.astype(np.int16).reshape(-1)
+    low, high = values.min(axis=1) - zeros, values.max(axis=1) - zeros
+    return bool(low.min() >= -128 and high.max() <= 127)
+
+
 def _padded(used: Array, rows: int, columns: int) -> Array:
     """``used`` grown to whole blocks by zeros."""
     n, k = used.shape
@@ -111,7 +133,7 @@ def _fits(used: Array, n: int, m: int) -> bool:
     return bool((whole.sum(axis=2) <= n).all())
 
 
-def _nonzero(weights: Weights, rows: Array, k: int) -> Array:
+def nonzero(weights: Weights, rows: Array, k: int) -> Array:
     """Which weights of some rows are not zero, (rows, k)."""
     stored = weights.weight.array[rows]
     if weights.format in ("f32", "f16"):

@@ -48,12 +48,12 @@ def split_packed(steps: Mapping[str, Step]) -> dict[str, Step]:
 
 def _taken(linear: Linear, step: Columns | Reordered) -> Linear | None:
     if isinstance(step, Columns):
-        return _part(linear, slice(step.begin, step.end), f"{step.begin}:{step.end}")
+        return taken_outputs(linear, slice(step.begin, step.end), f"{step.begin}:{step.end}")
     features = step.features.array
-    return _part(linear, features, f"{features[0]},...")
+    return taken_outputs(linear, features, f"{features[0]},...")
 
 
-def _part(linear: Linear, features: slice | Array, label: str) -> Linear | None:
+def taken_outputs(linear: Linear, features: slice | Array, label: str) -> Linear | None:
     """The layer of some outputs; None where they cut blocks of channels that share scales."""
 
     def cut(param: Param | None) -> Param | None:

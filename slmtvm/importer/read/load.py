@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,8 @@ def _texts(model: ModelProto) -> Iterator[object]:
         yield from (a.name for a in function.attribute_proto)
         yield from (entry.domain for entry in function.opset_import)
     yield from (entry.domain for entry in model.opset_import)
-    for tensor in graph.initializer:
+    sparse = [t for s in graph.sparse_initializer for t in (s.values, s.indices)]
+    for tensor in (*graph.initializer, *sparse):
         yield tensor.name
         for entry in tensor.external_data:
             yield from (entry.key, entry.value)
@@ -125,9 +126,10 @@ def _nested(graph: GraphProto | FunctionProto) -> Iterator[NodeProto]:
 def _graph(model: ModelProto, path: Path) -> Graph:
     reader = TensorReader(path)
     proto = model.graph
-    if proto.sparse_initializer:
-        raise InvalidModelError("sparse initializers are not supported", where=str(path))
     initializers = _initializers(((t.name, t) for t in proto.initializer), reader)
+    for sparse in proto.sparse_initializer:
+        _check_new(sparse.values.name, initializers, reader)
+        initializers[sparse.values.name] = reader.read_sparse(sparse)
     # Until IR version 4 every initializer was listed among the inputs as well.
     inputs = [_port(i, path) for i in proto.input if i.name not in initializers]
     outputs = [_port(o, path) for o in proto.output]
@@ -153,12 +155,16 @@ def _initializers(
 ) -> dict[str, Constant]:
     initializers: dict[str, Constant] = {}
     for name, tensor in tensors:
-        if not tensor.name or name in initializers:
-            raise InvalidModelError(
-                f"initializer {name!r} is unnamed or defined twice", where=str(reader.path)
-            )
+        _check_new(name if tensor.name else "", initializers, reader)
         initializers[name] = reader.read(tensor, name)
     return initializers
+
+
+def _check_new(name: str, known: Mapping[str, Constant], reader: TensorReader) -> None:
+    if not name or name in known:
+        raise InvalidModelError(
+            f"initializer {name!r} is unnamed or defined twice", where=str(reader.path)
+        )
 
 
 def _port(info: onnx.ValueInfoProto, path: Path) -> Port:

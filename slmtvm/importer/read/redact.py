@@ -35,7 +35,8 @@ def redact(path: Path) -> ModelProto:
     """
     model = onnx.load(str(path), load_external_data=False)
     folder = follow_links(model, path)
-    for tensor in model.graph.initializer:
+    sparse = model.graph.sparse_initializer
+    for tensor in (*model.graph.initializer, *(t for s in sparse for t in (s.values, s.indices))):
         if tensor.data_location == TensorProto.EXTERNAL and not _is_weight(tensor):
             load_external_data_for_tensor(tensor, str(folder))
             tensor.data_location = TensorProto.DEFAULT
@@ -47,6 +48,8 @@ def redact(path: Path) -> ModelProto:
         for tensor in graph.initializer:
             if tensor.name not in keep:
                 _empty(tensor)
+        for part in graph.sparse_initializer:
+            _empty(part.values)
         for node in graph.node:
             for attribute in node.attribute:
                 if attribute.type == onnx.AttributeProto.TENSOR:
@@ -65,6 +68,7 @@ def fill(model: ModelProto) -> None:
     """Give the weights that ``redact`` emptied random values, in place, the same every time."""
     for graph in _graphs(model.graph):
         tensors = list(graph.initializer)
+        tensors += [sparse.values for sparse in graph.sparse_initializer]
         tensors += [a.t for n in graph.node for a in n.attribute if _is_tensor(a)]
         for tensor in tensors:
             if _is_weight(tensor) and not _has_data(tensor):

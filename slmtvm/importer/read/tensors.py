@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import SparseTensorProto, TensorProto
 
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.graph import Array, Constant
@@ -95,6 +95,55 @@ class TensorReader:
             logical = np.dtype(np.int8 if _FOUR_BITS[tensor.data_type] else np.uint8)
             return Constant(name, flat, logical, packed=dims, signed=_FOUR_BITS[tensor.data_type])
         return Constant.of(name, flat.reshape(dims))
+
+    def read_sparse(self, sparse: SparseTensorProto) -> Constant:
+        """The constant, named as its values are, that ``sparse`` lists what is not zero of.
+
+        Raises what ``read`` does, and InvalidModelError where indices leave the tensor, do not
+        ascend or are not as many as the values.
+        """
+        name = sparse.values.name
+        where = f"{self.path}: sparse tensor {name!r}"
+        dims = tuple(sparse.dims)
+        if any(d < 0 for d in dims) or not 0 < len(dims) <= _MAX_RANK:
+            raise InvalidModelError(f"impossible dims {list(dims)[:8]}", where=where)
+        if sparse.values.data_type in _FOUR_BITS:
+            raise UnsupportedOpError("sparse tensors of 4 bits are not supported", where=where)
+        values = self.read(sparse.values, name).values()
+        indices = self.read(sparse.indices, f"indices of {name}").values()
+        elements = math.prod(dims)
+        self.claimed_bytes += elements * values.itemsize
+        if self.claimed_bytes > MAX_CONSTANT_BYTES:
+            raise InvalidModelError("constants add up to more than 4 GB", where=where)
+        if values.ndim != 1 or indices.dtype != np.int64:
+            raise InvalidModelError(
+                f"values have dims {list(values.shape)} and indices are {indices.dtype}; values "
+                "in a row and int64 indices are needed",
+                where=where,
+            )
+        count = len(values)
+        if indices.shape == (count, len(dims)):
+            if bool(((indices < 0) | (indices >= dims)).any()):
+                raise InvalidModelError(f"an index lies outside of dims {list(dims)}", where=where)
+            places = np.ravel_multi_index(tuple(indices.T), dims) if count else indices[:, 0]
+        elif indices.shape == (count,):
+            places = indices
+        else:
+            raise InvalidModelError(
+                f"{count} values have indices of dims {list(indices.shape)}; [{count}] or "
+                f"[{count}, {len(dims)}] are needed",
+                where=where,
+            )
+        if count and (
+            places[0] < 0 or places[-1] >= elements or bool((np.diff(places) <= 0).any())
+        ):
+            raise InvalidModelError(
+                f"indices do not ascend within the {elements} elements of dims {list(dims)}",
+                where=where,
+            )
+        whole = np.zeros(elements, values.dtype)
+        whole[places] = values
+        return Constant.of(name, whole.reshape(dims))
 
     def _external(self, tensor: TensorProto, size: int, where: str) -> Array:
         entries = {e.key: e.value for e in tensor.external_data}

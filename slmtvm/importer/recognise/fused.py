@@ -95,6 +95,7 @@ def _group_query(cover: Cover, node: Node) -> Attention:
         softcap,
         head_bias(cover, mask.bias, heads, where),
         mask.bias_by,
+        chunk=mask.chunk,
     )
 
 

@@ -25,6 +25,7 @@ class Mask:
     window: int = 0
     bias: Array | None = None
     bias_by: str = "distance"
+    chunk: int = 0
 
     def square(self, n: int) -> Array:
         """What it adds among the first ``n`` positions, float (heads or 1, n, n)."""
@@ -38,6 +39,8 @@ class Mask:
             added = self.bias[:, np.minimum(own - behind, last)]
         hidden = (behind < 0) & (self.kind == "causal")
         hidden |= (behind >= self.window) & (self.window > 0)
+        if self.chunk:
+            hidden |= np.subtract.outer(*[np.arange(n) // self.chunk] * 2) != 0
         return np.where(hidden, HIDDEN, added)
 
 
@@ -46,7 +49,8 @@ def read_mask(added: Array, visible: Array, where: str, *, exact: bool = False) 
 
     added: float (heads or 1, n, n), row i is what position i sees; visible: bool, of its shape.
     ``exact``: sums are rounded, so that what is the same for all of a row's scores matters too.
-    Raises UnsupportedOpError for a mask that is neither a window nor a function of the distance.
+    Raises UnsupportedOpError for a mask that is neither a window, nor one of equal blocks, nor a
+    function of the distance.
     """
     n = visible.shape[-1]
     if not visible.any():
@@ -56,12 +60,15 @@ def read_mask(added: Array, visible: Array, where: str, *, exact: bool = False) 
     biased = bool((added[visible] != 0).any())
     if window is not None and not biased:
         return Mask(kind, window)
+    chunk = 0 if biased or window is not None else _chunk(visible, kind)
+    if chunk:
+        return Mask(kind, chunk=chunk)
     seen = _by_distance(visible, kind) if window is None else np.ones((1, 2 * n - 1), bool)
     if seen is None or not seen[:, n - 1].all():
         raise UnsupportedOpError(
             "which positions the mask hides depends on more than their distance (a padded, "
-            "packed or chunked sequence?), which is not supported; causal attention, windows, and "
-            "masks and biases that depend on head and distance are",
+            "packed sequence?), which is not supported; causal attention, windows, blocks of equal "
+            "length, and masks and biases that depend on head and distance are",
             where=where,
         )
     table = _bias_by_distance(added, visible, kind, exact=exact)
@@ -97,6 +104,19 @@ def _window(visible: Array) -> int | None:
     if not regular or not visible[:, places, places].all():
         return None
     return 0 if window == n else window
+
+
+def _chunk(visible: Array, kind: str) -> int:
+    """The size of the blocks of positions that see each other alone; 0 where it is otherwise."""
+    n = visible.shape[-1]
+    size = int(visible[0, :, 0].sum())
+    if not 1 < size < n:
+        return 0
+    block = np.arange(n) // size
+    expected = block[:, None] == block
+    if kind == "causal":
+        expected &= np.tri(n, dtype=bool)
+    return size if (visible == expected).all() else 0
 
 
 def _table(square: Array, kind: str) -> Array:

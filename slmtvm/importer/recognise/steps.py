@@ -181,6 +181,7 @@ class Attention(Step):
     roundings: str = ""  # these three as ``ir.ops.attention`` has them
     sum_roundings: str = ""
     weight_roundings: str = ""
+    chunk: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,6 +52,9 @@ def attention(
     seen = np.tri(m, dtype=bool) if causal else np.ones((m, m), bool)
     if window:
         seen &= ~np.tri(m, k=-window, dtype=bool)
+    if chunk := int(attrs.get("chunk", 0)):
+        block = np.arange(m) // chunk
+        seen = seen & (block[:, None] == block)
     return attend(attrs, q, k, v, softcap, added, seen, visible=visible)
 
 

@@ -47,6 +47,7 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         q_eps=float(attrs["q_eps"]) if "q_gamma" in named else None,
         k_eps=float(attrs["k_eps"]) if "k_gamma" in named else None,
         window=int(attrs["window"]),
+        chunk=int(attrs["chunk"]),
         softcap=float(attrs["softcap"]),
         bias_columns=shape_of(bias[0])[1] if bias else 0,
         bias_zero=bias_zero,

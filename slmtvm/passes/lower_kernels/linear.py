@@ -54,7 +54,9 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     shape = linear_shape(attrs, shape_of(inputs[0])[0], named, emitter)
     chosen = emitter.sparse.get(emitter.operand_names(named))
     if chosen is not None:
-        shape = dataclasses.replace(shape, sparse=True, has_zero_points=chosen.has_zero_points)
+        shape = dataclasses.replace(
+            shape, sparse=True, window=chosen.window, has_zero_points=chosen.has_zero_points
+        )
     packed = packed_linear(emitter, named, shape)
     operands = [emitter.weight(name, array) for name, array in packed.values()]
     if "bias" in named:

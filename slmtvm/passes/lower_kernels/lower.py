@@ -17,10 +17,15 @@ from slmtvm.schedules.templates import KnobChoice, default_choice
 from slmtvm.target import Target
 
 
-def _lower_all(module: tvm.IRModule, emitter: KernelEmitter) -> dict[str, relax.Function]:
-    """The functions lowered; those of several sessions are left out where one cannot be."""
+def _lower_all(
+    module: tvm.IRModule, emitter: KernelEmitter, *, of_sessions: bool
+) -> dict[str, relax.Function]:
+    """The functions lowered; those of several sessions, which no GPU runs, left out where one
+    cannot be."""
     names = function_names(module)
     functions = {n: emitter.lower(module[n]) for n in names if not is_of_sessions(n)}
+    if not of_sessions:
+        return functions
     try:
         return functions | {n: emitter.lower(module[n]) for n in names if is_of_sessions(n)}
     except NotBySessionError:
@@ -56,7 +61,7 @@ def lower_kernels(
     chosen: tuple[SparseLayer, ...] = ()
     if sparse != "off":
         chosen = choose_sparse(emitter, [c for c in calls if c.op == ops.EMBEDDING])
-    functions = _lower_all(model.module, emitter)
+    functions = _lower_all(model.module, emitter, of_sessions=target.cuda is None)
     with target.tvm:
         module = relax.transform.LegalizeOps()(tvm.IRModule(functions))
     return LoweredModel(

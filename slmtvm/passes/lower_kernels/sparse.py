@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import tvm
 from tvm import relax
@@ -14,7 +15,9 @@ from slmtvm.passes.lower_kernels.embedding import layer_of_table
 from slmtvm.passes.lower_kernels.emitter import KernelEmitter
 from slmtvm.passes.lower_kernels.linear import linear_shape, without_rows
 from slmtvm.passes.lower_kernels.registry import shape_of
-from slmtvm.schedules.linear import LinearShape, Weights, blocks
+from slmtvm.schedules.isa import Isa
+from slmtvm.schedules.isa.base import WINDOWS
+from slmtvm.schedules.linear import LinearShape, Weights, blocks, windows
 
 SPARSE = ("auto", "off")
 
@@ -49,22 +52,49 @@ def choose_sparse(
         attrs, _, named = uses[0]
         weights = emitter.weights_of(named)
         shape = without_rows(linear_shape(attrs, 1, named, emitter))
-        density = blocks.density(shape, emitter.isa, weights)
-        if density > NOTABLE:
+        kinds = _kinds(shape, weights, emitter.isa, [m for _, m, _ in uses])
+        if not kinds:
             continue
-        times = [
-            blocks.relative_time(dataclasses.replace(shape, m=m), emitter.isa, density)
-            for _, m, _ in uses
-        ]
-        taken = max(times) <= LIMIT and key not in tables
+        best = min(kinds, key=lambda kind: kind.time)
+        taken = best.time <= LIMIT and key not in tables
         if taken:
-            emitter.sparse[key] = _sparse_shape(shape, weights)
-        left = density * blocks.bytes_of_block(emitter.isa)
-        found.append(SparseLayer(named["weight"].name, density, max(times), left, taken))
+            emitter.sparse[key] = best.shape
+        name = named["weight"].name
+        found.append(SparseLayer(name, best.name, best.density, best.time, best.left, taken))
     return tuple(found)
 
 
-def _sparse_shape(shape: LinearShape, weights: Weights) -> LinearShape:
-    """Zero points cost a sum more for each list: they are taken off the weights where they can."""
-    needed = shape.has_zero_points and blocks.centred(weights) is None
-    return dataclasses.replace(shape, sparse=True, has_zero_points=needed)
+@dataclass(frozen=True)
+class _Kind:
+    """A sparse kernel of a layer; the fields are those of SparseLayer."""
+
+    shape: LinearShape
+    density: float
+    time: float
+    left: float
+
+    @property
+    def name(self) -> str:
+        return self.shape.window or "blocks"
+
+
+def _kinds(shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]) -> list[_Kind]:
+    """What can run the layer for the numbers of ``rows``, with the time of the slowest of them."""
+    found = []
+    density = blocks.density(shape, isa, weights)
+    if density <= NOTABLE:
+        # Zero points cost a sum more for each list: they are taken off where they can be.
+        needed = shape.has_zero_points and blocks.centred(weights) is None
+        time = max(
+            blocks.relative_time(dataclasses.replace(shape, m=m), isa, density) for m in rows
+        )
+        sparse = dataclasses.replace(shape, sparse=True, has_zero_points=needed)
+        found.append(_Kind(sparse, density, time, density * blocks.bytes_of_block(isa)))
+    for name in isa.window_times:
+        window = WINDOWS[name]
+        if windows.fits(window, weights):
+            time = max(windows.relative_time(name, isa, m) for m in rows)
+            sparse = dataclasses.replace(shape, sparse=True, window=name, has_zero_points=False)
+            left = windows.bytes_left(window)
+            found.append(_Kind(sparse, window.kept / window.size, time, left))
+    return found

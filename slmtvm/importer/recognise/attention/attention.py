@@ -107,6 +107,7 @@ def match_attention(cover: Cover, node: Node) -> Attention:
         as_text(roundings.products, before),
         as_text(roundings.sums),
         as_text(weight_steps),
+        scores.mask.chunk,
     )
 
 

@@ -1,0 +1,138 @@
+"""Kernels with their inputs, and what a CPU's kernel of the same meaning computes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from slmtvm.codegen.cuda.translate import CudaKernel, translate
+from slmtvm.schedules import attention, embedding, linear, rows
+from slmtvm.schedules import isa as isas
+from slmtvm.schedules.embedding import EmbeddingOp
+from slmtvm.schedules.isa import Isa
+from slmtvm.schedules.kernel import Kernel
+from slmtvm.schedules.linear import LinearShape
+from slmtvm.target import Target
+from tests.emulation.cuda.emulator import Emulated
+from tests.schedules import harness
+from tests.schedules.attention_cases import attention_shape, cache, projections, random_floats
+from tests.schedules.attention_cases import parameters as attention_parameters
+from tests.schedules.linear_cases import random_case
+from tests.schedules.test_rows import random_inputs, row_op
+
+CPU = Target.load("x86-64-v3")
+CUDA = isas.get("cuda")
+Arrays = Mapping[str, np.ndarray]
+Made = tuple[Kernel, Arrays]
+
+
+@dataclass(frozen=True)
+class Case:
+    """``make`` gives the kernel for an ISA, and its inputs."""
+
+    name: str
+    make: Callable[[Isa], Made]
+    position: int = 0
+    valid: int = 0
+
+    def translated(self) -> CudaKernel:
+        kernel, _ = self.make(CUDA)
+        scratch = kernel.tensors[-1].name == "scratch"
+        return translate(f"case_{self.name}", kernel.func, kernel.scalars, scratch)
+
+    def on_cpu(self) -> dict[str, np.ndarray]:
+        """What the kernel writes, by name."""
+        kernel, inputs = self.make(isas.get(CPU.isa))
+        got = harness.run(kernel, dict(inputs), CPU, position=self.position, valid=self.valid)
+        return {name: got[name] for name in (*kernel.outputs, *kernel.state)}
+
+    def emulated(
+        self, translated: CudaKernel, emulated: Emulated, *, order: int = 0, teams: int = 2,
+        blocks: int = 2,
+    ) -> tuple[str | None, dict[str, np.ndarray]]:  # fmt: skip
+        """What the emulator found wrong, and what the kernel wrote, by name."""
+        kernel, inputs = self.make(CUDA)
+        buffers = []
+        for tensor in kernel.tensors:
+            given = inputs.get(tensor.name)
+            if given is None:
+                copies = teams * blocks if tensor.name == "scratch" else 1
+                size = -(-int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize // 64) * 64
+                buffers.append(np.full(size * copies, 0xA5, np.uint8))
+            else:
+                buffers.append(np.ascontiguousarray(given).copy())
+        wrong = emulated.run(
+            translated, buffers, kernel.grid, position=self.position, valid=self.valid,
+            teams=teams, blocks=blocks, order=order,
+        )  # fmt: skip
+        wanted, found = {*kernel.outputs, *kernel.state}, {}
+        for tensor, buffer in zip(kernel.tensors, buffers, strict=True):
+            if tensor.name in wanted:
+                count = int(np.prod(tensor.shape))
+                values = buffer.reshape(-1).view(tensor.dtype)[:count]
+                found[tensor.name] = values.reshape(tensor.shape)
+        return wrong, found
+
+
+def _linear(shape: LinearShape) -> Case:
+    def make(isa: Isa) -> Made:
+        case = random_case(shape, isa)
+        packed = linear.pack(shape, isa, linear.Weights(**case.weights))
+        return linear.build(shape, isa), {**case.activations, **packed, **case.addends}
+
+    return Case(shape.kernel_name("", {}).replace(".", "_"), make)
+
+
+def _row(prologue: str, epilogue: str, d: int) -> Case:
+    op = row_op(prologue, epilogue, d)
+    inputs = random_inputs(op)
+    return Case(f"row_{prologue}_{epilogue}_{d}", lambda _isa: (rows.build(op), inputs))
+
+
+def _attention(step: str, kv_dtype: str, position: int) -> Case:
+    shape = replace(attention_shape(3, 6, 2, 40, 20), kv_dtype=kv_dtype)
+    build = {"append": attention.build_append, "attend": attention.build_attend}.get(step)
+    given = {**projections(shape), **attention_parameters(shape), **cache(shape, position)}
+    if step == "attend":
+        # The rows' own keys and values are there already.
+        given = {**given, **cache(shape, position + shape.m)}
+        given["q"] = random_floats(*shape.q.shape, seed=8)
+    if step == "decode":
+        build, shape = attention.build_decode, replace(shape, m=1)
+        given.update(projections(shape))
+    assert build is not None
+    return Case(
+        f"{step}_{kv_dtype}_{position}",
+        lambda isa: (build(replace(shape, native_f16=isa.native_f16)), given),
+        position=position,
+    )
+
+
+def _embedding(op: EmbeddingOp) -> Case:
+    from tests.schedules.test_embedding import random_tensor
+
+    rng = np.random.default_rng(0)
+    kernel = embedding.build(op)
+    inputs = {t.name: random_tensor(t, rng) for t in kernel.tensors if t.name != "y"}
+    return Case("embedding_" + op.name, lambda _isa: (kernel, inputs))
+
+
+BLOCK16 = {"activation": "block", "scale_dtype": "float16"}
+CASES = [
+    _linear(LinearShape(5, 48, 70, "int4", group_size=32, has_residual=True, **BLOCK16)),
+    _linear(LinearShape(1, 7, 100, "int4", "block", 32, has_zero_points=True, has_bias=True)),
+    _linear(LinearShape(17, 33, 70, "int8", group_size=32, **BLOCK16)),
+    _linear(LinearShape(5, 33, 70, "int8", "row_u8", has_bias=True, has_residual=True)),
+    _linear(LinearShape(1, 33, 300, "int2", "block", 32, has_bias=True)),
+    _linear(LinearShape(2, 33, 70, "f32", has_bias=True)),
+    _row("rms_norm", "block", 70),
+    _row("layer_norm", "block", 100),
+    _row("silu_glu", "block", 45),
+    _row("copy", "row_u8", 37),
+    *(_attention(s, kv, 37) for s in ("append", "attend", "decode") for kv in ("float16", "int8")),
+    _embedding(EmbeddingOp(3, 11, 256, "int4", scale_shape=(11, 8), zero_points=True,
+                           group_size=32)),
+    _embedding(EmbeddingOp(3, 11, 33, "f32")),
+]  # fmt: skip

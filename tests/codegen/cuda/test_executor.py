@@ -1,0 +1,220 @@
+"""A bundle's GPU library, with a driver that runs its kernels on this machine: the CPU's bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slmtvm.bundle.write import write_bundle
+from slmtvm.codegen.cuda.text import translate_plan
+from slmtvm.codegen.library import build_library
+from slmtvm.codegen.weights import merge_weights
+from slmtvm.compiler import plan_model
+from slmtvm.plan.model import Plan
+from slmtvm.target import Target, known_targets
+from tests.codegen.elf import Elf
+from tests.emulation.cuda.emulator import build, build_driver
+from tests.models import model_path
+from tests.models.corpus import corpus_path
+from tests.models.pycode import ROOT
+from tests.runtime.toy import (
+    VOCAB,
+    decoder_reference,
+    encoder_reference,
+    toy_decoder,
+    toy_encoder,
+    toy_weights,
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        util.find_spec("nvidia") is None,
+        reason="NVRTC is not installed: pip install 'slmtvm[cuda]'",
+    ),
+]
+
+GPU, CPU = "cuda-sm90", "x86-64-v3"
+TOKENS = [str(t) for t in np.random.default_rng(5).integers(0, VOCAB, 19)]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A bundle for a GPU and a CPU, and an emulated GPU."""
+
+    bundle: Path
+    driver: Path
+    kernels: Path
+
+    def run(
+        self, target: str, output: Path, *, gpu: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        module = ["-m", "tests.codegen.cuda.generate"]
+        return self.start(
+            [*module, str(self.bundle), target, str(output), *TOKENS], gpu=gpu, **environment
+        )
+
+    def start(
+        self, command: list[str], *, gpu: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """A Python program, with the emulated GPU's driver where there is to be one."""
+        found = {"LD_LIBRARY_PATH": str(self.driver.parent), "EMULATED_KERNELS": str(self.kernels)}
+        return subprocess.run(
+            [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(found if gpu else {}), **environment},
+        )  # fmt: skip
+
+
+def make_machine(folder: Path, plans: list[Plan]) -> Machine:
+    """A bundle of a GPU's plan and a CPU's."""
+    kernels = build(translate_plan(plans[0]), folder)
+    bundle = folder / "model.slm"
+    write_bundle(bundle, list(zip(map(Target.load, (GPU, CPU)), plans, strict=True)))
+    return Machine(bundle, build_driver(folder), kernels)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    return make_machine(tmp_path_factory.mktemp("toy"), [toy_decoder(mask="keys")] * 2)
+
+
+def logits(machine: Machine, target: str, path: Path, **environment: str) -> dict[str, np.ndarray]:
+    done = machine.run(target, path, **environment)
+    assert done.returncode == 0, done.stderr
+    return dict(np.load(path))
+
+
+def assert_same_bits(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
+    assert set(got) == set(want)
+    for name, expected in want.items():
+        assert np.array_equal(got[name].view(np.uint32), expected.view(np.uint32)), name
+
+
+def test_sessions_positions_and_masks_are_those_of_the_cpu(toy: Machine, tmp_path: Path) -> None:
+    got = logits(toy, GPU, tmp_path / "gpu.npz")
+    assert_same_bits(got, logits(toy, CPU, tmp_path / "cpu.npz"))
+    tokens = [int(t) for t in TOKENS]
+    want = decoder_reference(tokens, toy_weights())
+    assert np.array_equal(got["prompt"], want[-1])
+    assert np.array_equal(got["all"], want[-3:])
+
+
+@pytest.mark.parametrize(
+    "order", ["12345", *(pytest.param(o, marks=pytest.mark.exhaustive) for o in "01")]
+)
+def test_logits_of_the_demo_model_have_the_bits_of_the_cpu(order: str, tmp_path: Path) -> None:
+    plans = [plan_model(model_path("int4"), Target.load(t), context=48) for t in (GPU, CPU)]
+    machine = make_machine(tmp_path, plans)
+    got = logits(machine, GPU, tmp_path / "gpu.npz", EMULATED_ORDER=order)
+    assert_same_bits(got, logits(machine, CPU, tmp_path / "cpu.npz"))
+
+
+def test_an_encoder_computes_what_the_cpu_computes(tmp_path: Path) -> None:
+    machine = make_machine(tmp_path, [toy_encoder(mask="keys")] * 2)
+    got = logits(machine, GPU, tmp_path / "gpu.npz")
+    assert_same_bits(got, logits(machine, CPU, tmp_path / "cpu.npz"))
+    want = encoder_reference([int(t) for t in TOKENS], toy_weights())
+    assert np.array_equal(got["all"], want)
+
+
+CORPUS = (
+    "gemma2-optimum-past/model.onnx",  # operators that are no kernels, capped scores
+    "minilm-script/model.onnx",
+    "mistral-builder-int4/model.onnx",  # windows
+    "mixtral-script-masked/model.onnx",  # experts
+    "t5-optimum/decoder_model.onnx",
+)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("file", CORPUS)
+def test_a_model_of_the_corpus_has_the_bits_of_the_cpu(file: str, tmp_path: Path) -> None:
+    path = corpus_path(*file.split("/"))
+    plans = [plan_model(path, Target.load(target), context=32) for target in (GPU, CPU)]
+    machine = make_machine(tmp_path, plans)
+    got = logits(machine, GPU, tmp_path / "gpu.npz", EMULATED_ORDER="1")
+    assert_same_bits(got, logits(machine, CPU, tmp_path / "cpu.npz"))
+
+
+def test_the_script_that_checks_a_gpu_finds_no_difference(toy: Machine) -> None:
+    command = ["scripts/check_cuda.py", str(toy.bundle), "--tokens", "3"]
+    done = toy.start(command)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["targets"] == [GPU, CPU]
+    assert report["differing_logits"] == {"prompt": 0, "decode": 0}
+
+
+REFUSED = [
+    ("cuInit:1", "starting the CUDA driver: CUDA_ERROR_NO_DEVICE"),
+    ("cuDevicePrimaryCtxRetain:1", "opening the GPU"),
+    ("cuModuleLoadData:1", "loading kernels: CUDA_ERROR_OUT_OF_MEMORY"),
+    ("cuModuleGetFunction:3", "finding a kernel: CUDA_ERROR_NOT_FOUND"),
+    ("cuMemAlloc_v2:1", "memory for weights: CUDA_ERROR_OUT_OF_MEMORY"),
+    ("cuMemAlloc_v2:2", "memory for a session: CUDA_ERROR_OUT_OF_MEMORY"),
+    ("cuMemHostAlloc:2", "memory for outputs: CUDA_ERROR_OUT_OF_MEMORY"),
+    ("cuGraphInstantiateWithFlags:2", "preparing a step: CUDA_ERROR_OUT_OF_MEMORY"),
+    ("cuGraphLaunch:3", "running kernels: CUDA_ERROR_LAUNCH_FAILED"),
+    ("cuStreamSynchronize:5", "running kernels: CUDA_ERROR_LAUNCH_FAILED"),
+    ("cuMemcpyDtoDAsync_v2:1", "moving rows: CUDA_ERROR_INVALID_VALUE"),
+]
+_EXEMPLARS = ("cuInit:1", "cuMemAlloc_v2:2", "cuGraphLaunch:3")
+
+
+@pytest.mark.parametrize(
+    ("failing", "words"),
+    [
+        pytest.param(f, w, marks=[] if f in _EXEMPLARS else pytest.mark.exhaustive)
+        for f, w in REFUSED
+    ],
+)
+def test_what_the_driver_refuses_is_an_error(
+    failing: str, words: str, toy: Machine, tmp_path: Path
+) -> None:
+    done = toy.run(GPU, tmp_path / "gpu.npz", EMULATED_FAIL=failing)
+    assert done.returncode == 1
+    assert words in done.stderr and "DeviceError" in done.stderr
+
+
+@pytest.mark.parametrize("name", known_targets(cuda=True))
+def test_a_library_needs_no_cuda_to_be_loaded_and_exports_only_its_interface(
+    name: str, tmp_path: Path
+) -> None:
+    target = Target.load(name)
+    weights, (plan,) = merge_weights([toy_decoder()])
+    build_library(plan, target, tmp_path / "gpu.so", weights)
+    build_library(plan, Target.load(CPU), tmp_path / "cpu.so", weights)
+    library, cpu = (Elf((tmp_path / file).read_bytes()) for file in ("gpu.so", "cpu.so"))
+    assert library.machine == {"x86_64": 62, "aarch64": 183}[target.arch]
+    assert set(library.needed) <= {"libc.so.6", "libm.so.6", "libdl.so.2"}
+    assert library.exports == cpu.exports
+
+
+def test_without_a_driver_the_error_says_so(toy: Machine, tmp_path: Path) -> None:
+    done = toy.run(GPU, tmp_path / "gpu.npz", gpu=False)
+    assert done.returncode == 1
+    assert "DeviceError" in done.stderr and "no CUDA driver here: libcuda.so.1" in done.stderr
+
+
+def test_where_the_gpu_fails_the_cpu_runs_and_says_why(toy: Machine, tmp_path: Path) -> None:
+    path = tmp_path / "got.npz"
+    done = toy.run("best", path, EMULATED_FAIL="cuDeviceGet:1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{CPU} finding a GPU: CUDA_ERROR_NO_DEVICE (100)")
+    assert toy.run("best", path).stdout.split() == [GPU, "-"]
+    assert toy.run("best", path, gpu=False).stdout.split() == [CPU, "-"]
+
+
+def test_a_failed_call_leaves_the_session_as_it_was(toy: Machine, tmp_path: Path) -> None:
+    done = toy.run("again", tmp_path / "got.npz", EMULATED_FAIL="cuGraphLaunch:4")
+    assert done.returncode == 0, done.stderr
+    assert "running kernels" in done.stdout
+    assert_same_bits(dict(np.load(tmp_path / "got.npz")), logits(toy, CPU, tmp_path / "cpu.npz"))

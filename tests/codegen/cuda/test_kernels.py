@@ -1,0 +1,87 @@
+"""Kernels as CUDA text compute, thread by thread, the bits of a CPU's kernels."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from slmtvm.codegen.cuda.translate import CudaKernel
+from tests.codegen.cuda.cases import CASES, Case
+from tests.emulation.cuda.emulator import ORDERS, Emulated, build
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[str, CudaKernel]:
+    return {case.name: case.translated() for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def emulated(kernels: dict[str, CudaKernel], tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    return Emulated(build(list(kernels.values()), tmp_path_factory.mktemp("cuda")))
+
+
+def assert_same_bits(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
+    assert got.keys() == want.keys()
+    for name, expected in want.items():
+        same = got[name].view(np.uint8) == expected.view(np.uint8)
+        assert same.all(), f"{name}: {(~same).sum()} of {same.size} bytes differ"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_order_of_threads_gives_the_bits_of_the_cpu(
+    case: Case, kernels: dict[str, CudaKernel], emulated: Emulated
+) -> None:
+    want = case.on_cpu()
+    for order in ORDERS:
+        wrong, got = case.emulated(kernels[case.name], emulated, order=order)
+        assert wrong is None
+        assert_same_bits(got, want)
+
+
+BUGS = {
+    # The emulator's own findings, where threads miss each other.
+    "half of a team does not wait": (
+        "append_float16_37", "slm_sync(t);", "if (t.lane < 8) slm_sync(t);"
+    ),
+    "half of a team reads a lane": (
+        "row_rms_norm_block_70", " = slm_from(t, ", " = t.lane < 8 ? 0.0f : slm_from(t, "
+    ),
+    # Bytes that differ from the CPU's in some order of threads.
+    "nobody waits": ("append_float16_37", "slm_sync(t);", ""),
+    "a wrong lane": ("row_rms_norm_block_70", "(t.lane % 8 + 8)", "(t.lane % 8 + 7)"),
+    "a sum contracted otherwise": ("row_layer_norm_block_100", "fmaf(", "slm_unfused("),
+    "scratch of the next team": ("attend_float16_37", "(size_t)t.index *", "(size_t)0 *"),
+}  # fmt: skip
+_UNFUSED = "SLM_DEVICE float slm_unfused(float a, float b, float c) { return a * b + c; }\n"
+
+
+_EXEMPLARS = ("half of a team does not wait", "nobody waits")
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [pytest.param(bug, marks=[] if bug in _EXEMPLARS else pytest.mark.exhaustive) for bug in BUGS],
+)
+def test_the_emulator_finds(
+    bug: str, kernels: dict[str, CudaKernel], tmp_path: pathlib.Path
+) -> None:
+    name, right, wrong = BUGS[bug]
+    case = next(c for c in CASES if c.name == name)
+    kernel = kernels[name]
+    assert right in kernel.text
+    broken = replace(kernel, text=_UNFUSED + kernel.text.replace(right, wrong))
+    emulated = Emulated(build([broken], tmp_path))
+    want = case.on_cpu()
+
+    def found(order: int) -> bool:
+        message, got = case.emulated(broken, emulated, order=order)
+        return message is not None or any(
+            (got[n].view(np.uint8) != want[n].view(np.uint8)).any() for n in want
+        )
+
+    assert any(found(order) for order in ORDERS)
