@@ -14,7 +14,14 @@ from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let, load, splat
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear.integer import Operands, Sums, integer_sums
-from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, ahead, tile_knobs, tile_space
+from slmtvm.schedules.linear.knobs import (
+    Knobs,
+    KnobSpace,
+    ahead,
+    prefetches,
+    tile_knobs,
+    tile_space,
+)
 from slmtvm.schedules.linear.packing import panels_of_fields
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
@@ -131,7 +138,7 @@ def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     tile = tile_knobs(shape, isa, len(isa.s8_row().state), max_rows=4)
-    return {**tile, "ku": 16, "pf": int(shape.m == 1 and isa.prefetch)}
+    return {**tile, "ku": 16, "pf": int(prefetches(shape, isa))}
 
 
 def operands(

@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let
 from slmtvm.schedules.kernel import Tensor
-from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
+from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, prefetches, tile_knobs, tile_space
 from slmtvm.schedules.linear.packing import pack_quantized, pad, values
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
@@ -140,7 +140,7 @@ def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     tile = tile_knobs(shape, isa, registers_per_cell=1, max_rows=4)
-    return {**tile, "ku": 8, "pf": int(shape.m == 1 and isa.prefetch)}
+    return {**tile, "ku": 8, "pf": int(prefetches(shape, isa))}
 
 
 def operands(

@@ -14,7 +14,14 @@ from tvm.script.ir_builder import tirx as T
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let, load, prefetch, splat
 from slmtvm.schedules.kernel import Tensor
-from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, ahead, tile_knobs, tile_space
+from slmtvm.schedules.linear.knobs import (
+    Knobs,
+    KnobSpace,
+    ahead,
+    prefetches,
+    tile_knobs,
+    tile_space,
+)
 from slmtvm.schedules.linear.packing import pad, panels_of_rows
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
@@ -91,7 +98,7 @@ def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     tile = tile_knobs(shape, isa, registers_per_cell=1, max_rows=4)
-    return {**tile, "ku": 4, "pf": int(shape.m == 1 and isa.prefetch)}
+    return {**tile, "ku": 4, "pf": int(prefetches(shape, isa))}
 
 
 def operands(

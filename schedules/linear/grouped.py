@@ -15,7 +15,15 @@ from slmtvm.schedules.isa import Dot, Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load, prefetch, splat
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear.integer import Operands, integer_sums
-from slmtvm.schedules.linear.knobs import BY_TILE, Knobs, KnobSpace, ahead, tile_knobs, tile_space
+from slmtvm.schedules.linear.knobs import (
+    BY_TILE,
+    Knobs,
+    KnobSpace,
+    ahead,
+    prefetches,
+    tile_knobs,
+    tile_space,
+)
 from slmtvm.schedules.linear.packing import pack_quantized, pad, panels_of_rows, values
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
@@ -196,7 +204,7 @@ def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     tile = tile_knobs(shape, isa, registers, max_rows=4 if isa.row_in_registers else 8)
     # Two groups share the loads of what a row has for each, where registers are left for it.
     gu = 2 if shape.m == 1 and isa.row_in_registers and state == 1 else 1
-    return {**tile, "ku": 32, "gu": gu, "ps": 0, "pf": int(shape.m == 1 and isa.prefetch)}
+    return {**tile, "ku": 32, "gu": gu, "ps": 0, "pf": int(prefetches(shape, isa))}
 
 
 def _dot(shape: LinearShape, isa: Isa, rows: int) -> Dot:

@@ -15,6 +15,9 @@ KnobSpace = dict[str, tuple[int, ...]]
 BY_TILE = 1
 """As ``pf``: prefetch the next tile's weights. 0 prefetches nothing, more counts bytes."""
 
+_FEW_ROWS = 4
+"""Up to so many, a product waits for its weights: later ones are asked for in time."""
+
 
 def tile_knobs(shape: LinearShape, isa: Isa, registers_per_cell: int, max_rows: int) -> Knobs:
     """``mr`` and ``nv`` for a kernel whose (row, vector) cells take so many registers each.
@@ -29,6 +32,11 @@ def tile_knobs(shape: LinearShape, isa: Isa, registers_per_cell: int, max_rows: 
     cells = max(1, isa.registers // 2 // registers_per_cell)
     rows = _rows(shape.m, min(max_rows, cells))
     return {"mr": rows, "nv": min(4, _power_of_two(cells // rows))}
+
+
+def prefetches(shape: LinearShape, isa: Isa) -> bool:
+    """Whether the next tile's weights are prefetched."""
+    return isa.prefetch and shape.m <= _FEW_ROWS
 
 
 def row_knobs(rows: int, registers: int) -> int:

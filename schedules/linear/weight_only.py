@@ -16,7 +16,7 @@ from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let, load
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear import grouped
-from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, tile_knobs, tile_space
+from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, prefetches, tile_knobs, tile_space
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile
@@ -127,7 +127,7 @@ def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     tile = tile_knobs(shape, isa, registers_per_cell=2, max_rows=4)
-    return {**tile, "ku": 8, "pf": int(shape.m == 1 and isa.prefetch)}
+    return {**tile, "ku": 8, "pf": int(prefetches(shape, isa))}
 
 
 def operands(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -39,6 +40,7 @@ def library_info(plan: Plan, target: Target, weights: WeightsFile) -> dict[str, 
         "mask": plan.mask,
         "segments": plan.segment_types,
         "chunks": sorted({f.rows for f in plan.functions if f.name == "body"}),
+        "batches": sorted({f.rows for f in plan.functions if f.name == "batch"}),
         "kv_bytes_per_token": plan.kv_bytes_per_token,
         "kernels": [{"name": n, **asdict(plan.kernels[n].work)} for n in sorted(plan.kernels)],
         "memory": asdict(predict_memory(plan, weights.size)),
@@ -57,18 +59,27 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
     own = names if target.cuda is None else []  # kernels that this processor runs
     bodies, heads = _functions(plan, "body"), _functions(plan, "head")
     sources = _functions(plan, "source")
+    batches = _functions(plan, "batch")
     steps: list[str] = []
     refs: list[str] = []
-    rows: dict[str, list[str]] = {"body": [], "head": [], "source": []}
+    rows: dict[str, list[str]] = defaultdict(list)
     for function in functions_in_order(plan):
         rows[function.name].append(f"{{{function.rows}, {len(steps)}, {len(function.steps)}}}")
         for step in function.steps:
-            parallel = int(_worth_threads(step))
+            flags = [
+                *(["SLM_STEP_PARALLEL"] if _worth_threads(step, function.rows) else []),
+                *(["SLM_STEP_BY_SESSION"] if step.by_session else []),
+            ]
             steps.append(
-                f"{{{names.index(step.kernel)}, {len(step.args)}, {parallel}, "
+                f"{{{names.index(step.kernel)}, {len(step.args)}, {' | '.join(flags) or 0}, "
                 f"{len(refs)}, {step.grid}}}"
             )
             refs.extend(f"SLM_REF({ref.space.value}, {ref.offset}u)" for ref in step.args)
+            if step.by_session:
+                refs.extend(
+                    f"SLM_REF({int(written)}, {part}u)"
+                    for written, part in _parts(step, function.rows)
+                )
     info = json.dumps(library_info(plan, target, weights), sort_keys=True)
     return "\n".join(
         [
@@ -90,6 +101,8 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
             _table("static const slm_function bodies", rows["body"]),
             _table("static const slm_function heads", rows["head"] or ["{0, 0, 0}"]),
             _table("static const slm_function sources", rows["source"] or ["{0, 0, 0}"]),
+            _table("static const slm_function batches", rows["batch"] or ["{0, 0, 0}"]),
+            _table("static const slm_function batch_heads", rows["batchhead"] or ["{0, 0, 0}"]),
             _table(
                 "static const slm_plan_output outputs",
                 [
@@ -115,11 +128,14 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
                     "bodies": "bodies",
                     "heads": "heads",
                     "sources": "sources",
+                    "batches": "batches",
+                    "batch_heads": "batch_heads",
                     "outputs": "outputs",
                     "kernel_count": len(names),
                     "body_count": len(bodies),
                     "head_count": len(heads),
                     "source_count": len(sources),
+                    "batch_count": len(batches),
                     "output_count": len(plan.outputs),
                     "encoder": int(plan.kind == "encoder"),
                     "context": _context(plan),
@@ -170,10 +186,11 @@ def check_plan(plan: Plan, weights_bytes: int) -> None:
             f"capacity {plan.capacity} is too small for context {plan.context} in chunks of "
             f"{smallest}",
         )
-        most = max(f.rows for f in (*bodies, *heads))
+        most = max(f.rows for f in plan.functions if f.name != "source")
         _require(
             plan.hidden.size >= most * plan.hidden_size * 4, f"hidden does not hold {most} rows"
         )
+    _check_batches(plan)
     _check_outputs(plan)
     _check_mask(plan)
     _check_segments(plan)
@@ -203,6 +220,7 @@ def check_plan(plan: Plan, weights_bytes: int) -> None:
                 else:
                     limit = {**limits, **own}[ref.space]
                 _require(end <= limit, f"{where}: {ref} ends behind {limit}")
+            _check_by_session(step, function, where)
 
 
 def _output_places(plan: Plan, function: Function) -> dict[int, int]:
@@ -214,6 +232,43 @@ def _output_places(plan: Plan, function: Function) -> dict[int, int]:
         o.offset: o.offset + (1 if one and o.pooled else function.rows) * o.features * 4
         for o in plan.outputs
     }
+
+
+def _check_batches(plan: Plan) -> None:
+    batches, heads = _functions(plan, "batch"), _functions(plan, "batchhead")
+    _require([f.rows for f in batches] == [f.rows for f in heads], "a batch has a head of its own")
+    _require(plan.kind != "encoder" or not batches, "an encoder has no sessions to batch")
+    most = _functions(plan, "body")[0].rows
+    _require(all(1 < f.rows <= most for f in batches), f"a batch of one row, or more than {most}")
+    for function in (*batches, *heads):
+        for step in function.steps:
+            knows = "position" in plan.kernels[step.kernel].scalars or any(
+                ref.space == Space.STATE for ref in step.args
+            )
+            _require(step.by_session or not knows, f"{step.kernel}: of which session?")
+
+
+def _check_by_session(step: Step, function: Function, where: str) -> None:
+    if not step.by_session:
+        return
+    _require(function.name in ("batch", "batchhead"), f"{where}: one session, called by session")
+    spaces = (Space.ARENA, Space.STATE, Space.WEIGHTS, Space.SCRATCH)
+    _require(all(ref.space in spaces for ref in step.args), f"{where}: {step.args}")
+    inputs = len([ref for ref in step.args if ref.space != Space.SCRATCH])
+    _require(0 <= step.outputs <= inputs, f"{where}: {step.outputs} outputs")
+    for ref, (written, part) in zip(step.args, _parts(step, function.rows), strict=True):
+        _require(part % _ALIGNMENT == 0, f"{where}: parts of {part} bytes")
+        _require(part * function.rows == ref.size or not part, f"{where}: parts of {ref}")
+        _require(part > 0 or not written, f"{where}: {ref} is written by all sessions")
+
+
+def _parts(step: Step, rows: int) -> list[tuple[bool, int]]:
+    """Of each argument of a step by session: is it written, and the bytes of a row's part of it."""
+    end = len(step.args) - (step.args[-1].space == Space.SCRATCH)
+    return [
+        (end - step.outputs <= index < end, ref.size // rows if ref.space == Space.ARENA else 0)
+        for index, ref in enumerate(step.args)
+    ]
 
 
 def _check_outputs(plan: Plan) -> None:
@@ -262,7 +317,8 @@ def _functions(plan: Plan, name: str) -> list[Function]:
 
 def functions_in_order(plan: Plan) -> list[Function]:
     """The functions in the order in which the table of steps has theirs."""
-    return [f for name in ("body", "head", "source") for f in _functions(plan, name)]
+    names = ("body", "head", "source", "batch", "batchhead")
+    return [f for name in names for f in _functions(plan, name)]
 
 
 def _context(plan: Plan) -> int:
@@ -276,8 +332,9 @@ def _source_context(plan: Plan) -> int:
     return min(plan.source_context, max(rows, default=0))
 
 
-def _worth_threads(step: Step) -> bool:
-    return step.grid > 1 and sum(ref.size for ref in step.args) >= _PARALLEL_BYTES
+def _worth_threads(step: Step, rows: int) -> bool:
+    blocks = step.grid * rows if step.by_session else step.grid
+    return blocks > 1 and sum(ref.size for ref in step.args) >= _PARALLEL_BYTES
 
 
 def _declare(plan: Plan, name: str) -> str:

@@ -17,9 +17,15 @@ from slmtvm.schedules.kernel import Kernel, Tensor
 CALL_KERNEL = define("slm.call_kernel", lambda call: call.attrs["out"])
 
 
-def call_kernel(name: str, inputs: list[relax.Expr], out: relax.Type) -> relax.Call:
-    """The outputs, of type ``out``, of the kernel ``name`` on its inputs, weights and state."""
-    return make_call(CALL_KERNEL, inputs, kernel=name, out=out)
+def call_kernel(
+    name: str, inputs: list[relax.Expr], out: relax.Type, *, by_session: bool = False
+) -> relax.Call:
+    """The outputs, of type ``out``, of the kernel ``name`` on its inputs, weights and state.
+
+    by_session: the kernel is of one row, and called for each row with the state and the position
+    of that row's session; inputs that are values, and outputs, hold the rows one after the other.
+    """
+    return make_call(CALL_KERNEL, inputs, kernel=name, out=out, by_session=int(by_session))
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ def sparse_note(layers: Sequence[SparseLayer]) -> str:
 class LoweredModel:
     """Relax functions whose every binding is a kernel's call, a field of its result, or a copy.
 
-    ``module`` holds ``body_M``, ``head_M`` and ``source_M``; ``slm.call_kernel`` names one of
+    ``module`` holds ``body_M``, ``head_M`` and ``source_M``, and for rows of different sessions
+    ``batch_M`` and ``batchhead_M``; ``slm.call_kernel`` names one of
     ``kernels``, and ``call_tir`` a PrimFunc of ``module`` where no kernel of ours fits. The first
     parameter of a function is the step's input; the others are named after an array of ``weights``
     or a buffer of ``state``. ``sparse`` are the layers that might skip zeros.

@@ -1,4 +1,7 @@
-"""body and head -> body_M and head_M for a few numbers of rows, all shapes static."""
+"""body and head -> body_M and head_M for a few numbers of rows, all shapes static.
+
+They become batch_M and batchhead_M, too, whose rows are tokens of so many sessions.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from slmtvm.passes.rewrite import function_names
 
 DECODER_BODY_ROWS = (1, 16, 128)
 DECODER_HEAD_ROWS = (1, 16)
+BATCH_ROWS = (2, 4)
 ENCODER_BODY_ROWS = (16, 32, 64, 128, 256, 512)
 
 
@@ -28,11 +32,22 @@ class Specialize:
             (m,) = [
                 d for d in function.params[0].ty.shape.values if not isinstance(d, tvm.tirx.IntImm)
             ]
-            for rows in _rows(model, name):
-                label = f"{name}_{rows}"
+            for label, rows in _labels(model, name):
                 bound = function.bind_symbolic_vars({m: rows})
                 functions[label] = bound.with_attr("global_symbol", label)
         return replace(model, module=relax.transform.Normalize()(tvm.IRModule(functions)))
+
+
+def _labels(model: CanonicalModel, name: str) -> list[tuple[str, int]]:
+    """What ``name`` becomes, each for a number of rows."""
+    rows = _rows(model, name)
+    labels = [(f"{name}_{r}", r) for r in rows]
+    if model.kind == "encoder" or name == "source":
+        return labels
+    # The memory that a session computes in is that of its body.
+    most = max(_rows(model, "body"))
+    batch = {"body": "batch", "head": "batchhead"}[name]
+    return labels + [(f"{batch}_{r}", r) for r in BATCH_ROWS if r <= most]
 
 
 def _rows(model: CanonicalModel, name: str) -> list[int]:

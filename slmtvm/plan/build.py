@@ -111,7 +111,9 @@ def _places(kind: str, model_kind: str, outputs: tuple[PlanOutput, ...]) -> list
     """Offsets in the space OUTPUT of what a function returns; None where that is hidden rows."""
     if kind == "body":
         return [o.offset for o in outputs] if model_kind == "encoder" else None
-    return [o.offset for o in outputs] if kind == "head" else [0]
+    if kind == "batch":
+        return None
+    return [0] if kind == "source" else [o.offset for o in outputs]
 
 
 def _bytes_per_token(lowered: LoweredModel) -> int:
@@ -158,6 +160,18 @@ class _Value:
     last: int
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A kernel's call on parameters, and ``_Value``s by index; the last ``outputs`` are written."""
+
+    kernel: str
+    operands: list[relax.Var | int]
+    grid: int
+    scratch: int  # bytes
+    outputs: int
+    by_session: bool
+
+
 @dataclass
 class _FunctionWriter:
     """Turns one Relax function into steps; collects the kernels they name."""
@@ -176,14 +190,14 @@ class _FunctionWriter:
         fixed: dict[relax.Var, Ref] = {p: self.params[p.name] for p in function.params[1:]}
         step_input = function.params[0]
         size = _type_bytes(step_input.ty)
-        is_head = kind == "head"
+        is_head = kind in ("head", "batchhead")
         fixed[step_input] = (
             Ref(Space.ARENA, hidden.offset, size) if is_head else Ref(Space.TOKENS, 0, size)
         )
         # What each variable stands for: the buffers of the call that made it.
         made: dict[relax.Var, list[relax.Var | int]] = {p: [p] for p in fixed}
         values: list[_Value] = []
-        calls: list[tuple[str, list[relax.Var | int], int, int]] = []
+        calls: list[_Call] = []
         for binding in bindings(function):
             value = binding.value
             if isinstance(value, relax.Var):
@@ -198,12 +212,16 @@ class _FunctionWriter:
         outputs = [operand for operand in returned if isinstance(operand, int)]
         refs = self._place(values, outputs, hidden, places)
         steps = []
-        for kernel, operands, grid, scratch in calls:
-            args = [refs[o] if isinstance(o, int) else fixed[o] for o in operands]
-            if scratch:
-                args.append(Ref(Space.SCRATCH, 0, scratch))
-            steps.append(Step(kernel, tuple(args), grid))
-            self._note_work(kernel, args)
+        for call in calls:
+            args = [refs[o] if isinstance(o, int) else fixed[o] for o in call.operands]
+            if call.scratch:
+                args.append(Ref(Space.SCRATCH, 0, call.scratch))
+            by_session = call.by_session
+            steps.append(
+                Step(call.kernel, tuple(args), call.grid, by_session, call.outputs * by_session)
+            )
+            if not by_session:
+                self._note_work(call.kernel, args)
         ends = [r.offset + align(r.size) for r in refs if r.space == Space.ARENA]
         return steps, max(ends, default=0)
 
@@ -213,7 +231,7 @@ class _FunctionWriter:
         type_: relax.Type,
         made: dict[relax.Var, list[relax.Var | int]],
         values: list[_Value],
-        calls: list[tuple[str, list[relax.Var | int], int, int]],
+        calls: list[_Call],
     ) -> list[relax.Var | int]:
         if call.op == CALL_KERNEL:
             name, inputs = str(call.attrs["kernel"]), list(call.args)
@@ -231,7 +249,8 @@ class _FunctionWriter:
             outputs.append(len(values))
             values.append(_Value(_type_bytes(field_type), now, now))
         grid, scratch = self._kernel(name)
-        calls.append((name, [*operands, *outputs], grid, scratch))
+        by_session = call.op == CALL_KERNEL and bool(int(call.attrs["by_session"]))
+        calls.append(_Call(name, [*operands, *outputs], grid, scratch, len(outputs), by_session))
         return outputs
 
     def _kernel(self, name: str) -> tuple[int, int]:

@@ -40,21 +40,29 @@ class Ref:
 
 @dataclass(frozen=True)
 class Step:
-    """One kernel call: ``kernel(*args, [position], [valid], begin, end)`` over blocks 0..grid."""
+    """One kernel call: ``kernel(*args, [position], [valid], begin, end)`` over blocks 0..grid.
+
+    ``by_session``, in a function whose rows are of different sessions: a call for each row, with
+    STATE, position and valid of that row's session. Arguments in ARENA then hold as many parts as
+    there are rows, one after the other; the ``outputs`` ones before SCRATCH are written.
+    """
 
     kernel: str
     args: tuple[Ref, ...]
     grid: int
+    by_session: bool = False
+    outputs: int = 0
 
 
 @dataclass(frozen=True)
 class Function:
     """``body`` turns ``rows`` tokens into hidden rows in the arena (an encoder's writes OUTPUT);
     ``head`` turns ``rows`` consecutive hidden rows, the first at Plan.hidden plus the row's offset,
-    into logits in OUTPUT; ``source`` turns the ``rows`` tokens of an encoder-decoder's source into
+    into logits in OUTPUT; ``batch`` and ``batchhead`` do the same with rows that are tokens of
+    different sessions; ``source`` turns the ``rows`` tokens of an encoder-decoder's source into
     keys and values in STATE and hidden rows in OUTPUT."""
 
-    name: str  # "body", "head" or "source"
+    name: str  # "body", "head", "batch", "batchhead" or "source"
     rows: int
     steps: tuple[Step, ...]
 
@@ -155,7 +163,8 @@ class Plan:
     def output_bytes(self) -> int:
         """Bytes of the space OUTPUT."""
         encodes = self.kind == "encoder"
-        rows = max(f.rows for f in self.functions if f.name == ("body" if encodes else "head"))
+        last = ("body",) if encodes else ("head", "batchhead")
+        rows = max(f.rows for f in self.functions if f.name in last)
         ends = [
             o.offset + _FLOAT_BYTES * o.features * (1 if encodes and o.pooled else rows)
             for o in self.outputs

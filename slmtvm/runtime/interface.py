@@ -124,6 +124,7 @@ PROTOTYPES = {
     "slm_session_free": (c_int32, (c_void_p,)),
     "slm_eval": (c_int32, (c_void_p, _TOKENS, c_size_t, _FLOATS)),
     "slm_eval_all": (c_int32, (c_void_p, _TOKENS, c_size_t, _FLOATS)),
+    "slm_eval_batch": (c_int32, (POINTER(c_void_p), _TOKENS, c_size_t, _FLOATS)),
     "slm_encode": (c_int32, (c_void_p, _TOKENS, c_size_t, _FLOATS)),
     "slm_eval_masked": (c_int32, (c_void_p, _TOKENS, _MASK, c_size_t, _FLOATS)),
     "slm_eval_all_masked": (c_int32, (c_void_p, _TOKENS, _MASK, c_size_t, _FLOATS)),

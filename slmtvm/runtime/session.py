@@ -140,6 +140,25 @@ class Session:
         self._run("slm_eval", ids, mask, logits.ctypes.data)
         return logits
 
+    @staticmethod
+    def eval_batch(sessions: Sequence[Session], tokens: Tokens) -> FloatArray:
+        """Append tokens[i] to the context of sessions[i]; the logits (n, vocab) after each.
+
+        tokens: (n,), n >= 1, of as many different sessions of one model. The weights are read once
+        for several sessions, see ``info["batches"]``; each row has the bits that ``eval`` gives.
+        Raises DeviceError where ``eval`` would, and for sessions of different models or one that is
+        named twice; no session has changed then.
+        """
+        ids, handles = _token_ids(tokens), _handles(sessions)
+        if ids.size != len(sessions):
+            raise DeviceError(f"{ids.size} tokens for {len(sessions)} sessions: one for each")
+        if not len(sessions):
+            raise DeviceError("no sessions given")
+        first = sessions[0]
+        logits = np.empty((ids.size, first.info["output_size"]), np.float32)
+        first._call("slm_eval_batch", handles, ids.ctypes.data, ids.size, logits.ctypes.data)
+        return logits
+
     def eval_all(self, tokens: Tokens, mask: Mask | None = None) -> FloatArray:
         """Like ``eval``, with the logits (n, vocab) after each token.
 
@@ -374,6 +393,15 @@ def _token_ids(tokens: Tokens) -> npt.NDArray[np.int32]:
     if array.size and not (bounds.min <= int(array.min()) and int(array.max()) <= bounds.max):
         raise DeviceError("a token id is out of range")
     return np.ascontiguousarray(array, np.int32)
+
+
+def _handles(sessions: Sequence[Session]) -> ctypes.Array[ctypes.c_void_p]:
+    """Their handles for C; DeviceError where they are of models of different libraries."""
+    for index, session in enumerate(sessions):
+        # Their structs could not be told apart by one library from its own.
+        if session.model is not sessions[0].model:
+            raise DeviceError(f"session {index} is of another model than session 0")
+    return (ctypes.c_void_p * len(sessions))(*(session._handle for session in sessions))
 
 
 def _visible(mask: Mask, count: int) -> npt.NDArray[np.uint8]:

@@ -93,11 +93,12 @@ def tuning_tasks(plan: Plan, workload: Workload) -> list[TuningTask]:
 
 def working_set(plan: Plan) -> int:
     """Bytes of weights that a token reads: the layers of a model follow each other."""
-    rows = {name: min(f.rows for f in plan.functions if f.name == name)
-            for name in {f.name for f in plan.functions}}  # fmt: skip
+    functions = [f for f in plan.functions if not f.name.startswith("batch")]
+    rows = {name: min(f.rows for f in functions if f.name == name)
+            for name in {f.name for f in functions}}  # fmt: skip
     return sum(
         plan.kernels[step.kernel].work.weight_bytes
-        for function in plan.functions
+        for function in functions
         if rows[function.name] == function.rows
         for step in function.steps
     )

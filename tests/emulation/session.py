@@ -38,6 +38,10 @@ class EmulatedSession:
         """Logits float32 (len(tokens), vocab), afresh for each ``window`` tokens."""
         return self._rows("all", tokens, window, threads)
 
+    def eval_together(self, tokens: np.ndarray, window: int) -> np.ndarray:
+        """The same as ``eval_all``, each window in a session of its own, all of them together."""
+        return self._rows("together", tokens, window, 1)
+
     def encode(self, tokens: np.ndarray, window: int) -> np.ndarray:
         """Output rows float32 (len(tokens), hidden), ``window`` tokens a call."""
         return self._rows("encode", tokens, window, 1)

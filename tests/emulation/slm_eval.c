@@ -1,9 +1,9 @@
 /* Runs a bundle's library on a list of tokens, for machines that the test runner only emulates.
  *
- *   slm_eval BUNDLE TOKENS OUTPUT all|encode|greedy|memory THREADS WINDOW
+ *   slm_eval BUNDLE TOKENS OUTPUT all|together|encode|outputs|greedy|memory THREADS WINDOW
  *
  * TOKENS holds int32 ids. "all" and "encode" start afresh for each WINDOW of them and write a float
- * row for each; "greedy" evaluates them and writes the WINDOW int32 ids that follow; "memory" does
+ * row for each, "together" the same with a session for each window; "greedy" evaluates them and writes the WINDOW int32 ids that follow; "memory" does
  * the same and writes one int32, the most memory that was ever resident, in kB. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +24,29 @@ static int32_t peak_resident_kb(void) {
   while (status && fgets(line, sizeof line, status)) sscanf(line, "VmHWM: %d kB", &kb);
   if (status) fclose(status);
   return kb;
+}
+
+/* A token of each window at a time, `count` in all. */
+static void eval_together(slm_model *model, const int32_t *tokens, size_t count, size_t window,
+                          FILE *out) {
+  enum { MOST = 16 };
+  slm_session *sessions[MOST];
+  int32_t next[MOST];
+  size_t windows = count / window, width = (size_t)slm_output_size();
+  if (windows > MOST || count % window) exit(2);
+  float *rows = malloc(windows * width * sizeof *rows);
+  float *all = malloc(count * width * sizeof *all);
+  for (size_t i = 0; i < windows; ++i) check(slm_session_new(model, &sessions[i]));
+  for (size_t at = 0; at < window; ++at) {
+    for (size_t i = 0; i < windows; ++i) next[i] = tokens[i * window + at];
+    check(slm_eval_batch(sessions, next, windows, rows));
+    for (size_t i = 0; i < windows; ++i)
+      memcpy(all + (i * window + at) * width, rows + i * width, width * sizeof *rows);
+  }
+  fwrite(all, width * sizeof *all, count, out);
+  for (size_t i = 0; i < windows; ++i) check(slm_session_free(sessions[i]));
+  free(all);
+  free(rows);
 }
 
 int main(int argc, char **argv) {
@@ -55,6 +78,8 @@ int main(int argc, char **argv) {
     }
     int32_t kb = peak_resident_kb();
     if (measure) fwrite(&kb, sizeof kb, 1, out);
+  } else if (!strcmp(mode, "together")) {
+    eval_together(model, tokens, count, window, out);
   } else if (!strcmp(mode, "outputs")) {
     check(slm_encode(session, tokens, count, NULL));
     for (int32_t i = 0; i < slm_output_count(); ++i) {

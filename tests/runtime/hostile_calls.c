@@ -165,6 +165,38 @@ static void call_masked(conversation *c, slm_session *session, int32_t *tokens, 
   if (valid && kind && chosen && output) expect_zeros(rows, mask, count);
 }
 
+/* The sessions of a batch: the conversation's own, and three that are only evaluated together. */
+enum { OTHERS = 3 };
+
+static void call_batch(conversation *c, slm_session *session, slm_session *const *others,
+                       float *rows) {
+  slm_session *given[OTHERS + 1];
+  int32_t tokens[OTHERS + 1], before[OTHERS + 1];
+  size_t count = 1 + (size_t)below(c, OTHERS + 1);
+  int valid = !c->encoder;
+  for (size_t i = 0; i < count; ++i) {
+    given[i] = i ? others[i - 1] : session;
+    tokens[i] = below(c, 2);
+    if (below(c, 16) == 0) tokens[i] = below(c, 2) ? INT32_MIN : 1000000, valid = 0;
+    if (i && below(c, 20) == 0) EXPECT(slm_seek(given[i], 0) == SLM_OK);
+    before[i] = slm_position(given[i]);
+    if (before[i] == slm_context_size()) valid = 0;
+  }
+  size_t wrong = (size_t)below(c, (uint32_t)count);
+  if (below(c, 16) == 0) valid = 0, given[wrong] = below(c, 2) ? NULL : given[(wrong + 1) % count];
+  if (count == 1 && given[0] == session && valid == 0 && !c->encoder &&
+      tokens[0] >= 0 && tokens[0] < 2 && before[0] < slm_context_size())
+    valid = 1; /* the next one of one session is itself */
+  int none = below(c, 20) == 0 ? 1 + below(c, 3) : 0;
+  int32_t result = slm_eval_batch(none == 1 ? NULL : given, none == 2 ? NULL : tokens,
+                                  none == 3 ? 0 : count, below(c, 4) ? rows : NULL);
+  valid = valid && !none;
+  if (valid) EXPECT(result == SLM_OK);
+  else expect_refusal(result);
+  for (size_t i = 0; i < count; ++i)
+    EXPECT(slm_position(i ? others[i - 1] : session) == before[i] + valid);
+}
+
 static void call_outputs(conversation *c, slm_session *session, float *rows) {
   int32_t count = slm_output_count(), index = random_int(c, count - 1);
   slm_output output = {.size = below(c, 10) ? sizeof output : random_bits(c) % sizeof output};
@@ -244,8 +276,11 @@ static void *converse(void *argument) {
   float *rows = malloc(context * width * sizeof *rows);
   slm_session *session = NULL;
   EXPECT(slm_session_new(c->model, &session) == SLM_OK);
+  slm_session *others[OTHERS];
+  for (int i = 0; i < OTHERS; ++i) EXPECT(slm_session_new(c->model, &others[i]) == SLM_OK);
   for (long i = 0; i < c->calls; ++i) {
-    switch (below(c, 11)) {
+    switch (below(c, 12)) {
+      case 11: call_batch(c, session, others, rows); break;
       case 10: call_outputs(c, session, rows); break;
       case 0:
         expect_refusal(slm_close(c->model)); /* it has sessions */
@@ -289,6 +324,7 @@ static void *converse(void *argument) {
   }
   EXPECT(slm_session_free(session) == SLM_OK);
   EXPECT(slm_session_free(NULL) == SLM_OK);
+  for (int i = 0; i < OTHERS; ++i) EXPECT(slm_session_free(others[i]) == SLM_OK);
   free(tokens);
   free(mask);
   free(rows);

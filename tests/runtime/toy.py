@@ -20,6 +20,8 @@ CONTEXT = 50
 CAPACITY = 64
 CHUNKS = (16, 4, 1)
 HEAD_ROWS = (4, 1)
+BATCH_ROWS = (4, 2)
+ALIGNED = 96  # floats between the rows of different sessions
 BUCKETS = (8, 32)
 _FLOAT = 4  # bytes
 
@@ -65,8 +67,12 @@ def toy_decoder(
     context: int = CONTEXT,
     extra_bytes: int = 0,
     mask: str = "none",
+    batches: bool = True,
 ) -> Plan:
-    """A decoder whose cache holds embeddings; ``extra_bytes`` adds a weight that nothing reads."""
+    """A decoder whose cache holds embeddings; ``extra_bytes`` adds a weight that nothing reads.
+
+    batches: whether it takes rows of several sessions.
+    """
     build = _Builder(weights or toy_weights(), ("table", "bias", "head"), extra_bytes)
     row = HIDDEN * _FLOAT
     capacity = context + CAPACITY - CONTEXT
@@ -88,6 +94,22 @@ def toy_decoder(
             ),
         )  # fmt: skip
         functions.append(Function("body", rows, steps))
+    for rows in BATCH_ROWS if batches else ():
+        mine = [Ref(r.space, r.offset, rows * ALIGNED * _FLOAT) for r in (x, hidden)]
+        logits = Ref(Space.OUTPUT, 0, rows * VOCAB * _FLOAT)
+        steps = (
+            build.step(
+                embed(rows, ALIGNED), Ref(Space.TOKENS, 0, rows * 4), build.weight("table"), mine[0]
+            ),
+            build.step(remember(1, capacity), mine[0], cache, by_session=True),
+            build.step(
+                add_up(1, capacity, hides), *([limits] if hides else []), cache,
+                build.weight("bias"), mine[1], Ref(Space.SCRATCH, 0, row), by_session=True,
+            ),
+        )  # fmt: skip
+        functions.append(Function("batch", rows, steps))
+        head = build.step(project(rows, ALIGNED), mine[1], build.weight("head"), logits)
+        functions.append(Function("batchhead", rows, (head,)))
     for rows in HEAD_ROWS:
         logits = Ref(Space.OUTPUT, 0, rows * VOCAB * _FLOAT)
         mine_hidden = Ref(hidden.space, hidden.offset, rows * row)
@@ -132,18 +154,18 @@ def toy_encoder(weights: dict[str, np.ndarray] | None = None, *, mask: str = "no
     )  # fmt: skip
 
 
-def embed(rows: int) -> Kernel:
+def embed(rows: int, stride: int = HIDDEN) -> Kernel:
     def body(block, tokens, table, out):  # type: ignore[no-untyped-def]
         token = T.bind(tokens[block])
         with T.serial(0, HIDDEN) as i:
-            T.buffer_store(out, table[token * HIDDEN + i], [block * HIDDEN + i])
+            T.buffer_store(out, table[token * HIDDEN + i], [block * stride + i])
 
     return define(
-        f"embed_{rows}",
+        f"embed_{rows}_{stride}",
         [
             Tensor("tokens", (rows,), "int32"),
             Tensor("table", (VOCAB, HIDDEN), "float32"),
-            Tensor("out", (rows, HIDDEN), "float32"),
+            Tensor("out", (rows, stride), "float32"),
         ],
         body,
         grid=rows,
@@ -212,20 +234,20 @@ def add_up(rows: int, capacity: int, hides: bool = False) -> Kernel:
     )
 
 
-def project(rows: int) -> Kernel:
+def project(rows: int, stride: int = HIDDEN) -> Kernel:
     """out[r, v] = sum of x[r] * head[v]; a block is one v of all rows."""
 
     def body(block, x, head, out):  # type: ignore[no-untyped-def]
         with T.serial(0, rows) as r:
             T.buffer_store(out, T.float32(0), [r * VOCAB + block])
             with T.serial(0, HIDDEN) as i:
-                product = x[r * HIDDEN + i] * head[block * HIDDEN + i]
+                product = x[r * stride + i] * head[block * HIDDEN + i]
                 T.buffer_store(out, out[r * VOCAB + block] + product, [r * VOCAB + block])
 
     return define(
-        f"project_{rows}",
+        f"project_{rows}_{stride}",
         [
-            Tensor("x", (rows, HIDDEN), "float32"),
+            Tensor("x", (rows, stride), "float32"),
             Tensor("head", (VOCAB, HIDDEN), "float32"),
             Tensor("out", (rows, VOCAB), "float32"),
         ],
@@ -290,7 +312,8 @@ class _Builder:
         segment = next(s for s in self.segments if s.name == name)
         return Ref(Space.WEIGHTS, segment.offset, segment.data.nbytes)
 
-    def step(self, kernel: Kernel, *args: Ref) -> Step:
+    def step(self, kernel: Kernel, *args: Ref, by_session: bool = False) -> Step:
         name = str(kernel.func.attrs["global_symbol"])
         self.kernels[name] = KernelCode(kernel.func, len(kernel.tensors), kernel.scalars)
-        return Step(name, args, kernel.grid)
+        outputs = len(kernel.outputs) if by_session else 0
+        return Step(name, args, kernel.grid, by_session, outputs)

@@ -134,8 +134,8 @@ typedef struct connection {
 } connection;
 
 typedef struct {
-  uint64_t requests, prompt_tokens, cached_tokens, generated_tokens, by_status[6], finished[3],
-      cancelled, refused;
+  uint64_t requests, prompt_tokens, cached_tokens, generated_tokens, together_tokens, by_status[6],
+      finished[3], cancelled, refused;
 } counters;
 
 enum { BUCKETS = 14 };
@@ -153,6 +153,9 @@ typedef struct {
   void *work; /* of slm_tokenize */
   size_t work_bytes;
   char *scratch; /* the text of a prompt */
+  connection **together; /* texts whose next tokens are evaluated at once, `sessions` at most */
+  slm_session **together_in;
+  int32_t *together_tokens;
   float *values; /* a row of the model's output */
   char key[256];
   size_t key_bytes;
@@ -216,6 +219,8 @@ follow follow_constraint(job *j, int32_t token); /* whether the text ends at a t
 /* serve_generate.c */
 session_slot *find_session(server *s, const connection *c);
 void start_generation(server *s, connection *c, session_slot *slot);
+int wants_a_token(const connection *c); /* whether one token is left to evaluate */
+void evaluate_together(server *s, int count); /* the `count` of s->together, which want one */
 void step_generation(server *s, connection *c);
 void release_session(server *s, connection *c);
 void finish_generation(server *s, connection *c); /* writes what is left, as room is there */

@@ -91,18 +91,42 @@ void start_generation(server *s, connection *c, session_slot *slot) {
 
 /* ---- a step ---- */
 
-static int evaluate(server *s, connection *c) {
+/* The session holds `n` more of the tokens. */
+static void note_evaluated(server *s, connection *c, int32_t n) {
   job *j = &c->job;
   session_slot *slot = j->slot;
-  int32_t left = j->count - j->evaluated, n = left < s->model.chunk ? left : s->model.chunk;
-  const int32_t *tokens = c->tokens + j->evaluated;
-  if (slm_eval(slot->session, tokens, (size_t)n, NULL) < 0) return -1;
   if (s->model.kind == KIND_DECODER) {
-    memcpy(slot->tokens + slot->count, tokens, (size_t)n * sizeof *tokens);
+    memcpy(slot->tokens + slot->count, c->tokens + j->evaluated, (size_t)n * sizeof *c->tokens);
     slot->count += n;
   }
   j->evaluated += n;
+}
+
+static int evaluate(server *s, connection *c) {
+  job *j = &c->job;
+  int32_t left = j->count - j->evaluated, n = left < s->model.chunk ? left : s->model.chunk;
+  if (n == 0) return 0; /* together with others */
+  if (slm_eval(j->slot->session, c->tokens + j->evaluated, (size_t)n, NULL) < 0) return -1;
+  note_evaluated(s, c, n);
   return 0;
+}
+
+int wants_a_token(const connection *c) {
+  const job *j = &c->job;
+  int writes = j->route == ROUTE_COMPLETION || j->route == ROUTE_CHAT;
+  return c->state == RUNNING && writes && j->count - j->evaluated == 1;
+}
+
+void evaluate_together(server *s, int count) {
+  for (int i = 0; i < count; ++i) {
+    const job *j = &s->together[i]->job;
+    s->together_in[i] = j->slot->session;
+    s->together_tokens[i] = s->together[i]->tokens[j->evaluated];
+  }
+  /* Where that fails no session has changed, and each text's own step finds out whose fault it was. */
+  if (slm_eval_batch(s->together_in, s->together_tokens, (size_t)count, NULL) < 0) return;
+  for (int i = 0; i < count; ++i) note_evaluated(s, s->together[i], 1);
+  s->counters.together_tokens += (uint64_t)count;
 }
 
 /* The chosen token's probability and those of the likeliest, of the logits as they are. */

@@ -235,8 +235,17 @@ static void step(server *s, connection *c) {
     finish_generation(s, c);
 }
 
+/* The weights are read once for the next tokens of several texts. */
+static void compute_together(server *s) {
+  int count = 0;
+  for (connection *c = s->connections; c < s->connections + s->options.connections; ++c)
+    if (can_step(c) && wants_a_token(c)) s->together[count++] = c;
+  if (count > 1) evaluate_together(s, count);
+}
+
 static void compute(server *s) {
   hand_out_sessions(s);
+  compute_together(s);
   for (connection *c = s->connections; c < s->connections + s->options.connections; ++c) {
     if (can_step(c)) step(s, c);
     /* Several small requests of a connection may lie in its buffer. */

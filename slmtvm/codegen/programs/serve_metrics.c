@@ -107,6 +107,8 @@ void write_metrics(server *s, writer *w) {
   put_counter(w, "slm_prefix_cache_hits_total", "Tokens of prompts that a session had already.",
               n->cached_tokens);
   put_counter(w, "slm_generation_tokens_total", "Tokens that were written.", n->generated_tokens);
+  put_counter(w, "slm_batched_tokens_total", "Tokens that were evaluated together with other texts'.",
+              n->together_tokens);
   put_histogram(w, "slm_time_to_first_token_seconds", "From the whole request, waiting included.",
                 &s->first_token);
   put_histogram(w, "slm_time_per_output_token_seconds", "Between two tokens of a text.",

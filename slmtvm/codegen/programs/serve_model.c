@@ -137,6 +137,10 @@ static void lay_out(server *s, region *r) {
     c.likeliest = take(r, s->token_room * (1 + MOST_LIKELY) * sizeof *c.likeliest);
     if (r->base) s->connections[i] = c;
   }
+  const size_t sessions = (size_t)s->options.sessions;
+  s->together = take(r, sessions * sizeof *s->together);
+  s->together_in = take(r, sessions * sizeof *s->together_in);
+  s->together_tokens = take(r, sessions * sizeof *s->together_tokens);
   s->scratch = take(r, s->scratch_bytes);
   s->work = take(r, s->work_bytes);
   s->values = take(r, row * sizeof *s->values);

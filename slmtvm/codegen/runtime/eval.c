@@ -4,6 +4,7 @@
 
 #include "device.h"
 #include "error.h"
+#include "eval.h"
 #include "execute.h"
 
 typedef enum { LAST_ROW, ALL_ROWS, ENCODE } output_mode;
@@ -132,11 +133,6 @@ static void limit_keys(slm_session *session, const sequence *s, int32_t position
     limits[position + i] = !s->mask || s->mask[i] ? INFINITY : hidden;
 }
 
-/* What "valid" stands for: the tokens of the source that cross-attention sees, else the step's. */
-static int32_t valid_positions(const slm_session *session, int32_t rows) {
-  return slm_plan.source_count ? session->source : rows;
-}
-
 /* Moves `rows` hidden rows from row `first` on to the first place. */
 static void move_rows(slm_session *session, int32_t first, int32_t rows) {
   char *hidden = session->base[SLM_SPACE_ARENA] + slm_plan.hidden_offset;
@@ -159,7 +155,7 @@ static void run_heads(slm_session *session, int32_t position, int32_t first, int
     /* A head reads from the first row on, which keeps its operands aligned whatever hidden_size is;
      * the rows that this overwrites have had their turn. */
     if (first + done > 0) move_rows(session, first + done, rows);
-    slm_execute(session, head, position + first + done, valid_positions(session, rows));
+    slm_execute(session, head, position + first + done, slm_valid(session, rows));
     if (logits) memcpy(logits + (size_t)done * row, output, (size_t)rows * row * sizeof(float));
     session->logits = output + (size_t)(rows - 1) * row;
   }
@@ -176,7 +172,7 @@ static void eval_tokens(slm_session *session, sequence s, int32_t count, float *
     if (!slm_plan.source_count) limit_keys(session, &s, position, rows);
     put_tokens(session, &s, rows, body->rows);
     slm_pool_begin(session->model->pool, (int)(body - slm_plan.bodies));
-    slm_execute(session, body, position, valid_positions(session, rows));
+    slm_execute(session, body, position, slm_valid(session, rows));
     if (all) {
       run_heads(session, position, 0, rows, logits);
       logits += (size_t)rows * (size_t)slm_plan.output_size;
@@ -281,6 +277,24 @@ static int32_t run(slm_session *session, sequence s, float *output, output_mode 
   }
   slm_leave(session);
   return code;
+}
+
+int32_t slm_check_next(const slm_session *session, const int32_t *token) {
+  sequence s = {token, NULL, 1, NULL};
+  int32_t code = check_call(session, NULL, LAST_ROW);
+  return code == SLM_OK ? check_tokens(session, &s, LAST_ROW) : code;
+}
+
+int32_t slm_eval_next(slm_session *session, const int32_t *token, float *logits) {
+  sequence s = {token, NULL, 1, NULL};
+  session->failure = SLM_OK;
+  run_checked(session, &s, logits, LAST_ROW);
+  return session->failure;
+}
+
+void slm_show_key(slm_session *session) {
+  sequence s = {NULL, NULL, 1, NULL};
+  if (!slm_plan.source_count) limit_keys(session, &s, session->position, 1);
 }
 
 int32_t slm_eval(slm_session *session, const int32_t *tokens, size_t count, float *logits) {

@@ -84,7 +84,8 @@ static int32_t start_pool(slm_model *model, const slm_options *options) {
   int32_t code = slm_cores_choose(options->threads, options->cores,
                                   (options->flags & SLM_ALL_THREADS) != 0, "", &cores);
   if (code == SLM_OK)
-    code = slm_pool_new(&cores, slm_plan.body_count + slm_plan.source_count, &model->pool);
+    code = slm_pool_new(&cores, slm_plan.body_count + slm_plan.source_count + slm_plan.batch_count,
+                        &model->pool);
   if (code != SLM_OK) return code;
   slm_cores_bind(&cores);
   snprintf(model->info, sizeof model->info,

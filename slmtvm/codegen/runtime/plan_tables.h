@@ -28,10 +28,17 @@ enum slm_space {
 typedef void (*slm_kernel)(void **args, int32_t position, int32_t valid, int32_t begin,
                            int32_t end);
 
+enum {
+  SLM_STEP_PARALLEL = 1,  /* worth the cost of waking the workers */
+  SLM_STEP_BY_SESSION = 2 /* called for each row, with the state and the position of its session */
+};
+
+/* One by session has, behind the `args` references, as many that say what a row's part of each argument
+ * is: SLM_REF(is it written, bytes); 0 bytes where all rows have the same. */
 typedef struct slm_step {
   uint16_t kernel;
   uint8_t args;
-  uint8_t parallel; /* worth the cost of waking the workers */
+  uint8_t flags;
   uint32_t first_ref;
   int32_t grid;
 } slm_step;
@@ -65,11 +72,14 @@ typedef struct slm_plan_tables {
   const slm_function *bodies; /* most rows first */
   const slm_function *heads;  /* most rows first; none for an encoder */
   const slm_function *sources; /* most rows first; an encoder-decoder's only */
+  const slm_function *batches; /* bodies of rows of different sessions, most rows first */
+  const slm_function *batch_heads; /* one for each of these */
   const slm_plan_output *outputs; /* the one that slm_encode and slm_eval give first */
   int32_t kernel_count;
   int32_t body_count;
   int32_t head_count;
   int32_t source_count;
+  int32_t batch_count;
   int32_t output_count;
   int32_t encoder;
   int32_t context;

@@ -198,6 +198,17 @@ SLM_API int32_t slm_eval(slm_session *session, const int32_t *tokens, size_t cou
 SLM_API int32_t slm_eval_all(slm_session *session, const int32_t *tokens, size_t count,
                              float *logits);
 
+/* Appends one token to each of `count` >= 1 sessions of one model: tokens[i] to sessions[i]. The weights
+ * are read once for several sessions, as many as one of "batches" of slm_info() says; sessions beyond
+ * that, and all of a model without batches, take turns. Each session's logits have the bits that slm_eval
+ * gives, whatever the others are. `logits` takes count * slm_output_size() floats; NULL if only slm_sample
+ * is to read them. A call that fails leaves all sessions as they were: SLM_ERR_ARGUMENT where sessions are
+ * of different models or one is named twice, SLM_ERR_BUSY where another thread uses one, SLM_ERR_TOKEN,
+ * SLM_ERR_CONTEXT or SLM_ERR_KIND where slm_eval would refuse one's token; which one, slm_last_error()
+ * says. */
+SLM_API int32_t slm_eval_batch(slm_session *const *sessions, const int32_t *tokens, size_t count,
+                               float *logits);
+
 /* Runs an encoder over `count` >= 1 tokens: `output` takes count * slm_output_size() floats, or
  * slm_output_size() where the first output is pooled; NULL if only slm_output_get is to read it. An
  * encoder-decoder reads its source so, at most "source_context" tokens of slm_info(): what the

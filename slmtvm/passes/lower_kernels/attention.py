@@ -14,7 +14,7 @@ from slmtvm.schedules import attention
 from slmtvm.schedules.kernel import Kernel
 
 
-@handles("slm.qkv_attention")
+@handles("slm.qkv_attention", by_session=True)
 def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     attrs, named = call.attrs, ops.operands(call)
     projections = list(call.args)[: int(attrs["inputs"])]

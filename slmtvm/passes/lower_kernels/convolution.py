@@ -10,7 +10,7 @@ from slmtvm.passes.lower_kernels.registry import handles, shape_of
 from slmtvm.schedules import convolution
 
 
-@handles("slm.short_conv")
+@handles("slm.short_conv", by_session=True)
 def _short_conv(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     x, attrs, named = call.args[0], call.attrs, ops.operands(call)
     weight = emitter.array(named["weight"])

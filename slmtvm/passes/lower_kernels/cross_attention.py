@@ -24,7 +24,7 @@ def _remember(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     return x
 
 
-@handles("slm.cross_attention")
+@handles("slm.cross_attention", by_session=True)
 def _cross_attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     q = call.args[0]
     heads, scale = int(call.attrs["num_heads"]), float(call.attrs["scale"])

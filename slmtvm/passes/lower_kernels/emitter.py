@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping
+import math
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -28,6 +29,13 @@ _T = TypeVar("_T")
 
 Handler = Callable[[relax.Call, "KernelEmitter"], relax.Expr]
 
+_ALIGNMENT = 64  # bytes: where a kernel's operands begin
+
+
+class NotBySessionError(Exception):
+    """A function cannot take rows of different sessions: some operand of one row is not aligned, or
+    a kernel of all rows depends on a session."""
+
 
 @dataclass
 class KernelEmitter:
@@ -41,16 +49,25 @@ class KernelEmitter:
     """The linear layers of all functions."""
     handlers: Mapping[str, Handler]
     """Which function lowers an op."""
+    by_session: Collection[str] = ()
+    """The ops that depend on a session."""
     choose: KnobChoice = default_choice
     sparse: dict[Hashable, linear.LinearShape] = field(default_factory=dict)
     """The shapes, of one row, of layers that run on lists of blocks, by ``operand_names``."""
     kernels: dict[str, Kernel] = field(default_factory=dict)
     weights: Params = field(default_factory=Params)
     state: dict[str, Tensor] = field(default_factory=dict)
+    of_sessions: bool = False
+    """Whether the rows of the function that is lowered are of different sessions."""
+    _rows_of: dict[relax.Var, relax.Var] | None = None
+    """While an op is lowered for one row of a session: what each value of one row is a row of."""
     _builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
     _params: dict[str, relax.Var] = field(default_factory=dict)
     _made: dict[Hashable, Any] = field(default_factory=dict)
     _packed: dict[Hashable, dict[str, str]] = field(default_factory=dict)
+    _given: set[relax.Var] = field(default_factory=set)  # the parameters that are weights
+    _rows: int = 1  # of the function that is lowered
+    _not_by_session: list[str] = field(default_factory=list)  # why it cannot be of sessions
 
     def knobs(self, kind: str, shape: Any) -> Knobs:
         """The knobs of a kernel of this kind and shape, see ``schedules.templates``."""
@@ -121,15 +138,68 @@ class KernelEmitter:
         for tensor, given in zip(taken, inputs, strict=True):
             shape = tuple(int(d) for d in given.ty.shape.values)
             assert tensor.takes(shape), (name, tensor, shape)
-        types = [
-            relax.TensorType(t.shape, t.dtype) for t in kernel.tensors if t.name in kernel.outputs
-        ]
+        outputs = [t for t in kernel.tensors if t.name in kernel.outputs]
+        if self._rows_of is None:
+            knows = "position" in kernel.scalars or any(i.name in self.state for i in inputs)
+            if self.of_sessions and knows:
+                self._not_by_session.append(f"{name} is of all rows and knows a session")
+            made = self._emit(name, inputs, [(t.shape, t.dtype) for t in outputs])
+        else:
+            made = self._call_by_session(name, taken, inputs, outputs)
+        return {t.name: value for t, value in zip(outputs, made, strict=True)}
+
+    def _emit(
+        self,
+        name: str,
+        inputs: list[relax.Expr],
+        outputs: list[tuple[tuple[int, ...], str]],
+        *,
+        by_session: bool = False,
+    ) -> list[relax.Var]:
+        """Call a kernel; its outputs, of these shapes and dtypes."""
+        types = [relax.TensorType(shape, dtype) for shape, dtype in outputs]
         out = types[0] if len(types) == 1 else relax.TupleType(types)
-        made = self._builder.emit(call_kernel(name, inputs, out))
-        names = [t.name for t in kernel.tensors if t.name in kernel.outputs]
-        if len(names) == 1:
-            return {names[0]: made}
-        return {n: self._builder.emit(relax.TupleGetItem(made, i)) for i, n in enumerate(names)}
+        made = self._builder.emit(call_kernel(name, inputs, out, by_session=by_session))
+        if len(types) == 1:
+            return [made]
+        return [self._builder.emit(relax.TupleGetItem(made, i)) for i in range(len(types))]
+
+    def _call_by_session(
+        self, name: str, taken: list[Tensor], inputs: list[relax.Expr], outputs: list[Tensor]
+    ) -> list[relax.Var]:
+        """Call a kernel of one row for each row; the rows that it makes, each of its outputs' row.
+
+        A row's operands must be aligned as a kernel's are.
+        """
+        assert self._rows_of is not None
+        rows_of = self._rows_of
+        of_rows = [t for t, given in zip(taken, inputs, strict=True) if given in rows_of]
+        for tensor in (*of_rows, *outputs):
+            if math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize % _ALIGNMENT:
+                self._not_by_session.append(f"{name}: a row of {tensor} is not aligned")
+        whole = [((self._rows * t.shape[0], *t.shape[1:]), t.dtype) for t in outputs]
+        given = [rows_of.get(i, i) for i in inputs]
+        return [self._row(v) for v in self._emit(name, given, whole, by_session=True)]
+
+    def _row(self, rows: relax.Var) -> relax.Var:
+        """What stands for one of the rows of ``rows``."""
+        assert self._rows_of is not None
+        count, *rest = (int(d) for d in rows.ty.shape.values)
+        row = relax.Var(
+            rows.name, relax.TensorType((count // self._rows, *rest), str(rows.ty.dtype))
+        )
+        self._rows_of[row] = rows
+        return row
+
+    def _lower_by_session(self, call: relax.Call, handler: Handler) -> relax.Expr:
+        """Lower an op of one row, whose kernels are then called for each row."""
+        self._rows_of = {}
+        try:
+            arguments = [a if a in self._given else self._row(a) for a in call.args]
+            row = handler(relax.Call(call.op, arguments, call.attrs, call.ty_args), self)
+            return self._rows_of[row]
+        finally:
+            self._rows_of = None
 
     def once(self, key: Hashable, make: Callable[[], _T]) -> _T:
         """What ``make`` made for ``key`` in this function."""
@@ -139,11 +209,17 @@ class KernelEmitter:
         return made
 
     def lower(self, function: relax.Function) -> relax.Function:
-        """``function`` with each op handled by the handler of its name."""
+        """``function`` with each op handled by the handler of its name.
+
+        Raises NotBySessionError where its rows are to be of different sessions, and cannot.
+        """
         self._builder, self._params, self._made = relax.BlockBuilder(), {}, {}
         name = str(function.attrs["global_symbol"])
+        self.of_sessions = is_of_sessions(name)
         environment: dict[relax.Var, relax.Expr] = {p: p for p in function.params}
         source = function.params[0]
+        self._given, self._rows = set(function.params[1:]), int(source.ty.shape.values[0])
+        self._not_by_session = []
         with self._builder.function(name, [source]):
             with self._builder.dataflow():
                 for binding in bindings(function):
@@ -153,6 +229,8 @@ class KernelEmitter:
                     environment[binding.var] = lowered if is_var else self._builder.emit(lowered)
                 output = self._builder.emit_output(environment[function.body.body])
             self._builder.emit_func_output(output)
+        if self._not_by_session:
+            raise NotBySessionError("; ".join(self._not_by_session))
         built = self._builder.get()[name]
         free = {v for b in bindings(built) for v in variables(b.value)}
         # A parameter that TVM's own op reads comes as the model has it.
@@ -166,6 +244,8 @@ class KernelEmitter:
         if isinstance(expr, relax.Call) and isinstance(expr.op, Op):
             handler = self.handlers.get(expr.op.name)
             if handler is not None:
+                if self.of_sessions and expr.op.name in self.by_session:
+                    return self._lower_by_session(expr, handler)
                 return handler(expr, self)
             if expr.op.name.startswith("slm."):
                 raise UnsupportedOpError(
@@ -182,3 +262,8 @@ class KernelEmitter:
             if p.name in self.weights
         }
         return {name: self.weights[name] for name in names}
+
+
+def is_of_sessions(function: str) -> bool:
+    """Whether the rows of the function of this name are tokens of different sessions."""
+    return function.startswith("batch")

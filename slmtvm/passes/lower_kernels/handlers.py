@@ -12,9 +12,10 @@ from slmtvm.passes.lower_kernels import (
     positions,
     rows,
 )
-from slmtvm.passes.lower_kernels.registry import HANDLERS
+from slmtvm.passes.lower_kernels.registry import BY_SESSION, HANDLERS
 
 __all__ = [
+    "BY_SESSION",
     "HANDLERS",
     "attention",
     "convolution",

@@ -8,13 +8,28 @@ from tvm import relax
 from slmtvm.ir import fused, ops
 from slmtvm.ir.lowered import LoweredModel, SparseLayer
 from slmtvm.ir.model import CanonicalModel
-from slmtvm.passes.lower_kernels.emitter import KernelEmitter
-from slmtvm.passes.lower_kernels.handlers import HANDLERS
+from slmtvm.passes.lower_kernels.emitter import KernelEmitter, NotBySessionError, is_of_sessions
+from slmtvm.passes.lower_kernels.handlers import BY_SESSION, HANDLERS
 from slmtvm.passes.lower_kernels.sparse import choose_sparse
 from slmtvm.passes.rewrite import bindings, function_names
 from slmtvm.schedules import attention, isa
 from slmtvm.schedules.templates import KnobChoice, default_choice
 from slmtvm.target import Target
+
+
+def _lower_all(
+    module: tvm.IRModule, emitter: KernelEmitter, *, of_sessions: bool
+) -> dict[str, relax.Function]:
+    """The functions lowered; those of several sessions, which no GPU runs, left out where one
+    cannot be."""
+    names = function_names(module)
+    functions = {n: emitter.lower(module[n]) for n in names if not is_of_sessions(n)}
+    if not of_sessions:
+        return functions
+    try:
+        return functions | {n: emitter.lower(module[n]) for n in names if is_of_sessions(n)}
+    except NotBySessionError:
+        return functions
 
 
 def lower_kernels(
@@ -40,11 +55,13 @@ def lower_kernels(
     ]
     linears = [c for c in calls if c.op in (fused.FLOAT_LINEAR, fused.QUANTIZED_LINEAR)]
     kv_dtype = kv_dtype or primitives.kv_dtype
-    emitter = KernelEmitter(model, primitives, capacity, kv_dtype, linears, HANDLERS, choose)
+    emitter = KernelEmitter(
+        model, primitives, capacity, kv_dtype, linears, HANDLERS, BY_SESSION, choose
+    )
     chosen: tuple[SparseLayer, ...] = ()
     if sparse != "off":
         chosen = choose_sparse(emitter, [c for c in calls if c.op == ops.EMBEDDING])
-    functions = {name: emitter.lower(model.module[name]) for name in function_names(model.module)}
+    functions = _lower_all(model.module, emitter, of_sessions=target.cuda is None)
     with target.tvm:
         module = relax.transform.LegalizeOps()(tvm.IRModule(functions))
     return LoweredModel(

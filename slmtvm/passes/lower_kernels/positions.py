@@ -23,7 +23,7 @@ def position_table(expr: relax.Expr, rows: int, emitter: KernelEmitter) -> relax
     )
 
 
-@handles("slm.rope")
+@handles("slm.rope", by_session=True)
 def _rope(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     x, *given = call.args
     m, _ = shape_of(x)
@@ -39,7 +39,7 @@ def _rope(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     return emitter.call(kernel, [x, *tables])["y"]
 
 
-@handles("slm.add_positions")
+@handles("slm.add_positions", by_session=True)
 def _add_positions(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     x, table = call.args
     m, d = shape_of(x)
@@ -63,7 +63,7 @@ def _earlier(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     return emitter.call(kernel, [tokens])["y"]
 
 
-@handles("slm.position_rows")
+@handles("slm.position_rows", by_session=True)
 def _position_rows(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     tokens, table = call.args
     kernel = elementwise.build_position_rows(

@@ -18,12 +18,14 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     m, width = shape_of(x)
     attrs = call.attrs
     prologue, epilogue = str(attrs["prologue"]), str(attrs["epilogue"])
-    whole, groups = epilogue == "tensor_u8", int(attrs["groups"])
+    # Rows of different sessions have each a range of their own, as tokens one by one do.
+    whole, groups = epilogue == "tensor_u8" and not emitter.of_sessions, int(attrs["groups"])
+    epilogue = "row_u8" if epilogue == "tensor_u8" else epilogue
     scale, low, high = rounding_of(call)
     pair = str(attrs["pair"])
     op = rows.RowOp(
         prologue=prologue,
-        epilogue="row_u8" if whole else epilogue,
+        epilogue=epilogue,
         m=m,
         d=width // 2 if prologue in rows.GATED else width // groups,
         eps=float(attrs["eps"]),

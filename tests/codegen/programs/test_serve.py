@@ -7,6 +7,7 @@ import json
 import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -153,6 +154,28 @@ def test_texts_at_the_same_time_are_those_that_come_alone(
     for thread in threads:
         thread.join()
     assert found == texts
+
+
+def test_texts_that_are_written_at_once_are_evaluated_together(
+    program: Path, demo: Path, texts: dict[str, str]
+) -> None:
+    prompts = PROMPTS[:4]
+    with serving(program, demo, ["--sessions", "5"]) as server:
+        server.process.send_signal(signal.SIGSTOP)  # for all requests to be there at the same time
+        waiting = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in range(5)]
+        for connection, prompt in zip(waiting, [*prompts, "gone"], strict=True):
+            body = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
+            given = {"Content-Type": "application/json"}
+            connection.request("POST", "/v1/completions", json.dumps(body), given)
+        waiting.pop().close()  # who asked last goes away
+        server.process.send_signal(signal.SIGCONT)
+        for connection, prompt in zip(waiting, prompts, strict=True):
+            answer = json.loads(connection.getresponse().read())
+            assert answer["choices"][0]["text"] == texts[prompt]
+            connection.close()
+        counted = metrics_of(server)
+        assert counted["slm_batched_tokens_total"] > TOKENS
+        assert counted["slm_requests_cancelled_total"] == 1
 
 
 def test_a_seed_makes_a_random_text_repeatable(client: openai.OpenAI) -> None:
