@@ -111,7 +111,7 @@ def test_what_attention_cannot_do_itself_is_done_before_it(
 
 def test_rows_are_bound_to_the_chunk_sizes() -> None:
     fused = fuse(decoder())
-    kinds = {"batch": (2, 4), "batchhead": (2, 4), "body": (1, 16), "head": (1, 16)}
+    kinds = {"batch": (4,), "batchhead": (4,), "body": (1, 16), "head": (1, 16)}
     assert set(function_names(fused.module)) == {
         f"{kind}_{rows}" for kind, sizes in kinds.items() for rows in sizes
     }
