@@ -25,7 +25,7 @@ from tests.small_disk import small_disk
 
 RUNTIME = Path(__file__).parents[2] / "slmtvm" / "codegen" / "runtime"
 MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243}  # e_machine of the ELF header
-MAX_TOY_BYTES = 120 * 1024  # a fourth turns text into tokens and back, another trusts or does not
+MAX_TOY_BYTES = 124 * 1024  # a fourth turns text into tokens and back, another trusts or does not
 
 
 def build(target: Target, folder: Path) -> Path:
@@ -109,7 +109,7 @@ def test_progress_says_what_is_being_done(tmp_path: Path) -> None:
     said: list[str] = []
     target = Target.load("x86-64-v3")
     build_library(plan, target, tmp_path / "x.so", weights, progress=said.append)
-    assert any("11 kernels" in message for message in said)
+    assert any("15 kernels" in message for message in said)
     assert any("linking" in message for message in said)
 
 

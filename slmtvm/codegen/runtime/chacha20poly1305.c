@@ -21,15 +21,17 @@ static void store64(uint8_t *p, uint64_t v) {
 
 typedef uint32_t lanes __attribute__((vector_size(4 * LANES)));
 
-static inline __attribute__((always_inline)) lanes rotate(lanes v, int by) {
-  return v << by | v >> (32 - by);
+/* Rotates to ^ from. Vectors go by pointer: by value, their ABI depends on the CPU's features. */
+static inline void mix(lanes *to, const lanes *from, int by) {
+  lanes v = *to ^ *from;
+  *to = v << by | v >> (32 - by);
 }
 
-static inline __attribute__((always_inline)) void quarter(lanes *a, lanes *b, lanes *c, lanes *d) {
-  *a += *b, *d = rotate(*d ^ *a, 16);
-  *c += *d, *b = rotate(*b ^ *c, 12);
-  *a += *b, *d = rotate(*d ^ *a, 8);
-  *c += *d, *b = rotate(*b ^ *c, 7);
+static inline void quarter(lanes *a, lanes *b, lanes *c, lanes *d) {
+  *a += *b, mix(d, a, 16);
+  *c += *d, mix(b, c, 12);
+  *a += *b, mix(d, a, 8);
+  *c += *d, mix(b, c, 7);
 }
 
 /* LANES blocks of the key stream, from `counter` on. */

@@ -301,8 +301,8 @@ int32_t slm_sample(slm_session *session, const slm_sampling *sampling) {
     code = slm_fail(SLM_ERR_ARGUMENT, "slm_sampling.size is %u, must be sizeof(slm_sampling), %zu",
                     sampling->size, sizeof full);
   } else {
-    if (sampling)
-      memcpy(&full, sampling, sampling->size < sizeof full ? sampling->size : sizeof full);
+    /* A size between the two would cut a field in half. */
+    if (sampling) memcpy(&full, sampling, sampling->size < sizeof full ? LEAST_SIZE : sizeof full);
     code = check_sampling(&full);
     if (code == SLM_OK) code = sample(session, &full);
   }
