@@ -52,6 +52,10 @@ class SignatureError(BundleError):
     """A bundle or package is not signed by a key that is trusted, is too old, or was changed."""
 
 
+class AuditError(SlmError):
+    """A log of ``slm-serve --audit`` was changed, or is none."""
+
+
 class DeviceError(SlmError):
     """The compiled model reported an error while it ran."""
 

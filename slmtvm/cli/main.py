@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from slmtvm.cli import (
+    audit,
     bench,
     compile,
     completion,
@@ -58,6 +59,7 @@ _VERBS = (
     program,
     serve,
     constraint,
+    audit,
     keygen,
     encrypt,
     sign,

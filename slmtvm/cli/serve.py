@@ -18,6 +18,11 @@ _OPTIONS = (
     ("queue", "N", "most requests that wait for a session (default 32)"),
     ("max-body", "BYTES", "of a request (default 1048576)"),
     ("max-tokens", "N", "most tokens that an answer may have (default: the context)"),
+    (
+        "audit",
+        "FILE",
+        "log a line for each POST request, with hashes of what was asked and answered",
+    ),
     ("timeout", "S", "most seconds for a request, waiting included (default 300)"),
     ("read-timeout", "S", "most seconds for a request to come in (default 30)"),
     ("grace", "S", "seconds that requests have to finish after SIGTERM (default 30)"),

@@ -23,7 +23,7 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="slm-text-")
 
 def text_sources() -> list[Path]:
     """The C files that turn text into tokens and back."""
-    return [*sorted(RUNTIME.glob("text_*.c")), RUNTIME / "error.c"]
+    return [*sorted(RUNTIME.glob("text_*.c")), RUNTIME / "error.c", RUNTIME / "mapped.c"]
 
 
 class TextOnly:

@@ -32,6 +32,7 @@ static const char usage[] =
     "  --max-tokens N    most tokens that an answer may have (the context)\n"
     "  --constraint NAME=FILE   what response_format may ask for by this name, as slmtvm constraint\n"
     "                    compiled it (may be given several times)\n"
+    "  --audit FILE      log a line for each POST request, with hashes of what was asked and answered\n"
     "  --timeout S       most seconds for a request, waiting included (300)\n"
     "  --read-timeout S  most seconds for a request to come in (30)\n"
     "  --grace S         seconds that requests have to finish after SIGTERM (30)\n"
@@ -70,7 +71,7 @@ static int take(serve_options *o, const char *name, const char *value) {
   };
   const struct { const char *option; const char **value; } texts[] = {
       {"--host", &o->host},         {"--unix", &o->unix_path}, {"--key-file", &o->key_file},
-      {"--name", &o->name},         {"--cores", &o->open.cores},
+      {"--name", &o->name},         {"--cores", &o->open.cores},  {"--audit", &o->audit},
   };
   int known = 0, right = 1;
   for (size_t i = 0; i < sizeof wholes / sizeof *wholes; ++i)
@@ -138,7 +139,8 @@ static int run(server *s) {
   if (getrandom(&s->nonce, sizeof s->nonce, 0) < 0) s->nonce = (uint64_t)s->started << 24;
   s->guards_host = !s->options.unix_path && is_loopback(s->options.host);
   int code = FAILED;
-  if (open_model(s) == 0 && (s->planned_bytes = plan_memory(s)) >= 0) code = serve(s) < 0;
+  if (audit_open(s) == 0 && open_model(s) == 0 && (s->planned_bytes = plan_memory(s)) >= 0) code = serve(s) < 0;
+  audit_close(s);
   close_model(s);
   return code;
 }

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdint.h>
 
+#include "serve_audit.h"
 #include "serve_http.h"
 #include "serve_json.h"
 #include "slm.h"
@@ -27,7 +28,7 @@ enum {
 };
 
 typedef struct {
-  const char *bundle, *name, *host, *unix_path, *key_file;
+  const char *bundle, *name, *host, *unix_path, *key_file, *audit;
   long port, sessions, connections, queue, body_bytes, most_tokens, grace;
   double timeout, read_timeout; /* seconds */
   slm_options open;
@@ -107,6 +108,7 @@ typedef struct {
   const char *cursor; /* in the body: the next input of an embedding */
   int32_t input, inputs, total_tokens;
   int phase;
+  audit_entry audit;
 } job;
 
 typedef enum {
@@ -164,6 +166,7 @@ typedef struct {
   uint64_t nonce; /* makes ids of this run differ from those of others */
   int stopping, guards_host;
   int64_t started; /* seconds since 1970 */
+  audit_log audit;
   counters counters;
   histogram first_token, each_token, whole;
 } server;
@@ -206,6 +209,13 @@ int read_generation(server *s, connection *c, refusal *r); /* all fields; 0, or 
 /* serve_chat.c: `messages` as one text in the scratch; its bytes, or -1 refused. */
 int load_chat(server *s);
 ptrdiff_t chat_text(server *s, json messages, refusal *r);
+
+/* serve_audit.c */
+int audit_open(server *s); /* 0, or -1 after saying why not */
+void audit_close(server *s);
+int audit_begin(server *s, connection *c); /* 0, or -1 where nothing can be logged */
+void audit_answer(connection *c, const char *bytes, size_t length); /* a part of the body */
+void audit_end(server *s, connection *c, int whole);
 
 /* serve_constrain.c */
 int open_constraints(server *s); /* 0, or -1 after saying why not */

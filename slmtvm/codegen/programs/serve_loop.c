@@ -59,6 +59,7 @@ static void set_state(connection *c, connection_state state) {
 
 static void drop(server *s, connection *c) {
   if (c->state == WAITING || c->state == RUNNING) ++s->counters.cancelled;
+  audit_end(s, c, 0);
   release_session(s, c);
   close(c->fd);
   c->fd = -1;
@@ -169,6 +170,7 @@ static int flush_output(connection *c) {
 
 /* All of an answer is out: the next request of the connection, which may be there already. */
 static void next_request(server *s, connection *c) {
+  audit_end(s, c, 1);
   if (!c->request.keep || s->stopping) {
     shutdown(c->fd, SHUT_WR);
     set_state(c, CLOSING); /* to close now would throw away what the other side has not read yet */

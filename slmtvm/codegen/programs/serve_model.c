@@ -141,6 +141,7 @@ static void lay_out(server *s, region *r) {
   s->together = take(r, sessions * sizeof *s->together);
   s->together_in = take(r, sessions * sizeof *s->together_in);
   s->together_tokens = take(r, sessions * sizeof *s->together_tokens);
+  s->audit.pending = take(r, s->audit.file < 0 ? 0 : (size_t)s->options.connections * AUDIT_LINE);
   s->scratch = take(r, s->scratch_bytes);
   s->work = take(r, s->work_bytes);
   s->values = take(r, row * sizeof *s->values);

@@ -26,6 +26,7 @@ void begin_answer(server *s, connection *c, int status, const char *type, ptrdif
   if (unknown && c->request.old) c->request.keep = 0; /* the end of the connection is its end */
   c->job.chunked = unknown && !c->request.old;
   c->job.answered = 1;
+  c->job.audit.status = status;
   ++s->counters.by_status[status / 100];
   put_format(&w, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nCache-Control: no-store\r\n", status,
              http_reason(status), type);
@@ -46,6 +47,7 @@ writer begin_part(connection *c) {
 
 void end_part(connection *c, writer *w) {
   if (w->length == 0) return;
+  audit_answer(c, w->bytes, w->length);
   if (c->job.chunked) {
     char head[PART_HEAD + 1];
     snprintf(head, sizeof head, "%06zx\r\n", w->length);
@@ -73,6 +75,7 @@ static void answer_text(server *s, connection *c, int status, const char *type, 
   if (!head) {
     memcpy(c->out + c->out_end, text, length);
     c->out_end += length;
+    audit_answer(c, text, length);
   }
   end_answer(c);
 }
@@ -334,6 +337,10 @@ static const route *find_route(part path) {
 
 void answer(server *s, connection *c) {
   const route *r = find_route(c->request.path);
+  if (part_is(c->request.method, "POST") && audit_begin(s, c) < 0) {
+    answer_error(s, c, 503, "server_error", NULL, "audit", "the audit log cannot be written (--audit)");
+    return;
+  }
   if (!(r && r->open) && !may_ask(s, c)) return;
   if (!r) {
     answer_error(s, c, 404, "invalid_request_error", NULL, "unknown_url",

@@ -2,15 +2,12 @@
 #define _GNU_SOURCE
 #include "constraint.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "error.h"
+#include "mapped.h"
 
 static const char MAGIC[8] = "SLMCONS";
 enum { VERSION = 1, MOST_TOKENS = 1 << 24, MOST_CLASSES = 1 << 16, MOST_STATES = 1 << 24 };
@@ -20,25 +17,6 @@ enum {
   H_MAGIC, H_VERSION = 2, H_WORDS, H_VOCAB_SIZE, H_CLASSES, H_LISTED, H_STATES, H_TRANSITIONS, H_ENDS,
   H_SOURCE, H_TOKENIZER = H_SOURCE + SLM_DIGEST_BYTES / 4, HEADER_WORDS = H_TOKENIZER + SLM_DIGEST_BYTES / 4
 };
-
-static int32_t map_file(const char *path, slm_constraint *c) {
-  int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (file < 0) return slm_fail(SLM_ERR_FILE, "%s: cannot open: %s", path, strerror(errno));
-  struct stat status;
-  void *mapped = MAP_FAILED;
-  int32_t code = SLM_OK;
-  if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size <= 0 ||
-      status.st_size > INT32_MAX)
-    code = slm_fail(SLM_ERR_FILE, "%s: not a regular file of a constraint's size", path);
-  else if ((mapped = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, file, 0)) ==
-           MAP_FAILED)
-    code = slm_fail(SLM_ERR_FILE, "%s: cannot map: %s", path, strerror(errno));
-  close(file);
-  if (code != SLM_OK) return code;
-  c->words = mapped;
-  c->file_bytes = (size_t)status.st_size;
-  return SLM_OK;
-}
 
 /* Offsets that start at 0, never fall, and end at `total`. */
 static int rises(const uint32_t *begins, uint32_t count, uint32_t total) {
@@ -126,7 +104,7 @@ int32_t slm_constraint_open(const char *path, slm_constraint **result) {
   *result = NULL;
   slm_constraint *c = calloc(1, sizeof *c);
   if (!c) return slm_fail(SLM_ERR_MEMORY, "no memory for the constraint");
-  int32_t code = map_file(path, c);
+  int32_t code = slm_map_file(path, "constraint", &c->words, &c->file_bytes);
   if (code == SLM_OK) {
     code = read_all(path, c);
     if (code != SLM_OK) munmap((void *)c->words, c->file_bytes);

@@ -1,17 +1,14 @@
 /* Opening tokenizer.bin: mapped, and every number in it that is followed later is compared with what it
  * points into. slmtvm/text/tables.py writes it and says what is where. */
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "error.h"
+#include "mapped.h"
 #include "text.h"
 
 enum {
@@ -319,25 +316,6 @@ static int32_t read_all(const char *path, slm_tokenizer *t) {
   return SLM_OK;
 }
 
-static int32_t map_file(const char *path, slm_tokenizer *t) {
-  int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (file < 0) return slm_fail(SLM_ERR_FILE, "%s: cannot open: %s", path, strerror(errno));
-  struct stat status;
-  void *mapped = MAP_FAILED;
-  int32_t code = SLM_OK;
-  if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size <= 0 ||
-      status.st_size > INT32_MAX)
-    code = slm_fail(SLM_ERR_FILE, "%s: not a regular file of a tokenizer's size", path);
-  else if ((mapped = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, file, 0)) ==
-           MAP_FAILED)
-    code = slm_fail(SLM_ERR_FILE, "%s: cannot map: %s", path, strerror(errno));
-  close(file);
-  if (code != SLM_OK) return code;
-  t->words = mapped;
-  t->file_bytes = (size_t)status.st_size;
-  return SLM_OK;
-}
-
 int32_t slm_tokenizer_open(const char *bundle, slm_tokenizer **result) {
   if (!bundle || !result)
     return slm_fail(SLM_ERR_ARGUMENT, "slm_tokenizer_open: an argument is NULL");
@@ -348,7 +326,7 @@ int32_t slm_tokenizer_open(const char *bundle, slm_tokenizer **result) {
     return slm_fail(SLM_ERR_ARGUMENT, "the bundle's path is longer than %d bytes", PATH_MAX);
   slm_tokenizer *t = calloc(1, sizeof *t);
   if (!t) return slm_fail(SLM_ERR_MEMORY, "no memory for the tokenizer");
-  int32_t code = map_file(path, t);
+  int32_t code = slm_map_file(path, "tokenizer", &t->words, &t->file_bytes);
   if (code == SLM_OK) {
     code = read_all(path, t);
     if (code != SLM_OK) munmap((void *)t->words, t->file_bytes);

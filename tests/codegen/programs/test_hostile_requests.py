@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from slmtvm.audit import verify_log
 from slmtvm.compiler import compile_model
 from slmtvm.target import host_target
 from tests.codegen.programs.hostile import any_request, send
@@ -85,11 +86,13 @@ def answers_again(server: Server) -> None:
     "count", [REQUESTS, pytest.param(MOST_REQUESTS, marks=pytest.mark.exhaustive)]
 )
 def test_hostile_requests_leave_the_sanitizers_silent_and_the_server_alive(
-    checked_program: Path, chat_bundle: Path, count: int
+    checked_program: Path, chat_bundle: Path, tmp_path: Path, count: int
 ) -> None:
-    with serving(checked_program, chat_bundle, OPTIONS) as server:
+    log = tmp_path / "audit.jsonl"
+    with serving(checked_program, chat_bundle, [*OPTIONS, "--audit", str(log)]) as server:
         attack(server, 1, count)
         answers_again(server)
+    assert verify_log(log).lines > 0
 
 
 def test_hostile_requests_for_embeddings_leave_them_silent(
