@@ -179,6 +179,8 @@ class _PickingPlain(_Picking):
 
 
 class Avx2(Isa):
+    sums_in_memory = True  # measured: 1.08 to 1.23 times as fast, for 16 and 128 rows
+
     # Measured by scripts/bench_sparse.py.
     list_cost = ListCost(step=1.2, ends=25)
     list_cost_of_rows = ListCost(step=1.05, ends=10)

@@ -175,6 +175,10 @@ class Isa(ABC):
     native_f16: ClassVar[bool] = True
     """Whether one instruction converts a vector between float16 and float32."""
 
+    sums_in_memory: ClassVar[bool] = False
+    """Whether rows whose float sums do not fit the registers gain more, as weights are unpacked for
+    them once, than it costs to load and store these sums for every two groups."""
+
     prefetch: ClassVar[bool] = True
     """Whether asking for weights ahead gains more than the instructions that do it cost."""
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,16 @@ def test_an_error_is_one_line_that_names_the_cause(arguments: tuple[str, ...]) -
     assert result.stderr.count("\n") == 1
     assert any(argument in result.stderr for argument in arguments)
     assert not (ROOT / "out.slm").exists()
+
+
+@pytest.mark.slow
+def test_no_time_is_spent_on_importing_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    result = subprocess.run(
+        [sys.executable, "-m", "slmtvm.cli", "inspect", str(tmp_path / "missing.onnx")],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.stderr == f"slmtvm: error: {tmp_path}/missing.onnx: no such file\n"
 
 
 @pytest.mark.slow
