@@ -57,7 +57,8 @@ def _library() -> ctypes.CDLL:
     package = util.find_spec("nvidia")
     folders = package.submodule_search_locations if package else None
     for folder in folders or ():
-        for path in sorted(Path(folder).glob("*/lib/libnvrtc.so.*")):
+        # That of the extra: torch brings another one, whose parts torch's loader alone finds.
+        for path in sorted(Path(folder).glob("cuda_nvrtc/lib/libnvrtc.so.*")):
             if ".alt." not in path.name:
                 return ctypes.CDLL(str(path))
     raise TargetError(f"kernels for GPUs are compiled by NVRTC: {_EXTRA}", where="cuda")

@@ -96,7 +96,7 @@ _RANGES: dict[str, Range] = {
     # Whatever their operators do not know is refused there, or they change nothing here.
     **dict.fromkeys(
         (
-            "activation", "activation_type", "equation", "k_quant_type",
+            "activation", "activation_type", "equation", "k_quant_type", "mode",
             "precision", "quant_type", "ratio",
             "seed", "v_quant_type", "weights_prepacked",
         ),

@@ -347,9 +347,15 @@ ROTARIES = [
          {"rotary_embedding_dim": 4, "num_heads": 6, "interleaved": 1}, title="flat part", **ONNX),
 ]  # fmt: skip
 
+# As long as what is written into it: all that there is without a past.
+CACHES = [
+    Case("TensorScatter", (floats(1, 2, 5, 4), floats(1, 2, 5, 4), ints(0, dtype=np.int64)),
+         {"axis": 2}, domain="", opset=24),
+]  # fmt: skip
+
 CASES = [
     *POINTWISE, *PRODUCTS, *EINSUMS, *EMBEDDINGS, *QUANTIZED_EMBEDDINGS, *ATTENTIONS, *MULTI_HEAD,
-    *QUANTIZED, *INTEGERS, *ONNX_ATTENTIONS, *ROTARIES,
+    *QUANTIZED, *INTEGERS, *ONNX_ATTENTIONS, *ROTARIES, *CACHES,
 ]  # fmt: skip
 
 
