@@ -110,7 +110,7 @@ def test_each_line_of_the_input_is_a_prompt(bundle: Path, tmp_path: Path) -> Non
         (["{bundle}", "--colour", "x"], 64, "there is no option --colour"),
         (["{bundle}", "--prompt", ""], 1, "the prompt is empty"),
         (["{bundle}", "--prompt", "x " * 400], 1, "context"),
-        (["/no/bundle", "--prompt", "x"], 1, "/no/bundle/tokenizer.bin: cannot open"),
+        (["/no/bundle", "--prompt", "x"], 1, "/no/bundle/weights.bin: cannot open"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
