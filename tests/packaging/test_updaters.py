@@ -94,16 +94,19 @@ def write(format: str, contents: Contents, options: Options, output: Path) -> Pa
 @pytest.fixture
 def device(contents: Contents, keys: Keys, tmp_path: Path) -> Device:
     """A root for slm-install on this machine, which an updater calls."""
-    programs = next(f.source for f in contents.programs if f.path == "bin/slm-verify").parent
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for file in contents.programs:
+        if file.path in ("bin/slm-install", "bin/slm-verify"):
+            shutil.copy(file.source, programs / Path(file.path).name)
     return Device(tmp_path / "device", keys.public, programs, ["sh"], os.environ["PATH"])
 
 
-def calling(device: Device, contents: Contents) -> dict[str, str]:
+def calling(device: Device) -> dict[str, str]:
     """The environment in which an updater's script finds slm-install of ``device``."""
-    install = next(f.source for f in contents.programs if f.path == "bin/slm-install")
     return {
         **os.environ,
-        "SLM_INSTALL": f"sh {install}",
+        "SLM_INSTALL": f"sh {device.programs / 'slm-install'}",
         "SLM_INSTALL_OPTIONS": f"--root {device.root} --keys {device.keys}",
     }
 
@@ -149,7 +152,7 @@ def test_swupdate_hands_the_package_to_slm_install(
     contents: Contents, options: Options, device: Device, tmp_path: Path
 ) -> None:
     archive = write("swupdate", contents, options, tmp_path / "made" / "model.swu")
-    done = swupdate(archive, options.certificate, env=calling(device, contents), cwd=tmp_path)
+    done = swupdate(archive, options.certificate, env=calling(device), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert device.version() == "1.1.0"
     assert not Path("/var/tmp/slm-toy.tar.gz").exists()
@@ -160,7 +163,7 @@ def test_swupdate_refuses_what_was_altered_foreign_or_for_another_board(
 ) -> None:
     archive = write("swupdate", contents, options, tmp_path / "made" / "model.swu")
     (tmp_path / "altered").mkdir()
-    environment = calling(device, contents)
+    environment = calling(device)
     other, _ = certify(tmp_path, "somebody")
     elsewhere = write(
         "swupdate", contents, replace(options, compatible="toaster"), tmp_path / "e" / "t.swu"
@@ -214,13 +217,13 @@ def test_the_update_module_of_mender_installs_and_rolls_back(
         tar.extractall(tree / "files", filter="data")
 
     def call(state: str) -> str:
-        return succeed("sh", module, state, tree, env=calling(device, contents))
+        return succeed("sh", module, state, tree, env=calling(device))
 
     assert call("SupportsRollback") == "Yes\n" and call("NeedsArtifactReboot") == "No\n"
     call("ArtifactRollback")  # of what was never installed
     assert not device.root.exists()
     device.succeed("install", release.tarball(2, HOST))
-    refused = run("sh", module, "ArtifactInstall", tree, env=calling(device, contents))
+    refused = run("sh", module, "ArtifactInstall", tree, env=calling(device))
     assert refused.returncode != 0 and "2 was here before" in refused.stderr
     call("ArtifactRollback")
     assert device.version() == "1.2.0"
