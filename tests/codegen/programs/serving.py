@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import openai
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -81,6 +82,12 @@ def serving(
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def client_of(server: Server) -> openai.OpenAI:
+    """OpenAI's own client; a context, which closes its connections."""
+    base = f"http://127.0.0.1:{server.port}/v1"
+    return openai.OpenAI(base_url=base, api_key="none", max_retries=0)
 
 
 def save_words(folder: Path) -> None:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from slmtvm.runtime import load
 from slmtvm.runtime.text import generate_text
 from slmtvm.target import Target
 from tests.codegen.programs.hostile import any_body, any_text
-from tests.codegen.programs.serving import Server, serving
+from tests.codegen.programs.serving import Server, client_of, serving
 from tests.emulation.session import CPUS
 from tests.end_to_end.bundles import CONTEXT
 from tests.models import PROMPTS
@@ -50,10 +50,9 @@ def texts(demo: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(
-        base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0
-    )
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with client_of(server) as client:
+        yield client
 
 
 def complete(client: openai.OpenAI, prompt: Any, **more: Any) -> Any:
@@ -455,10 +454,9 @@ def test_a_body_may_wait_for_leave_to_come(server: Server) -> None:
 
 
 def test_sigterm_lets_what_runs_finish(program: Path, demo: Path) -> None:
-    with serving(program, demo) as server:
-        client = openai.OpenAI(
-            base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0
-        )
+    with ExitStack() as stack:
+        server = stack.enter_context(serving(program, demo))
+        client = stack.enter_context(client_of(server))
         stream = client.completions.create(
             model=demo.name.removesuffix(".slm")[:127], prompt="x", max_tokens=200, stream=True,
             temperature=0,

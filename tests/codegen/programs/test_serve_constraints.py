@@ -16,7 +16,7 @@ import pytest
 from slmtvm.constrain import constrain
 from slmtvm.runtime import load
 from slmtvm.runtime.text import generate_text
-from tests.codegen.programs.serving import Server, serving
+from tests.codegen.programs.serving import Server, client_of, serving
 from tests.models import PROMPTS
 
 pytestmark = pytest.mark.slow
@@ -48,10 +48,9 @@ def server(program: Path, chat_bundle: Path, files: dict[str, Path]) -> Iterator
 
 
 @pytest.fixture
-def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(
-        base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0
-    )
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with client_of(server) as client:
+        yield client
 
 
 def asking(name: str, schema: object = None) -> dict[str, Any]:

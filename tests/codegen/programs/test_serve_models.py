@@ -19,17 +19,12 @@ from slmtvm.runtime.serving import server_program
 from slmtvm.runtime.tasks import classify, embed
 from slmtvm.runtime.text import generate_text
 from slmtvm.text.chat import ChatTemplate, compile_chat
-from tests.codegen.programs.serving import CHAT_TEMPLATE, Server, save_words, serving
+from tests.codegen.programs.serving import CHAT_TEMPLATE, client_of, save_words, serving
 from tests.importer.heads import DECODERS, ENCODERS, save_head
 from tests.models.corpus import corpus_path
 
 pytestmark = pytest.mark.slow
 TOKENS = 24
-
-
-def client_of(server: Server) -> openai.OpenAI:
-    base = f"http://127.0.0.1:{server.port}/v1"
-    return openai.OpenAI(base_url=base, api_key="none", max_retries=0)
 
 
 @pytest.mark.parametrize("head", ["mean_embedding", "pooler"])
@@ -48,8 +43,7 @@ def test_embeddings_are_those_of_a_session(head: str, tmp_path: Path) -> None:
         expected = [embed(session, text).values for text in texts]
         tokens = sum(len(session.tokenizer.encode(text).ids) for text in texts)
         ids = session.tokenizer.encode(texts[0]).ids
-    with serving(server_program(bundle), bundle) as server:
-        client = client_of(server)
+    with serving(server_program(bundle), bundle) as server, client_of(server) as client:
         # The client asks for base64, and turns it into numbers.
         answer = client.embeddings.create(model="words", input=texts)
         np.testing.assert_allclose([d.embedding for d in answer.data], expected, rtol=1e-6)
@@ -115,7 +109,8 @@ def test_an_encoder_decoder_reads_its_prompt_as_a_source(tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def chat(program: Path, chat_bundle: Path) -> Iterator[openai.OpenAI]:
     with serving(program, chat_bundle) as server:
-        yield client_of(server)
+        with client_of(server) as client:
+            yield client
 
 
 def ask(client: openai.OpenAI, messages: list[dict[str, Any]], **more: Any) -> Any:
