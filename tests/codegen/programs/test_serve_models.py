@@ -108,9 +108,8 @@ def test_an_encoder_decoder_reads_its_prompt_as_a_source(tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def chat(program: Path, chat_bundle: Path) -> Iterator[openai.OpenAI]:
-    with serving(program, chat_bundle) as server:
-        with client_of(server) as client:
-            yield client
+    with serving(program, chat_bundle) as server, client_of(server) as client:
+        yield client
 
 
 def ask(client: openai.OpenAI, messages: list[dict[str, Any]], **more: Any) -> Any:
