@@ -173,7 +173,9 @@ def test_knobs_change_no_bit_of_a_model(fused: CanonicalModel, tmp_path: Path) -
     plain = build_plan(lower(fused, HOST), {})
     choice = RecordedChoice(any_records(plain), HOST)
     tuned = build_plan(lower(fused, HOST, choose=choice), {})
-    assert len(choice.used) == len(tuning_tasks(plain, Workload()))
+    # What is tuned has a record of its own; kernels of batches take the nearest shape's.
+    tasks = {task.key for task in tuning_tasks(plain, Workload())}
+    assert {chosen.key for chosen in choice.used} >= tasks
     assert plain.kernels.keys() != tuned.kernels.keys()
     for name, made in (("plain", plain), ("tuned", tuned)):
         write_bundle(tmp_path / name, [(HOST, made)])
@@ -203,7 +205,7 @@ def test_the_demo_model_is_tuned_and_compiled_to_the_same_bits(tmp_path: Path) -
             records=given if name == "tuned" else None, check=name == "tuned",
         )  # fmt: skip
     tuning = bundles["tuned"].manifest.extra["tuning"][HOST.name]
-    assert len(tuning) == len(others)
+    assert [entry["origin"] for entry in tuning].count("record") == len(others)
     assert "tuning" not in bundles["plain"].manifest.extra
     ids = np.array(prompt_ids()[0], np.int32)
     results = []
