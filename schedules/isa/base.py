@@ -175,9 +175,8 @@ class Isa(ABC):
     native_f16: ClassVar[bool] = True
     """Whether one instruction converts a vector between float16 and float32."""
 
-    sums_in_memory: ClassVar[bool] = False
-    """Whether rows whose float sums do not fit the registers gain more, as weights are unpacked for
-    them once, than it costs to load and store these sums for every two groups."""
+    pairs_groups: ClassVar[bool] = False
+    """Whether several rows gain where two groups of k are multiplied at a time."""
 
     prefetch: ClassVar[bool] = True
     """Whether asking for weights ahead gains more than the instructions that do it cost."""

@@ -138,8 +138,6 @@ def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     tile = tile_knobs(shape, isa, len(isa.s8_row().state), max_rows=4)
-    if isa.sums_in_memory and shape.m > tile["mr"]:
-        tile["nv"] *= 2
     return {**tile, "ku": 16, "pf": int(prefetches(shape, isa))}
 
 

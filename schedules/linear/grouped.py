@@ -198,16 +198,14 @@ def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
-    dot = _dot(shape, isa, shape.m)
-    state = len(dot.state)
-    # The sums of a step are int16 there, and an int32 one at the end of each group only.
-    in_memory = isa.sums_in_memory and shape.m > 1 and dot.max_steps is not None
-    registers = state if in_memory else state + 1  # a cell's integer sums, and its float sum
+    state = len(_dot(shape, isa, shape.m).state)
+    registers = state + 1  # a cell's integer sums, and its float sum
     # Rows whose activations take registers compete with the sums for them.
     tile = tile_knobs(shape, isa, registers, max_rows=4 if isa.row_in_registers else 8)
     # Two groups share the loads of what a row has for each, where registers are left for it.
-    shared = in_memory or (shape.m == 1 and isa.row_in_registers and state == 1)
-    gu = 2 if shared else 1
+    one_row = shape.m == 1 and isa.row_in_registers and state == 1
+    rows = shape.m > 1 and isa.pairs_groups and shape.bits < 8
+    gu = 2 if one_row or rows else 1
     return {**tile, "ku": 32, "gu": gu, "ps": 0, "pf": int(prefetches(shape, isa))}
 
 
