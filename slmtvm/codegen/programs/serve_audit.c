@@ -55,19 +55,14 @@ int audit_open(server *s) {
   return status.st_size ? read_last(log, path, status.st_size) : 0;
 }
 
-/* Writes the lines that wait; 0, or -1 where some have to wait longer. */
+/* Writes the lines that wait; 0, or -1 where some, or the rest of one, have to wait longer. */
 static int flush(audit_log *log) {
   while (log->pending_bytes) {
-    struct stat before;
-    if (fstat(log->file, &before) < 0) return -1;
     ssize_t written = write(log->file, log->pending, log->pending_bytes);
     if (written < 0 && errno == EINTR) continue;
-    if (written != (ssize_t)log->pending_bytes) {
-      /* All lines or none. */
-      if (written > 0 && ftruncate(log->file, before.st_size) < 0) return -1;
-      return -1;
-    }
-    log->pending_bytes = 0;
+    if (written <= 0) return -1;
+    log->pending_bytes -= (size_t)written;
+    memmove(log->pending, log->pending + written, log->pending_bytes);
   }
   return 0;
 }
