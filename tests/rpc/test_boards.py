@@ -18,6 +18,7 @@ from slmtvm.rpc.local import local_device
 from slmtvm.rpc.target_check import check_target
 from slmtvm.target import Target
 from tests.rpc.boards import BOARDS
+from tests.rpc.inputs import assert_a_job_gets_its_inputs
 from tests.runtime.toy import toy_decoder
 
 pytestmark = pytest.mark.slow
@@ -49,12 +50,7 @@ def board(command: str) -> Iterator[Device]:
 
 
 def test_a_job_on_a_board_has_its_arguments_input_and_files(board: Device, job: bytes) -> None:
-    assert board.run(job, ["a b", "'$HOME'", "*"]).stdout == b"a b\n'$HOME'\n*\n"
-    data = bytes(range(256)) * 5_000
-    assert board.run(job, ["cat"], stdin=data).stdout == data
-    for content in (b"first", b"second", b"first"):
-        result = board.run(job, ["cat", "input.txt"], files={"input.txt": content})
-        assert (result.ok, result.reason, result.stdout) == (True, "", content)
+    assert_a_job_gets_its_inputs(board, job, kilobytes=1250)
 
 
 @pytest.mark.parametrize(("arguments", "status", "reason"), [

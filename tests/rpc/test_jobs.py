@@ -14,17 +14,13 @@ from slmtvm.rpc.local import local_device, own_runner
 from slmtvm.rpc.target_check import check_target
 from slmtvm.target import Target
 from tests.machines import is_native
+from tests.rpc.inputs import assert_a_job_gets_its_inputs
 
 
 def test_a_job_gets_arguments_input_and_files_and_gives_its_output(
     device: Device, job: bytes
 ) -> None:
-    assert device.run(job, ["a b", "'$HOME'", "*"]).stdout == b"a b\n'$HOME'\n*\n"
-    data = bytes(range(256)) * 10_000
-    assert device.run(job, ["cat"], stdin=data).stdout == data
-    for content in (b"first", b"second", b"first"):
-        result = device.run(job, ["cat", "input.txt"], files={"input.txt": content})
-        assert (result.ok, result.reason, result.stdout) == (True, "", content)
+    assert_a_job_gets_its_inputs(device, job, kilobytes=2500)
 
 
 @pytest.mark.parametrize(("arguments", "status", "reason"), [
