@@ -54,6 +54,7 @@ def compile_model(
     check: bool = True,
     check_tokens: str | Path | Tokens | None = None,
     records: str | Path | None = None,
+    cuda_persistent: bool = False,
     progress: Progress = lambda _: None,
     note: Progress = lambda _: None,
 ) -> Bundle:
@@ -81,13 +82,16 @@ def compile_model(
     largest embeddings. Ids (n,) or (windows, n), or a file: a text, or ids in a .npy.
     records: a file that ``slmtvm.tune`` wrote. Kernels take the fastest knobs measured for their
     shape, or a near one, on the same target; what they took is the manifest's ``extra["tuning"]``.
-    Results do not depend on it.
+    Results do not depend on it. cuda_persistent: on a GPU, a decoded token is one kernel that stays
+    there from the first step to the last, where the GPU can hold it; the bits are the same.
     progress: called with the name of each step as it begins. note: called with each of the model's
     notes: what was left out, chosen or widened, and its cost. Raises SlmError, AccuracyError where
     the check fails; nothing is left at ``output`` then, and what was there before stays.
     """
     _check_options(kv, activations, sparse)
     resolved = with_fallbacks([t if isinstance(t, Target) else Target.load(t) for t in targets])
+    if cuda_persistent:
+        resolved = [target.with_persistent_kernel() for target in resolved]
     text = _tokenizer(model, tokenizer)  # before the work that takes long
     progress("import")
     canonical = import_onnx(

@@ -71,7 +71,8 @@ class AttentionShape:
 
     ``kv_dtype`` is how the cache holds keys and values, "float32", "float16" or "int8" (scale
     amax / 127, rounded half to even); arithmetic is on float32. ``native_f16`` says whether the ISA
-    converts between the first two; the values are the same.
+    converts between the first two; the values are the same. ``divided``: for one token, every kv
+    head's work is divided among as many blocks as can be; it changes no result.
     """
 
     m: int
@@ -101,6 +102,7 @@ class AttentionShape:
     weight_roundings: tuple[tuple[float, float, int, int], ...] = ()
     mask_positions: int = 0  # 0: all keys are visible
     stateless: bool = False
+    divided: bool = False
 
     def __post_init__(self) -> None:
         assert self.mask in MASKS, self.mask
@@ -247,6 +249,8 @@ class AttentionShape:
             parts.append("f16" if self.native_f16 else "f16int")
         if self.kv_dtype == "int8":
             parts.append("int8")
+        if self.divided:
+            parts.append("divided")
         if kind != "attend":
             parts += self._append_parts()
         if kind != "append":

@@ -58,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto: layers whose weights are zero in blocks skip these where that is faster "
         "(default); off: they do not; results are the same",
     )  # fmt: skip
+    parser.add_argument(
+        "--cuda-persistent", action="store_true",
+        help="on a GPU, compute a decoded token by one kernel instead of a graph of them; results "
+        "are the same",
+    )  # fmt: skip
     check = parser.add_mutually_exclusive_group()
     check.add_argument(
         "--check-tokens", type=Path, metavar="FILE",
@@ -105,6 +110,7 @@ def run(options: argparse.Namespace) -> int:
                 encoder=options.encoder,
                 outputs=options.outputs,
                 sparse=options.sparse,
+                cuda_persistent=options.cuda_persistent,
                 check=options.check,
                 check_tokens=options.check_tokens,
                 records=options.records,

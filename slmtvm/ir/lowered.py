@@ -79,7 +79,8 @@ class LoweredModel:
     ``batch_M`` and ``batchhead_M``; ``slm.call_kernel`` names one of
     ``kernels``, and ``call_tir`` a PrimFunc of ``module`` where no kernel of ours fits. The first
     parameter of a function is the step's input; the others are named after an array of ``weights``
-    or a buffer of ``state``. ``sparse`` are the layers that might skip zeros.
+    or a buffer of ``state``. ``sparse`` are the layers that might skip zeros. ``calls_join``: small
+    calls are done together with the one that follows, so what they read must outlive that one.
     """
 
     module: tvm.IRModule
@@ -89,3 +90,4 @@ class LoweredModel:
     capacity: int  # positions the KV cache holds
     model: CanonicalModel
     sparse: tuple[SparseLayer, ...] = ()
+    calls_join: bool = False

@@ -24,8 +24,9 @@ def test_a_token_reads_the_weights_and_what_it_sees_once() -> None:
     kernels[last] = replace(kernels[last], work=KernelWork(context_bytes=7, window=5))
     times = sum(step.kernel == first for step in (*body.steps, *head.steps))
     token = token_of(replace(plan, kernels=kernels), 20)
-    assert token == Token(times * (100 + 3 * 20) + 7 * 5, len(body.steps) + len(head.steps))
-    assert Token(10**6, 100).per_second(1.0, 1e-5) == pytest.approx(1 / (1e-3 + 1e-3))
+    assert token.bytes == times * (100 + 3 * 20) + 7 * 5
+    assert 2 <= token.nodes < len(body.steps) + len(head.steps)  # rows join linear layers
+    assert Token(10**6, 100).per_second(1.0, 100 * 1e-5) == pytest.approx(1 / (1e-3 + 1e-3))
 
 
 @pytest.mark.slow

@@ -61,6 +61,7 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
             emitter.model, of_source=emitter.model.kind == "encoder-decoder" and not causal
         ),
         stateless=causal and not cached,
+        divided=emitter.isa.divides_heads and m == 1 and cached,
     )
     gammas = [
         emitter.weight(named[name].name, emitter.array(named[name]))

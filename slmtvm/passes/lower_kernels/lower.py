@@ -72,4 +72,5 @@ def lower_kernels(
         capacity,
         model,
         chosen,
+        calls_join=target.cuda is not None,
     )
