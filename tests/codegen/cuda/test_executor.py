@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,13 @@ import pytest
 from slmtvm.bundle.write import write_bundle
 from slmtvm.codegen.cuda.launches import schedule
 from slmtvm.codegen.cuda.nvrtc import is_installed
-from slmtvm.codegen.cuda.text import PERSISTENT
 from slmtvm.codegen.library import build_library
 from slmtvm.codegen.weights import merge_weights
 from slmtvm.compiler import plan_model
 from slmtvm.plan.model import Plan
 from slmtvm.target import Target, known_targets
 from tests.codegen.elf import Elf
-from tests.emulation.cuda.emulator import ORDERS, build, build_driver, build_text
+from tests.emulation.cuda.emulator import build, build_driver
 from tests.emulation.session import open_sessions
 from tests.models import model_path
 from tests.models.corpus import corpus_path
@@ -117,24 +116,6 @@ def test_sessions_positions_and_masks_are_those_of_the_cpu(
     want = decoder_reference(tokens, toy_weights())
     assert np.array_equal(got["prompt"], want[-1])
     assert np.array_equal(got["all"], want[-3:])
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_a_persistent_kernel_without_its_barrier_is_found(
-    order: int, toy: Machine, tmp_path: Path
-) -> None:
-    gpu = Target.load(GPU).with_persistent_kernel().cuda
-    assert gpu is not None
-    made = schedule(toy_decoder(mask="keys"), gpu)
-    assert "slm_meet_grid(arrived, passed +=" in made.text
-    text = made.text.replace("if (i) slm_meet_grid(arrived, passed += gridDim.x);", "")
-    names = [*(node.name for node in made.nodes), PERSISTENT]
-    broken = replace(toy, kernels=build_text(text, names, tmp_path))
-    want = logits(toy, CPU, tmp_path / "cpu.npz")
-    done = broken.run(GPU, tmp_path / "gpu.npz", EMULATED_ORDER=str(order))
-    assert done.returncode == 0, done.stderr
-    got = np.load(tmp_path / "gpu.npz")
-    assert any((got[n].view(np.uint32) != want[n].view(np.uint32)).any() for n in want)
 
 
 @pytest.mark.parametrize("cooperative", ["0", "1"])
