@@ -125,18 +125,17 @@ def pack(shape: RoutedShape, isa: Isa, weights: Weights) -> dict[str, np.ndarray
 
 def knob_space(shape: RoutedShape, isa: Isa) -> KnobSpace:
     """Those of the experts' layers; ``mr`` is how many pairs of an expert a tile has."""
-    return _of_tiles(linear.knob_space(shape.of_one_expert, isa), (1,))
+    return _of_tiles(linear.knob_space(shape.of_one_expert, isa))
 
 
 def default_knobs(shape: RoutedShape, isa: Isa) -> Knobs:
     """The setting used where nothing was tuned."""
-    return _of_tiles(linear.default_knobs(shape.of_one_expert, isa), 1)
+    return _of_tiles(linear.default_knobs(shape.of_one_expert, isa))
 
 
-def _of_tiles(knobs: dict[str, Value], one: Value) -> dict[str, Value]:
-    """``knobs`` where every tile unpacks its own weights: those above each other are of other
-    experts."""
-    return {name: one if name == "rt" else value for name, value in knobs.items()}
+def _of_tiles(knobs: dict[str, Value]) -> dict[str, Value]:
+    """``knobs`` without those of tiles above each other, which are of different experts here."""
+    return {name: value for name, value in knobs.items() if name != "rt"}
 
 
 def effective_knobs(shape: RoutedShape, isa: Isa, knobs: Knobs) -> Knobs:

@@ -231,14 +231,8 @@ def _minus_zero_point(
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
     scales = (0, 1) if shape.m == 1 else (0,)
-    tall = (1, 4, 8, 16, 32) if _can_unpack(shape, isa) else (1,)
-    return {
-        **tile_space(shape, isa),
-        "ku": (16, 32, 64, 128),
-        "gu": (1, 2, 4),
-        "ps": scales,
-        "rt": tall,
-    }
+    space = {**tile_space(shape, isa), "ku": (16, 32, 64, 128), "gu": (1, 2, 4), "ps": scales}
+    return {**space, "rt": (1, 4, 8, 16, 32)} if _can_unpack(shape, isa) else space
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
@@ -250,8 +244,8 @@ def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     one_row = shape.m == 1 and isa.row_in_registers and state == 1
     rows = shape.m > 1 and isa.pairs_groups and shape.bits < 8
     gu = 2 if one_row or rows else 1
-    knobs = {**tile, "ku": 32, "gu": gu, "ps": 0, "pf": int(prefetches(shape, isa)), "rt": 1}
-    if rows and _can_unpack(shape, isa):
+    knobs = {**tile, "ku": 32, "gu": gu, "ps": 0, "pf": int(prefetches(shape, isa))}
+    if _can_unpack(shape, isa):
         # Float sums of two vectors do not fit the registers beside the integer ones, but their way
         # through memory, once a group, costs less than what the vectors share saves.
         knobs |= {"nv": 2, "rt": min(8, shape.m // tile["mr"])}
