@@ -56,7 +56,8 @@ class _S8S8(Dot):
 
     def of_tile(self, tile: Any, operands: Any, k: int) -> dict[tuple[int, int], Expr] | None:
         """By tensor cores, which take two teams, so 16 rows, and 16 channels at a time."""
-        if not tile.paired or tile.rows != MMA_ROWS or k % MMA_K or operands.sum_rows:
+        fits = tile.paired and tile.rows == MMA_ROWS and operands.width == LANES
+        if not fits or k % MMA_K or operands.sum_rows:
             return None
         sums = {}
         for v in range(tile.vectors):
