@@ -196,7 +196,8 @@ REFUSED = [
     ("cuLaunchCooperativeKernel:2", "running kernels: CUDA_ERROR_LAUNCH_FAILED"),
     ("cuGraphInstantiateWithFlags:2", "preparing a step: CUDA_ERROR_OUT_OF_MEMORY"),
     ("cuGraphLaunch:3", "running kernels: CUDA_ERROR_LAUNCH_FAILED"),
-    ("cuStreamSynchronize:5", "running kernels: CUDA_ERROR_LAUNCH_FAILED"),
+    ("cuStreamSynchronize:3", "copying tables: CUDA_ERROR_LAUNCH_FAILED"),
+    ("cuStreamSynchronize:7", "running kernels: CUDA_ERROR_LAUNCH_FAILED"),
     ("cuMemcpyDtoDAsync_v2:1", "moving rows: CUDA_ERROR_INVALID_VALUE"),
 ]
 _EXEMPLARS = ("cuInit:1", "cuMemAlloc_v2:2", "cuLaunchCooperativeKernel:2")

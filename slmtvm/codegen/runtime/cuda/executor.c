@@ -219,8 +219,9 @@ static int32_t place_tables(cuda_model *m, cuda_session *s) {
       "copying tables");
   TRY(cuMemcpyHtoDAsync_v2(s->works, works, count * sizeof *works, s->stream), "copying tables");
   TRY(cuMemsetD8Async(s->arrived, 0, sizeof(unsigned), s->stream), "clearing a session's memory");
-  /* Before what is copied is freed, also where something failed. */
-  if (s->stream) m->cu.cuStreamSynchronize(s->stream);
+  /* What is copied must not be freed before, also where something failed. */
+  if (code != SLM_OK) m->cu.cuStreamSynchronize(s->stream);
+  TRY(cuStreamSynchronize(s->stream), "copying tables");
   free(pointers);
   free(works);
   return code;
