@@ -17,9 +17,8 @@ from slmtvm.errors import BundleError
 from slmtvm.runtime import load
 from slmtvm.runtime.text import generate_text
 from slmtvm.target import Target, host_target
-from tests.emulation.session import CPUS
+from tests.emulation.session import static_emulator
 from tests.end_to_end.bundles import TARGETS_OF_THREE, bundle_for
-from tests.machines import is_native, lacking
 from tests.models import PROMPTS
 
 pytestmark = pytest.mark.slow
@@ -33,16 +32,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(bundle: Path, target: Target, folder: Path) -> list[str]:
     """slm-run of ``target`` on this machine, emulated where that is needed."""
-    if reason := lacking(target):
-        pytest.skip(reason)
+    emulator = static_emulator(target)
     (program,) = build_programs(bundle, [target.name], folder, names=["run"])
     assert program.stat().st_size < 400_000
-    if is_native(target):
-        return [str(program), str(bundle)]
-    qemu = f"qemu-{target.arch}-static"
-    if shutil.which(qemu) is None:
-        pytest.skip(f"no {qemu} here; on Debian and Ubuntu: apt install qemu-user-static")
-    return [qemu, "-cpu", CPUS[target.arch][0], str(program), str(bundle)]
+    return [*emulator, str(program), str(bundle)]
 
 
 def expected_text(bundle: Path, prompt: str) -> str:

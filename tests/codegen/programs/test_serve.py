@@ -6,7 +6,6 @@ import http.client
 import json
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,7 +28,7 @@ from slmtvm.runtime.text import generate_text
 from slmtvm.target import Target
 from tests.codegen.programs.hostile import any_body, any_text
 from tests.codegen.programs.serving import Server, client_of, serving
-from tests.emulation.session import CPUS
+from tests.emulation.session import static_emulator
 from tests.end_to_end.bundles import CONTEXT
 from tests.models import PROMPTS
 from tests.models.pycode import ROOT
@@ -90,10 +89,7 @@ def test_other_machines_write_the_same_text(
     target = Target.load(name)
     (program,) = build_programs(demo, [name], tmp_path, names=["serve"])
     assert program.stat().st_size < 400_000
-    qemu = f"qemu-{target.arch}-static"
-    if shutil.which(qemu) is None:
-        pytest.skip(f"no {qemu} here; on Debian and Ubuntu: apt install qemu-user-static")
-    with serving(program, demo, emulator=[qemu, "-cpu", CPUS[target.arch][0]]) as server:
+    with serving(program, demo, emulator=static_emulator(target)) as server:
         asked = {"prompt": PROMPTS[0], "temperature": 0, "max_tokens": TOKENS}
         status, answer = server.ask("/v1/completions", asked)
     assert status == 200 and answer["choices"][0]["text"] == texts[PROMPTS[0]]
