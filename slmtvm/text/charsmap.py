@@ -69,8 +69,8 @@ def _step(units: npt.NDArray[np.int64], texts: bytes) -> Charsmap:
 def _joins(asked: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Whether a character is one cluster with a letter before it.
 
-    The package looks clusters up by a table of its own, newer than that of its regexes, which does not
-    know the latest marks: a normalization of the letter alone takes what is joined to it away.
+    The package looks clusters up by a table of its own, newer than that of its regexes, which does
+    not know the latest marks: a normalization of the letter takes what is joined to it away.
     """
     from tokenizers import normalizers
 

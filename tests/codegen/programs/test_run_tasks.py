@@ -19,11 +19,13 @@ from slmtvm.cli.main import main
 from slmtvm.codegen.program import kept_program
 from slmtvm.compiler import compile_model
 from slmtvm.target import host_target
+from tests.codegen.sanitized import gcc, objects
 from tests.importer.graph_builder import GraphBuilder
 from tests.importer.heads import DIM, ENCODERS, LABELS, MOST, VOCAB, Head, save_head
 from tests.shared_folder import made_once
 
 pytestmark = pytest.mark.slow
+SANITIZERS = "address,undefined"
 SPECIAL = ["[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["größe", "漢字", "🐍", "the", "robot", "moves"]
 TEXT = "the robot moves 漢字 w7 🐍 w9"
@@ -179,6 +181,31 @@ def test_what_is_wrong_is_said_in_the_words_of_python(
         assert main(["run", str(bundle), *arguments]) == 1
         assert (result.returncode, result.stdout) == (1, ""), arguments
         assert message in result.stderr and message in capfd.readouterr().err, result.stderr
+
+
+def test_the_sanitizers_find_nothing(
+    every: Path, chat_bundle: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    def checked(bundle: Path) -> Path:
+        model = bundle / "lib" / f"{host_target().name}.o"
+        program = tmp_path / f"slm-run.{bundle.stem}"
+        gcc(SANITIZERS, [*made, str(model), "-lm", "-pthread", "-o", program.name], tmp_path)
+        return program
+
+    made = [
+        *objects(tmp_path_factory, SANITIZERS, "runtime"),
+        *objects(tmp_path_factory, SANITIZERS, "programs", "run*.c"),
+        *objects(tmp_path_factory, SANITIZERS, "programs", "shared_*.c"),
+    ]
+    program = checked(every)
+    for arguments in ARGUMENTS.values():
+        result = subprocess.run([program, every, *arguments], capture_output=True, text=True)
+        assert (result.returncode, result.stderr) == (0, ""), arguments
+    lines = "f(x)\n" + "long " * 900 + "\ng()\n"  # the second does not fit
+    chat = [checked(chat_bundle), chat_bundle, "--chat", "--stop", "e", "--stop", "\n", "--json"]
+    result = subprocess.run(chat, input=lines, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stdout.startswith('{"text": "f(x)", "generated": "')
+    assert result.stderr.startswith("slm-run: error: ") and result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
