@@ -77,6 +77,9 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top-p", type=float, default=0.0, help="only the likeliest tokens of this probability"
     )
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, help="only tokens at least this fraction as likely"
+    )
     parser.add_argument("--seed", type=int, help="makes a random choice repeatable")
     for name, help in (
         ("repetition", "divides the logits of tokens in the context (above 1: fewer repeats)"),
@@ -248,8 +251,8 @@ def _constraint(session: Session, options: argparse.Namespace) -> Iterator[Const
 
 def _sampling(options: argparse.Namespace, constraint: Constraint | None) -> dict[str, Any]:
     names = (
-        "temperature", "top_k", "top_p", "seed", "start", "repetition_penalty", "presence_penalty",
-        "frequency_penalty", "stop",
+        "temperature", "top_k", "top_p", "min_p", "seed", "start", "repetition_penalty",
+        "presence_penalty", "frequency_penalty", "stop",
     )  # fmt: skip
     chosen = {name: getattr(options, name) for name in names}
     return {**chosen, "logit_bias": dict(options.logit_bias), "constraint": constraint}

@@ -18,7 +18,7 @@ static int print_token(const runner *r, int32_t token, int as_json) {
     else if (append(&text, piece, (size_t)bytes & ~(size_t)SLM_MORE_TEXT) != OK) bytes = -1;
   } while (bytes >= 0 && (bytes & SLM_MORE_TEXT));
   if (bytes >= 0 && as_json) print_string(text.bytes, text.length);
-  else if (bytes >= 0) fwrite(text.bytes, 1, text.length, stdout);
+  else if (bytes >= 0 && text.length) fwrite(text.bytes, 1, text.length, stdout);
   free(text.bytes);
   return bytes < 0 ? FAILED : OK;
 }

@@ -48,11 +48,12 @@ static int ends_text(const runner *r, int32_t token) {
 /* ---- what is written ---- */
 
 static int write_out(runner *r, const settings *s, const char *bytes, size_t length) {
+  if (!length) return OK;
   if (s->json || s->chat) {
     const int code = append(&r->written, bytes, length);
     if (code != OK || s->json) return code;
   }
-  if (fwrite(bytes, 1, length, stdout) != length || (length && fflush(stdout)))
+  if (fwrite(bytes, 1, length, stdout) != length || fflush(stdout))
     return failed("the output cannot be written");
   return OK;
 }
@@ -79,7 +80,7 @@ static size_t find_waiting(const runner *r, const settings *s) {
 }
 
 static int take_piece(runner *r, const settings *s, const char *piece, size_t length) {
-  if (!s->stop_count) return write_out(r, s, piece, length);
+  if (!s->stop_count || !length) return write_out(r, s, piece, length);
   if (append(&r->held, piece, length) != OK) return FAILED;
   const size_t stop = find_stop(r, s);
   r->stopped = stop < r->held.length;

@@ -360,7 +360,7 @@ void put_bytes(writer *w, const char *bytes, size_t length) {
     w->full = 1;
     return;
   }
-  memcpy(w->bytes + w->length, bytes, length);
+  if (length) memcpy(w->bytes + w->length, bytes, length);
   w->length += length;
 }
 
