@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,8 @@ class Conversation:
         self.messages: list[Message] = []
         self._session = session
         self._template = bundle_chat(session.bundle)
-        self._known: list[int] = []  # what the session's context began with
+        self._known: list[int] = []  # what the session's context begins with
+        self.kept = 0  # tokens of the last answer's prompt that the session had already
         if system is not None:
             self.messages.append({"role": "system", "content": system})
         session.reset()
@@ -45,21 +45,22 @@ class Conversation:
         does not take the text, or the conversation does not fit the context.
         """
         try:
-            os.fsencode(text).decode()
-        except UnicodeDecodeError as error:  # a command line may hold any bytes
+            text.encode()
+        except UnicodeEncodeError as error:  # a command line may hold any bytes
             raise SlmError(f"the message is no valid text: {text!r}") from error
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         tokenizer, session = self._session.tokenizer, self._session
         ids = tokenizer.encode(self._template.prompt(asked), add_special_tokens=False).ids
-        known = 0
+        self.kept = 0
         if session.info["kind"] != "encoder-decoder":
             # The last token is evaluated in any case, for its logits.
             most = min(len(self._known), session.position, len(ids) - 1)
-            while known < most and self._known[known] == ids[known]:
-                known += 1
-            session.seek(known)
-            self._known = ids
-        pieces = continue_tokens(session, ids, max_tokens, known=known, **options)
+            while self.kept < most and self._known[self.kept] == ids[self.kept]:
+                self.kept += 1
+            session.seek(self.kept)
+        self._known = list(ids)
+        heard = self._known.append
+        pieces = continue_tokens(session, ids, max_tokens, known=self.kept, heard=heard, **options)
 
         def spoken() -> Iterator[str]:
             said = []

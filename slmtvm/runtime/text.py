@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from slmtvm.errors import SlmError
@@ -104,9 +104,13 @@ def continue_tokens(
     start: int | None = None,
     stop: Sequence[str] = (),
     constraint: Constraint | None = None,
+    heard: Callable[[int], object] | None = None,
     **sampling: Any,
 ) -> Iterator[str]:
-    """``generate_text`` of a prompt in tokens, of which the session holds the first ``known``."""
+    """``generate_text`` of a prompt in tokens, of which the session holds the first ``known``.
+
+    ``heard`` is told each token that is written.
+    """
     if not ids:
         raise SlmError("the prompt is empty: a model needs at least one token to continue")
     if session.info["kind"] == "encoder-decoder":
@@ -121,8 +125,15 @@ def continue_tokens(
         constraint=constraint,
         **sampling,
     )
-    pieces = decode_stream(session.tokenizer, ids, tokens)
+    pieces = decode_stream(session.tokenizer, ids, _told(tokens, heard))
     return cut_at_stop(pieces, stop) if stop else pieces
+
+
+def _told(tokens: Iterator[int], heard: Callable[[int], object] | None) -> Iterator[int]:
+    for token in tokens:
+        if heard is not None:
+            heard(token)
+        yield token
 
 
 def cut_at_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:

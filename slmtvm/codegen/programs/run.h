@@ -44,7 +44,7 @@ typedef struct {
   int stopped;                /* at one of them */
 } runner;
 
-/* What one text becomes, its pair with it, if it has one. */
+/* A text, and the one that goes with it. */
 typedef struct {
   const char *text;
   size_t bytes;

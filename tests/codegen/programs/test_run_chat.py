@@ -14,6 +14,7 @@ import pytest
 from slmtvm.cli.main import main
 from slmtvm.codegen.program import build_programs
 from slmtvm.runtime import load
+from slmtvm.runtime.chat import Conversation
 from slmtvm.runtime.text import generate_text
 from slmtvm.target import Target, host_target
 from slmtvm.text.chat import ChatTemplate, compile_chat
@@ -101,6 +102,18 @@ def test_python_chats_as_the_device_does(
     found = [json.loads(line) for line in ours.splitlines()]
     assert [f["text"] for f in found] == list(ASKED)
     assert not any("\n" in f["generated"] for f in found)
+
+
+def test_a_turn_computes_what_is_new_alone(chat_bundle: Path, demo: Path) -> None:
+    with load(chat_bundle) as session:
+        talk = Conversation(session, SYSTEM)
+        said = ["".join(talk.answer(ASKED[0], TOKENS))]
+        assert talk.kept == 0
+        before = session.position
+        said += ["".join(talk.answer(text, TOKENS)) for text in ASKED[1:]]
+        # All of the turn before but for what begins another message where an answer might go on.
+        assert talk.kept > before
+    assert said == expected_answers(demo)
 
 
 def test_a_template_that_devices_do_not_have_is_run_by_python(
