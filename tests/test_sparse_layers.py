@@ -41,3 +41,11 @@ def test_pruning_to_half_is_not_praised():
     assert "int4 in groups reads less from memory" in line
     picked, dense, _ = line.split("; ")
     assert "x86-64-v3" in picked and "cortex-a78" in dense and "riscv64-rvv" in dense
+
+
+def test_int4_of_pairs_is_said_to_gain_where_a_kernel_was_measured():
+    (line,) = sparse_lines([replace(layer("2:4", 1.0, "int4", 32), windows=("2of4",))])
+    skipped, dense = line.split("; ")
+    assert "x86-64-v3 (0." in skipped and "cortex-a78" in dense and "riscv64-rvv" in dense
+    (line,) = sparse_lines([layer("2:4", 1.0, "int4", 32)])
+    assert line.endswith("(quantize with --symmetric)")

@@ -60,7 +60,7 @@ def lower_kernels(
     )
     chosen: tuple[SparseLayer, ...] = ()
     if sparse != "off":
-        chosen = choose_sparse(emitter, [c for c in calls if c.op == ops.EMBEDDING])
+        chosen = choose_sparse(emitter, [c for c in calls if c.op == ops.EMBEDDING], sparse)
     functions = _lower_all(model.module, emitter, of_sessions=target.cuda is None)
     with target.tvm:
         module = relax.transform.LegalizeOps()(tvm.IRModule(functions))
