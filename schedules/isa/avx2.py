@@ -209,7 +209,7 @@ class Avx2(Isa):
         "4of8": (0.62, 0.5),
         "4of16": (0.42, 0.35),
     }
-    listed_rows = ListCost(step=1.8, ends=40)
+    listed_rows = ListCost(step=1.75, ends=15)
     pair_times = (0.85, 0.8)  # one row from cache: 0.98
 
     def fields_s8(self, bits: int, rows: int) -> Dot:

@@ -25,13 +25,16 @@ from slmtvm.schedules.linear.tile import Registers, Store, Tile
 NAME = "rows"
 """What this format is called beside the windows' names."""
 
-MIN_ROWS = 32
+MIN_ROWS = 16
 """Fewer fill too few vectors: the dense kernel takes them, with weights of its own."""
 
 MAX_K = 1 << 16
 """Places are uint16."""
 
-_MOST_ROWS = 64  # of a tile: with 8 lanes as many chains as hide a multiply-add's latency
+_MOST_ROWS = 32  # of a tile: activations of more leave the caches that are near
+_NEAR_BYTES = 128 * 1024  # of a tile's activations, that a list reads in any order
+_FAR = 1.8  # times as long a step takes where there are more: measured
+
 _TURNED = 64  # of k, that a block turns
 
 operands = floating.operands
@@ -71,7 +74,9 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
 def relative_time(shape: LinearShape, isa: Isa, density: float) -> float:
     """What the kernel is expected to take, of the dense kernel's time."""
     assert isa.listed_rows is not None, isa.name
-    return density * isa.listed_rows.step + isa.listed_rows.ends / shape.k
+    near = 4 * lane_rows(shape.m, isa) * shape.k <= _NEAR_BYTES
+    step = isa.listed_rows.step * (1 if near else _FAR)
+    return density * step + isa.listed_rows.ends / shape.k
 
 
 def bytes_left(density: float) -> float:

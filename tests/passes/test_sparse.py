@@ -12,7 +12,7 @@ from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.lower_kernels import lower_kernels
 from slmtvm.passes.pipeline import fuse
 from slmtvm.plan.build import build_plan
-from slmtvm.schedules.linear import blocks, rows_in_lanes
+from slmtvm.schedules.linear import blocks
 from slmtvm.schedules.linear.packed_rows import pack_rows, unpack_rows
 from slmtvm.target import Target
 from tests.passes.toy import decoder
@@ -186,10 +186,7 @@ def float_with_zeros(share: float) -> CanonicalModel:
     return replace(model, params={**model.params, DOWN: weight})
 
 
-def test_free_zeros_of_floats_are_skipped_by_steps_of_many_rows_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(rows_in_lanes, "MIN_ROWS", 16)  # the toy's steps are of 1 and 16 rows
+def test_free_zeros_of_floats_are_skipped_by_steps_of_many_rows_alone() -> None:
     made = lowered(float_with_zeros(0.8), sparse="rows")
     assert [layer.taken for layer in made.sparse] == [True]
     lists = [n for n in made.kernels if n.startswith("linear_f32") and "_rows_" in n]
