@@ -30,6 +30,7 @@ from slmtvm.schedules import isa as isas
 from slmtvm.schedules import linear
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import PAIRS, WINDOWS
+from slmtvm.schedules.kernel import Kernel
 from slmtvm.schedules.linear import LinearShape, blocks, pairs, windows
 from slmtvm.schedules.linear.packed_rows import pack_rows
 from slmtvm.target import Target
@@ -72,14 +73,14 @@ def aligned(array: np.ndarray) -> np.ndarray:
     return made
 
 
-def load(shape: LinearShape, isa: Isa, target: Target, folder: Path) -> tuple[Callable, int]:
-    """The compiled kernel, and its grid."""
+def load(shape: LinearShape, isa: Isa, target: Target, folder: Path) -> tuple[Callable, Kernel]:
+    """The compiled kernel, and what it was compiled from."""
     kernel = linear.build(shape, isa)
     name = str(kernel.func.attrs["global_symbol"])
     write_object({name: kernel.func}, target, folder / f"{name}.o")
     library = folder / f"{name}.so"
     zig_cc(f"{target.arch}-linux-musl", ["-shared", "-o", str(library), str(folder / f"{name}.o")])
-    return getattr(ctypes.CDLL(str(library)), name), kernel.grid
+    return getattr(ctypes.CDLL(str(library)), name), kernel
 
 
 def entry(
@@ -88,17 +89,26 @@ def entry(
     shape: LinearShape,
     weights: linear.Weights,
     isa: Isa,
-    load_kernel: Callable[[LinearShape], tuple[Callable, int]],
+    load_kernel: Callable[[LinearShape], tuple[Callable, Kernel]],
 ) -> Entry:
     """``shape`` on ``weights`` in as many copies as the setting wants."""
-    function, grid = load_kernel(shape)
+    function, kernel = load_kernel(shape)
     packed = linear.pack(shape, isa, weights).values()
     size = sum(array.nbytes for array in packed)
     copies = max(1, COPIES_BYTES // size) if SETTINGS[setting][3] else 1
     y = aligned(np.zeros((shape.m, shape.n), np.float32))
-    calls = [[*activations(shape), *map(aligned, packed), y] for _ in range(copies)]
+    beside = [
+        aligned(np.zeros(tensor.shape, tensor.dtype))
+        for tensor in kernel.tensors
+        if tensor.name == "scratch"
+    ]
+    calls = [[*activations(shape), *map(aligned, packed), y, *beside] for _ in range(copies)]
     arguments = [
-        [*(ctypes.c_void_p(a.ctypes.data) for a in arrays), ctypes.c_int32(0), ctypes.c_int32(grid)]
+        [
+            *(ctypes.c_void_p(a.ctypes.data) for a in arrays),
+            ctypes.c_int32(0),
+            ctypes.c_int32(kernel.grid),
+        ]
         for arrays in calls
     ]
 
@@ -153,9 +163,9 @@ def entries(setting: str, target: Target, folder: Path) -> list[Entry]:
     isa = isas.get(target.isa)
     m, n, k, _ = SETTINGS[setting]
     dense = LinearShape(m, n, k, "int8", "row_u8")
-    loaded: dict[LinearShape, tuple[Callable, int]] = {}
+    loaded: dict[LinearShape, tuple[Callable, Kernel]] = {}
 
-    def load_kernel(shape: LinearShape) -> tuple[Callable, int]:
+    def load_kernel(shape: LinearShape) -> tuple[Callable, Kernel]:
         if shape not in loaded:
             loaded[shape] = load(shape, isa, target, folder)
         return loaded[shape]

@@ -239,8 +239,11 @@ def _add_unit(
     for r, start in enumerate(row_starts):
         row = picking.row(named["xq"], start + unit * PAIR_UNIT)
         for v, (weights, places) in enumerate(met):
+            state = states[r, v]
             for step in range(_STEPS):
-                states[r, v] = picking.step(states[r, v], weights[step], places[step], row[step])
+                state = picking.step(state, weights[step], places[step], row[step])
+            # Or LLVM takes one vector of all rows after the other.
+            states[r, v] = isa.in_order(state) if tile.rows > 1 and state else state
 
 
 def _without_offset(
@@ -273,6 +276,7 @@ def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     """Of many rows, so many that weights taken apart serve: their sums need not fit registers."""
-    ahead = _AHEAD * int(shape.m == 1 and isa.prefetch)
-    rows = row_knobs(shape.m, _MOST_ROWS)
-    return {"mr": rows, "nv": isa.for_blocks.vectors, "gu": 2, "pf": ahead}
+    whole = isa.for_blocks.vectors
+    if shape.m == 1:
+        return {"mr": 1, "nv": whole, "gu": 2, "pf": _AHEAD * int(isa.prefetch)}
+    return {"mr": row_knobs(shape.m, _MOST_ROWS), "nv": 2 * whole, "gu": 1, "pf": 0}
