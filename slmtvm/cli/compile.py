@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sparse", default="auto", metavar="auto|off|FORMAT",
         help="auto: layers whose weights are zero in patterns skip these where that is expected to "
         "be faster (default); off: they do not; a format (blocks, 4of8, 4of16, 8of16 of int8, 2of4 "
-        "of int4, rows of float32): every layer that it fits takes it, others stay dense; results are the same",
+        "of int4, rows of float32): every layer that it fits takes it, others stay dense; results "
+        "are the same",
     )  # fmt: skip
     check = parser.add_mutually_exclusive_group()
     check.add_argument(
