@@ -79,7 +79,10 @@ def _fate(layer: LayerReport) -> str:
         said.append(
             f"zeros are skipped on {', '.join(skipping)} (of the dense kernel's time, modelled)"
         )
-    if dense := [name for name in times if times[name] > LIMIT]:
+    dense = [name for name in times if times[name] > LIMIT]
+    if dense and PAIRS.name in layer.windows:
+        said.append(f"computed as dense on {', '.join(dense)}; --sparse {PAIRS.name} skips zeros")
+    elif dense:
         said.append(f"too few zeros that {', '.join(dense)} could skip: computed as dense")
     if not times and layer.sparsity in ("2:4", "1:4") and layer.format == "int4":
         said.append(
