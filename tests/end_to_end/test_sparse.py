@@ -171,7 +171,8 @@ def test_pairs_of_int4_change_no_bit_and_take_less_room(tmp_path: Path) -> None:
     )  # fmt: skip
     kernels = {layer["kernel"] for layer in auto.manifest.extra["sparse"][TARGETS[0]]}
     assert kernels == {"2of4"}
-    assert auto.manifest.weights.bytes < 0.9 * off.manifest.weights.bytes
+    # The table of tokens, in float32, is most of both.
+    assert auto.manifest.weights.bytes < off.manifest.weights.bytes - 500_000
     found = [values for bundle in (auto, off) for _, values in logits(bundle, tmp_path)]
     for values in found[1:]:
         np.testing.assert_array_equal(values, found[0])
