@@ -72,7 +72,8 @@ def compile_model(
     outputs: names of the file's outputs to compile; where None all that hold floats for each token
     or for the whole sequence, but for the cache.
     sparse: "auto" to skip zeros of weights in the layers where that is expected to be faster, "off"
-    to compute with them; results are the same bits. What became of each layer that has such zeros
+    to compute with them, or a format of ``passes.lower_kernels.SPARSE`` for every layer that it
+    fits, faster or not; results are the same bits. What became of each layer that has such zeros
     is the manifest's ``extra["sparse"]``.
     check: compare what was made with onnxruntime on the file before it becomes the bundle; what
     came out is the manifest's ``extra["check"]``. For targets that this machine cannot run, a build

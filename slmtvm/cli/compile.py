@@ -54,9 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "has them (default: none)",
     )  # fmt: skip
     parser.add_argument(
-        "--sparse", choices=("auto", "off"), default="auto",
-        help="auto: layers whose weights are zero in blocks skip these where that is faster "
-        "(default); off: they do not; results are the same",
+        "--sparse", default="auto", metavar="auto|off|FORMAT",
+        help="auto: layers whose weights are zero in patterns skip these where that is expected to "
+        "be faster (default); off: they do not; a format (blocks, 4of8, 4of16, 8of16 of int8, 2of4 "
+        "of int4, rows of float32): every layer that it fits takes it, others stay dense; results "
+        "are the same",
     )  # fmt: skip
     check = parser.add_mutually_exclusive_group()
     check.add_argument(

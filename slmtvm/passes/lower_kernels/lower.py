@@ -61,7 +61,7 @@ def lower_kernels(
     )
     chosen: tuple[SparseLayer, ...] = ()
     if sparse != "off":
-        chosen = choose_sparse(emitter, [c for c in calls if c.op == ops.EMBEDDING])
+        chosen = choose_sparse(emitter, [c for c in calls if c.op == ops.EMBEDDING], sparse)
     with each_written_once():
         functions = _lower_all(model.module, emitter, of_sessions=target.cuda is None)
     with target.tvm:
