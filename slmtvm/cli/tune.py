@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--minutes", type=float, metavar="M",
-        help="time to search at most (default: until nothing more is to be gained)",
+        help="time to search at most (default: until nothing more is to be gained); whole models "
+        "are compared after that",
     )  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true", help="do not measure again what the file holds"
@@ -48,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=threads, default=1, help="threads that compute a kernel (default 1)"
     )
+    parser.add_argument(
+        "--no-confirm", dest="confirm", action="store_false",
+        help="do not compare whole models in the end: records then hold what kernels did alone",
+    )  # fmt: skip
     parser.add_argument("--context", type=positive, help="as for `slmtvm compile`")
     parser.add_argument("--kv", choices=("f16", "f32", "int8"), help="as for `slmtvm compile`")
     parser.add_argument(
@@ -76,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
             tracker=options.tracker,
             key=options.key,
             tls=options.tls,
+            confirm=options.confirm,
             context=options.context,
             kv=options.kv,
             activations=options.activations,
@@ -118,4 +124,5 @@ def _summary(report: TuneReport, records: Path) -> str:
             f"{'' if task.of_limit is None else format(task.of_limit, '.0%'):>6} "
             f"{task.trials:3}/{task.space:3}  {knobs}"
         )
+    lines += [f"  {record}" for record in (*report.confirmations, *report.setups)]
     return "\n".join(lines)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -134,6 +134,18 @@ class DeviceMeasurer:
                 if last:
                     raise
         raise AssertionError("the last loss is raised")
+
+    @contextmanager
+    def device(self) -> Iterator[Device]:
+        """One of the devices; raises as ``measure`` does, and gives up the one that is lost."""
+        self._take(1)
+        held = self._held[0]
+        try:
+            yield held.device
+        except RpcError:
+            self._held.remove(held)
+            held.device.close()
+            raise
 
     def _take(self, most: int) -> None:
         """Hold one device, waiting for it, and more of those that are free, up to ``most``."""

@@ -16,8 +16,16 @@ from slmtvm.tuning.cost_model import CostModel
 from slmtvm.tuning.features import features
 from slmtvm.tuning.measuring import Batch, Measurement, Measurer
 from slmtvm.tuning.records import Record, RecordFile
-from slmtvm.tuning.search import TaskSearch, setting_of
-from slmtvm.tuning.tasks import TaskKey, TuningTask, Workload, tuning_tasks, working_set
+from slmtvm.tuning.search import TaskSearch
+from slmtvm.tuning.tasks import (
+    TaskKey,
+    TuningTask,
+    Workload,
+    setting_of,
+    tuning_tasks,
+    working_set,
+)
+from slmtvm.tuning.whole import Confirmation, SetupRecord
 
 BATCH = 8
 _ELSEWHERE = 0.3
@@ -68,12 +76,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class TuneReport:
-    """What a run of the tuner found; ``interrupted`` where the user ended it."""
+    """What a run of the tuner found; ``interrupted`` where the user ended it. ``confirmations`` and
+    ``setups`` are what whole models said."""
 
     tasks: tuple[TaskResult, ...]
     trials: int
     failures: int
     interrupted: bool
+    confirmations: tuple[Confirmation, ...] = ()
+    setups: tuple[SetupRecord, ...] = ()
 
     @property
     def gain(self) -> float:

@@ -17,7 +17,7 @@ from slmtvm.target import Target
 from slmtvm.tuning.choice import RecordedChoice
 from slmtvm.tuning.devices import DeviceMeasurer
 from slmtvm.tuning.measuring import Batch
-from slmtvm.tuning.records import RecordFile, read_records
+from slmtvm.tuning.records import RecordFile, RecordLog, read_records
 from slmtvm.tuning.tasks import Workload
 from slmtvm.tuning.tuner import Budget, tune_plan
 from tests.passes import toy
@@ -49,7 +49,7 @@ def test_a_layer_is_tuned_on_an_emulated_board(name: str, devices: Farm, tmp_pat
     assert report.trials == 8 and not report.failures
     assert {r.target for r in records} == {name}
     assert all(r.device["key"] == name and r.device["exec"] for r in records)
-    choice = RecordedChoice(records, target)
+    choice = RecordedChoice(RecordLog.of(records), target)
     tuned = build_plan(lower(fuse(toy.decoder("int4")), target, choose=choice), {})
     names = set(tuned.kernels) - set(plan.kernels)
     assert bool(names) == bool(choice.used)

@@ -27,7 +27,7 @@ from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.tuning.choice import RecordedChoice
 from slmtvm.tuning.measuring import Batch, Measurement
-from slmtvm.tuning.records import Record, RecordFile, read_records
+from slmtvm.tuning.records import Record, RecordFile, RecordLog, read_records
 from slmtvm.tuning.tasks import Workload, tuning_tasks
 from slmtvm.tuning.tune import local_measurer
 from slmtvm.tuning.tuner import Budget, Progress, tune_plan
@@ -171,7 +171,7 @@ def _logits(path: Path, chunks: Sequence[int]) -> list[np.ndarray]:
 
 def test_knobs_change_no_bit_of_a_model(fused: CanonicalModel, tmp_path: Path) -> None:
     plain = build_plan(lower(fused, HOST), {})
-    choice = RecordedChoice(any_records(plain), HOST)
+    choice = RecordedChoice(RecordLog.of(any_records(plain)), HOST)
     tuned = build_plan(lower(fused, HOST, choose=choice), {})
     # What is tuned has a record of its own; kernels of batches take the nearest shape's.
     tasks = {task.key for task in tuning_tasks(plain, Workload())}
@@ -193,7 +193,7 @@ def test_a_target_that_this_machine_cannot_run_is_refused() -> None:
 @pytest.mark.slow
 def test_the_demo_model_is_tuned_and_compiled_to_the_same_bits(tmp_path: Path) -> None:
     records, model = tmp_path / "r.jsonl", model_path("demo")
-    report = slmtvm.tune(model, records=records, trials=24, context=320)
+    report = slmtvm.tune(model, records=records, trials=24, context=320, confirm=False)
     assert report.trials == 24
     assert len(read_records(records)) >= 24
     given, others = tmp_path / "any.jsonl", any_records(plan_model(model, HOST, context=320))
