@@ -149,9 +149,11 @@ def _summary(bundle: Bundle) -> str:
     for name, chosen in bundle.manifest.extra.get("tuning", {}).items():
         near = sum(kernel["origin"] == "nearest" for kernel in chosen)
         confirmed = sum(kernel["confirmed"] for kernel in chosen)
+        static = sum(kernel["origin"] == "static" for kernel in chosen)
         lines.append(
             f"  {name}: {len(chosen)} kinds of kernels as tuned, {near} of them by a near shape, "
             f"{confirmed} confirmed in a whole model"
+            + (f", {static} never measured" if static else "")
         )
     for name, setup in bundle.manifest.extra.get("setup", {}).items():
         lines.append(f"  {name}: {Setup.from_json(setup)}")

@@ -16,6 +16,7 @@ from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.target import Target
 from slmtvm.tuning.records import Record, RecordLog
+from slmtvm.tuning.static_record import StaticRecord
 from slmtvm.tuning.tasks import Setting, TaskKey, setting_of
 from slmtvm.tuning.whole import Confirmation, Provenance, SetupRecord, Turns
 
@@ -24,14 +25,16 @@ _MOST_DISTANCE = 2.0
 """Shapes whose sizes differ by more than this, in powers of two all together, are not near."""
 _CLEAR_GAIN = 0.97
 """Of the default's time: what a setting must reach for shapes near by to take it."""
+_CLEAR_STATIC_GAIN = 0.9
+"""Of the default's cost, what a setting must reach that was never measured."""
 _LEAST_ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Chosen:
     """How the knobs of one task were chosen: ``origin`` is "record" or "nearest", and ``of`` then
-    the task that was measured; ``ratio`` of the default's time. ``confirmed``: in a whole model,
-    of which ``ratio`` then is."""
+    the task that was measured, or "static"; ``ratio`` of the default's time, or cost.
+    ``confirmed``: in a whole model, of which ``ratio`` then is."""
 
     key: TaskKey
     knobs: Knobs
@@ -66,13 +69,21 @@ class RecordedChoice:
         own = (r for r in records.kernels if r.target == target.name and r.isa == target.isa)
         self._measured = _by_task(own)
         self._verdicts = _verdicts(records.confirmations, target)
+        self._static: dict[str, list[StaticRecord]] = defaultdict(list)
+        for record in records.statics:
+            if (record.target, record.isa) == (target.name, target.isa):
+                self._static[record.key.text].append(record)
 
     def __call__(self, kind: str, shape: Any, isa: Isa) -> Knobs:
         key, default = TaskKey(kind, shape), TEMPLATES[kind].default_knobs(shape, isa)
         chosen = None if self._trial else self._confirmed(key, isa)
         if chosen is None:
             own = self._measured.get(key.text, [])
-            chosen = _best(own, key, isa, self._allowed) or self._of_a_near_shape(key, isa)
+            chosen = (
+                _best(own, key, isa, self._allowed)
+                or self._of_a_near_shape(key, isa)
+                or (None if own else self._by_its_code(key, isa))
+            )
         if chosen is None:
             return default
         if all(other.key != key for other in self.used):
@@ -99,6 +110,24 @@ class RecordedChoice:
             return None
         ratio, setting = min(found)
         return Chosen(key, dict(setting), "record", key, ratio, confirmed=True)
+
+    def _by_its_code(self, key: TaskKey, isa: Isa) -> Chosen | None:
+        """The setting whose code costs clearly least; nothing for a single row, which is bound by
+        memory, of which code says nothing."""
+        if key.shape.m == 1:
+            return None
+        space = TEMPLATES[key.kind].knob_space(key.shape, isa)
+        found = [
+            (record.ratio, setting_of(record.knobs))
+            for record in self._static[key.text]
+            if record.knobs.keys() == space.keys()
+            and record.ratio < _CLEAR_STATIC_GAIN
+            and self._allowed(key, record.knobs)
+        ]
+        if not found:
+            return None
+        ratio, setting = min(found)
+        return Chosen(key, dict(setting), "static", key, ratio)
 
     def _of_a_near_shape(self, key: TaskKey, isa: Isa) -> Chosen | None:
         """The best of the nearest shape; None where the shape's own default is known to be best."""

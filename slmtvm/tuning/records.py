@@ -14,6 +14,7 @@ from typing import Any
 from slmtvm.errors import SlmError
 from slmtvm.files import read_text
 from slmtvm.schedules.linear.knobs import Knobs
+from slmtvm.tuning.static_record import StaticRecord
 from slmtvm.tuning.tasks import TaskKey
 from slmtvm.tuning.whole import FORMAT, Confirmation, SetupRecord
 
@@ -90,7 +91,7 @@ class Record:
         return Record(key, knobs, seconds=seconds, default_seconds=default, **table)
 
 
-Line = Record | Confirmation | SetupRecord
+Line = Record | Confirmation | SetupRecord | StaticRecord
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,10 @@ class RecordLog:
     kernels: tuple[Record, ...] = ()
     confirmations: tuple[Confirmation, ...] = ()
     setups: tuple[SetupRecord, ...] = ()
+    statics: tuple[StaticRecord, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.kernels or self.confirmations or self.setups)
+        return bool(self.kernels or self.confirmations or self.setups or self.statics)
 
     @staticmethod
     def of(lines: Iterable[Line]) -> RecordLog:
@@ -111,6 +113,7 @@ class RecordLog:
             tuple(r for r in lines if isinstance(r, Record)),
             tuple(r for r in lines if isinstance(r, Confirmation)),
             tuple(r for r in lines if isinstance(r, SetupRecord)),
+            tuple(r for r in lines if isinstance(r, StaticRecord)),
         )
 
 
@@ -157,6 +160,8 @@ def _parse(line: str) -> Line:
             return Confirmation.from_json(table)
         case "setup":
             return SetupRecord.from_json(table)
+        case "static":
+            return StaticRecord.from_json(table)
         case other:
             raise ValueError(f"about {other!r}, which this version does not know")
 
