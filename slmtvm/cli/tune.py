@@ -55,6 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=threads, default=1, help="threads that compute a kernel (default 1)"
     )
     parser.add_argument(
+        "--static-filter", action="store_true",
+        help="rank twice as many settings by their code as are measured: the worse half is not",
+    )  # fmt: skip
+    parser.add_argument(
         "--no-confirm", dest="confirm", action="store_false",
         help="do not compare whole models in the end: records then hold what kernels did alone",
     )  # fmt: skip
@@ -118,6 +122,7 @@ def run(options: argparse.Namespace) -> int:
             key=options.key,
             tls=options.tls,
             confirm=options.confirm,
+            static_filter=options.static_filter,
             turns=options.turns,
             context=options.context,
             kv=options.kv,

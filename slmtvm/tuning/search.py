@@ -74,6 +74,11 @@ class TaskSearch:
         picked += self._random.sample(left, min(count - len(picked), len(left)))
         return [self._open[s] for s in picked]
 
+    def leave_out(self, settings: Iterable[Knobs]) -> None:
+        """These are not worth a measurement."""
+        for knobs in settings:
+            self._open.pop(setting_of(knobs), None)
+
     def update(self, measurements: Sequence[Measurement]) -> None:
         """Learn from a batch that was proposed."""
         before = self.best[1]

@@ -26,6 +26,7 @@ from slmtvm.tuning.division import DivisionSearch
 from slmtvm.tuning.local import LocalRunner
 from slmtvm.tuning.measuring import ProgramMeasurer
 from slmtvm.tuning.records import RecordFile, read_log, read_records
+from slmtvm.tuning.static import StaticModel
 from slmtvm.tuning.tasks import Workload, working_set
 from slmtvm.tuning.tuner import Budget, Progress, TuneReport, tune_plan
 from slmtvm.tuning.whole import Confirmation, SetupRecord
@@ -47,6 +48,7 @@ def tune(
     tls: Path | None = None,
     confirm: bool = True,
     turns: int = MOST_TURNS,
+    static_filter: bool = False,
     step: Callable[[str], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
     said: Callable[[Confirmation | SetupRecord], None] = lambda _: None,
@@ -62,7 +64,8 @@ def tune(
     has under the key, by default the target's name; this machine measures where there is no
     tracker. tls: folder of the tuner's keys. confirm: compare the whole
     model as tuned with the default, in so many ``turns`` at most, after ``minutes`` are over;
-    then try other chunks, and what several threads compute. options: as
+    then try other chunks, and what several threads compute. static_filter: rank twice as many
+    settings by their code as are measured, and leave the worse half out. options: as
     ``slmtvm.compile`` takes them: context, source_context, kv, activations, mask, encoder, outputs.
     step: called with the name of each step before measuring, progress after each batch, said with
     each record of a whole model.
@@ -97,6 +100,7 @@ def tune(
             plan, resolved, measurer, file,
             known=known, budget=Budget(trials, minutes), workload=work,
             threads=threads, limits=limits, progress=progress,
+            judge=StaticModel(resolved) if static_filter else None,
         )  # fmt: skip
         if not confirm or report.interrupted:
             return report

@@ -28,7 +28,7 @@ from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.tuning.choice import RecordedChoice
 from slmtvm.tuning.measuring import Batch, Measurement
 from slmtvm.tuning.records import Record, RecordFile, RecordLog, read_records
-from slmtvm.tuning.tasks import Workload, tuning_tasks
+from slmtvm.tuning.tasks import TaskKey, Workload, tuning_tasks
 from slmtvm.tuning.tune import local_measurer
 from slmtvm.tuning.tuner import Budget, Progress, tune_plan
 from tests.models import TOKENIZER, model_path, prompt_ids
@@ -143,6 +143,28 @@ def test_the_best_setting_is_compared_with_the_limits_of_the_device(
     assert measured and heard[-1].of_limit
     for task in measured:  # a call takes one second with default knobs
         assert task.of_limit == pytest.approx(task.weight_bytes / 1e6 / task.ratio)
+
+
+def test_a_static_model_keeps_the_worse_half_from_being_measured(
+    plan: Plan, tmp_path: Path
+) -> None:
+    class Judge:
+        def costs(self, key: TaskKey, settings: Sequence[Knobs]) -> list[float]:
+            return [float(knobs["nv"]) for knobs in settings]
+
+    fake, heavy = Fake(), Workload(prompt=16 * 1000, generate=0)
+    tune_plan(
+        plan, HOST, fake, RecordFile(tmp_path / "r"), budget=Budget(trials=8), workload=heavy,
+        judge=Judge(),  # type: ignore[arg-type]
+    )  # fmt: skip
+    (batch,) = [b for b in fake.batches if b.rounds < 10]
+    unfiltered = Fake()
+    tune_plan(
+        plan, HOST, unfiltered, RecordFile(tmp_path / "s"), budget=Budget(trials=16), workload=heavy
+    )
+    widths = sorted(k["nv"] for b in unfiltered.batches if b.rounds < 10 for k in b.settings)
+    assert len(batch.settings) == 8 and batch.key.shape.m == 16
+    assert sum(k["nv"] for k in batch.settings) < sum(widths) / 2
 
 
 def test_records_of_a_relative_teach_the_model_but_are_not_taken(
