@@ -31,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--key", metavar="K", help="which of the tracker's devices (default: the target's name)"
     )
+    parser.add_argument(
+        "--cluster", metavar="ray://HOST:PORT",
+        help="a Ray cluster that builds what the tracker's devices measure",
+    )  # fmt: skip
     parser.add_argument("--tls", type=Path, metavar="DIR", help="the tuner's keys")
     parser.add_argument(
         "--records", type=Path, required=True, metavar="FILE",
@@ -122,6 +126,7 @@ def run(options: argparse.Namespace) -> int:
             key=options.key,
             tls=options.tls,
             confirm=options.confirm,
+            cluster=options.cluster,
             static_filter=options.static_filter,
             turns=options.turns,
             context=options.context,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from slmtvm.bundle.move import move_into_place
+from slmtvm.cluster import connected, first_line
 from slmtvm.errors import SlmError
 from slmtvm.matrix.cell import run_cell
 from slmtvm.matrix.result import CellResult
@@ -22,27 +23,9 @@ _FOLDER_BYTES = 8 << 30
 Files = Mapping[str, bytes]
 
 
-def import_ray() -> Any:
-    """The module; SlmError, naming the extra, where it is not installed."""
-    try:
-        import ray
-    except ImportError as error:
-        raise SlmError(
-            "a cluster needs ray, which is not installed: pip install 'slmtvm[cluster]'"
-        ) from error
-    return ray
-
-
 def run_on_cluster(cells: Sequence[Cell], address: str) -> Iterator[CellResult]:
     """Results as they come; raises SlmError where the cluster cannot be reached."""
-    ray = import_ray()
-    where = f"cluster {address}"
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
-    except Exception as error:  # of many classes, by transport
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise SlmError(f"cannot be used: {reason[0]}; does it run?", where=where) from error
-    try:
+    with connected(address) as ray:
         remote = ray.remote(num_cpus=1, max_retries=2)(compile_files)
         sent = {path: ray.put(_files_beside(path)) for path in {cell.path for cell in cells}}
         running = {}
@@ -53,8 +36,6 @@ def run_on_cluster(cells: Sequence[Cell], address: str) -> Iterator[CellResult]:
             (done,), _ = ray.wait(list(running), num_returns=1)
             cell = running.pop(done)
             yield _result(ray, cell, done)
-    finally:
-        ray.shutdown()
 
 
 def compile_files(
@@ -90,8 +71,7 @@ def _result(ray: Any, cell: Cell, done: Any) -> CellResult:
         if result.error is None:
             _put(cell.output, made)
     except (ray.exceptions.RayError, OSError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        return CellResult(cell.model, cell.target, str(cell.output), 0.0, error=reason[0])
+        return CellResult(cell.model, cell.target, str(cell.output), 0.0, error=first_line(error))
     return replace(result, bundle=str(cell.output))
 
 

@@ -12,11 +12,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from slmtvm.bench.limits import LimitProbe, Limits
-from slmtvm.errors import TargetError
+from slmtvm.cluster import connected
+from slmtvm.errors import SlmError, TargetError
 from slmtvm.host import cpu_features, cpu_name, cpuinfo, runs_here
 from slmtvm.rpc.client import Device
 from slmtvm.rpc.local import local_device
 from slmtvm.target import Target
+from slmtvm.tuning.building import build_on
 from slmtvm.tuning.choice import RecordedChoice
 from slmtvm.tuning.compare import MOST_TURNS, Comparer
 from slmtvm.tuning.confirm import Confirmer
@@ -49,6 +51,7 @@ def tune(
     confirm: bool = True,
     turns: int = MOST_TURNS,
     static_filter: bool = False,
+    cluster: str | None = None,
     step: Callable[[str], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
     said: Callable[[Confirmation | SetupRecord], None] = lambda _: None,
@@ -65,7 +68,9 @@ def tune(
     tracker. tls: folder of the tuner's keys. confirm: compare the whole
     model as tuned with the default, in so many ``turns`` at most, after ``minutes`` are over;
     then try other chunks, and what several threads compute. static_filter: rank twice as many
-    settings by their code as are measured, and leave the worse half out. options: as
+    settings by their code as are measured, and leave the worse half out.
+    cluster: a Ray cluster, "ray://HOST:PORT", that builds what the devices of a tracker measure.
+    options: as
     ``slmtvm.compile`` takes them: context, source_context, kv, activations, mask, encoder, outputs.
     step: called with the name of each step before measuring, progress after each batch, said with
     each record of a whole model.
@@ -82,13 +87,22 @@ def tune(
     if resume and file.path.exists():
         known += read_records(file.path)
     file.append([])  # where it cannot be written, that is known now
+    if cluster and tracker is None:
+        raise SlmError("builds for the devices of a tracker: name one", where="cluster")
     with ExitStack() as stack:
         measurer: LocalMeasurer | DeviceMeasurer
         if tracker is None:
             measurer = local_measurer(resolved, step)
         else:
             measurer = stack.enter_context(
-                DeviceMeasurer(resolved, tracker, key or resolved.name, tls=tls, progress=step)
+                DeviceMeasurer(
+                    resolved,
+                    tracker,
+                    key or resolved.name,
+                    tls=tls,
+                    progress=step,
+                    builder=build_on(stack.enter_context(connected(cluster))) if cluster else None,
+                )
             )
         planner = model_planner(model, progress=step, **options)
         step(f"kernels for {resolved.name}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from slmtvm.matrix.spec import read_matrix
 from slmtvm.target import Target
 from tests.cli.command import slmtvm as command
 from tests.models import model_path
+from tests.ray_cluster import ray_cluster
 
 HOST = Target.load("host").name
 MODEL = model_path("demo")
@@ -101,28 +100,8 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def cluster() -> Iterator[str]:
-    """A Ray cluster of two nodes on this machine."""
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("ray is missing: pip install 'slmtvm[cluster]'")
-    code = (
-        "from ray.cluster_utils import Cluster\n"
-        "c = Cluster(initialize_head=True, head_node_args={'num_cpus': 1,"
-        " 'object_store_memory': 200 << 20, 'include_dashboard': False})\n"
-        "c.add_node(num_cpus=1, object_store_memory=200 << 20)\n"
-        "c.wait_for_nodes()\n"
-        "print(c.address, flush=True)\n"
-        "input()\n"
-        "c.shutdown()\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-    finally:
-        process.communicate("\n", timeout=60)
+    with ray_cluster() as address:
+        yield address
 
 
 @pytest.mark.exhaustive
