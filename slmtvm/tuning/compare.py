@@ -158,10 +158,10 @@ class Comparer:
         facts = {"cpu": info.get("model") or device.key, "key": device.key}
         if info["exec"]:
             facts["exec"] = info["exec"]
-        one = DeviceBundle(device, default.bundle, progress=self._progress)
+        one = self._there(device, default.bundle)
         expected = _outputs(one)
         try:
-            two = DeviceBundle(device, other.bundle, progress=self._progress)
+            two = self._there(device, other.bundle)
             if not np.array_equal(_outputs(two).view(np.uint32), expected.view(np.uint32)):
                 return Compared({}, facts, "computes other bits than the default")
         except DeviceError as error:
@@ -179,6 +179,10 @@ class Comparer:
             turns = _turns(seconds, timed)
             if turn + 1 >= self._turns or all(_clear(t) for t in turns.values()):
                 return Compared(turns, facts, busy=busy_between(spans))
+
+    def _there(self, device: Device, bundle: Path) -> DeviceBundle:
+        programs = bundle.with_suffix(".programs")
+        return DeviceBundle(device, bundle, programs=programs, progress=self._progress)
 
 
 def without_batches(plan: Plan) -> Plan:
