@@ -80,16 +80,15 @@ def test_a_summary_counts_what_failed() -> None:
 @pytest.mark.slow
 def test_what_fails_does_not_keep_the_rest(tmp_path: Path) -> None:
     told = tmp_path / "summary.json"
-    result = command("compile-matrix", matrix(tmp_path), "--jobs", "2", "--json", told)
+    file = matrix(tmp_path, targets='["riscv64-rvv"]')
+    result = command("compile-matrix", file, "--jobs", "2", "--json", told)
     assert result.returncode == 1
-    assert "2 of 4 compiled" in result.stdout and "failed: " in result.stdout
+    assert "1 of 2 compiled" in result.stdout and "failed: " in result.stdout
     summary = json.loads(told.read_text())
-    assert [cell["error"] is None for cell in summary["cells"]] == [True, True, False, False]
-    assert "bad.onnx" in summary["cells"][2]["error"]
-    assert Bundle.open(tmp_path / "out" / f"demo.{HOST}.slm").targets == (HOST,)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "demo.riscv64-rvv.slm", f"demo.{HOST}.slm"
-    ]  # fmt: skip
+    assert [cell["error"] is None for cell in summary["cells"]] == [True, False]
+    assert "bad.onnx" in summary["cells"][1]["error"]
+    assert Bundle.open(tmp_path / "out" / "demo.riscv64-rvv.slm").targets == ("riscv64-rvv",)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["demo.riscv64-rvv.slm"]
 
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
