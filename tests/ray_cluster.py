@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import subprocess
 import sys
@@ -32,6 +33,11 @@ def ray_cluster() -> Iterator[str]:
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        yield process.stdout.readline().strip()
+        address = process.stdout.readline().strip()
+        if not address:
+            pytest.fail("ray does not start here; its nodes have half a minute to, which a busy "
+                        "machine may not keep")  # fmt: skip
+        yield address
     finally:
-        process.communicate("\n", timeout=60)
+        with contextlib.suppress(BrokenPipeError):
+            process.communicate("\n", timeout=60)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ import slmtvm
 from slmtvm.bundle import Bundle
 from slmtvm.errors import SlmError
 from slmtvm.matrix.result import CellResult, MatrixReport
-from slmtvm.matrix.spec import read_matrix
+from slmtvm.matrix.spec import Cell, read_matrix
 from slmtvm.target import Target
 from tests.cli.command import slmtvm as command
 from tests.models import model_path
@@ -95,6 +96,81 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SlmError, match=r"pip install 'slmtvm\[cluster\]'"):
         slmtvm.compile_matrix(matrix(tmp_path), cluster="ray://127.0.0.1:1")
+
+
+class StandIn:
+    """What of Ray's interface is used, in this process; a task whose model is bad is lost."""
+
+    class exceptions:  # noqa: N801
+        class RayError(Exception):
+            pass
+
+    def __init__(self) -> None:
+        self.connected: list[str] = []
+
+    def init(self, address: str, **_: Any) -> None:
+        self.connected.append(address)
+
+    def shutdown(self) -> None:
+        self.connected.append("shut down")
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def remote(self, **_: Any) -> Callable[[Callable[..., Any]], Any]:
+        stand_in = self
+
+        class Remote:
+            def __init__(self, function: Callable[..., Any]) -> None:
+                self._function = function
+
+            def remote(self, cell: Cell, *arguments: Any) -> Any:
+                lost = cell.model == "bad"
+                error = stand_in.exceptions.RayError("the node died\nat once")
+                done: Any = error if lost else self._function(cell, *arguments)
+                return lambda: done
+
+        return Remote
+
+    def wait(self, running: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return running[:num_returns], running[num_returns:]
+
+    def get(self, done: Any) -> Any:
+        if isinstance(done(), Exception):
+            raise done()
+        return done()
+
+
+def test_files_travel_to_a_cluster_and_bundles_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(cell: Cell) -> CellResult:
+        """The bundle holds what the node was sent."""
+        (cell.output / "lib").mkdir(parents=True)
+        names = ",".join(sorted(p.name for p in cell.path.parent.iterdir()))
+        records = cell.files["records"].read_bytes()
+        (cell.output / "lib" / "x.so").write_bytes(cell.path.read_bytes() + records)
+        (cell.output / "manifest.json").write_text(names)
+        return CellResult(cell.model, cell.target, str(cell.output), 1.0)
+
+    ray = StandIn()
+    monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
+    monkeypatch.setattr("slmtvm.matrix.cluster.run_cell", compiled)
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("model.onnx", "model.onnx.data", "tokenizer.json", "other.onnx"):
+        (models / name).write_text(name)
+    (tmp_path / "r.jsonl").write_text("+records")
+    good = '[[model]]\npath = "models/model.onnx"\nname = "good"'
+    file = matrix(tmp_path, 'records = "r.jsonl"', good, targets=f'["{HOST}"]')
+    report = slmtvm.compile_matrix(file, cluster="ray://there:1")
+    assert ray.connected == ["ray://there:1", "shut down"]
+    assert [cell.error for cell in report.cells] == [None, "the node died"]
+    made = tmp_path / "out" / f"good.{HOST}.slm"
+    assert report.cells[0].bundle == str(made)
+    assert (made / "lib" / "x.so").read_text() == "model.onnx+records"
+    assert (made / "manifest.json").read_text() == "model.onnx,model.onnx.data,tokenizer.json"
+    assert [p.name for p in made.parent.iterdir()] == [made.name]
 
 
 @pytest.fixture
