@@ -25,7 +25,7 @@ _MOST_DISTANCE = 2.0
 """Shapes whose sizes differ by more than this, in powers of two all together, are not near."""
 _CLEAR_GAIN = 0.97
 """Of the default's time: what a setting must reach for shapes near by to take it."""
-_CLEAR_STATIC_GAIN = 0.9
+_CLEAR_STATIC_GAIN = 0.8
 """Of the default's cost, what a setting must reach that was never measured."""
 _LEAST_ROUNDS = 3
 
