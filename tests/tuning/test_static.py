@@ -50,10 +50,12 @@ def test_instructions_are_counted_as_often_as_their_loops_go_round() -> None:
 
 
 def test_the_loops_of_a_kernel_are_its_grid_and_its_groups() -> None:
-    kernel = TEMPLATES["linear"].build(replace(KEY.shape, k=512), ISA, DEFAULT)
+    shape = replace(ROWS, m=1, k=512)
+    knobs = TEMPLATES["linear"].settings(shape, ISA)[0]
+    kernel = TEMPLATES["linear"].build(shape, ISA, knobs)
     grid, groups = loop_counts(kernel)
     assert grid == kernel.grid
-    assert groups == 512 // KEY.shape.group_size // DEFAULT["gu"]
+    assert groups == 512 // shape.group_size // knobs["gu"]
 
 
 @pytest.mark.parametrize("name", [HOST.name, "cortex-a78", "riscv64-rvv"])
@@ -61,12 +63,13 @@ def test_code_that_spills_costs_more_than_the_default(name: str) -> None:
     target = Target.load(name)
     judge = StaticModel(target)
     template, isa = TEMPLATES["linear"], isas.get(target.isa)
-    every = template.settings(KEY.shape, isa)
+    shape = replace(KEY.shape, n=512, k=512)
+    every = template.settings(shape, isa)
     largest = max(every, key=lambda k: (k["mr"] * k["nv"], k["ku"]))
     smallest = min(every, key=lambda k: (k["mr"] * k["nv"], k["ku"]))
-    default, spilled, single = judge.costs(KEY, [every[0], largest, smallest])
-    assert 0 < default < single
-    assert default <= spilled
+    default, spilled, single = judge.costs(TaskKey("linear", shape), [every[0], largest, smallest])
+    assert 0 < default <= single
+    assert default < spilled
 
 
 def test_without_llvm_mca_instructions_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
