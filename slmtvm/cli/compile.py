@@ -132,6 +132,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _summary(bundle: Bundle) -> str:
+    from slmtvm.plan.setup import Setup
+
     model, weights = bundle.manifest.model, bundle.manifest.weights
     mask = "" if model["mask"] == "none" else f", masks ({model['mask']})"
     kind = f"{model['family']} {model['kind']}"
@@ -148,9 +150,15 @@ def _summary(bundle: Bundle) -> str:
         lines.append(f"  {name:24} {_size(target.library.bytes)}")
     for name, chosen in bundle.manifest.extra.get("tuning", {}).items():
         near = sum(kernel["origin"] == "nearest" for kernel in chosen)
+        confirmed = sum(kernel["confirmed"] for kernel in chosen)
+        static = sum(kernel["origin"] == "static" for kernel in chosen)
         lines.append(
-            f"  {name}: {len(chosen)} kinds of kernels as tuned, {near} of them by a near shape"
+            f"  {name}: {len(chosen)} kinds of kernels as tuned, {near} of them by a near shape, "
+            f"{confirmed} confirmed in a whole model"
+            + (f", {static} never measured" if static else "")
         )
+    for name, setup in bundle.manifest.extra.get("setup", {}).items():
+        lines.append(f"  {name}: {Setup.from_json(setup)}")
     if record := bundle.manifest.extra.get("check"):
         from slmtvm.verify.check import check_line
 

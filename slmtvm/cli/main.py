@@ -12,6 +12,7 @@ from slmtvm.cli import (
     audit,
     bench,
     compile,
+    compile_matrix,
     completion,
     constraint,
     delta,
@@ -46,6 +47,7 @@ INTERRUPTED = SIGNALLED + 2  # SIGINT
 
 _VERBS = (
     compile,
+    compile_matrix,
     run,
     inspect,
     verify,

@@ -28,14 +28,17 @@ from slmtvm.plan.model import (
     Space,
     Step,
 )
+from slmtvm.plan.setup import DEFAULT_SETUP, Setup
 from slmtvm.plan.work import kernel_work, mean_work
 from slmtvm.schedules.kernel import Kernel, Tensor
 
 _FLOAT_BYTES = 4
 
 
-def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
-    """The plan of one target; ``info`` goes into it unread."""
+def build_plan(
+    lowered: LoweredModel, info: dict[str, object], setup: Setup = DEFAULT_SETUP
+) -> Plan:  # fmt: skip
+    """The plan of one target; ``info`` goes into it unread, as do ``setup``'s facts of threads."""
     model = lowered.model
     segments, weight_refs = _lay_out_weights(lowered.weights)
     state_refs, state_bytes = _lay_out_state(lowered.state)
@@ -83,6 +86,8 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
         segment_types=model.segments,
         final_token=model.final_token,
         segment_ids=state_refs.get(SEGMENTS),
+        parallel_bytes=setup.parallel_bytes,
+        threads=setup.threads,
         info=info,
     )
 

@@ -13,6 +13,7 @@ from enum import IntEnum
 import numpy as np
 from tvm import tirx
 
+from slmtvm.plan.setup import PARALLEL_BYTES
 from slmtvm.schedules.kernel import Tunable
 
 _FLOAT_BYTES = 4
@@ -152,6 +153,8 @@ class Plan:
     segment_ids: Ref | None = None  # int32 by position, where there are such types
     final_token: int | None = None  # that every sequence must end with
     source_context: int = 0  # tokens of an encoder-decoder's source
+    parallel_bytes: int = PARALLEL_BYTES  # of operands, from which a step is divided over threads
+    threads: int = 0  # as many as pay where that is known
     info: dict[str, object] = field(default_factory=dict)  # goes into slm_info and the manifest
 
     @property

@@ -73,8 +73,8 @@ typedef struct slm_options {
   uint32_t size; /* sizeof(slm_options) */
   /* Most threads that compute, the caller included. More than the cores that the process may use,
    * by its affinity and its control group's quota, are not started. 0: as many as these allow, of
-   * cores that differ in speed the fast ones. Where other processes keep a thread from running, fewer
-   * take part for a while. */
+   * cores that differ in speed the fast ones, and no more than paid where the bundle was tuned. Where
+   * other processes keep a thread from running, fewer take part for a while. */
   int32_t threads;
   uint32_t flags; /* SLM_SKIP_CHECKSUM, SLM_PROFILE, SLM_ALL_THREADS, SLM_MAY_SWAP or 0 */
   /* Cores to compute on, "4-7,9"; NULL: the system chooses. The workers are bound to them, and so is
