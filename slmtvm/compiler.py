@@ -16,7 +16,7 @@ from slmtvm.importer import import_onnx
 from slmtvm.ir.kv_range import beyond_half
 from slmtvm.ir.lowered import sparse_note
 from slmtvm.ir.model import CanonicalModel
-from slmtvm.passes.lower_kernels import SPARSE
+from slmtvm.passes.lower_kernels import KEPT, SPARSE
 from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.passes.quantize_activations import ACTIVATIONS
 from slmtvm.plan.build import build_plan
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from slmtvm.verify.check import Check
 
 Progress = Callable[[str], None]
-KV_DTYPES = {"f16": "float16", "f32": "float32", "int8": "int8"}
+KV_DTYPES = {"f16": "float16", "f32": "float32", "int8": "int8", "int4": "int4"}
 
 
 def compile_model(
@@ -46,6 +46,7 @@ def compile_model(
     source_context: int | None = None,
     tokenizer: str | Path | None = None,
     kv: str | None = None,
+    kv_keep: str = "window",
     activations: str = "int8",
     mask: str = "none",
     encoder: str | Path | None = None,
@@ -62,8 +63,10 @@ def compile_model(
     context: tokens that a session holds; the model's own maximum where None. source_context: the
     most tokens of an encoder-decoder's source. tokenizer: the one to put into the bundle, see
     ``slmtvm.text.read_tokenizer``; where None, the one beside the model, if there is one.
-    kv: "f16", "f32" or "int8", how the KV cache holds keys and values; where None, what suits each
-    target, or "f32" where some are known to be beyond float16.
+    kv: "f16", "f32", "int8" or "int4", how the KV cache holds keys and values; where None, what
+    suits each target, or "f32" where some are known to be beyond float16.
+    kv_keep: "window", so that layers which see a window of positions keep no more (``seek`` then
+    goes back that far alone, see ``Session.seek``), or "all".
     activations: what float activations that meet integer weights are computed in: "int8" (they
     are rounded), "file" (rounded only where the file says so) or "f32" (never rounded).
     mask: "arbitrary" to run sequences of which any tokens are hidden, as the file's attention_mask
@@ -86,7 +89,7 @@ def compile_model(
     notes: what was left out, chosen or widened, and its cost. Raises SlmError, AccuracyError where
     the check fails; nothing is left at ``output`` then, and what was there before stays.
     """
-    _check_options(kv, activations, sparse)
+    _check_options(kv, kv_keep, activations, sparse)
     resolved = with_fallbacks([t if isinstance(t, Target) else Target.load(t) for t in targets])
     text = _tokenizer(model, tokenizer)  # before the work that takes long
     progress("import")
@@ -104,6 +107,7 @@ def compile_model(
         output=output,
         tokenizer=text,
         kv=kv,
+        kv_keep=kv_keep,
         activations=activations,
         encoder=encoder,
         sparse=sparse,
@@ -127,6 +131,7 @@ def plan_model(
     target: Target,
     *,
     kv: str | None = None,
+    kv_keep: str = "window",
     activations: str = "int8",
     sparse: str = "auto",
     progress: Progress = lambda _: None,
@@ -137,13 +142,13 @@ def plan_model(
     options: ``context``, ``source_context``, ``mask``, ``encoder`` and ``outputs``, as it takes
     them.
     """
-    _check_options(kv, activations, sparse)
+    _check_options(kv, kv_keep, activations, sparse)
     progress("import")
     canonical = import_onnx(model, **options)
     fused = fuse(canonical, progress, activations)
     info = _info(canonical, activations, kv, beyond_half(canonical))
     progress(f"kernels for {target.name}")
-    return build_plan(lower(fused, target, _kv_dtype(info), sparse=sparse), info)
+    return build_plan(lower(fused, target, _kv_dtype(info), sparse=sparse, keep=kv_keep), info)
 
 
 def compile_imported(
@@ -153,6 +158,7 @@ def compile_imported(
     output: str | Path,
     tokenizer: bytes | None = None,
     kv: str | None = None,
+    kv_keep: str = "window",
     activations: str = "int8",
     encoder: str | Path | None = None,
     sparse: str = "auto",
@@ -163,7 +169,7 @@ def compile_imported(
     note: Progress = lambda _: None,
 ) -> Bundle:
     """``compile_model`` from what ``import_onnx`` and ``read_tokenizer`` gave."""
-    _check_options(kv, activations, sparse)
+    _check_options(kv, kv_keep, activations, sparse)
     for text in model.notes:
         note(text)
     tables = _tokenizer_tables(tokenizer, note)
@@ -178,7 +184,7 @@ def compile_imported(
     for target in targets:
         progress(f"kernels for {target.name}")
         choice = RecordedChoice(records, target)
-        lowered = lower(fused, target, kv_dtype, choice, sparse)
+        lowered = lower(fused, target, kv_dtype, choice, sparse, kv_keep)
         plans.append((target, build_plan(lowered, info)))
         if records:
             tuning[target.name] = [chosen.to_json() for chosen in choice.used]
@@ -195,7 +201,7 @@ def compile_imported(
                 net.compare(folder, name)
                 expected = record_selftest(folder, name)
             else:
-                expected = _compare_host_build(net, fused, dtype, info, sparse, progress)
+                expected = _compare_host_build(net, fused, dtype, info, sparse, kv_keep, progress)
             if expected:
                 alike = (t.name for t in targets if _cache_dtype(t, model, kv_dtype) == dtype)
                 selftests.update(dict.fromkeys(alike, expected))
@@ -259,6 +265,7 @@ def _compare_host_build(
     kv_dtype: str,
     info: dict[str, object],
     sparse: str,
+    kv_keep: str,
     progress: Progress,
 ) -> dict[str, Any] | None:
     try:
@@ -268,13 +275,15 @@ def _compare_host_build(
         return None
     with tempfile.TemporaryDirectory(prefix="slmtvm-check-") as folder:
         bundle = Path(folder) / "check.slm"
-        plan = build_plan(lower(fused, host, kv_dtype or None, sparse=sparse), info)
+        plan = build_plan(lower(fused, host, kv_dtype or None, sparse=sparse, keep=kv_keep), info)
         write_bundle(bundle, [(host, plan)], progress=progress)
         net.compare(bundle, host.name)
         return record_selftest(bundle, host.name)
 
 
-def _check_options(kv: str | None, activations: str, sparse: str) -> None:
+def _check_options(kv: str | None, kv_keep: str, activations: str, sparse: str) -> None:
+    if kv_keep not in KEPT:
+        raise SlmError(f"must be one of {', '.join(KEPT)}, not {kv_keep!r}", where="kv_keep")
     if kv is not None and kv not in KV_DTYPES:
         raise SlmError(f"must be one of {', '.join(KV_DTYPES)}, not {kv!r}", where="kv")
     if activations not in ACTIVATIONS:

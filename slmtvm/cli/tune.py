@@ -49,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=threads, default=1, help="threads that compute a kernel (default 1)"
     )
     parser.add_argument("--context", type=positive, help="as for `slmtvm compile`")
-    parser.add_argument("--kv", choices=("f16", "f32", "int8"), help="as for `slmtvm compile`")
+    parser.add_argument(
+        "--kv", choices=("f16", "f32", "int8", "int4"), help="as for `slmtvm compile`"
+    )
     parser.add_argument(
         "--activations", choices=("int8", "file", "f32"), default="int8",
         help="as for `slmtvm compile`",

@@ -17,7 +17,7 @@ from slmtvm.target import Target
 from slmtvm.tuning.records import Record
 from slmtvm.tuning.tasks import TaskKey
 
-SIZES = ("m", "n", "k", "capacity", "table_rows")
+SIZES = ("m", "n", "k", "capacity", "ring", "table_rows")
 _MOST_DISTANCE = 2.0
 """Shapes whose sizes differ by more than this, in powers of two all together, are not near."""
 _CLEAR_GAIN = 0.97
