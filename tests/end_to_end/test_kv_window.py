@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import slmtvm
+from slmtvm.bench import bench
 from slmtvm.bundle.write import write_bundle
 from slmtvm.errors import DeviceError
 from slmtvm.passes.pipeline import fuse, lower
@@ -113,3 +114,9 @@ def test_a_session_goes_back_within_the_window_and_says_where_it_ends(
         np.testing.assert_array_equal(session.eval_all(TOKENS[:50]), wanted[:50])
         session.seek(20)
         np.testing.assert_array_equal(session.eval(TOKENS[20:40]), wanted[39])
+
+
+def test_a_bench_goes_back_further_than_the_window(folder: Path) -> None:
+    report = bench(folder / KEPT, threads=(1,), kernels=False)
+    positions = [rate.position for rate in report.rates if rate.phase == "decode"]
+    assert max(positions) > 2 * RING

@@ -89,7 +89,9 @@ def test_a_variant_computes_its_reference(variant: str) -> None:
     check_step(shape, position, HOST)
 
 
-@pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
+@pytest.mark.parametrize(
+    "kv_dtype", ["int4", *(pytest.param(k, marks=pytest.mark.slow) for k in ("float32", "int8"))]
+)
 @pytest.mark.parametrize("variant", [EVERYTHING, ROUNDED], ids=["everything", "rounded"])
 def test_a_variant_has_the_same_bits_on_every_target(
     variant: AttentionShape, kv_dtype: str
