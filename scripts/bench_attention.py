@@ -82,7 +82,11 @@ class Bench:
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in held]
         numbers = [ctypes.c_int32(scalar)] * len(kernel.scalars)
         bounds = [ctypes.c_int32(0), ctypes.c_int32(kernel.grid)]
-        return lambda: function(*pointers, *numbers, *bounds)
+
+        def run(_held: list[np.ndarray] = held) -> None:  # which must live as long
+            function(*pointers, *numbers, *bounds)
+
+        return run
 
     def _load(self, kernel: Kernel) -> Callable[..., None]:
         name = str(kernel.func.attrs["global_symbol"])
