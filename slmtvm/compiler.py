@@ -41,6 +41,7 @@ def compile_model(
     source_context: int | None = None,
     tokenizer: str | Path | None = None,
     kv: str | None = None,
+    kv_keep: str = "window",
     activations: str = "int8",
     mask: str = "none",
     encoder: str | Path | None = None,
@@ -57,8 +58,10 @@ def compile_model(
     context: tokens that a session holds; the model's own maximum where None. source_context: the
     most tokens of an encoder-decoder's source. tokenizer: the one to put into the bundle, see
     ``slmtvm.text.read_tokenizer``; where None, the one beside the model, if there is one.
-    kv: "f16", "f32" or "int8", how the KV cache holds keys and values; where None, what suits each
-    target, or "f32" where some are known to be beyond float16.
+    kv: "f16", "f32", "int8" or "int4", how the KV cache holds keys and values; where None, what
+    suits each target, or "f32" where some are known to be beyond float16.
+    kv_keep: "window", so that layers which see a window of positions keep no more (``seek`` then
+    goes back that far alone, see ``Session.seek``), or "all".
     activations: what float activations that meet integer weights are computed in: "int8" (they
     are rounded), "file" (rounded only where the file says so) or "f32" (never rounded).
     mask: "arbitrary" to run sequences of which any tokens are hidden, as the file's attention_mask
@@ -84,7 +87,7 @@ def compile_model(
     notes: what was left out, chosen or widened, and its cost. Raises SlmError, AccuracyError where
     the check fails; nothing is left at ``output`` then, and what was there before stays.
     """
-    check_options(kv, activations, sparse)
+    check_options(kv, kv_keep, activations, sparse)
     resolved = with_fallbacks([t if isinstance(t, Target) else Target.load(t) for t in targets])
     text = _tokenizer(model, tokenizer)  # before the work that takes long
     progress("import")
@@ -102,6 +105,7 @@ def compile_model(
         output=output,
         tokenizer=text,
         kv=kv,
+        kv_keep=kv_keep,
         activations=activations,
         encoder=encoder,
         sparse=sparse,
@@ -138,6 +142,7 @@ def model_planner(
     model: str | Path,
     *,
     kv: str | None = None,
+    kv_keep: str = "window",
     activations: str = "int8",
     sparse: str = "auto",
     progress: Progress = lambda _: None,
@@ -148,11 +153,11 @@ def model_planner(
     options: ``context``, ``source_context``, ``mask``, ``encoder`` and ``outputs``, as it takes
     them.
     """
-    check_options(kv, activations, sparse)  # before the work that takes long
+    check_options(kv, kv_keep, activations, sparse)  # before the work that takes long
     progress("import")
     return Planner(
         import_onnx(model, **options),
-        kv=kv, activations=activations, sparse=sparse, progress=progress,
+        kv=kv, kv_keep=kv_keep, activations=activations, sparse=sparse, progress=progress,
     )  # fmt: skip
 
 
@@ -163,6 +168,7 @@ def compile_imported(
     output: str | Path,
     tokenizer: bytes | None = None,
     kv: str | None = None,
+    kv_keep: str = "window",
     activations: str = "int8",
     encoder: str | Path | None = None,
     sparse: str = "auto",
@@ -173,14 +179,14 @@ def compile_imported(
     note: Progress = lambda _: None,
 ) -> Bundle:
     """``compile_model`` from what ``import_onnx`` and ``read_tokenizer`` gave."""
-    check_options(kv, activations, sparse)
+    check_options(kv, kv_keep, activations, sparse)
     for text in model.notes:
         note(text)
     tables = _tokenizer_tables(tokenizer, note)
     net = _prepare_check(model, check_tokens, tokenizer, encoder) if check else None
     planner = Planner(
-        model, kv=kv, activations=activations, sparse=sparse, progress=progress
-    )  # fmt: skip
+        model, kv=kv, kv_keep=kv_keep, activations=activations, sparse=sparse, progress=progress
+    )
     plans: list[tuple[Target, Plan]] = []
     tuning: dict[str, Any] = {}
     setups: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from slmtvm.generation import generation_tokens
 from slmtvm.ir.kv_range import beyond_half
 from slmtvm.ir.lowered import LoweredModel
 from slmtvm.ir.model import CanonicalModel
-from slmtvm.passes.lower_kernels import SPARSE
+from slmtvm.passes.lower_kernels import KEPT, SPARSE
 from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.passes.quantize_activations import ACTIVATIONS
 from slmtvm.plan.build import build_plan
@@ -21,7 +21,7 @@ from slmtvm.schedules.templates import KnobChoice, default_choice
 from slmtvm.target import Target
 from slmtvm.task import task_settings
 
-KV_DTYPES = {"f16": "float16", "f32": "float32", "int8": "int8"}
+KV_DTYPES = {"f16": "float16", "f32": "float32", "int8": "int8", "int4": "int4"}
 
 
 class Planner:
@@ -32,14 +32,16 @@ class Planner:
         model: CanonicalModel,
         *,
         kv: str | None = None,
+        kv_keep: str = "window",
         activations: str = "int8",
         sparse: str = "auto",
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         """The others are as ``slmtvm.compile`` takes them; raises SlmError where they are none of
         what it takes."""
-        check_options(kv, activations, sparse)
+        check_options(kv, kv_keep, activations, sparse)
         self.model, self._sparse, self._activations = model, sparse, activations
+        self._kv_keep = kv_keep
         self._progress = progress
         self.info = _info(model, activations, kv, beyond_half(model))
         stated = str(self.info["kv"])
@@ -59,7 +61,7 @@ class Planner:
         if chunks not in self._fused:
             self._fused[chunks] = fuse(self.model, self._progress, self._activations, chunks)
         held = kv_dtype or self.kv_dtype
-        return lower(self._fused[chunks], target, held, choose, self._sparse)
+        return lower(self._fused[chunks], target, held, choose, self._sparse, self._kv_keep)
 
     def plan(
         self, target: Target, choose: KnobChoice = default_choice, setup: Setup = DEFAULT_SETUP
@@ -82,8 +84,10 @@ _ARCHITECTURE = (
 )  # fmt: skip
 
 
-def check_options(kv: str | None, activations: str, sparse: str) -> None:
+def check_options(kv: str | None, kv_keep: str, activations: str, sparse: str) -> None:
     """Raises SlmError where an option of a compile is none of what it may be."""
+    if kv_keep not in KEPT:
+        raise SlmError(f"must be one of {', '.join(KEPT)}, not {kv_keep!r}", where="kv_keep")
     if kv is not None and kv not in KV_DTYPES:
         raise SlmError(f"must be one of {', '.join(KV_DTYPES)}, not {kv!r}", where="kv")
     if activations not in ACTIVATIONS:

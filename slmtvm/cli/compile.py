@@ -39,9 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "encoder_model.onnx beside it)",
     )  # fmt: skip
     parser.add_argument(
-        "--kv", choices=("f16", "f32", "int8"),
+        "--kv", choices=("f16", "f32", "int8", "int4"),
         help="how the KV cache holds keys and values (default: f16 where the CPU converts it in "
         "one instruction, else f32)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kv-keep", choices=("window", "all"), default="window",
+        help="what the KV cache of layers with a sliding window holds: window, what they can still "
+        "see, so that sessions seek back no further (default), or all positions",
     )  # fmt: skip
     parser.add_argument(
         "--activations", choices=("int8", "file", "f32"), default="int8",
@@ -102,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
                 source_context=options.source_context,
                 tokenizer=options.tokenizer,
                 kv=options.kv,
+                kv_keep=options.kv_keep,
                 activations=options.activations,
                 mask=options.mask,
                 encoder=options.encoder,
@@ -142,6 +148,9 @@ def _summary(bundle: Bundle) -> str:
         *_output_lines(model),
         f"  {'weights':24} {_size(weights.bytes)}",
     ]
+    if state := max(t.memory["state"] for t in bundle.manifest.targets.values()):
+        window = ", of windows where layers have one" if model["kv_window"] else ""
+        lines.append(f"  {'KV cache':24} {_size(state)} a session{window}")
     if model.get("kv_beyond_f16") and model["kv"] == "f16":
         lines.append("  keys or values beyond float16 are cut off: --kv f32 keeps them")
     elif model.get("kv_beyond_f16") and model["kv"] == "f32":

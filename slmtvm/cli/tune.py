@@ -71,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how often whole models are compared at most, at least 3 (default 15)",
     )  # fmt: skip
     parser.add_argument("--context", type=positive, help="as for `slmtvm compile`")
-    parser.add_argument("--kv", choices=("f16", "f32", "int8"), help="as for `slmtvm compile`")
+    parser.add_argument(
+        "--kv", choices=("f16", "f32", "int8", "int4"), help="as for `slmtvm compile`"
+    )
     parser.add_argument(
         "--activations", choices=("int8", "file", "f32"), default="int8",
         help="as for `slmtvm compile`",

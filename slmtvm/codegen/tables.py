@@ -40,9 +40,23 @@ def library_info(plan: Plan, target: Target, weights: WeightsFile) -> dict[str, 
         "chunks": sorted({f.rows for f in plan.functions if f.name == "body"}),
         "batches": sorted({f.rows for f in plan.functions if f.name == "batch"}),
         "kv_bytes_per_token": plan.kv_bytes_per_token,
+        "kv_bytes": plan.kv_bytes,
+        "kv_window": kv_window(plan),
         "kernels": [{"name": n, **asdict(plan.kernels[n].work)} for n in sorted(plan.kernels)],
         "memory": asdict(predict_memory(plan, weights.size)),
     }
+
+
+def kv_window(plan: Plan) -> dict[str, int] | None:
+    """What a bundle says of layers that keep a window of positions; None where none do.
+
+    ``positions``: of the smallest one. ``seek_back``: by how many tokens a longer context can go
+    back, however its tokens were divided into steps.
+    """
+    if not plan.ring:
+        return None
+    back = plan.seek_reach - max(f.rows for f in plan.functions if f.name == "body")
+    return {"positions": plan.ring, "seek_back": back}
 
 
 def output_facts(plan: Plan) -> list[dict[str, object]]:
@@ -140,6 +154,8 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
                     "source_context": _source_context(plan),
                     "capacity": plan.capacity,
                     "threads": plan.threads,
+                    "ring": plan.ring,
+                    "seek_reach": plan.seek_reach,
                     "mask": f"SLM_MASK_{plan.mask.upper()}",
                     "weights_have_places": int(plan.weights_have_places),
                     "segment_types": plan.segment_types,

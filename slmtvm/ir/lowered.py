@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import tvm
@@ -80,6 +80,10 @@ class LoweredModel:
     ``kernels``, and ``call_tir`` a PrimFunc of ``module`` where no kernel of ours fits. The first
     parameter of a function is the step's input; the others are named after an array of ``weights``
     or a buffer of ``state``. ``sparse`` are the layers that might skip zeros.
+
+    ``rings`` says of buffers that keep a window how many positions they hold. A session that
+    wrote more than so many, up to ``end``, can go on from those alone that are at least
+    ``end - seek_reach``, or from 0.
     """
 
     module: tvm.IRModule
@@ -89,3 +93,5 @@ class LoweredModel:
     capacity: int  # positions the KV cache holds
     model: CanonicalModel
     sparse: tuple[SparseLayer, ...] = ()
+    rings: Mapping[str, int] = field(default_factory=dict)
+    seek_reach: int = 0

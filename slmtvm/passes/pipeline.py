@@ -68,6 +68,7 @@ def lower(
     kv_dtype: str | None = None,
     choose: KnobChoice = default_choice,
     sparse: str = "auto",
+    keep: str = "window",
 ) -> LoweredModel:
     """The fused model as calls of the target's kernels; the others as for ``lower_kernels``."""
-    return lower_kernels(fused, target, kv_dtype, choose, sparse)
+    return lower_kernels(fused, target, kv_dtype, choose, sparse, keep)

@@ -145,7 +145,10 @@ class Plan:
     state_bytes: int
     arena_bytes: int
     scratch_bytes: int  # for each thread
-    kv_bytes_per_token: int
+    kv_bytes_per_token: int  # of what one position has in all layers
+    kv_bytes: int = 0  # of the cache: all positions, or in some layers those of a window
+    ring: int = 0  # of the smallest window kept; 0 for none
+    seek_reach: int = 0  # see LoweredModel
     mask: str = "none"  # what hidden tokens do, see CanonicalModel
     limits: Ref | None = None  # of keys' scores, float32 by position, where mask is "keys"
     weights_have_places: bool = False  # kernels read offsets from weights, which must be whole

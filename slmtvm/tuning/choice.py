@@ -20,7 +20,7 @@ from slmtvm.tuning.static_record import StaticRecord
 from slmtvm.tuning.tasks import Setting, TaskKey, setting_of
 from slmtvm.tuning.whole import Confirmation, Provenance, SetupRecord, Turns
 
-SIZES = ("m", "n", "k", "capacity", "table_rows")
+SIZES = ("m", "n", "k", "capacity", "ring", "table_rows")
 _MOST_DISTANCE = 2.0
 """Shapes whose sizes differ by more than this, in powers of two all together, are not near."""
 _CLEAR_GAIN = 0.97

@@ -247,7 +247,9 @@ SLM_API int32_t slm_encode_segments(slm_session *session, const int32_t *tokens,
 /* Tokens in the context so far; 0 for an encoder. */
 SLM_API int32_t slm_position(const slm_session *session);
 
-/* Forgets all tokens from `position` (0 .. slm_position()) on. After a real step back there are no
+/* Forgets all tokens from `position` (0 .. slm_position()) on. Where layers keep a
+ * window of positions ("kv_window" of slm_info() is not null) and the context has outgrown its
+ * "positions", a session goes back by "seek_back" tokens, or to 0: SLM_ERR_CONTEXT further. After a real step back there are no
  * logits to sample from until the next slm_eval. */
 SLM_API int32_t slm_seek(slm_session *session, int32_t position);
 
