@@ -83,7 +83,9 @@ class Kernel:
 
     ``tensors`` are the buffers of ``func`` in order; ``scalars`` the ambient scalars after them.
     ``outputs`` names the tensors that the kernel writes in full, ``state`` those it updates in
-    place. ``tunable`` is None where there are no knobs.
+    place. ``tunable`` is None where there are no knobs. The grid falls into ``runs`` equal parts of
+    consecutive blocks; kernels of equal ``runs`` above 1 that follow one another read only what the
+    same run of the others wrote.
     """
 
     func: tirx.PrimFunc
@@ -94,6 +96,7 @@ class Kernel:
     grid: int
     work: Work = Work()
     tunable: Tunable | None = None
+    runs: int = 1
 
 
 _defined: ContextVar[dict[str, Kernel] | None] = ContextVar("_defined", default=None)
@@ -120,6 +123,7 @@ def define(
     state: Sequence[str] = (),
     scalars: Sequence[str] = (),
     work: Work | None = None,
+    runs: int = 1,
 ) -> Kernel:
     """Build a kernel: ``body(block, *buffers, *scalars)`` emits TIR for one block of the grid.
 
@@ -146,6 +150,7 @@ def define(
         tuple(scalars),
         grid,
         work or Work(),
+        runs=runs,
     )
     if defined is not None:
         defined[name] = kernel

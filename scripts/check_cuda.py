@@ -1,4 +1,5 @@
-"""Checks a bundle on a GPU: its logits against the CPU's, bit for bit, and how fast it decodes.
+"""Checks a bundle on a GPU: its logits against the CPU's, bit for bit, and how fast it decodes,
+with kernels launched in all ways that there are.
 
     python scripts/check_cuda.py BUNDLE [--tokens N]
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -21,6 +23,10 @@ from slmtvm.bundle import Bundle
 from slmtvm.bundle.manifest import CUDA
 from slmtvm.runtime.model import Model
 from slmtvm.runtime.session import Session
+
+WAYS = {"as compiled": "", "graph": "graph", "direct": "direct"}
+"""How kernels are launched: with the persistent kernel where the bundle has it; by CUDA graphs;
+each on its own."""
 
 
 def main() -> int:
@@ -34,18 +40,21 @@ def main() -> int:
     if not gpus or not others:
         print(f"{given.bundle}: needs libraries for a GPU and for this CPU", file=sys.stderr)
         return 2
-    gpu = decode(given.bundle, gpus[0], given.tokens)
-    cpu = decode(given.bundle, others[0], given.tokens)
-    differing = {
-        name: int((a.view(np.uint32) != cpu[0][name].view(np.uint32)).sum())
-        for name, a in gpu[0].items()
-    }
+    want, cpu_seconds = decode(given.bundle, others[0], given.tokens)
+    differing, seconds = {}, {}
+    for way, setting in WAYS.items():
+        os.environ["SLM_CUDA_LAUNCH"] = setting  # read where a model is opened
+        got, seconds[way] = decode(given.bundle, gpus[0], given.tokens)
+        differing[way] = {
+            name: int((a.view(np.uint32) != want[name].view(np.uint32)).sum())
+            for name, a in got.items()
+        }
     report = {
         "gpu": card(), "targets": [gpus[0], others[0]], "differing_logits": differing,
-        "gpu_seconds": gpu[1], "cpu_seconds": cpu[1],
+        "gpu_seconds": seconds, "cpu_seconds": cpu_seconds,
     }  # fmt: skip
     print(json.dumps(report, indent=2))
-    return int(any(differing.values()))
+    return int(any(count for found in differing.values() for count in found.values()))
 
 
 def decode(bundle: str, target: str, count: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:

@@ -1,10 +1,12 @@
 """What a decoded token takes on a Jetson, as a model of it says: nothing here is measured.
 
-    python scripts/model_gpu.py MODEL.onnx [--position 256] [--node-us 2] [--reached 0.7]
+    python scripts/model_gpu.py MODEL.onnx [--position 256] [--node-us 2] [--barrier-us 1]
+        [--reached 0.7]
 
 A token reads every weight and the keys and values before it once, from memory; each kernel of the
-CUDA graph costs something besides. Both costs are assumptions, which can be given; activations are
-small enough for the cache, and arithmetic hides behind reading.
+CUDA graph costs something besides, and each barrier of the persistent kernel that does the same.
+All three costs are assumptions, which can be given; activations are small enough for the cache, and
+arithmetic hides behind reading.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import sys
 from dataclasses import dataclass
 
+from slmtvm.codegen.cuda.launches import schedule
 from slmtvm.compiler import plan_model
 from slmtvm.plan.model import Plan
 from slmtvm.target import Target
@@ -21,9 +24,11 @@ from slmtvm.target import Target
 BOARDS = {
     "Orin Nano 8 GB": 68.0,
     "Orin Nano Super, NX 16 GB": 102.4,
+    "AGX Xavier": 136.5,
     "AGX Orin 64 GB": 204.8,
     "AGX Thor": 273.0,
 }
+_FUNCTIONS = ("body", "head")  # of a decoded token, a launch of the persistent kernel each
 
 
 @dataclass(frozen=True)
@@ -33,24 +38,25 @@ class Token:
     bytes: int
     nodes: int
 
-    def per_second(self, gb_per_second: float, node_seconds: float) -> float:
-        return 1 / (self.bytes / (gb_per_second * 1e9) + self.nodes * node_seconds)
+    def per_second(self, gb_per_second: float, seconds: float = 0.0) -> float:
+        """How many a second where launches and waiting take ``seconds`` of each."""
+        return 1 / (self.bytes / (gb_per_second * 1e9) + seconds)
 
 
 def token_of(plan: Plan, position: int) -> Token:
     """A token of a decoder's ``plan`` behind ``position`` others."""
-    steps = [
-        step
-        for function in plan.functions
-        if function.rows == 1 and function.name in ("body", "head")
-        for step in function.steps
-    ]
-    read = 0
-    for step in steps:
-        work = plan.kernels[step.kernel].work
-        attended = min(position, work.window) if work.window else position
-        read += work.weight_bytes + work.context_bytes * attended
-    return Token(read, len(steps))
+    gpu = Target.load("jetson-orin").cuda
+    assert gpu is not None
+    read, launches = 0, 0
+    for function, nodes in schedule(plan, gpu).functions:
+        if function.rows > 1 or function.name not in _FUNCTIONS:
+            continue
+        launches += len(nodes)
+        for step in function.steps:
+            work = plan.kernels[step.kernel].work
+            attended = min(position, work.window) if work.window else position
+            read += work.weight_bytes + work.context_bytes * attended
+    return Token(read, launches)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,6 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--position", type=int, default=256, help="tokens before (default 256)")
     options.add_argument(
         "--node-us", type=float, default=2.0, help="microseconds of a kernel's launch (default 2)"
+    )
+    options.add_argument(
+        "--barrier-us", type=float, default=1.0, help="of a barrier of all blocks (default 1)"
     )
     options.add_argument(
         "--reached", type=float, default=0.7, help="part of the bandwidth reached (default 0.7)"
@@ -73,13 +82,15 @@ def main(arguments: list[str] | None = None) -> int:
         f"{token.nodes} kernels and {token.bytes / 1e6:.1f} MB a token at position "
         f"{given.position}; modelled, not measured:"
     )
-    print("| board | GB/s | reading alone | with launches | 1 launch |\n|---|---|---|---|---|")
+    print("| board | GB/s | reading alone | graph | persistent |\n|---|---|---|---|---|")
+    node, barrier = given.node_us * 1e-6, given.barrier_us * 1e-6
+    launched = len(_FUNCTIONS)
     for name, bandwidth in BOARDS.items():
         reached = bandwidth * given.reached
         rates = (
-            token.per_second(bandwidth, 0),
-            token.per_second(reached, given.node_us * 1e-6),
-            Token(token.bytes, 1).per_second(reached, given.node_us * 1e-6),
+            token.per_second(bandwidth),
+            token.per_second(reached, token.nodes * node),
+            token.per_second(reached, launched * node + (token.nodes - launched) * barrier),
         )
         print(f"| {name} | {bandwidth:g} | " + " | ".join(f"{rate:,.0f}" for rate in rates) + " |")
     return 0

@@ -50,6 +50,7 @@ def compile_model(
     check: bool = True,
     check_tokens: str | Path | Tokens | None = None,
     records: str | Path | None = None,
+    cuda_persistent: bool = False,
     progress: Progress = lambda _: None,
     note: Progress = lambda _: None,
 ) -> Bundle:
@@ -83,12 +84,16 @@ def compile_model(
     that did not; what they took is the manifest's ``extra["tuning"]``. Chunks and threads are those
     that were fastest for this model (``extra["setup"]``, where they are not the default). Results
     do not depend on it.
+    cuda_persistent: on a GPU, a decoded token is one kernel that stays there from the first step to
+    the last, where the GPU can hold it; the bits are the same.
     progress: called with the name of each step as it begins. note: called with each of the model's
     notes: what was left out, chosen or widened, and its cost. Raises SlmError, AccuracyError where
     the check fails; nothing is left at ``output`` then, and what was there before stays.
     """
     check_options(kv, kv_keep, activations, sparse)
     resolved = with_fallbacks([t if isinstance(t, Target) else Target.load(t) for t in targets])
+    if cuda_persistent:
+        resolved = [target.with_persistent_kernel() for target in resolved]
     text = _tokenizer(model, tokenizer)  # before the work that takes long
     progress("import")
     canonical = import_onnx(

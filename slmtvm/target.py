@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -24,9 +24,14 @@ _FIELDS = {
     "requires": list,
 }  # fmt: skip
 _OPTIONAL = {"read_gb_per_second": float, "cuda": dict}
-_CUDA_FIELDS = {"arch": str, "multiprocessors": int, "fallback": str}
+_CUDA_FIELDS = {
+    "arch": str, "multiprocessors": int, "fallback": str, "read_gb_per_second": float,
+}  # fmt: skip
+_CUDA_OPTIONAL = {"release": int, "persistent": bool}
+CUDA_RELEASES = (11, 12, 13)
 _TOML_NAMES = {
-    int: "an integer", str: "a string", dict: "a table", list: "a list", float: "a number",
+    bool: "true or false", int: "an integer", str: "a string", dict: "a table", list: "a list",
+    float: "a number",
 }  # fmt: skip
 _MAX_TOML_BYTES = 1 << 20
 ARCHITECTURES = ("x86_64", "aarch64", "riscv64")
@@ -36,12 +41,20 @@ ARCHITECTURES = ("x86_64", "aarch64", "riscv64")
 class CudaTarget:
     """The GPU of a target: ``arch`` as NVRTC names it, and how many multiprocessors it has.
 
-    ``fallback`` is the target whose library runs where there is no such GPU.
+    ``fallback`` is the target whose library runs where there is no such GPU. ``release`` is the
+    major release of CUDA whose compiler makes what the device's driver loads.
+    ``read_gb_per_second`` is the memory's, as data sheets have it: models of speed are made with
+    it, nothing else.
+    ``persistent``: a decoded token is one kernel that stays on the GPU from the first step to the
+    last.
     """
 
     arch: str
     multiprocessors: int
     fallback: str
+    read_gb_per_second: float
+    release: int = 12
+    persistent: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,12 @@ class Target:
     requires: tuple[str, ...]
     read_gb_per_second: float | None = None
     cuda: CudaTarget | None = None
+
+    def with_persistent_kernel(self) -> Target:
+        """The same, a decoded token one kernel; unchanged where it has no GPU."""
+        if self.cuda is None:
+            return self
+        return replace(self, cuda=replace(self.cuda, persistent=True))
 
     @cached_property
     def tvm(self) -> Any:
@@ -152,9 +171,18 @@ def _parse(text: str, where: str) -> Target:
 
 
 def _parse_cuda(table: dict[str, Any], where: str) -> CudaTarget:
-    wrong = [n for n, type_ in _CUDA_FIELDS.items() if not isinstance(table.get(n), type_)]
-    unknown = sorted(table.keys() - _CUDA_FIELDS)
-    if wrong or unknown or table["multiprocessors"] < 1:
-        fields = ", ".join(f"{name} ({_TOML_NAMES[t]})" for name, t in _CUDA_FIELDS.items())
-        raise TargetError(f"[cuda] must have {fields}, and nothing else", where=where)
+    fields = {**_CUDA_FIELDS, **{n: t for n, t in _CUDA_OPTIONAL.items() if n in table}}
+    wrong = [n for n, type_ in fields.items() if type(table.get(n)) is not type_]
+    unknown = sorted(table.keys() - fields)
+    release = table.get("release", CUDA_RELEASES[0])
+    if wrong or unknown or table["multiprocessors"] < 1 or release not in CUDA_RELEASES:
+        must, may = (
+            ", ".join(f"{name} ({_TOML_NAMES[t]})" for name, t in which.items())
+            for which in (_CUDA_FIELDS, _CUDA_OPTIONAL)
+        )
+        raise TargetError(
+            f"[cuda] must have {must}, may have {may}, and nothing else; release is one of "
+            f"{', '.join(map(str, CUDA_RELEASES))}",
+            where=where,
+        )
     return CudaTarget(**table)

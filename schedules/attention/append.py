@@ -114,7 +114,7 @@ def _normed(
         return source, at
     gamma = buffers[f"{kind}_gamma"]
     result = T.alloc_buffer((d,), "float32", scope="local")
-    inverse = inverse_rms(d, lambda i, count: vec.load_part(source, at + i, count), eps)
+    inverse = vec.splat(inverse_rms(d, lambda i, n: vec.load_part(source, at + i, n), eps))
     for i, lanes in vec.pieces(d):
         scaled = T.bind(vec.load(source, at + i, lanes) * vec.take_lanes(inverse, 0, lanes))
         vec.store(result, T.int32(i), scaled * vec.load(gamma, T.int32(i), lanes), lanes)

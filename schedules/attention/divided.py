@@ -1,4 +1,5 @@
-"""Decoding with a single kv head: its positions, then its features, are divided among blocks.
+"""Decoding with a single kv head, or on many cores: the positions of a kv head, then its features,
+are divided among blocks.
 
 Both kernels do to a score or a feature what build_decode's does, in the same order: their results
 are equal in every bit.
@@ -21,6 +22,7 @@ from slmtvm.schedules.kernel import Kernel, Tensor, Work, define
 from slmtvm.schedules.vector import LANES, Expr
 
 _CORES = 4  # of the usual small device
+_MOST = 16
 
 
 def parts_of(shape: AttentionShape) -> int:
@@ -28,11 +30,12 @@ def parts_of(shape: AttentionShape) -> int:
 
     Every part of the features computes the softmax again, so only an only kv head is divided: that
     costs one thread 2% of a token at most and gives two threads a half more at long contexts, while
-    with two kv heads two threads lose.
+    with two kv heads two threads lose. Where the shape is ``divided``, all are, in more parts.
     """
-    if shape.num_kv_heads > 1 or shape.blocks is not None:
+    if shape.blocks is not None or (shape.num_kv_heads > 1 and not shape.divided):
         return 1
-    return max(n for n in range(1, _CORES + 1) if n == 1 or shape.head_dim % (n * LANES) == 0)
+    most = _MOST if shape.divided else _CORES
+    return max(n for n in range(1, most + 1) if n == 1 or shape.head_dim % (n * LANES) == 0)
 
 
 def _memory(shape: AttentionShape) -> Scratch:
@@ -88,7 +91,7 @@ def build_divided_scores(shape: AttentionShape) -> Kernel:
     return define(
         shape.name("scores"), tensors, body, grid=shape.num_kv_heads * parts,
         outputs=["scores"], state=[t.name for t in shape.cache], scalars=["position"],
-        work=_half(shape, "v"),
+        work=_half(shape, "v"), runs=shape.num_kv_heads,
     )  # fmt: skip
 
 
@@ -130,6 +133,7 @@ def build_divided_values(shape: AttentionShape) -> Kernel:
     return define(
         shape.name("values"), tensors, body, grid=shape.num_kv_heads * parts,
         outputs=["o"], scalars=["position"], work=_half(shape, "k"),
+        runs=shape.num_kv_heads,
     )  # fmt: skip
 
 

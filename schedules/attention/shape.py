@@ -105,6 +105,9 @@ class AttentionShape:
     (rounded half to even to multiples of a scale, amax / 127 in int8; in int4 the element of the
     largest magnitude is level -8 of -8 to 7); arithmetic is on float32. ``native_f16`` says whether
     the ISA converts between the first two; the values are the same.
+
+    ``divided``: for one token, every kv head's work is divided among as many blocks as can be; it
+    changes no result.
     """
 
     m: int
@@ -137,6 +140,7 @@ class AttentionShape:
     ring: int = 0
     has_sinks: bool = False
     blocks: BlockMask | None = None
+    divided: bool = False
 
     def __post_init__(self) -> None:
         assert self.mask in MASKS, self.mask
@@ -336,6 +340,8 @@ class AttentionShape:
             parts.append("f16" if self.native_f16 else "f16int")
         if self.kv_dtype in ("int8", "int4"):
             parts.append(self.kv_dtype)
+        if self.divided:
+            parts.append("divided")
         if kind != "attend":
             parts += self._append_parts()
         if kind != "append":

@@ -87,6 +87,11 @@ class Dot(ABC):
         cost more than adding them in the end."""
         return None
 
+    def of_tile(self, tile: Any, operands: Any, k: int) -> dict[tuple[int, int], Expr] | None:
+        """The sums over ``k`` of all cells of a tile at once, as ``linear.integer.integer_sums``
+        has them, without what cells start from; None where steps have to make them."""
+        return None
+
     def settle(self, state: Vectors) -> Vectors:
         """``state`` in the vectors that ``self.state`` names, for a loop to carry.
 
@@ -234,6 +239,12 @@ class Isa(ABC):
 
     prefetch: ClassVar[bool] = True
     """Whether asking for weights ahead gains more than the instructions that do it cost."""
+
+    rows_by_block: ClassVar[bool] = False
+    """Whether rows are quantized by kernels whose grid is the blocks of a row (rows.by_block)."""
+
+    divides_heads: ClassVar[bool] = False
+    """Whether attention of one token is divided into more blocks than there are kv heads."""
 
     least_blocks: ClassVar[int] = 8
     """A matrix-vector product is cut in so many blocks where it can be, for threads to share."""

@@ -6,12 +6,24 @@ vectors into threads. Weights are packed as for x86 and Arm, byte for byte.
 
 from __future__ import annotations
 
+from typing import Any
+
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Row, Vectors, let, load, splat
 
 LANES = 16
 WORDS = f"int32x{LANES}"
+
+MMA_ROWS, MMA_K = 8, 32
+MMA_STATE = f"int32x{MMA_ROWS * LANES}"
+"""Sums of two teams, as tensor cores have them, until MMA_SETTLE gives each team its own: lane
+``channel * MMA_ROWS + row``."""
+
+MMA_SETTLE = "slm_mma_rows"
+MMA = ("slm_mma_2", "slm_mma_4", "slm_mma_8", MMA_SETTLE)
+"""By bits of a weight: pointers to weights and activations, bytes from row to row, the state."""
 
 DP4A = "slm_dp4a"
 """An int32 plus the four products of the signed bytes of two others, each a lane's."""
@@ -42,6 +54,38 @@ class _S8S8(Dot):
     def ones(self) -> Expr:
         return splat(0x01010101, "int32", LANES)
 
+    def of_tile(self, tile: Any, operands: Any, k: int) -> dict[tuple[int, int], Expr] | None:
+        """By tensor cores, which take two teams, so 16 rows, and 16 channels at a time."""
+        fits = tile.paired and tile.rows == MMA_ROWS and operands.width == LANES
+        if not fits or k % MMA_K or operands.sum_rows:
+            return None
+        sums = {}
+        for v in range(tile.vectors):
+            total = self._tile(tile, operands, k, v)
+            rows = let(T.call_extern(MMA_STATE, MMA_SETTLE, total))
+            for row in range(tile.rows):
+                mine = [lane * tile.rows + row for lane in range(LANES)]
+                sums[row, v] = let(tirx.Shuffle([rows], mine))
+        return sums
+
+    def _tile(self, tile: Any, operands: Any, k: int, v: int) -> Expr:
+        carried = T.alloc_buffer((MMA_ROWS * LANES,), "int32", scope="local")
+        everything = [T.ramp(0, 1, MMA_ROWS * LANES)]
+        T.buffer_store(carried, splat(0, "int32", MMA_ROWS * LANES), everything)
+        with T.serial(k // MMA_K) as part:
+            at = operands.weight_at(v) + part * (MMA_K * LANES * operands.bits // 8)
+            row = operands.row_at(0)
+            step = T.call_extern(
+                MMA_STATE,
+                f"slm_mma_{operands.bits}",
+                T.address_of(operands.weights[let(at)]),
+                T.address_of(operands.activations[let(row + part * MMA_K)]),
+                let(operands.row_at(1) - row),
+                carried[everything[0]],
+            )
+            T.buffer_store(carried, let(step), everything)
+        return let(carried[everything[0]])
+
 
 class _FieldsS8(_S8S8):
     """Fields of four bytes are taken apart at once."""
@@ -60,6 +104,8 @@ class _FieldsS8(_S8S8):
 
 class Cuda(Isa):
     prefetch = False
+    rows_by_block = True
+    divides_heads = True
     least_blocks = 4096  # teams that a GPU of any size can run at once
 
     def fields_s8(self, bits: int, rows: int) -> Dot:

@@ -48,6 +48,9 @@ def integer_sums(tile: Tile, operands: Operands, k: int, unroll: int) -> Sums:
     cells = [(r, c) for r in range(tile.rows) for c in range(columns)]
     unroll = unrolled(k, unroll)
     dot = operands.dot
+    whole = dot.of_tile(tile, operands, k)
+    if whole is not None:
+        return {cell: _added(dot, operands.start.get(cell[0]), s) for cell, s in whole.items()}
     started = {(r, c): [state] for r, state in operands.start.items() for c in range(tile.vectors)}
     if unroll == k:
         return _finished(dot, _accumulate(tile, operands, 0, k, started))
@@ -77,6 +80,10 @@ def integer_sums(tile: Tile, operands: Operands, k: int, unroll: int) -> Sums:
             for i, vector in enumerate(dot.settle(after[cell][0])):
                 carried[index * width + i] = vector
     return _finished(dot, states())
+
+
+def _added(dot: Dot, start: Vectors | None, sums: Expr) -> Expr:
+    return sums if start is None else let(sums + dot.finish(start))
 
 
 def unrolled(k: int, unroll: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tvm.script.ir_builder import tirx as T
 
@@ -18,7 +18,8 @@ class Tile:
     """``rows`` rows by ``channels`` output channels of y, computed in registers by one block.
 
     The channels start at lane ``first_lane`` of ``first_panel``; they are whole panels, or vectors
-    of one panel.
+    of one panel. Where it is ``paired``, tiles of an even number and the one after them are of
+    neighbouring rows and the same channels, and of as many rows.
     """
 
     isa: Isa
@@ -27,6 +28,7 @@ class Tile:
     first_row: Expr
     first_panel: Expr
     first_lane: Expr
+    paired: bool = field(default=False, kw_only=True)
 
     @property
     def vectors(self) -> int:
@@ -98,6 +100,7 @@ def define_tiled(
     mr, width = min(knobs["mr"], shape.m), knobs["nv"] * isa.lanes
     assert isa.panel % width == 0 or width % isa.panel == 0, (knobs, isa.name)
     row_blocks, column_blocks = -(-shape.m // mr), -(-shape.n // width)
+    paired = row_blocks % 2 == 0 and shape.m % mr == 0
     tensors = [*inputs, *output_tensors(shape)]
 
     def body(block: Expr, *buffers: Buffer) -> None:
@@ -112,7 +115,9 @@ def define_tiled(
 
         def rows_of(rows: int) -> None:
             def tile(channels: int, panel: Expr, lane: Expr) -> None:
-                emit(Tile(isa, rows, channels, let(row_block * mr), panel, lane), named, store)
+                first = let(row_block * mr)
+                made = Tile(isa, rows, channels, first, panel, lane, paired=paired)
+                emit(made, named, store)
 
             split_channels(isa, shape.n, width, column_block, tile)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slmtvm.schedules.rows import pair, rescale
+from slmtvm.schedules.rows import by_block, pair, rescale
 from slmtvm.schedules.rows.op import GATED, GLUS, RowOp
 from slmtvm.schedules.rows.pair import Pair
 from slmtvm.schedules.rows.reference import reference
@@ -16,6 +16,7 @@ __all__ = [
     "RowOp",
     "build",
     "build_quantize_tensor",
+    "by_block",
     "pair",
     "reference",
     "rescale",

@@ -25,14 +25,15 @@ def _block(op: RowOp, row: Expr, buffers: Buffers, value: Value) -> None:
     full, rest = divmod(op.d, op.group_size)
     if full:
         with T.serial(0, full) as block:
-            _quantize_block(op, row, block, op.group_size, buffers, value)
+            quantize_block(op, row, block, op.group_size, buffers, value)
     if rest:
-        _quantize_block(op, row, T.int32(full), rest, buffers, value)
+        quantize_block(op, row, T.int32(full), rest, buffers, value)
 
 
-def _quantize_block(
+def quantize_block(
     op: RowOp, row: Expr, block: Expr, count: int, buffers: Buffers, value: Value
 ) -> None:
+    """The epilogue "block" of the ``count`` values that block ``block`` of a row has."""
     values = []
     for at in range(0, count, LANES):
         here = min(LANES, count - at)

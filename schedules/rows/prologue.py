@@ -198,33 +198,62 @@ def _norm_input(op: RowOp, row: Expr, buffers: Buffers) -> tuple[Value, Value]:
     return add_residual, read("sum")
 
 
-def _rms_norm(op: RowOp, row: Expr, buffers: Buffers) -> Value:
-    first, again = _norm_input(op, row, buffers)
+Statistics = tuple[Expr, ...]
 
-    inverse = inverse_rms(op.d, first, op.eps)
+
+def _rms_statistics(op: RowOp, first: Value, _again: Value) -> Statistics:
+    return (inverse_rms(op.d, first, op.eps),)
+
+
+def _rms_value(op: RowOp, buffers: Buffers, read: Value, statistics: Statistics) -> Value:
+    inverse = vec.splat(statistics[0])
 
     def value(column: Expr, count: int) -> Expr:
         gamma = vec.load_part(buffers["gamma"], column, count)
-        return T.bind(T.bind(again(column, count) * inverse) * gamma)
+        return T.bind(T.bind(read(column, count) * inverse) * gamma)
 
     return value
 
 
-def _layer_norm(op: RowOp, row: Expr, buffers: Buffers) -> Value:
-    first, again = _norm_input(op, row, buffers)
-    centre = vec.splat(mean(op.d, lambda s, column, count: T.bind(s + first(column, count)), 0.0))
+def _layer_statistics(op: RowOp, first: Value, again: Value) -> Statistics:
+    centre = mean(op.d, lambda s, column, count: T.bind(s + first(column, count)), 0.0)
+    everywhere = vec.splat(centre)
 
     def centred(column: Expr, count: int) -> Expr:
-        return T.bind(again(column, count) - centre)
+        return vec.keep_part(T.bind(again(column, count) - everywhere), count)
 
-    inverse = inverse_rms(op.d, lambda at, count: vec.keep_part(centred(at, count), count), op.eps)
+    return inverse_rms(op.d, centred, op.eps), centre
+
+
+def _layer_value(op: RowOp, buffers: Buffers, read: Value, statistics: Statistics) -> Value:
+    inverse, centre = (vec.splat(s) for s in statistics)
 
     def value(column: Expr, count: int) -> Expr:
-        scaled = T.bind(centred(column, count) * inverse)
+        scaled = T.bind(T.bind(read(column, count) - centre) * inverse)
         gamma = vec.load_part(buffers["gamma"], column, count)
         return vec.fma(scaled, gamma, vec.load_part(buffers["beta"], column, count))
 
     return value
+
+
+_NORMS = {
+    "rms_norm": (_rms_statistics, _rms_value),
+    "layer_norm": (_layer_statistics, _layer_value),
+}
+
+
+def norm_statistics(op: RowOp, row: Expr, buffers: Buffers) -> Statistics:
+    """What a norm has to know of a whole row: 1 / deviation, and of layer_norm the mean."""
+    return _NORMS[op.prologue][0](op, *_norm_input(op, row, buffers))
+
+
+def norm_value(op: RowOp, row: Expr, buffers: Buffers, statistics: Statistics) -> Value:
+    """The normed values of a row of these ``statistics``."""
+    return _NORMS[op.prologue][1](op, buffers, _norm_input(op, row, buffers)[1], statistics)
+
+
+def _norm(op: RowOp, row: Expr, buffers: Buffers) -> Value:
+    return norm_value(op, row, buffers, norm_statistics(op, row, buffers))
 
 
 FUNCTIONS: dict[str, Function] = {
@@ -249,6 +278,6 @@ PROLOGUE_CODE: dict[str, Callable[[RowOp, Expr, Buffers], Value]] = {
     "swiglu": _swiglu,
     "pair": _pair,
     "rescale": _rescale,
-    "rms_norm": _rms_norm,
-    "layer_norm": _layer_norm,
+    "rms_norm": _norm,
+    "layer_norm": _norm,
 }

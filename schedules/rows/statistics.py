@@ -25,7 +25,7 @@ def mean(count: int, term: Callable[[Expr, Expr, int], Expr], offset: float) -> 
 
 
 def inverse_rms(count: int, load: Callable[[Expr, int], Expr], eps: float) -> Expr:
-    """``1 / sqrt(mean(x**2) + eps)`` in every lane.
+    """``1 / sqrt(mean(x**2) + eps)``, a scalar.
 
     ``load(at, lanes)`` is 16 of the ``count`` elements, those from ``lanes`` on zero.
     """
@@ -35,4 +35,4 @@ def inverse_rms(count: int, load: Callable[[Expr, int], Expr], eps: float) -> Ex
         return vec.fma(x, x, total)
 
     square = mean(count, add_square, eps)
-    return vec.splat(T.bind(T.float32(1.0) / vec.square_root(square)))
+    return T.bind(T.float32(1.0) / vec.square_root(square))

@@ -65,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of int4, rows of float32): every layer that it fits takes it, others stay dense; results "
         "are the same",
     )  # fmt: skip
+    parser.add_argument(
+        "--cuda-persistent", action="store_true",
+        help="on a GPU, compute a decoded token by one kernel instead of a graph of them; results "
+        "are the same",
+    )  # fmt: skip
     check = parser.add_mutually_exclusive_group()
     check.add_argument(
         "--check-tokens", type=Path, metavar="FILE",
@@ -113,6 +118,7 @@ def run(options: argparse.Namespace) -> int:
                 encoder=options.encoder,
                 outputs=options.outputs,
                 sparse=options.sparse,
+                cuda_persistent=options.cuda_persistent,
                 check=options.check,
                 check_tokens=options.check_tokens,
                 records=options.records,

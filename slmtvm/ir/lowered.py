@@ -79,7 +79,8 @@ class LoweredModel:
     ``batch_M`` and ``batchhead_M``; ``slm.call_kernel`` names one of
     ``kernels``, and ``call_tir`` a PrimFunc of ``module`` where no kernel of ours fits. The first
     parameter of a function is the step's input; the others are named after an array of ``weights``
-    or a buffer of ``state``. ``sparse`` are the layers that might skip zeros.
+    or a buffer of ``state``. ``sparse`` are the layers that might skip zeros. ``calls_join``: small
+    calls are done together with the one that follows, so what they read must outlive that one.
 
     ``rings`` says of buffers that keep a window how many positions they hold. A session that
     wrote more than so many, up to ``end``, can go on from those alone that are at least
@@ -95,3 +96,4 @@ class LoweredModel:
     sparse: tuple[SparseLayer, ...] = ()
     rings: Mapping[str, int] = field(default_factory=dict)
     seek_reach: int = 0
+    calls_join: bool = False

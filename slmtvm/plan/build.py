@@ -278,7 +278,11 @@ class _FunctionWriter:
             self.kernels[name] = KernelCode(func, len(func.params) - 2, ())
             return 1, 0
         self.kernels[name] = KernelCode(
-            kernel.func, len(kernel.tensors), kernel.scalars, tunable=kernel.tunable
+            kernel.func,
+            len(kernel.tensors),
+            kernel.scalars,
+            tunable=kernel.tunable,
+            runs=kernel.runs,
         )
         scratch = _scratch_bytes(kernel)
         self.scratch_bytes = max(self.scratch_bytes, align(scratch))
@@ -294,7 +298,10 @@ class _FunctionWriter:
         self, values: list[_Value], outputs: list[int], hidden: Ref, places: list[int] | None
     ) -> list[Ref]:
         inside = [i for i in range(len(values)) if i not in outputs]
-        lifetimes = [Lifetime(values[i].size, values[i].first, values[i].last) for i in inside]
+        longer = int(self.lowered.calls_join)
+        lifetimes = [
+            Lifetime(values[i].size, values[i].first, values[i].last + longer) for i in inside
+        ]
         offsets, _ = place(lifetimes, base=align(hidden.size))
         refs: dict[int, Ref] = {
             i: Ref(Space.ARENA, o, values[i].size) for i, o in zip(inside, offsets, strict=True)

@@ -98,6 +98,7 @@ class KernelCode:
     scalars: tuple[str, ...]
     work: KernelWork = field(default_factory=KernelWork)
     tunable: Tunable | None = None  # what the tuner may change of it
+    runs: int = 1  # see schedules.kernel.Kernel
 
 
 @dataclass(frozen=True)

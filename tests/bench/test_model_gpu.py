@@ -24,14 +24,17 @@ def test_a_token_reads_the_weights_and_what_it_sees_once() -> None:
     kernels[last] = replace(kernels[last], work=KernelWork(context_bytes=7, window=5))
     times = sum(step.kernel == first for step in (*body.steps, *head.steps))
     token = token_of(replace(plan, kernels=kernels), 20)
-    assert token == Token(times * (100 + 3 * 20) + 7 * 5, len(body.steps) + len(head.steps))
-    assert Token(10**6, 100).per_second(1.0, 1e-5) == pytest.approx(1 / (1e-3 + 1e-3))
+    assert token.bytes == times * (100 + 3 * 20) + 7 * 5
+    assert 2 <= token.nodes < len(body.steps) + len(head.steps)  # rows join linear layers
+    assert Token(10**6, 100).per_second(1.0, 100 * 1e-5) == pytest.approx(1 / (1e-3 + 1e-3))
 
 
 @pytest.mark.slow
 def test_the_table_says_that_it_is_modelled(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(model_path("demo")), "--position", "10"]) == 0
+    assert main([str(model_path("int4")), "--position", "10"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "modelled, not measured" in lines[0]
+    # Five for each of six layers, one for the embedding, one for the head.
+    assert lines[0].startswith("32 kernels")
     rates = [[float(n.replace(",", "")) for n in line.split("|")[3:6]] for line in lines[3:]]
     assert all(alone > one > many for alone, many, one in rates)

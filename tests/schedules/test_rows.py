@@ -360,3 +360,18 @@ def test_half_of_a_blocks_largest_value_is_rounded_as_the_float32_product_says(
     assert (exact != np.rint(x[:, 1] * inverse)).any()
     got = run(rows.build(op), {"x": x}, target)
     np.testing.assert_array_equal(got["xq"], quantize_block(x, 32)["xq"])
+
+
+@pytest.mark.parametrize("d", [64, 70])
+@pytest.mark.parametrize("prologue", ["rms_norm", "layer_norm", "silu_glu"])
+def test_kernels_of_single_blocks_make_the_bytes_of_those_of_rows(prologue: str, d: int) -> None:
+    op = row_op(prologue, "block", d, keep_f32=prologue == "rms_norm")
+    host, inputs = Target.load("host"), random_inputs(op)
+    given = dict(inputs)
+    if rows.by_block.has_statistics(op):
+        made = run(rows.by_block.build_statistics(op), inputs, host)
+        given[rows.by_block.STATISTICS] = made[rows.by_block.STATISTICS]
+    got = run(rows.by_block.build_blocks(op), given, host, cuts=(4,))
+    want = run(rows.build(op), inputs, host)
+    for tensor in op.outputs:
+        assert got[tensor.name].tobytes() == want[tensor.name].tobytes(), tensor.name

@@ -1,24 +1,24 @@
-"""A plan's kernels compiled for a GPU, and the table of how its steps are launched."""
+"""A plan's nodes compiled for a GPU, and the tables of how they are launched."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from slmtvm.codegen.cuda.nodes import MAX_THREADS, SHARED_BYTES, Node, nodes_of
 from slmtvm.codegen.cuda.nvrtc import compile_cubin
-from slmtvm.codegen.cuda.text import module_text, translate_plan
-from slmtvm.codegen.cuda.translate import MAX_THREADS, CudaKernel
+from slmtvm.codegen.cuda.text import PERSISTENT, module_text, translate_plan
 from slmtvm.codegen.tables import functions_in_order
-from slmtvm.errors import UnsupportedOpError
-from slmtvm.plan.model import Plan
+from slmtvm.plan.model import Function, Plan
 from slmtvm.schedules.isa.cuda import LANES
 from slmtvm.target import CudaTarget
 
-_SHARED_BYTES = 48 << 10  # that a block of threads has on every GPU
 _TEAMS_OF_WARP = 2
 # So many warps of a multiprocessor take turns while some wait for memory.
 _WARPS_AT_ONCE = 32
+# Blocks of threads of the persistent kernel on a multiprocessor, by its launch bounds.
+_PERSISTENT_BLOCKS = 2
 
 
 @dataclass(frozen=True)
@@ -30,25 +30,73 @@ class Launch:
     shared_bytes: int
 
 
-def launch(kernel: CudaKernel, grid: int, gpu: CudaTarget) -> Launch:
-    """How a grid is spread over a GPU: over all of its multiprocessors before any has more than a
-    warp, and by no more teams than can run at once, each of which then takes several blocks.
-
-    Raises UnsupportedOpError where a kernel needs more shared memory than there is.
-    """
-    most = MAX_THREADS // LANES
+def launch(node: Node, gpu: CudaTarget) -> Launch:
+    """How a node is spread over a GPU: over all of its multiprocessors before any has more than a
+    warp, and by no more teams than can run at once, each of which then takes several blocks."""
+    most, grid = MAX_THREADS // LANES, node.grid
     teams = _TEAMS_OF_WARP
+    if node.runs > 1:
+        widest = max(part.grid or 1 for part in node.parts)
+        while teams < min(most, widest) and 2 * teams * node.team_bytes <= SHARED_BYTES:
+            teams *= 2
+        return Launch(node.runs, teams, teams * node.team_bytes)
     while teams < most and grid > gpu.multiprocessors * teams:
         teams *= 2
-    while teams > 1 and teams * kernel.team_bytes > _SHARED_BYTES:
+    while teams > 1 and node.between_bytes + teams * node.team_bytes > SHARED_BYTES:
         teams //= 2
-    if kernel.team_bytes > _SHARED_BYTES:
-        raise UnsupportedOpError(
-            f"needs {kernel.team_bytes:,} bytes of shared memory, a GPU has {_SHARED_BYTES:,}",
-            where=f"kernel {kernel.name}",
-        )
     at_once = gpu.multiprocessors * _WARPS_AT_ONCE * _TEAMS_OF_WARP
-    return Launch(min(-(-grid // teams), -(-at_once // teams)), teams, teams * kernel.team_bytes)
+    return Launch(
+        min(-(-grid // teams), -(-at_once // teams)),
+        teams,
+        node.between_bytes + teams * node.team_bytes,
+    )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a GPU runs: nodes by function, in the order of the tables; and those of the functions of
+    one row, which the persistent kernel does, in the order of their numbers there."""
+
+    functions: list[tuple[Function, list[Node]]]
+    persistent: list[Node] = field(default_factory=list)
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All, each once, in order of their names."""
+        found = {node.name: node for _, nodes in self.functions for node in nodes}
+        return [found[name] for name in sorted(found)]
+
+    @property
+    def text(self) -> str:
+        """What a CUDA compiler takes."""
+        return module_text(self.nodes, self.persistent)
+
+    def persistent_teams(self) -> int:
+        """Of a block of threads of the persistent kernel."""
+        teams = MAX_THREADS // LANES
+        while teams > 1 and self.persistent_bytes(teams) > SHARED_BYTES:
+            teams //= 2
+        return teams
+
+    def persistent_bytes(self, teams: int) -> int:
+        """Of shared memory, for a block of so many teams."""
+        return max((n.between_bytes + teams * n.team_bytes for n in self.persistent), default=0)
+
+
+def schedule(plan: Plan, gpu: CudaTarget) -> Schedule:
+    """The nodes of a plan.
+
+    Raises UnsupportedOpError where a kernel has no CUDA text, or takes too much shared memory.
+    """
+    kernels = translate_plan(plan)
+    functions = [(f, nodes_of(plan, f, kernels)) for f in functions_in_order(plan)]
+    inside = {
+        node.name: node
+        for function, nodes in functions
+        if gpu.persistent and function.rows == 1
+        for node in nodes
+    }
+    return Schedule(functions, list(inside.values()))
 
 
 def write_cuda(plan: Plan, gpu: CudaTarget, folder: Path) -> str:
@@ -57,17 +105,9 @@ def write_cuda(plan: Plan, gpu: CudaTarget, folder: Path) -> str:
 
     Raises TargetError where NVRTC is missing, UnsupportedOpError where a kernel has no CUDA text.
     """
-    kernels = {k.name: k for k in translate_plan(plan)}
-    by_name = dict(zip(sorted(plan.kernels), kernels.values(), strict=True))
-    image = compile_cubin(module_text(kernels.values()), gpu.arch)
+    made = schedule(plan, gpu)
+    image = compile_cubin(made.text, gpu.arch, gpu.release)
     (folder / "kernels.cubin").write_bytes(image)
-    launches = [
-        launch(by_name[step.kernel], by_name[step.kernel].grid or step.grid, gpu)
-        for function in functions_in_order(plan)
-        for step in function.steps
-    ]
-    most_teams = max(one.blocks * one.teams for one in launches)
-    rows = [f"  {{{o.blocks}u, {o.teams * LANES}, {o.shared_bytes}}}," for o in launches]
     return "\n".join(
         [
             '#include "cuda/plan.h"',
@@ -79,14 +119,50 @@ def write_cuda(plan: Plan, gpu: CudaTarget, folder: Path) -> str:
             '        ".popsection\\n");',
             'extern const char slm_cuda_image[] __attribute__((visibility("hidden")));',
             "",
-            "static const char *const kernels[] = {",
-            *(f'  "{name}",' for name in kernels),
-            "};",
-            "static const slm_cuda_launch launches[] = {",
-            *rows,
-            "};",
-            "const slm_cuda_plan slm_cuda = {kernels, launches, slm_cuda_image, "
-            f"{plan.scratch_bytes * most_teams}u}};",
+            *_tables(plan, made, gpu),
             "",
         ]
     )
+
+
+def _tables(plan: Plan, made: Schedule, gpu: CudaTarget) -> list[str]:
+    entries = {node.name: i for i, node in enumerate(made.nodes)}
+    numbers = {node.name: i for i, node in enumerate(made.persistent)}
+    functions: list[str] = []
+    launches: list[str] = []
+    refs: list[str] = []
+    most_teams = 0
+    for _function, nodes in made.functions:
+        functions.append(f"  {{{len(launches)}u, {len(nodes)}u}},")
+        for node in nodes:
+            spread = launch(node, gpu)
+            most_teams = max(most_teams, spread.blocks * spread.teams)
+            launches.append(
+                f"  {{{entries[node.name]}, {len(node.refs)}, {spread.teams * LANES}, "
+                f"{spread.shared_bytes}, {spread.blocks}u, {len(refs)}u, {node.grid}, "
+                f"{numbers.get(node.name, -1)}}},"
+            )
+            refs += [f"  SLM_REF({ref.space.value}, {ref.offset}u)," for ref in node.refs]
+    teams = made.persistent_teams()
+    blocks = gpu.multiprocessors * _PERSISTENT_BLOCKS if made.persistent else 0
+    most_teams = max(most_teams, blocks * teams)
+    entry = f'"{PERSISTENT}"' if made.persistent else "0"
+    return [
+        "static const char *const entries[] = {",
+        *(f'  "{name}",' for name in entries),
+        "};",
+        "static const slm_cuda_list functions[] = {",
+        *functions,
+        "};",
+        "static const slm_cuda_launch launches[] = {",
+        *launches,
+        "};",
+        "static const uint64_t refs[] = {",
+        *refs,
+        "};",
+        "const slm_cuda_plan slm_cuda = {",
+        "  entries, functions, launches, refs, slm_cuda_image, "
+        f"{plan.scratch_bytes * most_teams}u,",
+        f"  {len(entries)}, {len(refs)}u, {{{entry}, {blocks}u, {teams * LANES}, "
+        f"{made.persistent_bytes(teams)}}}}};",
+    ]

@@ -6,28 +6,39 @@ import ctypes
 from functools import cache
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 from slmtvm.errors import SlmError, TargetError
 
 _OPTIONS = (
-    "--std=c++17",
+    "--std=c++17", "--disable-warnings",
     # The bits of a CPU: nothing contracted, subnormal numbers kept, division and roots exact.
     "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true",
 )  # fmt: skip
-_EXTRA = "pip install 'slmtvm[cuda]'"
+RELEASES = {
+    11: ("cuda_nvrtc/lib/libnvrtc.so.11*", "cuda11"),
+    12: ("cuda_nvrtc/lib/libnvrtc.so.12*", "cuda"),
+    13: ("cu13/lib/libnvrtc.so.13*", "cuda13"),
+}
+"""By major release of CUDA: where its package has the library, and the extra that brings it."""
 
 
-def compile_cubin(text: str, arch: str) -> bytes:
-    """The machine code of ``text`` for ``arch`` ("sm_87").
+def is_installed(release: int) -> bool:
+    """Whether there is an NVRTC of this major release of CUDA."""
+    return _path(release) is not None
 
-    Raises TargetError where NVRTC is not installed or does not know the architecture, SlmError
-    where the text does not compile.
+
+def compile_cubin(text: str, arch: str, release: int = 12) -> bytes:
+    """The machine code of ``text`` for ``arch`` ("sm_87"), by the NVRTC of a ``release`` of CUDA.
+
+    Raises TargetError where it is not installed or does not know the architecture, SlmError where
+    the text does not compile.
     """
-    nvrtc = _library()
-    known = _architectures()
+    nvrtc = _library(release)
+    known = _architectures(release)
     if arch not in known:
         raise TargetError(
-            f"cuda.arch is {arch!r}; the installed NVRTC compiles for {', '.join(known)}",
+            f"cuda.arch is {arch!r}; NVRTC {release} compiles for {', '.join(known)}",
             where="cuda",
         )
     program = ctypes.c_void_p()
@@ -36,38 +47,51 @@ def compile_cubin(text: str, arch: str) -> bytes:
         options = [o.encode() for o in (f"--gpu-architecture={arch}", *_OPTIONS)]
         given = (ctypes.c_char_p * len(options))(*options)
         if nvrtc.nvrtcCompileProgram(program, len(options), given):
-            log = _get(program, "ProgramLog").rstrip(b"\0").decode()
+            log = _get(nvrtc, program, "ProgramLog").rstrip(b"\0").decode()
             raise SlmError(f"NVRTC does not compile the kernels:\n{log}", where=arch)
-        return _get(program, "CUBIN")
+        return _get(nvrtc, program, "CUBIN")
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def _get(program: ctypes.c_void_p, what: str) -> bytes:
+def _get(nvrtc: Any, program: ctypes.c_void_p, what: str) -> bytes:
     size = ctypes.c_size_t()
-    getattr(_library(), f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+    getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
     data = ctypes.create_string_buffer(size.value)
-    getattr(_library(), f"nvrtcGet{what}")(program, data)
+    getattr(nvrtc, f"nvrtcGet{what}")(program, data)
     return data.raw
 
 
-@cache
-def _library() -> ctypes.CDLL:
+def _path(release: int) -> Path | None:
     # The package has no code: it is a namespace of libraries.
     package = util.find_spec("nvidia")
     folders = package.submodule_search_locations if package else None
     for folder in folders or ():
-        # That of the extra: torch brings another one, whose parts torch's loader alone finds.
-        for path in sorted(Path(folder).glob("cuda_nvrtc/lib/libnvrtc.so.*")):
+        for path in sorted(Path(folder).glob(RELEASES[release][0])):
             if ".alt." not in path.name:
-                return ctypes.CDLL(str(path))
-    raise TargetError(f"kernels for GPUs are compiled by NVRTC: {_EXTRA}", where="cuda")
+                return path
+    return None
 
 
 @cache
-def _architectures() -> list[str]:
-    count = ctypes.c_int()
-    _library().nvrtcGetNumSupportedArchs(ctypes.byref(count))
+def _library(release: int) -> Any:
+    path = _path(release)
+    if path is None:
+        raise TargetError(
+            f"its kernels are compiled by NVRTC {release}: pip install "
+            f"'slmtvm[{RELEASES[release][1]}]'",
+            where="cuda",
+        )
+    # It looks for these by name; of 13 on, not beside itself.
+    for part in sorted(path.parent.glob(f"libnvrtc-builtins.so.{release}.*")):
+        ctypes.CDLL(str(part))
+    return ctypes.CDLL(str(path))
+
+
+@cache
+def _architectures(release: int) -> list[str]:
+    nvrtc, count = _library(release), ctypes.c_int()
+    nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
     found = (ctypes.c_int * count.value)()
-    _library().nvrtcGetSupportedArchs(found)
+    nvrtc.nvrtcGetSupportedArchs(found)
     return [f"sm_{number}" for number in found]

@@ -15,18 +15,40 @@ typedef struct {
   char *memory;  /* the team's own, in shared memory */
 } slm_team;
 
+#ifdef __CUDA_ARCH__
 extern __shared__ __align__(16) char slm_shared[];
+#endif
 
-SLM_DEVICE slm_team slm_this_team(int bytes) {
+/* A thread's team where blocks of threads follow one another; the first `between` bytes of shared
+ * memory are the whole block's, `bytes` behind them each team's own. */
+SLM_DEVICE slm_team slm_this_team(int between, int bytes) {
   int own = (int)(threadIdx.x / SLM_LANES), each = (int)(blockDim.x / SLM_LANES);
   slm_team team;
   team.lane = (int)(threadIdx.x % SLM_LANES);
   team.index = (int)blockIdx.x * each + own;
   team.count = (int)gridDim.x * each;
   team.mask = 0xffffu << own % 2 * SLM_LANES;
-  team.memory = slm_shared + own * bytes;
+  team.memory = slm_shared + between + own * bytes;
   return team;
 }
+
+/* The same, every multiprocessor's first team before any second one. */
+SLM_DEVICE slm_team slm_spread_team(int between, int bytes) {
+  slm_team team = slm_this_team(between, bytes);
+  team.index = (int)(threadIdx.x / SLM_LANES * gridDim.x + blockIdx.x);
+  return team;
+}
+
+/* The team among those of its block of threads. */
+SLM_DEVICE slm_team slm_of_block(slm_team team) {
+  team.index = (int)(threadIdx.x / SLM_LANES);
+  team.count = (int)(blockDim.x / SLM_LANES);
+  return team;
+}
+
+#ifdef __CUDA_ARCH__
+SLM_DEVICE unsigned slm_poll(const unsigned *at) { return *(const volatile unsigned *)at; }
+#endif
 
 /* Masks are constants: of others NVIDIA's compiler makes calls of a function. */
 #define SLM_HALVES(t, operation) \
@@ -47,6 +69,25 @@ SLM_DEVICE int slm_from(slm_team t, int v, int lane) {
 #undef SLM_SHUFFLE
 }
 
+/* What the persistent kernel does: node number `node`, `grid` blocks, its pointers from the `first` on. */
+typedef struct {
+  int node, grid, first;
+} slm_work;
+
+/* What any block of threads of the launch wrote before, all of them see after. `all`: what `arrived`
+ * counts, modulo 2**32, when every block is here. All blocks must run at once. */
+SLM_DEVICE void slm_meet_grid(unsigned *arrived, unsigned all) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    atomicAdd(arrived, 1u);
+    while ((int)(slm_poll(arrived) - all) < 0) {
+    }
+    __threadfence();
+  }
+  __syncthreads();
+}
+
 /* The sum of `lanes` lanes, a power of two; every thread gets it. */
 SLM_DEVICE int slm_sum(slm_team t, int v, int lanes) {
   for (int half = lanes / 2; half; half /= 2) v += slm_from(t, v, t.lane ^ half);
@@ -55,10 +96,105 @@ SLM_DEVICE int slm_sum(slm_team t, int v, int lanes) {
 
 SLM_DEVICE int slm_floordiv(int a, int b) { return a / b - (a % b != 0 && (a ^ b) < 0); }
 SLM_DEVICE int slm_floormod(int a, int b) { return a - slm_floordiv(a, b) * b; }
-SLM_DEVICE int slm_dp4a(int a, int b, int c) { return __dp4a(a, b, c); }
 SLM_DEVICE float slm_float(int bits) { return __int_as_float(bits); }
 SLM_DEVICE float slm_float(unsigned bits) { return __int_as_float((int)bits); }
 SLM_DEVICE int slm_bits(float v) { return __float_as_int(v); }
+
+#ifdef __CUDA_ARCH__
+SLM_DEVICE int slm_dp4a(int a, int b, int c) {
+  int sum;
+  asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
+}
+
+/* d += A B of signed bytes: 16 by 32, and 32 by 8. */
+SLM_DEVICE void slm_mma_16x8x32(int *d, const unsigned *a, const unsigned *b) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else /* without such instructions: every thread fetches its operands */
+  const int lane = (int)(threadIdx.x % 32);
+  for (int k = 0; k < 8; ++k) {
+    int left[2], right[2];
+    for (int i = 0; i < 2; ++i) {
+      left[i] = __shfl_sync(0xffffffffu, (int)a[k / 4 * 2 + i], lane / 4 * 4 + k % 4, 32);
+      right[i] = __shfl_sync(0xffffffffu, (int)b[k / 4], (lane % 4 * 2 + i) * 4 + k % 4, 32);
+    }
+    for (int i = 0; i < 4; ++i) d[i] = slm_dp4a(left[i / 2], right[i % 2], d[i]);
+  }
+#endif
+}
+#endif
+
+/* Sums of 16 channels by the 8 rows of each of a warp's two teams. As the tensor cores leave them: of
+ * team q, channel half h and row parity i in v[4 * q + 2 * h + i]. Settled: a thread's own channel, by
+ * row. All threads of the warp do all of this together. */
+typedef struct {
+  int v[8];
+} slm_tile;
+
+/* Two registers and a bit of the lane's number change places. */
+SLM_DEVICE void slm_exchange(int &first, int &second, int bit) {
+  bool upper = threadIdx.x & bit;
+  int kept = upper ? second : first, given = upper ? first : second;
+  int got = __shfl_sync(0xffffffffu, given, (int)(threadIdx.x % 32) ^ bit, 32);
+  first = upper ? got : kept;
+  second = upper ? kept : got;
+}
+SLM_DEVICE slm_tile slm_mma_rows(slm_team t, slm_tile tile) {
+  int *v = tile.v;
+  for (int i = 0; i < 4; ++i) slm_exchange(v[i], v[i + 4], 16);
+  for (int i = 0; i < 4; ++i) slm_exchange(v[i], v[i + 4], 2);
+  for (int i = 0; i < 2; ++i) {
+    slm_exchange(v[i], v[i + 2], 1);
+    slm_exchange(v[i + 4], v[i + 6], 1);
+  }
+  return tile;
+}
+
+/* 32 values of k: weights of `bits`, a panel of 16 channels, by rows `stride` bytes apart; `rows` is the
+ * team's own first one, the other team's lie beside them. Thread (g, c) of the tensor cores' fragments
+ * takes k from 8 c on, in any order that both operands have, of two channels and of row g. */
+SLM_DEVICE slm_tile slm_mma(slm_team t, const unsigned *weights, int bits, const signed char *rows,
+                            int stride, slm_tile sums) {
+  const int lane = (int)(threadIdx.x % 32), g = lane / 4, c = lane % 4;
+  const int channel = g % 4 * 4 + g / 4 * 2; /* where slm_mma_rows leaves it */
+  const unsigned *own = weights + channel;
+  unsigned a[4], b[2];
+  for (int half = 0; half < 2; ++half) {
+    if (bits == 8) {
+      a[half] = own[2 * c * 16 + half];
+      a[half + 2] = own[(2 * c + 1) * 16 + half];
+    } else if (bits == 4) {
+      const unsigned word = own[c * 16 + half];
+      a[half] = word & 0x0f0f0f0fu;
+      a[half + 2] = word >> 4 & 0x0f0f0f0fu;
+    } else {
+      const unsigned word = own[c / 2 * 16 + half] >> c % 2 * 4;
+      a[half] = word & 0x03030303u;
+      a[half + 2] = word >> 2 & 0x03030303u;
+    }
+  }
+  const signed char *first = rows - (t.mask == 0xffffu ? 0 : 8 * stride) + g * stride + 8 * c;
+  for (int team = 0; team < 2; ++team) {
+    const unsigned *row = (const unsigned *)(const void *)(first + team * 8 * stride);
+    b[0] = row[0];
+    b[1] = row[1];
+    slm_mma_16x8x32(sums.v + 4 * team, a, b);
+  }
+  return sums;
+}
+#define SLM_MMA(bits)                                                                          \
+  SLM_DEVICE slm_tile slm_mma_##bits(slm_team t, const void *weights, const signed char *rows, \
+                                     int stride, slm_tile sums) {                              \
+    return slm_mma(t, (const unsigned *)weights, bits, rows, stride, sums);                    \
+  }
+SLM_MMA(2)
+SLM_MMA(4)
+SLM_MMA(8)
 
 /* Floats of 16 bits are held as their bits. */
 #ifdef __CUDA_ARCH__

@@ -35,19 +35,36 @@ ALIGNMENT = 16  # bytes, of arrays in shared memory
 
 
 @dataclass(frozen=True)
-class CudaKernel:
-    """A kernel's text, which defines the entry ``name``.
+class Parameter:
+    """A buffer of a kernel: ``kind`` is its C type, that of an element."""
 
-    It takes the pointers, then a pointer to the ambient scalars (int32 position, valid), then the
-    int32 grid, which is ``grid`` whatever it is told where that is not None. ``team_bytes`` of
-    dynamic shared memory are each team's.
+    name: str
+    kind: str
+    reads: bool
+    writes: bool
+
+    @property
+    def pointer(self) -> str:
+        """Its C type; what is only read may be read by the way that assumes that nobody writes."""
+        return f"{self.kind} *" if self.writes else f"const {self.kind} *__restrict__ "
+
+
+@dataclass(frozen=True)
+class CudaKernel:
+    """A kernel's text, which defines the device function ``name``: one block of the grid.
+
+    It takes the team, the block, the ``parameters``, and the ambient scalars position and valid.
+    The grid is ``grid`` whatever the plan says where that is not None. ``team_bytes`` of dynamic
+    shared memory are each team's. The last parameter is scratch where ``scratch_elements`` is not
+    0: so many are each team's.
     """
 
     name: str
     text: str
-    pointers: int
+    parameters: tuple[Parameter, ...]
     team_bytes: int
     grid: int | None = None
+    scratch_elements: int = 0
 
 
 @dataclass
@@ -62,8 +79,8 @@ def translate(
 ) -> CudaKernel:
     """The CUDA text of a kernel that ``schedules.kernel.define`` made, or TVM of an operator.
 
-    Its ``scratch``, the last of its buffers where it has one, is given for all teams of a launch,
-    one piece behind the other. Raises UnsupportedOpError where a kernel was made for another ISA.
+    ``scratch``: whether the last of its buffers is. Raises UnsupportedOpError where a kernel was
+    made for another ISA.
     """
     loop, rounds, aliases = func.body, None, {}
     if FLAT not in func.attrs:
@@ -75,39 +92,24 @@ def translate(
     pointers = {b: b.name for b in buffers} | {alias: b.name for alias, b in aliases.items()}
     writer = _Writer(loop, pointers, func.params[len(buffers) : -2])
     body = writer.write()
-    params, given = [], []
-    for buffer in buffers:
-        kind = C_TYPES[str(buffer.ty.dtype)]
-        constant = buffer not in written
-        given.append(buffer.name)
-        params.append(f"{'const ' * constant}{kind} *{'__restrict__ ' * constant}{buffer.name}")
-    names = [*given, *AMBIENT_SCALARS]
-    last = given[-1]
-    if scratch:
-        elements = scratch_elements(buffers[-1])
-        names[len(given) - 1] = f"{last} + (size_t)t.index * {elements}"
-    takes = ", ".join([*params, *(f"int {s}" for s in AMBIENT_SCALARS)])
+    read = {aliases.get(a.buffer, a.buffer) for a in accesses(loop.body) if not a.stores}
+    parameters = tuple(
+        Parameter(b.name, C_TYPES[str(b.ty.dtype)], b in read, b in written) for b in buffers
+    )
+    takes = ", ".join(
+        [*(f"{p.pointer}{p.name}" for p in parameters), *(f"int {s}" for s in AMBIENT_SCALARS)]
+    )
     assert set(scalars) <= set(AMBIENT_SCALARS)
     text = "\n".join(
         [
-            f"SLM_DEVICE void {name}_block(const slm_team t, const int block, {takes}) {{",
+            f"SLM_DEVICE void {name}(const slm_team t, const int block, {takes}) {{",
             *(f"  {line}" for line in body),
-            "}",
-            f'extern "C" __global__ void __launch_bounds__({MAX_THREADS})',
-            f"    {name}({', '.join([*params, 'const int *ambient', 'int grid'])}) {{",
-            f"  const slm_team t = slm_this_team({writer.shared_bytes});",
-            "  const int position = ambient[0], valid = ambient[1];",
-            f"  for (int block = t.index; block < {rounds or 'grid'}; block += t.count)",
-            f"    {name}_block(t, block, {', '.join(names)});",
             "}",
             "",
         ]
     )
-    return CudaKernel(name, text, len(buffers), writer.shared_bytes, rounds)
-
-
-MAX_THREADS = 256
-"""Of a block of threads: 16 teams."""
+    elements = scratch_elements(buffers[-1]) if scratch else 0
+    return CudaKernel(name, text, parameters, writer.shared_bytes, rounds, elements)
 
 
 def scratch_elements(buffer: Any) -> int:
@@ -128,7 +130,7 @@ class _Writer:
         self._depth = 0
         self._count = 0
         self._loop = loop
-        self._values = Values(self._load, self._name)
+        self._values = Values(self._load, self._address, self._name)
         self._hazards = Hazards()
         self._registers: dict[Any, dict[int, Value]] = {}
         self._arrays: dict[Any, _Array] = {}
@@ -270,6 +272,14 @@ class _Writer:
             pointer = f"((const {C_TYPES[kind]} *)(const void *)({pointer} + {places[0]}))"
             places = places[1:]
         return Value(kind, lanes, tuple(f"{pointer}[{p}]" for p in places))
+
+    def _address(self, load: Expr) -> str:
+        """The pointer to what a load of one lane would read, which is read from there on."""
+        (index,) = load.indices
+        place = self._values.scalar(index)
+        if self._hazards.before_load(load.source):
+            self._wait()
+        return f"{self._pointers[load.source]} + {place}"
 
     def _places(self, index: Expr, kind: str, lanes: int, stored_size: int) -> list[str]:
         """Where the elements of a thread lie. Of those read as another kind, the first says from

@@ -16,14 +16,14 @@ from tvm import tirx
 from tvm.ir import Call, TensorLoad
 
 from slmtvm.errors import UnsupportedOpError
-from slmtvm.schedules.isa.cuda import DP4A, LANES
+from slmtvm.schedules.isa.cuda import DP4A, LANES, MMA
 
 Expr = Any
 
 C_TYPES = {
     "bool": "bool", "int8": "signed char", "uint8": "unsigned char", "int16": "short",
     "uint16": "unsigned short", "int32": "int", "uint32": "unsigned", "float32": "float",
-    "float16": "unsigned short",
+    "float16": "unsigned short", "tile": "slm_tile",
 }  # fmt: skip
 _SIZES = {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "float16": 2}  # bytes; others 4
 _INT_BYTES = 4
@@ -78,14 +78,19 @@ def unsupported(what: object) -> UnsupportedOpError:
 class Values:
     """Writes expressions.
 
-    ``load`` gives the value of a load as a kind and lanes; ``name`` emits a statement that
-    names a C expression, for what all threads of a team must reach together.
+    ``load`` gives the value of a load as a kind and lanes, ``address`` the pointer to what one
+    would read; ``name`` emits a statement that names a C expression, for what all threads of a team
+    must reach together.
     """
 
     def __init__(
-        self, load: Callable[[Expr, str, int], Value], name: Callable[[str, str], str]
+        self,
+        load: Callable[[Expr, str, int], Value],
+        address: Callable[[Expr], str],
+        name: Callable[[str, str], str],
     ) -> None:
         self._load = load
+        self._address = address
         self._name = name
         self._bound: dict[Any, Value] = {}
 
@@ -154,9 +159,24 @@ class Values:
             return self._combine(kind, lanes, "({} ? {} : {})", expr.args)
         if name == "tirx.call_extern" and str(expr.args[0].value) == DP4A:
             return self._combine(kind, lanes, f"{DP4A}({{}}, {{}}, {{}})", expr.args[1:])
+        if name == "tirx.call_extern" and str(expr.args[0].value) in MMA:
+            return self._mma(kind, lanes, str(expr.args[0].value), expr.args[1:])
         if name == "tirx.call_llvm_pure_intrin":
             return self._llvm(kind, lanes, expr)
         raise unsupported(name)
+
+    def _mma(self, kind: str, lanes: int, name: str, operands: Sequence[Expr]) -> Value:
+        """What both teams of a warp do together."""
+        *others, state = operands
+        given = ["t"]
+        for operand in others:
+            if isinstance(operand, Call) and str(operand.op.name) == "tirx.address_of":
+                given.append(self._address(operand.args[0]))
+            else:
+                given.append(self.scalar(operand))
+        given.append(f"slm_tile{{{{{', '.join(self.value(state).parts)}}}}}")
+        made = self._name("tile", f"{name}({', '.join(given)})")
+        return Value(kind, lanes, tuple(f"{made}.v[{i}]" for i in range(parts_of(lanes))))
 
     def _llvm(self, kind: str, lanes: int, expr: Expr) -> Value:
         name = tvm.get_global_func("target.llvm_get_intrinsic_name")(int(expr.args[0]))
@@ -202,6 +222,10 @@ class Values:
         """Lane i is lane ``indices[i]`` of the operands, one behind the other."""
         operands = [self.value(v) for v in expr.vectors]
         chosen = [int(i) for i in expr.indices]
+        each = parts_of(operands[0].lanes)
+        own = [lane * each + chosen[0] for lane in range(LANES)]  # of each thread's the same one
+        if each > 1 and len(operands) == 1 and chosen[0] < each and chosen == own:
+            return Value(kind, lanes, (operands[0].parts[chosen[0]],))
         if lanes > LANES or any(v.lanes > LANES for v in operands):
             raise unsupported(f"a shuffle of {lanes} lanes")
         result, first = "", 0

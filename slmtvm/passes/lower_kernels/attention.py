@@ -65,6 +65,7 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         ),
         stateless=causal and not cached,
         has_sinks="sinks" in named,
+        divided=emitter.isa.divides_heads and m == 1 and cached,
     )
     if cached and shape.sight and emitter.step_rows:
         shape = replace(

@@ -85,4 +85,5 @@ def lower_kernels(
         chosen,
         emitter.rings,
         emitter.seek_reach,
+        calls_join=target.cuda is not None,
     )

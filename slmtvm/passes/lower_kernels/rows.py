@@ -52,12 +52,21 @@ def _row(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         kernel = rows.build_quantize_tensor(op)
         results = made | emitter.call(kernel, [made[name] for name in ("y", "low", "high")])
     else:
-        results = emitter.call(rows.build(op), [x, *operands, *emitter.numbers(op.numbers)])
+        results = _emit(op, [x, *operands, *emitter.numbers(op.numbers)], emitter)
     if floats:
         return results["y"]
     third = "xsum" if epilogue == "block" else "xz"
     fields = ["xq", "xs", third] + (["y"] if op.keep_f32 else [])
     return relax.Tuple([results[name] for name in fields])
+
+
+def _emit(op: rows.RowOp, inputs: list[relax.Expr], emitter: KernelEmitter) -> dict[str, relax.Var]:
+    if not emitter.isa.rows_by_block or not rows.by_block.can_build(op):
+        return emitter.call(rows.build(op), inputs)
+    given = list(inputs)
+    if rows.by_block.has_statistics(op):
+        given += emitter.call(rows.by_block.build_statistics(op), inputs).values()
+    return emitter.call(rows.by_block.build_blocks(op), given)
 
 
 def _other(y: relax.Expr, m: int) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from slmtvm.codegen.cuda.translate import CudaKernel, translate
+from slmtvm.codegen.cuda.nodes import Node, single
+from slmtvm.codegen.cuda.translate import translate
+from slmtvm.plan.model import Ref, Space
 from slmtvm.schedules import attention, embedding, linear, rows
 from slmtvm.schedules import isa as isas
 from slmtvm.schedules.embedding import EmbeddingOp
@@ -38,10 +40,12 @@ class Case:
     position: int = 0
     valid: int = 0
 
-    def translated(self) -> CudaKernel:
+    def translated(self) -> Node:
+        """A node that does nothing else."""
         kernel, _ = self.make(CUDA)
         scratch = kernel.tensors[-1].name == "scratch"
-        return translate(f"case_{self.name}", kernel.func, kernel.scalars, scratch)
+        made = translate(f"case_{self.name}", kernel.func, kernel.scalars, scratch)
+        return single(made, [Ref(Space.ARENA, 0, 0)] * len(kernel.tensors), kernel.grid)
 
     def on_cpu(self) -> dict[str, np.ndarray]:
         """What the kernel writes, by name."""
@@ -50,7 +54,7 @@ class Case:
         return {name: got[name] for name in (*kernel.outputs, *kernel.state)}
 
     def emulated(
-        self, translated: CudaKernel, emulated: Emulated, *, order: int = 0, teams: int = 2,
+        self, translated: Node, emulated: Emulated, *, order: int = 0, teams: int = 2,
         blocks: int = 2,
     ) -> tuple[str | None, dict[str, np.ndarray]]:  # fmt: skip
         """What the emulator found wrong, and what the kernel wrote, by name."""
@@ -90,6 +94,17 @@ def _row(prologue: str, epilogue: str, d: int) -> Case:
     op = row_op(prologue, epilogue, d)
     inputs = random_inputs(op)
     return Case(f"row_{prologue}_{epilogue}_{d}", lambda _isa: (rows.build(op), inputs))
+
+
+def _blocks(prologue: str, d: int) -> Case:
+    """The kernel of single blocks, given statistics."""
+    op = row_op(prologue, "block", d)
+    inputs = random_inputs(op)
+    if rows.by_block.has_statistics(op):
+        shape = (op.m, 2 if prologue == "layer_norm" else 1)
+        inputs[rows.by_block.STATISTICS] = np.abs(random_floats(*shape, seed=3))
+    kernel = rows.by_block.build_blocks(op)
+    return Case(f"blocks_{prologue}_{d}", lambda _isa: (kernel, inputs))
 
 
 def _attention(step: str, kv_dtype: str, position: int) -> Case:
@@ -139,11 +154,17 @@ CASES = [
     _linear(LinearShape(1, 7, 100, "int4", "block", 32, has_zero_points=True, has_bias=True)),
     _linear(LinearShape(17, 33, 70, "int8", group_size=32, **BLOCK16)),
     _linear(LinearShape(5, 33, 70, "int8", "row_u8", has_bias=True, has_residual=True)),
+    # Two teams' rows: by tensor cores.
+    _linear(LinearShape(16, 33, 70, "int4", group_size=32, has_residual=True, **BLOCK16)),
+    _linear(LinearShape(32, 17, 200, "int8", group_size=64, **BLOCK16)),
+    _linear(LinearShape(16, 33, 70, "int2", group_size=32, **BLOCK16)),
     _linear(LinearShape(1, 33, 300, "int2", "block", 32, has_bias=True)),
     _linear(LinearShape(2, 33, 70, "f32", has_bias=True)),
     _row("rms_norm", "block", 70),
     _row("layer_norm", "block", 100),
     _row("silu_glu", "block", 45),
+    _blocks("layer_norm", 70),
+    _blocks("silu_glu", 45),
     _row("copy", "row_u8", 37),
     *(_attention(s, kv, 37) for s in ("append", "attend", "decode") for kv in ("float16", "int8")),
     _decode("decode_int4_ring", 101, kv_dtype="int4", window=21, ring=48, has_sinks=True),

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 _FRAME_BYTES, _STACK_BYTES, _REGISTERS = 0x11, 0x12, 0x2F
 _NUMBERS = 4  # the format of such an attribute
 _INSTRUCTION_BYTES = 16
-DP4A = 0x226  # IDP, in the low 12 bits of an instruction from sm_70 on
+# In the low 12 bits of an instruction from sm_70 on.
+DP4A = 0x226  # IDP
+IMMA = 0x237
 
 
 class Cubin:

@@ -7,14 +7,14 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from slmtvm.bundle.write import write_bundle
-from slmtvm.codegen.cuda.text import translate_plan
+from slmtvm.codegen.cuda.launches import schedule
+from slmtvm.codegen.cuda.nvrtc import is_installed
 from slmtvm.codegen.library import build_library
 from slmtvm.codegen.weights import merge_weights
 from slmtvm.compiler import plan_model
@@ -22,6 +22,7 @@ from slmtvm.plan.model import Plan
 from slmtvm.target import Target, known_targets
 from tests.codegen.elf import Elf
 from tests.emulation.cuda.emulator import build, build_driver
+from tests.emulation.session import open_sessions
 from tests.models import model_path
 from tests.models.corpus import corpus_path
 from tests.models.pycode import ROOT
@@ -37,7 +38,7 @@ from tests.runtime.toy import (
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        util.find_spec("nvidia") is None,
+        not is_installed(12),
         reason="NVRTC is not installed: pip install 'slmtvm[cuda]'",
     ),
 ]
@@ -74,10 +75,13 @@ class Machine:
 
 
 def make_machine(folder: Path, plans: list[Plan]) -> Machine:
-    """A bundle of a GPU's plan and a CPU's."""
-    kernels = build(translate_plan(plans[0]), folder)
+    """A bundle of a GPU's plan, with the persistent kernel, and a CPU's."""
+    gpu, cpu = Target.load(GPU).with_persistent_kernel(), Target.load(CPU)
+    assert gpu.cuda is not None
+    made = schedule(plans[0], gpu.cuda)
+    kernels = build(made.nodes, folder, made.persistent)
     bundle = folder / "model.slm"
-    write_bundle(bundle, list(zip(map(Target.load, (GPU, CPU)), plans, strict=True)))
+    write_bundle(bundle, list(zip((gpu, cpu), plans, strict=True)))
     return Machine(bundle, build_driver(folder), kernels)
 
 
@@ -98,8 +102,15 @@ def assert_same_bits(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) ->
         assert np.array_equal(got[name].view(np.uint32), expected.view(np.uint32)), name
 
 
-def test_sessions_positions_and_masks_are_those_of_the_cpu(toy: Machine, tmp_path: Path) -> None:
-    got = logits(toy, GPU, tmp_path / "gpu.npz")
+WAYS = ("", "graph", "direct")
+"""Of SLM_CUDA_LAUNCH: a persistent kernel for a decoded token, graphs, kernels one by one."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_sessions_positions_and_masks_are_those_of_the_cpu(
+    way: str, toy: Machine, tmp_path: Path
+) -> None:
+    got = logits(toy, GPU, tmp_path / "gpu.npz", SLM_CUDA_LAUNCH=way)
     assert_same_bits(got, logits(toy, CPU, tmp_path / "cpu.npz"))
     tokens = [int(t) for t in TOKENS]
     want = decoder_reference(tokens, toy_weights())
@@ -107,13 +118,31 @@ def test_sessions_positions_and_masks_are_those_of_the_cpu(toy: Machine, tmp_pat
     assert np.array_equal(got["all"], want[-3:])
 
 
+@pytest.mark.parametrize("cooperative", ["0", "1"])
+def test_a_gpu_that_cannot_hold_all_blocks_at_once_runs_the_graphs(
+    cooperative: str, toy: Machine, tmp_path: Path
+) -> None:
+    failing = "cuLaunchCooperativeKernel:1"
+    done = toy.run(
+        GPU, tmp_path / "gpu.npz", EMULATED_COOPERATIVE=cooperative, EMULATED_FAIL=failing
+    )
+    assert done.returncode == int(cooperative)
+
+
+RUNS = [("12345", ""), ("12345", "graph"), ("0", ""), ("1", "")]
+
+
 @pytest.mark.parametrize(
-    "order", ["12345", *(pytest.param(o, marks=pytest.mark.exhaustive) for o in "01")]
+    ("order", "way"),
+    [pytest.param(*r, marks=pytest.mark.exhaustive if r != RUNS[0] else ()) for r in RUNS],
 )
-def test_logits_of_the_demo_model_have_the_bits_of_the_cpu(order: str, tmp_path: Path) -> None:
+def test_logits_of_the_demo_model_have_the_bits_of_the_cpu(
+    order: str, way: str, tmp_path: Path
+) -> None:
     plans = [plan_model(model_path("int4"), Target.load(t), context=48) for t in (GPU, CPU)]
     machine = make_machine(tmp_path, plans)
-    got = logits(machine, GPU, tmp_path / "gpu.npz", EMULATED_ORDER=order)
+    given = {"EMULATED_ORDER": order, "SLM_CUDA_LAUNCH": way}
+    got = logits(machine, GPU, tmp_path / "gpu.npz", **given)
     assert_same_bits(got, logits(machine, CPU, tmp_path / "cpu.npz"))
 
 
@@ -150,7 +179,8 @@ def test_the_script_that_checks_a_gpu_finds_no_difference(toy: Machine) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["targets"] == [GPU, CPU]
-    assert report["differing_logits"] == {"prompt": 0, "decode": 0}
+    ways = ("as compiled", "graph", "direct")
+    assert report["differing_logits"] == {way: {"prompt": 0, "decode": 0} for way in ways}
 
 
 REFUSED = [
@@ -161,12 +191,16 @@ REFUSED = [
     ("cuMemAlloc_v2:1", "memory for weights: CUDA_ERROR_OUT_OF_MEMORY"),
     ("cuMemAlloc_v2:2", "memory for a session: CUDA_ERROR_OUT_OF_MEMORY"),
     ("cuMemHostAlloc:2", "memory for outputs: CUDA_ERROR_OUT_OF_MEMORY"),
+    ("cuMemAlloc_v2:6", "memory for a session: CUDA_ERROR_OUT_OF_MEMORY"),
+    ("cuOccupancyMaxActiveBlocksPerMultiprocessor:1", "looking at the GPU"),
+    ("cuLaunchCooperativeKernel:2", "running kernels: CUDA_ERROR_LAUNCH_FAILED"),
     ("cuGraphInstantiateWithFlags:2", "preparing a step: CUDA_ERROR_OUT_OF_MEMORY"),
     ("cuGraphLaunch:3", "running kernels: CUDA_ERROR_LAUNCH_FAILED"),
-    ("cuStreamSynchronize:5", "running kernels: CUDA_ERROR_LAUNCH_FAILED"),
+    ("cuStreamSynchronize:3", "copying tables: CUDA_ERROR_LAUNCH_FAILED"),
+    ("cuStreamSynchronize:7", "running kernels: CUDA_ERROR_LAUNCH_FAILED"),
     ("cuMemcpyDtoDAsync_v2:1", "moving rows: CUDA_ERROR_INVALID_VALUE"),
 ]
-_EXEMPLARS = ("cuInit:1", "cuMemAlloc_v2:2", "cuGraphLaunch:3")
+_EXEMPLARS = ("cuInit:1", "cuMemAlloc_v2:2", "cuLaunchCooperativeKernel:2")
 
 
 @pytest.mark.parametrize(
@@ -189,6 +223,9 @@ def test_a_library_needs_no_cuda_to_be_loaded_and_exports_only_its_interface(
     name: str, tmp_path: Path
 ) -> None:
     target = Target.load(name)
+    assert target.cuda is not None
+    if not is_installed(target.cuda.release):
+        pytest.skip(f"NVRTC {target.cuda.release} is not installed: see docs/jetson.md")
     weights, (plan,) = merge_weights([toy_decoder()])
     build_library(plan, target, tmp_path / "gpu.so", weights)
     build_library(plan, Target.load(CPU), tmp_path / "cpu.so", weights)
@@ -218,3 +255,25 @@ def test_a_failed_call_leaves_the_session_as_it_was(toy: Machine, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert "running kernels" in done.stdout
     assert_same_bits(dict(np.load(tmp_path / "got.npz")), logits(toy, CPU, tmp_path / "cpu.npz"))
+
+
+@pytest.mark.exhaustive
+def test_the_library_of_a_jetson_has_the_bits_of_its_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Target.load("jetson-orin").with_persistent_kernel()
+    assert gpu.cuda is not None
+    cpu = Target.load(gpu.cuda.fallback)
+    plans = [plan_model(model_path("int4"), target, context=32) for target in (gpu, cpu)]
+    bundle = tmp_path / "model.slm"
+    write_bundle(bundle, list(zip((gpu, cpu), plans, strict=True)))
+    of_gpu, of_cpu = (open_sessions(bundle, t, tmp_path)[0] for t in (gpu, cpu))
+    made = schedule(plans[0], gpu.cuda)
+    kernels = build(made.nodes, tmp_path, made.persistent, gpu.link)
+    # The emulated machine's: qemu itself is linked to nothing.
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(build_driver(tmp_path, gpu.link).parent))
+    monkeypatch.setenv("EMULATED_KERNELS", str(kernels))
+    tokens = np.random.default_rng(3).integers(0, plans[0].vocab_size, 18)
+    got, want = (s.eval_all(tokens, len(tokens)) for s in (of_gpu, of_cpu))
+    assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
+    assert of_gpu.greedy(tokens, 3) == of_cpu.greedy(tokens, 3)

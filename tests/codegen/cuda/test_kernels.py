@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import pathlib
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from slmtvm.codegen.cuda.translate import CudaKernel
+from slmtvm.codegen.cuda.nodes import Node
+from slmtvm.codegen.cuda.text import module_text
 from tests.codegen.cuda.cases import CASES, Case
-from tests.emulation.cuda.emulator import ORDERS, Emulated, build
+from tests.emulation.cuda.emulator import ORDERS, Emulated, build, build_text
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def kernels() -> dict[str, CudaKernel]:
+def kernels() -> dict[str, Node]:
     return {case.name: case.translated() for case in CASES}
 
 
 @pytest.fixture(scope="module")
-def emulated(kernels: dict[str, CudaKernel], tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+def emulated(kernels: dict[str, Node], tmp_path_factory: pytest.TempPathFactory) -> Emulated:
     return Emulated(build(list(kernels.values()), tmp_path_factory.mktemp("cuda")))
 
 
@@ -34,7 +34,7 @@ def assert_same_bits(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) ->
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_order_of_threads_gives_the_bits_of_the_cpu(
-    case: Case, kernels: dict[str, CudaKernel], emulated: Emulated
+    case: Case, kernels: dict[str, Node], emulated: Emulated
 ) -> None:
     want = case.on_cpu()
     for order in ORDERS:
@@ -67,19 +67,19 @@ _EXEMPLARS = ("half of a team does not wait", "nobody waits")
     "bug",
     [pytest.param(bug, marks=[] if bug in _EXEMPLARS else pytest.mark.exhaustive) for bug in BUGS],
 )
-def test_the_emulator_finds(
-    bug: str, kernels: dict[str, CudaKernel], tmp_path: pathlib.Path
-) -> None:
+def test_the_emulator_finds(bug: str, kernels: dict[str, Node], tmp_path: pathlib.Path) -> None:
     name, right, wrong = BUGS[bug]
     case = next(c for c in CASES if c.name == name)
     kernel = kernels[name]
-    assert right in kernel.text
-    broken = replace(kernel, text=_UNFUSED + kernel.text.replace(right, wrong))
-    emulated = Emulated(build([broken], tmp_path))
+    text = module_text([kernel])
+    assert right in text
+    before, after = text.split("SLM_DEVICE void case_")
+    broken = f"{before}{_UNFUSED}SLM_DEVICE void case_{after.replace(right, wrong)}"
+    emulated = Emulated(build_text(broken, [kernel.name], tmp_path))
     want = case.on_cpu()
 
     def found(order: int) -> bool:
-        message, got = case.emulated(broken, emulated, order=order)
+        message, got = case.emulated(kernel, emulated, order=order)
         return message is not None or any(
             (got[n].view(np.uint8) != want[n].view(np.uint8)).any() for n in want
         )

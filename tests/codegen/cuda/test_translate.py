@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tvm import te, tirx, topi
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.codegen.cuda.launches import launch
-from slmtvm.codegen.cuda.text import translate_plan
+from slmtvm.codegen.cuda.launches import launch, schedule
+from slmtvm.codegen.cuda.nodes import Node, Part, nodes_of, single
+from slmtvm.codegen.cuda.text import module_text, translate_plan
 from slmtvm.codegen.cuda.translate import CudaKernel, translate
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.plan.model import Function, KernelCode, Plan, PlanOutput, Ref, Space, Step
@@ -18,7 +20,7 @@ from slmtvm.schedules import vector as vec
 from slmtvm.schedules.kernel import Kernel, Tensor, define
 from slmtvm.target import CudaTarget
 
-GPU = CudaTarget("sm_87", 8, "cortex-a78")
+GPU = CudaTarget("sm_87", 8, "cortex-a78", 102.4)
 
 
 def kernel(body: Callable[..., None]) -> Kernel:
@@ -104,12 +106,18 @@ def test_a_kernel_without_text_is_named() -> None:
 def test_each_round_of_an_operators_loop_is_a_block() -> None:
     made = translate("k", operator("multiply"), (), False)
     assert made.grid == 72
-    assert "block < 72;" in made.text and "y[block] = " in made.text
+    text = module_text([single(made, [A, RESULT], 1)])
+    assert "block < 72;" in text and "y[block] = " in text
 
 
 def test_a_sum_over_an_operators_loop_is_refused() -> None:
     with pytest.raises(UnsupportedOpError, match=r"loops? that TVM made of a graph's operator"):
         translate("k", operator("sum"), (), False)
+
+
+def node(grid: int, team_bytes: int, between: int = 0) -> Node:
+    part = Part(CudaKernel("k", "", (), team_bytes), (), None)
+    return Node("node_k", (part,), (), grid, between)
 
 
 @pytest.mark.parametrize(
@@ -119,11 +127,72 @@ def test_a_sum_over_an_operators_loop_is_refused() -> None:
 def test_a_grid_is_spread_over_all_multiprocessors_that_have_room(
     grid: int, team_bytes: int, blocks: int, teams: int
 ) -> None:
-    made = launch(CudaKernel("k", "", 1, team_bytes), grid, GPU)
+    made = launch(node(grid, team_bytes, between=64), GPU)
     assert (made.blocks, made.teams) == (blocks, teams)
-    assert made.shared_bytes == teams * team_bytes
+    assert made.shared_bytes == 64 + teams * team_bytes
 
 
 def test_more_shared_memory_than_there_is_is_an_error() -> None:
+    given = {"k": CudaKernel("kernel_k", "", (), 50_000)}
+    function = Function("body", 1, (Step("k", (), 4),))
+    plan = steps_on({"k": kernel(copy)}, [])
     with pytest.raises(UnsupportedOpError, match="needs 50,000 bytes of shared memory"):
-        launch(CudaKernel("k", "", 1, 50_000), 4, GPU)
+        nodes_of(plan, function, given)
+
+
+def steps_on(kernels: dict[str, Kernel], steps: list[Step], rows: int = 1) -> Plan:
+    codes = {
+        name: KernelCode(k.func, len(k.tensors), k.scalars, runs=k.runs)
+        for name, k in kernels.items()
+    }
+    function = Function("body", rows, tuple(steps))
+    return Plan(
+        "encoder", (function,), codes, (), 1, 1, 2, (PlanOutput("", 64),),
+        Ref(Space.ARENA, 0, 0), 64, 256, 4096, 0, 0,
+    )  # fmt: skip
+
+
+def place(offset: int, space: Space = Space.ARENA, size: int = 256) -> Ref:
+    return Ref(space, offset, size)
+
+
+A, B, C, D = (place(i * 256) for i in range(4))
+RESULT, KEPT = place(0, Space.OUTPUT), place(0, Space.STATE)  # no small step's
+JOINED = [
+    ("a chain", [(A, B), (B, C), (C, RESULT)], 1, [3]),
+    ("what two read", [(A, B), (B, C), (B, RESULT)], 1, [3]),
+    ("what others read, too", [(A, B), (B, KEPT), (B, RESULT)], 1, [1, 1, 1]),
+    ("what the last step writes over", [(A, B), (B, A), (A, KEPT), (A, RESULT)], 1, [1] * 4),
+    ("the place of what is done with", [(A, B), (B, C), (C, B), (B, RESULT)], 1, [1, 3]),
+    ("several rows", [(A, B), (B, RESULT)], 16, [1, 1]),
+]
+
+
+@pytest.mark.parametrize(("steps", "rows", "sizes"), [j[1:] for j in JOINED],
+                         ids=[j[0] for j in JOINED])  # fmt: skip
+def test_small_steps_join_the_one_that_alone_reads_what_they_make(
+    steps: list[tuple[Ref, Ref]], rows: int, sizes: list[int]
+) -> None:
+    plan = steps_on({"k": kernel(copy)}, [Step("k", refs, 1) for refs in steps], rows)
+    ((_, nodes),) = schedule(plan, GPU).functions
+    assert [len(n.parts) for n in nodes] == sizes
+    assert nodes[-1].refs[-1] == RESULT
+    inside = [a for n in nodes for p in n.parts[:-1] for a in p.arguments[1:]]
+    assert all(a < 0 for a in inside)  # what small steps make lies in shared memory
+
+
+@pytest.mark.parametrize(("places", "shared"), [((A, B, RESULT), True), ((A, B, A), False)])
+def test_steps_of_equal_runs_are_one_launch_of_a_block_of_threads_for_each_run(
+    places: tuple[Ref, Ref, Ref], shared: bool
+) -> None:
+    steps = [Step("k", places[:2], 8), Step("k", places[1:], 8)]
+    plan = steps_on({"k": replace(kernel(copy), runs=4)}, steps)
+    made = schedule(plan, GPU)
+    ((_, nodes),) = made.functions
+    if not shared:  # the first would read what a block that is ahead has written over
+        assert [n.runs for n in nodes] == [1, 1]
+        return
+    (one,) = nodes
+    assert (one.runs, [p.grid for p in one.parts]) == (4, [2, 2])
+    assert launch(one, GPU).blocks == 4
+    assert made.text.count("run * 2 + i") == len(one.parts)

@@ -23,7 +23,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __shared__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
 struct uint3 {
@@ -36,8 +36,15 @@ enum { WARP = 32, MAX_THREADS = 1024, SHARED = 48 << 10, GUARD = 4 << 10, STACK 
 /* Which of the threads that can run runs next: the first, the last, or any, by a seed. */
 enum { FORWARD, BACKWARD, RANDOM };
 
+struct Block {
+  uint3 index;
+  unsigned first;           /* of its threads */
+  std::vector<char> shared; /* what lies behind its end must stay as it is */
+};
+
 struct Thread {
   uint3 index;
+  Block *block;
   jmp_buf here;
   ucontext_t start;
   std::vector<char> stack;
@@ -47,18 +54,21 @@ struct Thread {
   uint32_t given, taken[WARP];
 };
 
-inline std::vector<Thread> threads(MAX_THREADS);
-inline std::vector<int> ready;
+inline std::vector<Thread> threads;
+inline std::vector<Block> blocks;
+inline std::vector<int> ready, spinning;
 inline Thread *self;
-inline uint3 block, grid, block_size;
+inline uint3 grid, block_size;
 inline jmp_buf scheduler;
 inline const std::function<void()> *body;
 inline uint32_t order, state;
+inline long events; /* what a thread that spins may wait for */
 inline char message[256];
 
 /* Ends the launch. */
 [[noreturn]] inline void fail(const char *what) {
-  std::snprintf(message, sizeof message, "%s (block %u, thread %u)", what, block.x, self->index.x);
+  std::snprintf(message, sizeof message, "%s (block %u, thread %u)", what, self->block->index.x,
+                self->index.x);
   _longjmp(scheduler, 2);
 }
 
@@ -66,17 +76,23 @@ __attribute__((noinline)) inline void yield() {
   if (!_setjmp(self->here)) _longjmp(scheduler, 1);
 }
 
+/* Lets the others run first. */
+inline void spin() {
+  spinning.push_back((int)(self - threads.data()));
+  yield();
+}
+
 /* What the threads of `mask` gave here, by lane of the warp; it returns when all have come. */
 inline const uint32_t *meet(unsigned mask, const char *where, uint32_t given) {
-  unsigned first = self->index.x / WARP * WARP, arrived = 0;
+  unsigned own = self->index.x / WARP * WARP, first = self->block->first + own, arrived = 0;
   if (!(mask >> self->index.x % WARP & 1)) fail("a thread is not in the mask that it names");
   self->waits_at = where;
   self->mask = mask;
   self->given = given;
   for (unsigned i = 0; i < WARP; ++i) {
-    Thread &t = threads[first + i];
     if (!(mask >> i & 1)) continue;
-    if (first + i >= block_size.x || t.done) fail("waits for a thread that has ended");
+    if (own + i >= block_size.x || threads[first + i].done) fail("waits for a thread that has ended");
+    Thread &t = threads[first + i];
     if (!t.waits_at) continue;
     if (t.mask != mask || std::strcmp(t.waits_at, where)) fail("threads meet at different places");
     arrived |= 1u << i;
@@ -85,19 +101,39 @@ inline const uint32_t *meet(unsigned mask, const char *where, uint32_t given) {
     for (unsigned i = 0; i < WARP; ++i) {
       if (!(mask >> i & 1)) continue;
       Thread &t = threads[first + i];
-      for (unsigned k = 0; k < WARP; ++k) t.taken[k] = threads[first + k].given;
+      for (unsigned k = 0; k < WARP; ++k)
+        if (mask >> k & 1) t.taken[k] = threads[first + k].given;
       t.waits_at = nullptr;
-      if (&t != self) ready.push_back((int)(first + i));
+      ready.push_back((int)(first + i));
     }
-    ready.push_back((int)self->index.x);
   }
   yield();
   return self->taken;
 }
 
+/* Waits for all threads of the block. */
+inline void meet_block() {
+  Block &b = *self->block;
+  unsigned arrived = 0;
+  self->waits_at = "__syncthreads";
+  self->mask = 0;
+  for (unsigned i = 0; i < block_size.x; ++i) {
+    Thread &t = threads[b.first + i];
+    if (t.done) fail("waits for a thread that has ended");
+    arrived += t.waits_at && !t.mask;
+  }
+  if (arrived == block_size.x)
+    for (unsigned i = 0; i < block_size.x; ++i) {
+      threads[b.first + i].waits_at = nullptr;
+      ready.push_back((int)(b.first + i));
+    }
+  yield();
+}
+
 inline void enter() {
   (*body)();
   self->done = true;
+  ++events;
   _longjmp(scheduler, 1);
 }
 
@@ -115,12 +151,24 @@ inline int next() {
   return chosen;
 }
 
-inline const char *run_block(unsigned index) {
-  block.x = index;
+/* Runs `count` blocks from `first` on at once. */
+inline const char *run_blocks(unsigned first, unsigned count, size_t shared) {
+  static long seen;
+  static int stuck;
   ready.clear();
-  for (unsigned i = 0; i < block_size.x; ++i) {
+  spinning.clear();
+  stuck = 0;
+  if (threads.size() < count * block_size.x) threads.resize(count * block_size.x);
+  blocks.resize(count);
+  for (unsigned n = 0; n < count; ++n) {
+    blocks[n].index.x = first + n;
+    blocks[n].first = n * block_size.x;
+    blocks[n].shared.assign(shared + GUARD, (char)0xa5);
+  }
+  for (unsigned i = 0; i < count * block_size.x; ++i) {
     Thread &t = threads[i];
-    t.index.x = i;
+    t.index.x = i % block_size.x;
+    t.block = &blocks[i / block_size.x];
     t.started = t.done = false;
     t.waits_at = nullptr;
     if (t.stack.empty()) t.stack.resize(STACK);
@@ -132,14 +180,23 @@ inline const char *run_block(unsigned index) {
     ready.push_back((int)i);
   }
   if (_setjmp(scheduler) == 2) return message;
+  if (ready.empty() && !spinning.empty()) {
+    stuck = events == seen ? stuck + 1 : 0;
+    seen = events;
+    if (stuck > 2) return "threads wait for one another";
+    ready.swap(spinning);
+  }
   if (!ready.empty()) {
     self = &threads[(size_t)next()];
     if (self->started) _longjmp(self->here, 1);
     self->started = true;
     setcontext(&self->start);
   }
-  for (unsigned i = 0; i < block_size.x; ++i)
+  for (unsigned i = 0; i < count * block_size.x; ++i)
     if (!threads[i].done) return "threads wait for one another";
+  for (const Block &b : blocks)
+    for (size_t k = shared; k < b.shared.size(); ++k)
+      if (b.shared[k] != (char)0xa5) return "shared memory was written behind its end";
   return nullptr;
 }
 
@@ -150,39 +207,54 @@ void call(void (*kernel)(A...), void **params, std::index_sequence<I...>) {
 
 }  // namespace emu
 
-/* Of one block, which runs alone; what lies behind it must stay as it is. */
-__align__(16) char slm_shared[emu::SHARED + emu::GUARD];
-
 namespace emu {
 
-/* Runs a kernel as cuLaunchKernel does: `params` holds a pointer to each of its arguments. Returns
- * what went wrong, or nullptr. */
+/* Runs a kernel as cuLaunchKernel does: `params` holds a pointer to each of its arguments; where
+ * `together`, as cuLaunchCooperativeKernel, all blocks at once. Returns what went wrong, or nullptr. */
 template <class... A>
-const char *launch(void (*kernel)(A...), unsigned blocks, unsigned size, size_t shared,
-                   void **params) {
+const char *launch(void (*kernel)(A...), unsigned count, unsigned size, size_t shared,
+                   void **params, bool together) {
   std::function<void()> bound = [&] { call(kernel, params, std::index_sequence_for<A...>{}); };
   if (size == 0 || size > MAX_THREADS || shared > SHARED) return "such a launch is not possible";
   body = &bound;
-  grid.x = blocks;
+  grid.x = count;
   block_size.x = size;
   state = order;
-  for (unsigned i = 0; i < blocks; ++i) {
-    std::memset(slm_shared, 0xa5, sizeof slm_shared);
-    const char *wrong = run_block(order == BACKWARD ? blocks - 1 - i : i);
+  if (together) return run_blocks(0, count, shared);
+  for (unsigned i = 0; i < count; ++i) {
+    const char *wrong = run_blocks(order == BACKWARD ? count - 1 - i : i, 1, shared);
     if (wrong) return wrong;
-    for (size_t k = shared; k < sizeof slm_shared; ++k)
-      if (slm_shared[k] != (char)0xa5) return "shared memory was written behind its end";
   }
   return nullptr;
 }
 
+/* Bytes of each of a kernel's arguments; how many there are. */
+template <class... A>
+int sizes(void (*)(A...), size_t *to) {
+  size_t own[] = {sizeof(A)...};
+  std::memcpy(to, own, sizeof own);
+  return (int)sizeof...(A);
+}
+
 }  // namespace emu
 
+#define slm_shared (emu::self->block->shared.data())
 #define threadIdx (emu::self->index)
-#define blockIdx (emu::block)
+#define blockIdx (emu::self->block->index)
 #define blockDim (emu::block_size)
 #define gridDim (emu::grid)
 
+#define __noinline__ __attribute__((noinline))
+static inline void __syncthreads() { emu::meet_block(); }
+static inline void __threadfence() {}
+static inline unsigned atomicAdd(unsigned *at, unsigned value) {
+  ++emu::events;
+  return std::exchange(*at, *at + value);
+}
+static inline unsigned slm_poll(const unsigned *at) {
+  emu::spin();
+  return *at;
+}
 static inline void __syncwarp(unsigned mask) { emu::meet(mask, "__syncwarp", 0); }
 template <class T> T __shfl_sync(unsigned mask, T value, int from, int width) {
   uint32_t bits;
@@ -194,7 +266,23 @@ template <class T> T __shfl_sync(unsigned mask, T value, int from, int width) {
   std::memcpy(&value, &all[source], sizeof value);
   return value;
 }
-static inline int __dp4a(int a, int b, int c) {
+/* The tensor cores' product of signed bytes, 16 by 32 and 32 by 8: what each lane gave, then its sums. */
+static inline void slm_mma_16x8x32(int *d, const unsigned *a, const unsigned *b) {
+  uint32_t all[6][emu::WARP];
+  for (int r = 0; r < 6; ++r)
+    std::memcpy(all[r], emu::meet(~0u, "mma", r < 4 ? a[r] : b[r - 4]), sizeof all[r]);
+  int lane = (int)(emu::self->index.x % emu::WARP);
+  for (int i = 0; i < 4; ++i) {
+    int row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 32; ++k) {
+      int from = k % 16 / 4, half = k / 16, byte = k % 4 * 8;
+      int left = (int8_t)(all[half * 2 + row / 8][row % 8 * 4 + from] >> byte);
+      int right = (int8_t)(all[4 + half][column * 4 + from] >> byte);
+      d[i] += left * right;
+    }
+  }
+}
+static inline int slm_dp4a(int a, int b, int c) {
   for (int i = 0; i < 4; ++i) c += (int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
   return c;
 }

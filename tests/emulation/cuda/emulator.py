@@ -5,44 +5,65 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from slmtvm.codegen.cuda.text import DEVICE_TEXT
-from slmtvm.codegen.cuda.translate import CudaKernel
+from slmtvm.codegen.cuda.nodes import Node
+from slmtvm.codegen.cuda.text import PERSISTENT, module_text
 
 _HERE = Path(__file__).parent
 _FLAGS = (
     "-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fwrapv", "-ffp-contract=off",
-    "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-mfma", "-mf16c",
+    "-fno-strict-aliasing", "-U_FORTIFY_SOURCE",
 )  # fmt: skip
+_OWN = ("g++", "-mfma", "-mf16c")
+_DRIVER_FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared")
 ORDERS = (0, 1, 12345)
 """Forward, backward, and any order of threads."""
 
 
-def build(kernels: Sequence[CudaKernel], folder: Path) -> Path:
-    """A library with ``emu_NAME`` for each kernel; skips the test where there is no g++."""
-    if shutil.which("g++") is None:
+def build(
+    nodes: Sequence[Node], folder: Path, persistent: Sequence[Node] = (), triple: str | None = None
+) -> Path:
+    """A library with ``emu_NAME`` for each entry, for this machine or what ``triple`` names; skips
+    the test where there is no g++."""
+    return build_text(
+        module_text(nodes, persistent),
+        [*(n.name for n in nodes), *([PERSISTENT] if persistent else [])],
+        folder,
+        triple,
+    )
+
+
+def build_text(text: str, entries: Sequence[str], folder: Path, triple: str | None = None) -> Path:
+    """``build`` of a CUDA text and its entries."""
+    if triple is None and shutil.which("g++") is None:
         pytest.skip("g++ is not installed: apt-get install g++")
     exports = [
-        f'extern "C" const char *emu_{k.name}(unsigned grid, unsigned size, size_t shared, '
-        f"void **params) {{ return emu::launch({k.name}, grid, size, shared, params); }}\n"
-        f'extern "C" const int emu_params_{k.name} = {k.pointers + 2};'
-        for k in kernels
+        f'extern "C" const char *emu_{name}(unsigned grid, unsigned size, size_t shared, '
+        f"void **params) {{ return emu::launch({name}, grid, size, shared, params, "
+        f"{str(name == PERSISTENT).lower()}); }}\n"
+        f'extern "C" int emu_sizes_{name}(size_t *to) {{ return emu::sizes({name}, to); }}'
+        for name in entries
     ]
     order = 'extern "C" void emu_order(unsigned order) { emu::order = order; }'
     source, library = folder / "kernels.cpp", folder / "kernels.so"
-    texts = [k.text for k in kernels]
-    source.write_text(
-        "\n".join(['#include "emulator.h"', DEVICE_TEXT, *texts, *exports, order, ""])
-    )
+    source.write_text("\n".join(['#include "emulator.h"', text, *exports, order, ""]))
+    compiler = _OWN if triple is None else (*_zig(), "c++")
     subprocess.run(
-        ["g++", *_FLAGS, f"-I{_HERE}", "-o", str(library), str(source)], check=True, timeout=300
-    )
+        [*compiler, *_FLAGS, *(["-fno-sanitize=all", "-target", triple] if triple else []),
+         f"-I{_HERE}", "-o", str(library), str(source)],
+        check=True, timeout=300,
+    )  # fmt: skip
     return library
+
+
+def _zig() -> tuple[str, ...]:
+    return (sys.executable, "-m", "ziglang")
 
 
 class Emulated:
@@ -53,7 +74,7 @@ class Emulated:
 
     def run(
         self,
-        kernel: CudaKernel,
+        node: Node,
         buffers: Sequence[np.ndarray],
         grid: int,
         *,
@@ -63,7 +84,7 @@ class Emulated:
         blocks: int = 2,
         order: int = 0,
     ) -> str | None:
-        """Runs ``grid`` blocks of a kernel on ``blocks`` blocks of ``teams`` teams of threads.
+        """Runs ``grid`` blocks of a node on ``blocks`` blocks of ``teams`` teams of threads.
 
         Returns what the emulator found wrong, None where nothing.
         """
@@ -76,19 +97,20 @@ class Emulated:
         params = (ctypes.c_void_p * len(values))(
             *(ctypes.cast(ctypes.byref(v), ctypes.c_void_p) for v in values)
         )
-        function = getattr(self._library, f"emu_{kernel.name}")
+        function = getattr(self._library, f"emu_{node.name}")
         function.restype = ctypes.c_char_p
         function.argtypes = [ctypes.c_uint, ctypes.c_uint, ctypes.c_size_t, ctypes.c_void_p]
-        wrong = function(blocks, teams * 16, teams * kernel.team_bytes, params)
+        wrong = function(blocks, teams * 16, node.between_bytes + teams * node.team_bytes, params)
         return wrong.decode() if wrong else None
 
 
-def build_driver(folder: Path) -> Path:
+def build_driver(folder: Path, triple: str | None = None) -> Path:
     """A libcuda.so.1 that runs the kernels of a library that ``build`` made."""
     path = folder / "libcuda.so.1"
+    other = [*_zig(), "cc", "-target", str(triple), "-fno-sanitize=all"]
     subprocess.run(
-        ["gcc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-o",
-         str(path), str(_HERE / "libcuda.c"), "-ldl"],
+        [*(["gcc"] if triple is None else other), *_DRIVER_FLAGS, "-o", str(path),
+         str(_HERE / "libcuda.c"), "-ldl"],
         check=True, timeout=300,
     )  # fmt: skip
     return path

@@ -13,16 +13,17 @@
 #include <sys/mman.h>
 
 typedef const char *(*emulated)(unsigned grid, unsigned size, size_t shared, void **params);
+enum { MAX_PARAMS = 100, MAX_WORK = 4096, MAX_MEMORY = 256, PAGE = 4096 };
 typedef struct {
   emulated run;
   int params;
+  size_t sizes[MAX_PARAMS];
 } function;
 typedef struct {
   void *function;
   unsigned grid[3], block[3], shared_bytes;
   void **params, **extra;
 } node;
-enum { MAX_PARAMS = 40, MAX_WORK = 4096, MAX_MEMORY = 256, PAGE = 4096 };
 typedef struct {
   function *f;
   unsigned grid, size, shared;
@@ -35,6 +36,7 @@ typedef struct {
 typedef struct {
   int kind; /* 0 a graph, 1 a copy, 2 a fill */
   graph *g;
+  int once; /* the graph goes with it */
   char *to;
   const void *from;
   size_t bytes;
@@ -91,6 +93,19 @@ int cuDeviceGet(int *device, int i) {
   *device = i;
   return i ? INVALID : OK;
 }
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+  enum { MULTIPROCESSORS = 16, COOPERATIVE = 95 };
+  const char *together = getenv("EMULATED_COOPERATIVE");
+  ENTER(INVALID);
+  *value = attribute == MULTIPROCESSORS ? 3 : together ? atoi(together) : 1;
+  return device || (attribute != MULTIPROCESSORS && attribute != COOPERATIVE) ? INVALID : OK;
+}
+int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *f, int size, size_t shared) {
+  ENTER(INVALID);
+  NEEDS_CONTEXT;
+  *blocks = 1;
+  return f && size && shared <= 48 << 10 ? OK : INVALID;
+}
 int cuDevicePrimaryCtxRetain(void **context, int device) {
   ENTER(OUT_OF_MEMORY);
   *context = &contexts;
@@ -131,10 +146,11 @@ int cuModuleGetFunction(void **to, void *module, const char *name) {
   function *f = calloc(1, sizeof *f);
   snprintf(symbol, sizeof symbol, "emu_%s", name);
   *(void **)&f->run = dlsym(module, symbol);
-  snprintf(symbol, sizeof symbol, "emu_params_%s", name);
-  const int *params = dlsym(module, symbol);
-  if (!f->run || !params) return NOT_FOUND;
-  f->params = *params;
+  snprintf(symbol, sizeof symbol, "emu_sizes_%s", name);
+  int (*sizes)(size_t *);
+  *(void **)&sizes = dlsym(module, symbol);
+  if (!f->run || !sizes) return NOT_FOUND;
+  f->params = sizes(f->sizes);
   *to = f;
   return OK;
 }
@@ -208,7 +224,7 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stre
   ENTER(INVALID);
   NEEDS_CONTEXT;
   char *place = (char *)(uintptr_t)to;
-  return inside(place, bytes) ? add((task){1, NULL, place, from, bytes, 0}) : INVALID;
+  return inside(place, bytes) ? add((task){1, NULL, 0, place, from, bytes, 0}) : INVALID;
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
   (void)stream;
@@ -217,14 +233,14 @@ int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream)
   char *place = (char *)(uintptr_t)to, *source = (char *)(uintptr_t)from;
   if (!inside(place, bytes) || !inside(source, bytes)) return INVALID;
   if (place < source + bytes && source < place + bytes) return INVALID; /* undefined */
-  return add((task){1, NULL, place, source, bytes, 0});
+  return add((task){1, NULL, 0, place, source, bytes, 0});
 }
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream) {
   (void)stream;
   ENTER(INVALID);
   NEEDS_CONTEXT;
   char *place = (char *)(uintptr_t)to;
-  return inside(place, bytes) ? add((task){2, NULL, place, NULL, bytes, value}) : INVALID;
+  return inside(place, bytes) ? add((task){2, NULL, 0, place, NULL, bytes, value}) : INVALID;
 }
 int cuStreamCreate(void **stream, unsigned flags) {
   ENTER(OUT_OF_MEMORY);
@@ -249,6 +265,11 @@ static int run_graph(const graph *g) {
   }
   return OK;
 }
+static int drop(graph *g) {
+  free(g->work);
+  free(g);
+  return OK;
+}
 int cuStreamSynchronize(void *stream) {
   (void)stream;
   ENTER(LAUNCH_FAILED);
@@ -258,12 +279,50 @@ int cuStreamSynchronize(void *stream) {
   for (int i = 0; i < task_count && code == OK; ++i) {
     task *t = &tasks[i];
     if (t->kind == 0) code = run_graph(t->g);
+    if (t->once) drop(t->g);
     if (t->kind == 1) memcpy(t->to, t->from, t->bytes);
     if (t->kind == 2) memset(t->to, t->value, t->bytes);
   }
   protect(PROT_NONE);
   task_count = 0;
   return code;
+}
+
+/* The driver copies a launch's arguments. */
+static int describe(launch *l, const node *n) {
+  if (n->grid[0] == 0 || n->block[0] == 0 || n->block[0] > 256 || n->shared_bytes > 48 << 10)
+    return INVALID;
+  *l = (launch){n->function, n->grid[0], n->block[0], n->shared_bytes, {0}};
+  for (int p = 0; p < l->f->params; ++p) {
+    memcpy(&l->values[p], n->params[p], l->f->sizes[p]);
+    if (l->f->sizes[p] == sizeof(uint64_t) && !inside((char *)(uintptr_t)l->values[p], 1))
+      return INVALID;
+  }
+  return OK;
+}
+static int launch_once(node n) {
+  graph *g = calloc(1, sizeof *g);
+  g->work = calloc(1, sizeof *g->work);
+  g->count = 1;
+  int code = describe(g->work, &n);
+  return code == OK ? add((task){0, g, 1, NULL, NULL, 0, 0}) : (drop(g), code);
+}
+int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                   unsigned bz, unsigned shared, void *stream, void **params, void **extra) {
+  (void)stream;
+  ENTER(LAUNCH_FAILED);
+  NEEDS_CONTEXT;
+  return launch_once((node){f, {gx, gy, gz}, {bx, by, bz}, shared, params, extra});
+}
+int cuLaunchCooperativeKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
+                              unsigned by, unsigned bz, unsigned shared, void *stream,
+                              void **params) {
+  enum { TOO_LARGE = 720 };
+  (void)stream;
+  ENTER(LAUNCH_FAILED);
+  NEEDS_CONTEXT;
+  if (gx > 3) return TOO_LARGE; /* one on each multiprocessor, as it is told */
+  return launch_once((node){f, {gx, gy, gz}, {bx, by, bz}, shared, params, NULL});
 }
 
 int cuGraphCreate(void **to, unsigned flags) {
@@ -277,19 +336,10 @@ int cuGraphAddKernelNode(void **to, void *into, void *const *after, size_t count
   ENTER(INVALID);
   NEEDS_CONTEXT;
   graph *g = into;
-  if (n->grid[0] == 0 || n->block[0] == 0 || n->block[0] > 256 || n->shared_bytes > 48 << 10)
-    return INVALID;
   /* A straight line: each node after the one before it. */
   if ((count == 1 ? after[0] : NULL) != (g->count ? &g->work[g->count - 1] : NULL)) return INVALID;
-  launch *l = &g->work[g->count++];
-  *l = (launch){n->function, n->grid[0], n->block[0], n->shared_bytes, {0}};
-  for (int p = 0; p < l->f->params; ++p) {
-    int last = p == l->f->params - 1; /* the grid, an int; the others are pointers */
-    memcpy(&l->values[p], n->params[p], last ? sizeof(int) : sizeof(uint64_t));
-    if (!last && !inside((char *)(uintptr_t)l->values[p], 1)) return INVALID;
-  }
-  *to = l;
-  return OK;
+  *to = &g->work[g->count];
+  return describe(&g->work[g->count++], n);
 }
 int cuGraphInstantiateWithFlags(void **to, void *from, unsigned long long flags) {
   ENTER(OUT_OF_MEMORY);
@@ -305,12 +355,7 @@ int cuGraphLaunch(void *exec, void *stream) {
   (void)stream;
   ENTER(LAUNCH_FAILED);
   NEEDS_CONTEXT;
-  return add((task){0, exec, NULL, NULL, 0, 0});
-}
-static int drop(graph *g) {
-  free(g->work);
-  free(g);
-  return OK;
+  return add((task){0, exec, 0, NULL, NULL, 0, 0});
 }
 int cuGraphExecDestroy(void *exec) { return drop(exec); }
 int cuGraphDestroy(void *g) { return drop(g); }

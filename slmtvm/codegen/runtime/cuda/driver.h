@@ -19,6 +19,7 @@ typedef struct slm_cuda_node {
   F(cuInit, (unsigned))                                                                    \
   F(cuGetErrorName, (int, const char **))                                                  \
   F(cuDeviceGet, (int *, int))                                                             \
+  F(cuDeviceGetAttribute, (int *, int, int))                                               \
   F(cuDevicePrimaryCtxRetain, (void **, int))                                              \
   F(cuDevicePrimaryCtxRelease_v2, (int))                                                   \
   F(cuCtxPushCurrent_v2, (void *))                                                         \
@@ -26,6 +27,11 @@ typedef struct slm_cuda_node {
   F(cuModuleLoadData, (void **, const void *))                                             \
   F(cuModuleUnload, (void *))                                                              \
   F(cuModuleGetFunction, (void **, void *, const char *))                                  \
+  F(cuOccupancyMaxActiveBlocksPerMultiprocessor, (int *, void *, int, size_t))             \
+  F(cuLaunchKernel, (void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,   \
+                     unsigned, void *, void **, void **))                                  \
+  F(cuLaunchCooperativeKernel, (void *, unsigned, unsigned, unsigned, unsigned, unsigned,  \
+                                unsigned, unsigned, void *, void **))                      \
   F(cuMemAlloc_v2, (slm_cuda_pointer *, size_t))                                           \
   F(cuMemFree_v2, (slm_cuda_pointer))                                                      \
   F(cuMemHostAlloc, (void **, size_t, unsigned))                                           \

@@ -1,7 +1,10 @@
-/* A plan on a GPU: weights and a session's memory on the device, one CUDA graph a function.
+/* A plan on a GPU: weights and a session's memory on the device, one CUDA graph a function; where the
+ * plan has a persistent kernel, that does functions of one row.
  *
  * Tokens, position and outputs lie in memory that both processors see, so a step of a function is one
- * launch and one wait. What went wrong in a kernel stays: the driver refuses all that follows. */
+ * launch and one wait. What went wrong in a kernel stays: the driver refuses all that follows.
+ * The environment's SLM_CUDA_LAUNCH=graph does without the persistent kernel, and =direct without
+ * graphs, too: a launch of its own for each kernel, for tools that look at them. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,22 +13,34 @@
 #include "driver.h"
 #include "plan.h"
 
-/* Pointers of a kernel: its buffers, and the ambient scalars. */
-enum { MAX_POINTERS = SLM_MAX_ARGS + 1, AMBIENT_BYTES = 64, MAPPED = 2, NON_BLOCKING = 1 };
+/* Pointers of a launch: buffers of a few steps, and the ambient scalars. */
+enum { MAX_POINTERS = 3 * SLM_MAX_ARGS + 1, AMBIENT_BYTES = 64, MAPPED = 2, NON_BLOCKING = 1 };
+enum { MULTIPROCESSORS = 16, COOPERATIVE = 95 }; /* attributes of a device */
+typedef enum { BY_GRAPH, DIRECT, PERSISTENT } launch_way;
 
 typedef struct {
   slm_cuda_driver cu;
   int device;
   void *context, *module;
-  void **functions; /* by kernel */
+  void **entries;
+  void *persistent; /* NULL: functions of one row run as the others do */
+  unsigned blocks;  /* of it that run at once */
+  launch_way way;   /* of other functions */
   slm_cuda_pointer weights;
 } cuda_model;
+
+/* What the persistent kernel reads of a launch; slm_device.h of the kernels has the same. */
+typedef struct {
+  int32_t number, grid, first_ref;
+} work;
 
 typedef struct {
   void *stream;
   void *host; /* ambient scalars, tokens, outputs */
   slm_cuda_pointer memory[SLM_SPACES], ambient;
   void **graphs; /* by function: bodies, heads, sources; NULL before the first run */
+  slm_cuda_pointer pointers, works, arrived; /* the persistent kernel's */
+  unsigned passed;                           /* what `arrived` holds */
 } cuda_session;
 
 /* Runs `call`, with what it is for where it fails; does nothing after a failure. */
@@ -43,11 +58,33 @@ static void leave(cuda_model *m) {
   m->cu.cuCtxPopCurrent_v2(&context);
 }
 
+/* Finds out how many blocks of the persistent kernel run at once; none where the GPU cannot hold any
+ * together. */
+static int32_t find_persistent(cuda_model *m) {
+  const slm_cuda_persistent *p = &slm_cuda.persistent;
+  int32_t code = SLM_OK;
+  int each = 0, processors = 0, together = 0;
+  void *entry = NULL;
+  TRY(cuModuleGetFunction(&entry, m->module, p->entry), "finding a kernel");
+  TRY(cuDeviceGetAttribute(&processors, MULTIPROCESSORS, m->device), "looking at the GPU");
+  TRY(cuDeviceGetAttribute(&together, COOPERATIVE, m->device), "looking at the GPU");
+  TRY(cuOccupancyMaxActiveBlocksPerMultiprocessor(&each, entry, p->threads, p->shared_bytes),
+      "looking at the GPU");
+  if (code != SLM_OK || !together || each < 1 || processors < 1) return code;
+  m->blocks = (unsigned)(each * processors);
+  if (m->blocks > p->blocks) m->blocks = p->blocks;
+  m->persistent = entry;
+  return SLM_OK;
+}
+
 static int32_t load(cuda_model *m, const void *weights) {
   int32_t code = SLM_OK;
+  const char *way = getenv("SLM_CUDA_LAUNCH");
+  m->way = way && !strcmp(way, "direct") ? DIRECT : BY_GRAPH;
   TRY(cuModuleLoadData(&m->module, slm_cuda.image), "loading kernels");
-  for (int32_t i = 0; i < slm_plan.kernel_count; ++i)
-    TRY(cuModuleGetFunction(&m->functions[i], m->module, slm_cuda.kernels[i]), "finding a kernel");
+  for (int32_t i = 0; i < slm_cuda.entry_count; ++i)
+    TRY(cuModuleGetFunction(&m->entries[i], m->module, slm_cuda.entries[i]), "finding a kernel");
+  if (code == SLM_OK && slm_cuda.persistent.entry && !(way && *way)) code = find_persistent(m);
   TRY(cuMemAlloc_v2(&m->weights, slm_plan.weights_bytes), "memory for weights");
   TRY(cuMemcpyHtoDAsync_v2(m->weights, weights, slm_plan.weights_bytes, NULL), "copying weights");
   TRY(cuStreamSynchronize(NULL), "copying weights");
@@ -64,7 +101,7 @@ static void close_model(slm_model *model) {
   }
   if (m->context) m->cu.cuDevicePrimaryCtxRelease_v2(m->device);
   slm_cuda_driver_close(&m->cu);
-  free(m->functions);
+  free(m->entries);
   free(m);
   model->device = NULL;
 }
@@ -73,9 +110,9 @@ static int32_t open_model(slm_model *model) {
   cuda_model *m = calloc(1, sizeof *m);
   if (!m) return slm_fail(SLM_ERR_MEMORY, "no memory for the model");
   model->device = m;
-  m->functions = calloc((size_t)slm_plan.kernel_count, sizeof *m->functions);
+  m->entries = calloc((size_t)slm_cuda.entry_count, sizeof *m->entries);
   int32_t code =
-      m->functions ? slm_cuda_driver_open(&m->cu) : slm_fail(SLM_ERR_MEMORY, "no memory for kernels");
+      m->entries ? slm_cuda_driver_open(&m->cu) : slm_fail(SLM_ERR_MEMORY, "no memory for kernels");
   TRY(cuDeviceGet(&m->device, 0), "finding a GPU");
   TRY(cuDevicePrimaryCtxRetain(&m->context, m->device), "opening the GPU");
   if (code == SLM_OK) code = enter(m);
@@ -91,14 +128,14 @@ static int32_t function_count(void) {
   return slm_plan.body_count + slm_plan.head_count + slm_plan.source_count;
 }
 
-/* Where a function's graph is kept. */
-static void **graph_of(cuda_session *s, const slm_function *function) {
+/* The number of a function among bodies, heads and sources; -1 where it is none of them. */
+static int32_t number_of(const slm_function *function) {
   const slm_function *lists[] = {slm_plan.bodies, slm_plan.heads, slm_plan.sources};
   int32_t counts[] = {slm_plan.body_count, slm_plan.head_count, slm_plan.source_count}, at = 0;
   for (int i = 0; i < 3; ++i)
     for (int32_t k = 0; k < counts[i]; ++k, ++at)
-      if (&lists[i][k] == function) return &s->graphs[at];
-  return NULL;
+      if (&lists[i][k] == function) return at;
+  return -1;
 }
 
 static void free_session(slm_session *session) {
@@ -110,6 +147,9 @@ static void free_session(slm_session *session) {
       if (s->graphs[i]) m->cu.cuGraphExecDestroy(s->graphs[i]);
     for (int i = SLM_SPACE_STATE; i <= SLM_SPACE_SCRATCH; ++i)
       if (s->memory[i]) m->cu.cuMemFree_v2(s->memory[i]);
+    const slm_cuda_pointer own[] = {s->pointers, s->works, s->arrived};
+    for (int i = 0; i < 3; ++i)
+      if (own[i]) m->cu.cuMemFree_v2(own[i]);
     if (s->host) m->cu.cuMemFreeHost(s->host);
     if (s->stream) m->cu.cuStreamDestroy_v2(s->stream);
     leave(m);
@@ -149,6 +189,44 @@ static int32_t place_memory(cuda_model *m, cuda_session *s, slm_session *session
   return SLM_OK;
 }
 
+static slm_cuda_pointer place_of(const cuda_session *s, uint64_t ref) {
+  return s->memory[SLM_REF_SPACE(ref)] + SLM_REF_OFFSET(ref);
+}
+
+static uint32_t launch_count(void) {
+  uint32_t count = 0;
+  for (int32_t i = 0; i < function_count(); ++i) count += slm_cuda.functions[i].count;
+  return count;
+}
+
+/* Tables of the persistent kernel: what all launches are, and where their buffers lie. */
+static int32_t place_tables(cuda_model *m, cuda_session *s) {
+  int32_t code = SLM_OK;
+  uint32_t count = launch_count();
+  slm_cuda_pointer *pointers = calloc(slm_cuda.ref_count, sizeof *pointers);
+  work *works = calloc(count, sizeof *works);
+  if (!pointers || !works) code = slm_fail(SLM_ERR_MEMORY, "no memory for a session");
+  for (uint32_t i = 0; code == SLM_OK && i < slm_cuda.ref_count; ++i)
+    pointers[i] = place_of(s, slm_cuda.refs[i]);
+  for (uint32_t i = 0; code == SLM_OK && i < count; ++i) {
+    const slm_cuda_launch *l = &slm_cuda.launches[i];
+    works[i] = (work){l->number, l->grid, (int32_t)l->first_ref};
+  }
+  TRY(cuMemAlloc_v2(&s->pointers, slm_cuda.ref_count * sizeof *pointers), "memory for a session");
+  TRY(cuMemAlloc_v2(&s->works, count * sizeof *works), "memory for a session");
+  TRY(cuMemAlloc_v2(&s->arrived, sizeof(unsigned)), "memory for a session");
+  TRY(cuMemcpyHtoDAsync_v2(s->pointers, pointers, slm_cuda.ref_count * sizeof *pointers, s->stream),
+      "copying tables");
+  TRY(cuMemcpyHtoDAsync_v2(s->works, works, count * sizeof *works, s->stream), "copying tables");
+  TRY(cuMemsetD8Async(s->arrived, 0, sizeof(unsigned), s->stream), "clearing a session's memory");
+  /* What is copied must not be freed before, also where something failed. */
+  if (code != SLM_OK) m->cu.cuStreamSynchronize(s->stream);
+  TRY(cuStreamSynchronize(s->stream), "copying tables");
+  free(pointers);
+  free(works);
+  return code;
+}
+
 static int32_t new_session(slm_session *session) {
   cuda_model *m = model_of(session);
   cuda_session *s = calloc(1, sizeof *s);
@@ -158,35 +236,35 @@ static int32_t new_session(slm_session *session) {
   int32_t code = s->graphs ? enter(m) : slm_fail(SLM_ERR_MEMORY, "no memory for a session");
   if (s->graphs && code == SLM_OK) {
     code = place_memory(m, s, session);
+    if (code == SLM_OK && m->persistent) code = place_tables(m, s);
     leave(m);
   }
   if (code != SLM_OK) free_session(session);
   return code;
 }
 
-/* A node for each step, one after the other; the driver copies what parameters point to. */
-static int32_t add_steps(cuda_model *m, cuda_session *s, void *graph, const slm_function *function) {
+/* The arguments of a launch; `params` point to `pointers` and into tables. */
+static void fill(const cuda_session *s, const slm_cuda_launch *l, slm_cuda_pointer *pointers,
+                 void **params) {
+  for (int k = 0; k < l->args; ++k) {
+    pointers[k] = place_of(s, slm_cuda.refs[l->first_ref + (uint32_t)k]);
+    params[k] = &pointers[k];
+  }
+  params[l->args] = (void *)&s->ambient;
+  params[l->args + 1] = (void *)&l->grid;
+}
+
+/* A node for each launch, one after the other; the driver copies what parameters point to. */
+static int32_t add_nodes(cuda_model *m, const cuda_session *s, void *graph, slm_cuda_list list) {
   int32_t code = SLM_OK;
   void *last = NULL;
-  for (uint32_t i = function->first_step; i < function->first_step + function->steps; ++i) {
-    const slm_step *step = &slm_plan.steps[i];
-    const slm_cuda_launch *launch = &slm_cuda.launches[i];
+  for (uint32_t i = list.first; i < list.first + list.count; ++i) {
+    const slm_cuda_launch *l = &slm_cuda.launches[i];
     slm_cuda_pointer pointers[MAX_POINTERS];
     void *params[MAX_POINTERS + 1], *node = NULL;
-    int32_t grid = step->grid;
-    for (int k = 0; k < step->args; ++k) {
-      uint64_t ref = slm_plan.refs[step->first_ref + (uint32_t)k];
-      pointers[k] = s->memory[SLM_REF_SPACE(ref)] + SLM_REF_OFFSET(ref);
-      params[k] = &pointers[k];
-    }
-    params[step->args] = &s->ambient;
-    params[step->args + 1] = &grid;
-    slm_cuda_node described = {m->functions[step->kernel],
-                               {launch->blocks, 1, 1},
-                               {launch->threads, 1, 1},
-                               launch->shared_bytes,
-                               params,
-                               NULL};
+    fill(s, l, pointers, params);
+    slm_cuda_node described = {m->entries[l->entry], {l->blocks, 1, 1}, {l->threads, 1, 1},
+                               l->shared_bytes,      params,            NULL};
     TRY(cuGraphAddKernelNode(&node, graph, last ? &last : NULL, last != NULL, &described),
         "preparing a kernel");
     last = node;
@@ -194,12 +272,38 @@ static int32_t add_steps(cuda_model *m, cuda_session *s, void *graph, const slm_
   return code;
 }
 
-static int32_t build_graph(cuda_model *m, cuda_session *s, const slm_function *function,
-                           void **built) {
+static int32_t launch_each(cuda_model *m, const cuda_session *s, slm_cuda_list list) {
+  int32_t code = SLM_OK;
+  for (uint32_t i = list.first; i < list.first + list.count; ++i) {
+    const slm_cuda_launch *l = &slm_cuda.launches[i];
+    slm_cuda_pointer pointers[MAX_POINTERS];
+    void *params[MAX_POINTERS + 1];
+    fill(s, l, pointers, params);
+    TRY(cuLaunchKernel(m->entries[l->entry], l->blocks, 1, 1, l->threads, 1, 1, l->shared_bytes,
+                       s->stream, params, NULL),
+        "running kernels");
+  }
+  return code;
+}
+
+static int32_t launch_persistent(cuda_model *m, cuda_session *s, slm_cuda_list list) {
+  int32_t code = SLM_OK, count = (int32_t)list.count;
+  slm_cuda_pointer works = s->works + list.first * sizeof(work);
+  void *params[] = {&works, &s->pointers, &s->arrived, &s->ambient, &count, &s->passed};
+  const slm_cuda_persistent *p = &slm_cuda.persistent;
+  TRY(cuLaunchCooperativeKernel(m->persistent, m->blocks, 1, 1, p->threads, 1, 1, p->shared_bytes,
+                                s->stream, params),
+      "running kernels");
+  /* Its blocks meet between launches. */
+  if (code == SLM_OK) s->passed += m->blocks * (list.count - 1);
+  return code;
+}
+
+static int32_t build_graph(cuda_model *m, const cuda_session *s, slm_cuda_list list, void **built) {
   int32_t code = SLM_OK;
   void *graph = NULL;
   TRY(cuGraphCreate(&graph, 0), "preparing a step");
-  if (code == SLM_OK) code = add_steps(m, s, graph, function);
+  if (code == SLM_OK) code = add_nodes(m, s, graph, list);
   TRY(cuGraphInstantiateWithFlags(built, graph, 0), "preparing a step");
   if (graph) m->cu.cuGraphDestroy(graph);
   return code;
@@ -219,10 +323,14 @@ static int32_t run(slm_session *session, const slm_function *function, int32_t p
                    int32_t valid) {
   cuda_model *m = model_of(session);
   cuda_session *s = session->device;
-  void **graph = graph_of(s, function);
+  int32_t number = number_of(function);
+  if (number < 0) return slm_fail(SLM_ERR_DEVICE, "a function that no GPU runs");
+  const slm_cuda_list list = slm_cuda.functions[number];
+  const launch_way way = m->persistent && function->rows == 1 ? PERSISTENT : m->way;
+  void **graph = &s->graphs[number];
   int32_t code = enter(m);
   if (code != SLM_OK) return code;
-  if (!*graph) code = build_graph(m, s, function, graph);
+  if (way == BY_GRAPH && !*graph) code = build_graph(m, s, list, graph);
   if (code == SLM_OK && slm_plan.mask == SLM_MASK_KEYS) {
     int32_t most = slm_plan.source_count ? slm_plan.source_context
                    : slm_plan.encoder    ? slm_plan.context
@@ -233,7 +341,9 @@ static int32_t run(slm_session *session, const slm_function *function, int32_t p
     code = copy_state(m, s, session, slm_plan.segments_offset, function->rows);
   ((int32_t *)s->host)[0] = position;
   ((int32_t *)s->host)[1] = valid;
-  TRY(cuGraphLaunch(*graph, s->stream), "running kernels");
+  if (code == SLM_OK && way == PERSISTENT) code = launch_persistent(m, s, list);
+  if (code == SLM_OK && way == DIRECT) code = launch_each(m, s, list);
+  if (way == BY_GRAPH) TRY(cuGraphLaunch(*graph, s->stream), "running kernels");
   TRY(cuStreamSynchronize(s->stream), "running kernels");
   leave(m);
   return code;
