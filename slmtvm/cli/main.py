@@ -32,6 +32,7 @@ from slmtvm.cli import (
     tune,
     verify,
     verify_signature,
+    watermark,
 )
 from slmtvm.cli.parser import USAGE, Parser
 from slmtvm.cli.signals import Terminated, unwinding
@@ -60,6 +61,7 @@ _VERBS = (
     serve,
     constraint,
     audit,
+    watermark,
     keygen,
     encrypt,
     sign,
