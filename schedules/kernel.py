@@ -11,13 +11,17 @@ every number of threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
+
+from slmtvm.schedules.order import ordered, with_functions
 
 AMBIENT_SCALARS = ("position", "valid")
 
@@ -90,6 +94,20 @@ class Kernel:
     tunable: Tunable | None = None
 
 
+_defined: ContextVar[dict[str, Kernel] | None] = ContextVar("_defined", default=None)
+
+
+@contextmanager
+def each_written_once() -> Iterator[None]:
+    """Within it, the code of kernels of one name is written once: the layers of a model ask for the
+    same ones again and again, and writing takes longer than compiling."""
+    token = _defined.set({})
+    try:
+        yield
+    finally:
+        _defined.reset(token)
+
+
 def define(
     name: str,
     tensors: Sequence[Tensor],
@@ -107,7 +125,10 @@ def define(
     are flat inside ``body``: index them with one element offset or one ``T.ramp``.
     """
     assert all(s in AMBIENT_SCALARS for s in scalars), scalars
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
+    defined = _defined.get()
+    if defined is not None and name in defined:
+        return defined[name]
+    with ordered() as functions, IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr({"global_symbol": name, "tirx.noalias": True, FLAT: True})
         buffers = [T.arg(t.name, T.buffer((_elements(t),), t.dtype)) for t in tensors]
@@ -115,8 +136,8 @@ def define(
         begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
         with T.serial(begin, end) as block:
             body(block, *buffers, *ambient)
-    return Kernel(
-        builder.get(),
+    kernel = Kernel(
+        with_functions(builder.get(), functions),
         tuple(tensors),
         tuple(outputs),
         tuple(state),
@@ -124,6 +145,9 @@ def define(
         grid,
         work or Work(),
     )
+    if defined is not None:
+        defined[name] = kernel
+    return kernel
 
 
 def _elements(tensor: Tensor) -> int:

@@ -7,6 +7,7 @@ only which rows and which panels a tile takes is decided here.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T
@@ -19,6 +20,8 @@ from slmtvm.schedules.kernel import Kernel, Tensor, Tunable, Work, define
 from slmtvm.schedules.linear import LinearShape, Weights
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
 from slmtvm.schedules.linear.tile import EmitTile, Store, Tile, split_channels
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -122,12 +125,17 @@ def pack(shape: RoutedShape, isa: Isa, weights: Weights) -> dict[str, np.ndarray
 
 def knob_space(shape: RoutedShape, isa: Isa) -> KnobSpace:
     """Those of the experts' layers; ``mr`` is how many pairs of an expert a tile has."""
-    return linear.knob_space(shape.of_one_expert, isa)
+    return _of_tiles(linear.knob_space(shape.of_one_expert, isa))
 
 
 def default_knobs(shape: RoutedShape, isa: Isa) -> Knobs:
     """The setting used where nothing was tuned."""
-    return linear.default_knobs(shape.of_one_expert, isa)
+    return _of_tiles(linear.default_knobs(shape.of_one_expert, isa))
+
+
+def _of_tiles(knobs: dict[str, Value]) -> dict[str, Value]:
+    """``knobs`` without those of tiles above each other, which are of different experts here."""
+    return {name: value for name, value in knobs.items() if name != "rt"}
 
 
 def effective_knobs(shape: RoutedShape, isa: Isa, knobs: Knobs) -> Knobs:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
+from slmtvm.schedules.order import in_order
+
 CHUNK = 16
 """Values of k whose activations are loaded together."""
 
@@ -51,6 +53,8 @@ class Dot(ABC):
     offset: int = 0
     max_steps: int | None = None
     state: tuple[str, ...]  # dtypes of a state's vectors
+    unpacked: str | None = None
+    """The dtype of operands of steps where many rows gain from weights that are unpacked once."""
 
     @abstractmethod
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
@@ -178,6 +182,10 @@ class Isa(ABC):
     pairs_groups: ClassVar[bool] = False
     """Whether several rows gain where two groups of k are multiplied at a time."""
 
+    register: ClassVar[str | None] = None
+    """The constraint of inline assembly for a vector register, where kernels gain from being
+    compiled in the order in which they are written; see ``schedules.order``."""
+
     prefetch: ClassVar[bool] = True
     """Whether asking for weights ahead gains more than the instructions that do it cost."""
 
@@ -198,6 +206,12 @@ class Isa(ABC):
     def vectors(self) -> int:
         """Vectors that hold one value for each channel of a panel."""
         return self.panel // self.lanes
+
+    def in_order(self, vectors: Vectors) -> Vectors:
+        """``vectors``, computed before what is written later and passes this too."""
+        if self.register is None:
+            return vectors
+        return tuple(in_order(vector, self.register) for vector in vectors)
 
     def panels(self, channels: int) -> int:
         """Panels that hold so many output channels; the last may be padded."""

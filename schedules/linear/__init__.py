@@ -24,6 +24,7 @@ from slmtvm.schedules.linear.knobs import BY_TILE, Knobs, KnobSpace
 from slmtvm.schedules.linear.scheme import Scheme, Weights
 from slmtvm.schedules.linear.shape import LinearShape, pick_scale_dtype
 from slmtvm.schedules.linear.tile import Frame, Store, Tile, define_tiled
+from slmtvm.schedules.linear.unpacking import define_unpacked
 
 __all__ = [
     "LinearShape", "Weights", "build", "default_knobs", "effective_knobs", "knob_space", "layout",
@@ -53,7 +54,11 @@ def build(
     def emit(tile: Tile, named: Mapping[str, Buffer], store: Store) -> None:
         scheme.emit(shape, settings, tile, named, store)
 
-    kernel = frame(shape, isa, settings, inputs, emit)
+    if settings.get("rt", 1) > 1:
+        dot = grouped.dot_of(shape, isa, settings)
+        kernel = define_unpacked(shape, isa, settings, dot, inputs, emit)
+    else:
+        kernel = frame(shape, isa, settings, inputs, emit)
     return replace(kernel, tunable=Tunable("linear", shape, settings))
 
 
@@ -91,7 +96,8 @@ def layout(shape: LinearShape, isa: Isa) -> str:
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
     """Every knob's settings: ``mr`` rows and ``nv`` vectors of a tile, ``ku`` unrolled k, ``gu``
     groups of k in a round of the loop, ``pf`` how far ahead weights are prefetched (0 not at all,
-    1 by a tile, else so many bytes), ``ps`` whether scales are as well."""
+    1 by a tile, else so many bytes), ``ps`` whether scales are as well, ``rt`` tiles of rows that
+    share weights unpacked once (1: each tile unpacks its own)."""
     return _scheme(shape).knob_space(shape, isa)
 
 
@@ -108,6 +114,10 @@ def effective_knobs(shape: LinearShape, isa: Isa, knobs: Knobs) -> Knobs:
         used["nv"] //= 2
     if "gu" in used:
         used["gu"] = min(used["gu"], shape.groups)
+    if "rt" in used:
+        used["rt"] = min(used["rt"], shape.m // used["mr"])
+    if used.get("rt", 1) > 1:
+        used["pf"] = used["ps"] = 0
     if "ps" in used and used["pf"] <= BY_TILE:
         used["ps"] = 0
     if shape.activation == "f32":

@@ -28,6 +28,7 @@ from slmtvm.schedules.linear.packing import pack_quantized, pad, panels_of_rows,
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile
+from slmtvm.schedules.linear.unpacking import Unpacked
 
 
 def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
@@ -83,7 +84,7 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
 def emit(
     shape: LinearShape, knobs: Knobs, tile: Tile, named: Mapping[str, Buffer], store: Store
 ) -> None:
-    dot = _dot(shape, tile.isa, min(knobs["mr"], shape.m))
+    dot = dot_of(shape, tile.isa, knobs)
     sums = Registers("float32", tile.isa.lanes, tile.rows * tile.vectors)
     together = min(knobs["gu"], shape.groups)
     whole = shape.groups // together * together
@@ -107,18 +108,8 @@ def _add_group(
 ) -> None:
     isa = tile.isa
     size = shape.group_size
-    panel_bytes = size * isa.panel * shape.bits // 8
     starts = _starts(shape, tile, dot, named, group)
-    products = Operands(
-        dot,
-        shape.bits,
-        named["weight"],
-        lambda v: (tile.panel(v) * shape.groups + group) * panel_bytes,
-        named["xq"],
-        lambda row: tile.row(row) * shape.padded_k + group * size,
-        ahead=ahead(knobs, knobs["nv"] * shape.groups * panel_bytes // isa.vectors, 1),
-        start=starts,
-    )
+    products = _products(shape, knobs, tile, dot, named, group, starts)
     integers = integer_sums(tile, products, size, knobs["ku"])
 
     def place(v: int) -> Expr:
@@ -126,7 +117,7 @@ def _add_group(
 
     if knobs.get("ps") and knobs["pf"] > BY_TILE:
         # As far ahead as the weights are, in groups.
-        further = max(1, knobs["pf"] // panel_bytes) * isa.panel
+        further = max(1, knobs["pf"] // _panel_bytes(shape, isa)) * isa.panel
         for v in range(0, tile.vectors, isa.vectors):
             prefetch(named["scales"], place(v) + further)
     scales = _scales(shape, tile, named["scales"], place)
@@ -144,6 +135,52 @@ def _add_group(
                 exact = let(T.fma(corrections[v], row_sum, exact))
             index = row * tile.vectors + v
             sums[index] = T.fma(exact, let(scales[v] * row_scale), sums[index])
+
+
+def _products(
+    shape: LinearShape,
+    knobs: Knobs,
+    tile: Tile,
+    dot: Dot,
+    named: Mapping[str, Buffer],
+    group: Expr,
+    starts: dict[int, Vectors],
+) -> Operands:
+    """Weights and activations of a group."""
+    isa, size = tile.isa, shape.group_size
+
+    def row_at(row: int) -> Expr:
+        return tile.row(row) * shape.padded_k + group * size
+
+    if "scratch" in named:
+        width = tile.vectors * isa.lanes
+        return Operands(
+            Unpacked(dot),
+            8,
+            named["scratch"],
+            width,
+            lambda v: group * (size * width) + v * isa.raw_bytes,
+            named["xq"],
+            row_at,
+            start=starts,
+        )
+    panel_bytes = _panel_bytes(shape, isa)
+    return Operands(
+        dot,
+        shape.bits,
+        named["weight"],
+        isa.panel,
+        lambda v: (tile.panel(v) * shape.groups + group) * panel_bytes + tile.lane(v) * isa.k_step,
+        named["xq"],
+        row_at,
+        ahead=ahead(knobs, knobs["nv"] * shape.groups * panel_bytes // isa.vectors, 1),
+        start=starts,
+    )
+
+
+def _panel_bytes(shape: LinearShape, isa: Isa) -> int:
+    """Bytes of a group's weights in a panel."""
+    return shape.group_size * isa.panel * shape.bits // 8
 
 
 def _starts(
@@ -194,7 +231,8 @@ def _minus_zero_point(
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
     scales = (0, 1) if shape.m == 1 else (0,)
-    return {**tile_space(shape, isa), "ku": (16, 32, 64, 128), "gu": (1, 2, 4), "ps": scales}
+    space = {**tile_space(shape, isa), "ku": (16, 32, 64, 128), "gu": (1, 2, 4), "ps": scales}
+    return {**space, "rt": (1, 4, 8, 16, 32)} if _can_unpack(shape, isa) else space
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
@@ -206,7 +244,22 @@ def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     one_row = shape.m == 1 and isa.row_in_registers and state == 1
     rows = shape.m > 1 and isa.pairs_groups and shape.bits < 8
     gu = 2 if one_row or rows else 1
-    return {**tile, "ku": 32, "gu": gu, "ps": 0, "pf": int(prefetches(shape, isa))}
+    knobs = {**tile, "ku": 32, "gu": gu, "ps": 0, "pf": int(prefetches(shape, isa))}
+    if _can_unpack(shape, isa):
+        # Float sums of two vectors do not fit the registers beside the integer ones, but their way
+        # through memory, once a group, costs less than what the vectors share saves.
+        knobs |= {"nv": 2, "rt": min(8, shape.m // tile["mr"])}
+    return knobs
+
+
+def _can_unpack(shape: LinearShape, isa: Isa) -> bool:
+    """Whether weights can be unpacked once for several tiles, see ``unpacking``."""
+    return shape.m > 4 and shape.bits < 8 and _dot(shape, isa, shape.m).unpacked is not None
+
+
+def dot_of(shape: LinearShape, isa: Isa, knobs: Knobs) -> Dot:
+    """The products of a kernel's tiles."""
+    return _dot(shape, isa, min(knobs["mr"], shape.m))
 
 
 def _dot(shape: LinearShape, isa: Isa, rows: int) -> Dot:

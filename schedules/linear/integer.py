@@ -15,8 +15,9 @@ from slmtvm.schedules.linear.tile import Registers, Tile
 class Operands:
     """Where a tile finds its operands: element offsets, counted from the first value of k.
 
-    ``weight_at(vector)`` is the offset of the panel of packed weights a vector belongs to,
-    ``row_at(row)`` that of a row of activations. ``bits`` is the size of a weight.
+    ``weight_at(vector)`` is the offset of a vector's packed weights, of which those of ``width``
+    channels lie together for each step, ``row_at(row)`` that of a row of activations. ``bits`` is
+    the size of a weight.
     ``sum_rows`` adds one column to the result: each row's activations summed. Where ``ahead`` is
     not 0, the weights that lie so many elements after those in use are prefetched. ``start`` holds
     the states that rows start from (see ``Dot.start``); the others start from zeros.
@@ -25,6 +26,7 @@ class Operands:
     dot: Dot
     bits: int
     weights: Buffer
+    width: int
     weight_at: Callable[[int], Expr]
     activations: Buffer
     row_at: Callable[[int], Expr]
@@ -104,7 +106,7 @@ def _accumulate(
             for row in range(tile.rows)
         ]
         for k in range(0, CHUNK, per_raw * isa.k_step):
-            offset = (start + chunk + k) * isa.panel * operands.bits // 8
+            offset = (start + chunk + k) * operands.width * operands.bits // 8
             fresh = [
                 dot.max_steps is not None and (taken + i) % dot.max_steps == 0
                 for i in range(per_raw)
@@ -120,6 +122,9 @@ def _accumulate(
                         found = states.setdefault((row, column), [])
                         state = None if fresh[part] or not found else found.pop()
                         found.append(dot.step(state, weights[part], wanted[row][part]))
+            if tile.rows > 1:
+                for found in states.values():
+                    found[-1] = isa.in_order(found[-1])
             taken += per_raw
     return states
 
@@ -130,7 +135,7 @@ def _weights(
     """The operands of ``per_raw`` steps for one column of the sums."""
     if column == tile.vectors:
         return (operands.dot.ones(),) * per_raw
-    at = operands.weight_at(column) + offset + tile.lane(column) * tile.isa.k_step
+    at = operands.weight_at(column) + offset
     if operands.ahead and column % tile.isa.vectors == 0:
         prefetch(operands.weights, at + operands.ahead)
     return operands.dot.weights(load(operands.weights, at, tile.isa.raw_bytes))

@@ -97,12 +97,7 @@ def define_tiled(
     mr, width = min(knobs["mr"], shape.m), knobs["nv"] * isa.lanes
     assert isa.panel % width == 0 or width % isa.panel == 0, (knobs, isa.name)
     row_blocks, column_blocks = -(-shape.m // mr), -(-shape.n // width)
-    tensors = list(inputs)
-    if shape.has_bias:
-        tensors.append(Tensor("bias", (shape.n,), "float32"))
-    if shape.has_residual:
-        tensors.append(Tensor("residual", (shape.m, shape.n), "float32"))
-    tensors.append(Tensor("y", (shape.m, shape.n), "float32"))
+    tensors = [*inputs, *output_tensors(shape)]
 
     def body(block: Expr, *buffers: Buffer) -> None:
         named = dict(zip((t.name for t in tensors), buffers, strict=True))
@@ -126,6 +121,16 @@ def define_tiled(
         outputs=["y"],
         work=Work(multiply_adds=shape.m * shape.n * shape.k),
     )
+
+
+def output_tensors(shape: LinearShape) -> list[Tensor]:
+    """What a kernel adds to its sums, and y."""
+    tensors = []
+    if shape.has_bias:
+        tensors.append(Tensor("bias", (shape.n,), "float32"))
+    if shape.has_residual:
+        tensors.append(Tensor("residual", (shape.m, shape.n), "float32"))
+    return [*tensors, Tensor("y", (shape.m, shape.n), "float32")]
 
 
 def split(total: int, size: int, index: Expr, emit: Callable[[int], None]) -> None:

@@ -49,6 +49,7 @@ from slmtvm.importer.rewrite.earlier_tokens import split_earlier
 from slmtvm.importer.rewrite.early_pointwise import compute_before_moving
 from slmtvm.importer.rewrite.embedding_output import with_embedding
 from slmtvm.importer.rewrite.final_token import take_final_row
+from slmtvm.importer.rewrite.four_bit_floats import expand_four_bit_floats
 from slmtvm.importer.rewrite.half_clamps import drop_half_clamps
 from slmtvm.importer.rewrite.halves import widen
 from slmtvm.importer.rewrite.integer_products import products_of_floats
@@ -173,7 +174,7 @@ def _mask_notes(roles: Roles) -> Iterator[str]:
 
 
 def _load(path: Path) -> Graph:
-    return join_softmax(widen(drop_half_clamps(load(path))))
+    return join_softmax(widen(drop_half_clamps(expand_four_bit_floats(load(path)))))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def test_the_verb_prints_and_writes_what_it_measured(
     written = json.loads(numbers.read_text())
     assert written["bundle"] == decoder.name
     assert {limit["threads"] for limit in written["limits"]} == {1}
-    assert page.read_text().startswith("<!doctype html>")
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert "decode at 0" in capsys.readouterr().out
 
 

@@ -18,10 +18,12 @@ from tests.models import model_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-@pytest.mark.parametrize("moment", ["before", "kernels.o"])
+@pytest.mark.parametrize(
+    ("moment", "number", "code"),
+    [("before", signal.SIGHUP, 129), ("kernels.o", signal.SIGTERM, 143)],
+)
 def test_a_compile_that_is_ended_leaves_nothing(
-    tmp_path: Path, number: int, code: int, moment: str
+    tmp_path: Path, moment: str, number: int, code: int
 ) -> None:
     """Before the bundle's folder is there, and while the linker runs in it."""
     command = ["compile", str(model_path("demo")), "-o", str(tmp_path / "x.slm")]

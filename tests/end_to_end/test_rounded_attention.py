@@ -15,8 +15,7 @@ from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.plan.build import build_plan
 from slmtvm.target import Target
 from tests.emulation.session import open_sessions
-from tests.end_to_end.bundles import CPU_TARGETS
-from tests.machines import runnable_targets
+from tests.end_to_end.bundles import RUNNABLE
 from tests.passes import toy
 from tests.passes.toy import CONTEXT, VOCAB, Layer
 
@@ -76,10 +75,10 @@ def test_no_chunk_or_thread_or_step_back_changes_a_bit(bundle: Path) -> None:
 @pytest.mark.slow
 def test_no_target_changes_a_bit(model: CanonicalModel, tmp_path: Path) -> None:
     path = tmp_path / "b.slm"
-    _write(model, path, CPU_TARGETS)
+    _write(model, path, RUNNABLE)
     computed = {
         f"{target.name} {session.cpu}": session.eval_all(TOKENS, CONTEXT)
-        for target in runnable_targets(CPU_TARGETS)
+        for target in map(Target.load, RUNNABLE)
         for session in open_sessions(path, target, tmp_path)
     }
     first = next(iter(computed.values()))

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from slmtvm.compiler import compile_model
+from slmtvm.target import Target
 from tests.emulation.session import open_sessions
-from tests.end_to_end.bundles import CACHES, CPU_TARGETS, bundle_of_all_targets
+from tests.end_to_end.bundles import CACHES, RUNNABLE, bundle_of_all_targets
 from tests.importer.heads import ENCODERS, VOCAB, save_head
-from tests.machines import runnable_targets
 from tests.models import heldout_ids
 
 TOKENS = 17  # a chunk of 16 and a single token
@@ -29,7 +29,7 @@ def test_every_target_computes_the_same_bits(
     tokens = heldout_ids()[:TOKENS]
     computed = {
         f"{target.name} {session.cpu}": session.eval_all(tokens, TOKENS)
-        for target in runnable_targets(CPU_TARGETS)
+        for target in map(Target.load, RUNNABLE)
         for session in open_sessions(bundle, target, tmp_path)
     }
     first = next(iter(computed.values()))
@@ -41,11 +41,11 @@ def test_every_target_computes_the_same_bits(
 @pytest.mark.parametrize("head", ["classifier", "tokens_and_embedding", "max_embedding"])
 def test_every_target_computes_the_same_bits_of_what_is_pooled(head: str, tmp_path: Path) -> None:
     bundle = tmp_path / "x.slm"
-    compile_model(save_head(ENCODERS[head], tmp_path), CPU_TARGETS, output=bundle)
+    compile_model(save_head(ENCODERS[head], tmp_path), RUNNABLE, output=bundle)
     tokens = np.random.default_rng(0).integers(2, VOCAB, TOKENS)
     computed = {
         f"{target.name} {session.cpu} {threads}": session.outputs(tokens, threads)
-        for target in runnable_targets(CPU_TARGETS)
+        for target in map(Target.load, RUNNABLE)
         for session in open_sessions(bundle, target, tmp_path)
         for threads in (1, 3)
     }

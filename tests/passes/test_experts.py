@@ -19,8 +19,7 @@ from slmtvm.plan.model import Plan
 from slmtvm.schedules.experts.points import POINTS
 from slmtvm.target import Target
 from tests.emulation.session import open_sessions
-from tests.end_to_end.bundles import CPU_TARGETS
-from tests.machines import runnable_targets
+from tests.end_to_end.bundles import RUNNABLE, TARGETS_OF_THREE
 from tests.passes.test_pipeline import op_counts
 from tests.passes.toy_experts import CONTEXT, DIM, FFN, VOCAB, decoder
 
@@ -135,12 +134,16 @@ def test_a_bundle_computes_what_the_ops_mean_however_it_is_called(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", [VARIANTS["int8"], ROUNDED], ids=["plain", "rounded"])
+@pytest.mark.parametrize(
+    ("variant", "names"),
+    [(VARIANTS["int8"], RUNNABLE), (ROUNDED, TARGETS_OF_THREE)],
+    ids=["plain", "rounded"],
+)
 def test_experts_and_convolutions_have_the_same_bits_on_every_target(
-    variant: dict[str, object], tmp_path: Path
+    variant: dict[str, object], names: tuple[str, ...], tmp_path: Path
 ) -> None:
     model = decoder("int8", **variant)
-    targets = runnable_targets(CPU_TARGETS)
+    targets = [Target.load(name) for name in names]
     write_bundle(tmp_path / "toy.slm", [(t, plan(model, t.name)) for t in targets])
     first: np.ndarray | None = None
     for target in targets:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tvm import relax
+from tvm import relax, tirx
 
 from slmtvm.ir import ops
 from slmtvm.passes.lower_kernels import lower_kernels
 from slmtvm.passes.pipeline import fuse
+from slmtvm.schedules import kernel
 from slmtvm.target import Target
 from tests.passes.toy import Layer, decoder
 
@@ -44,3 +45,16 @@ def test_layers_that_are_rounded_by_other_scales_share_their_kernels() -> None:
         for steps in ((0.5, 0.5), (0.5, 0.25))
     ]
     assert kernels[0].keys() == kernels[1].keys()
+
+
+def test_kernels_that_layers_share_are_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    finish = kernel.with_functions
+
+    def note(func: tirx.PrimFunc, functions: dict[str, str]) -> tirx.PrimFunc:
+        written.append(str(func.attrs["global_symbol"]))
+        return finish(func, functions)
+
+    monkeypatch.setattr(kernel, "with_functions", note)
+    lowered = lower_kernels(fuse(decoder("f32", layers=3)), Target.load("x86-64-v3"))
+    assert sorted(written) == sorted(lowered.kernels)

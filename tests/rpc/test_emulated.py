@@ -36,7 +36,10 @@ def need(command: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EMULATORS)
+@pytest.mark.parametrize(
+    "name",  # a riscv64 board is tuned on in tests/tuning
+    [pytest.param(n, marks=[pytest.mark.exhaustive] * (n != "cortex-a78")) for n in EMULATORS],
+)
 def test_an_int4_layer_runs_and_is_timed_on_an_emulated_board(
     name: str, tracker: Tracker, tmp_path: Path
 ) -> None:

@@ -35,7 +35,9 @@ def devices() -> Iterator[Farm]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cortex-a78", "riscv64-rvv"])
+@pytest.mark.parametrize(
+    "name", ["riscv64-rvv", pytest.param("cortex-a78", marks=pytest.mark.exhaustive)]
+)
 def test_a_layer_is_tuned_on_an_emulated_board(name: str, devices: Farm, tmp_path: Path) -> None:
     target = Target.load(name)
     devices.runner(name, emulators(target)[0])

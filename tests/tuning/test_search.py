@@ -37,6 +37,7 @@ def ratio(knobs: Knobs) -> float:
         + spilled
         + 0.03 * abs(np.log2(knobs["ku"]) - 6)
         + 0.05 * (knobs["pf"] > 0)
+        + 0.1 / knobs["rt"]
     )
 
 

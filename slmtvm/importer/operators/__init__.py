@@ -8,6 +8,7 @@ from slmtvm.importer.operators import (  # noqa: F401  (imported to fill the reg
     convolution,
     elementwise,
     experts,
+    four_bit_floats,
     fused,
     movement,
     quantization,

@@ -52,7 +52,7 @@ _RANGES: dict[str, Range] = {
             "interleaved", "is_causal", "is_packed_batching", "keepdims", "largest",
             "noop_with_empty_axes", "normalize_routing_weights", "past_present_share_buffer",
             "detect_negative", "detect_positive", "reverse", "rotary_interleaved", "saturate",
-            "select_last_index", "sorted", "transA", "transB", "transBatchA",
+            "select_last_index", "sorted", "training_mode", "transA", "transB", "transBatchA",
             "transBatchB", "unidirectional", "upper", "use_sparse_mixer",
         ),
         _FLAG,

@@ -82,7 +82,8 @@ def matmul_integer(
     return np.matmul(wide_a, wide_b)
 
 
-def _nbits_shapes(attrs: Attrs, shapes: Sequence[Any], _constants: Sequence[Any]) -> list[Shape]:
+def nbits_shapes(attrs: Attrs, shapes: Sequence[Any], _constants: Sequence[Any]) -> list[Shape]:
+    """Those of a product with packed weights."""
     if not shapes[0] or shapes[0][-1] != attrs["K"]:
         raise ValueError(f"input {list(shapes[0])} where K is {attrs['K']}")
     return [(*shapes[0][:-1], attrs["N"])]
@@ -93,7 +94,7 @@ def _nbits_shapes(attrs: Attrs, shapes: Sequence[Any], _constants: Sequence[Any]
     1,
     Kind.CONTRACT,
     "com.microsoft",
-    shapes=_nbits_shapes,
+    shapes=nbits_shapes,
     result=lambda dtypes, _: dtypes[0],
     arity=(3, 6),
     attributes={

@@ -13,6 +13,7 @@ from slmtvm.passes.lower_kernels.handlers import BY_SESSION, HANDLERS
 from slmtvm.passes.lower_kernels.sparse import choose_sparse
 from slmtvm.passes.rewrite import bindings, function_names
 from slmtvm.schedules import attention, isa
+from slmtvm.schedules.kernel import each_written_once
 from slmtvm.schedules.templates import KnobChoice, default_choice
 from slmtvm.target import Target
 
@@ -61,7 +62,8 @@ def lower_kernels(
     chosen: tuple[SparseLayer, ...] = ()
     if sparse != "off":
         chosen = choose_sparse(emitter, [c for c in calls if c.op == ops.EMBEDDING])
-    functions = _lower_all(model.module, emitter, of_sessions=target.cuda is None)
+    with each_written_once():
+        functions = _lower_all(model.module, emitter, of_sessions=target.cuda is None)
     with target.tvm:
         module = relax.transform.LegalizeOps()(tvm.IRModule(functions))
     return LoweredModel(

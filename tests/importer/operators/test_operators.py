@@ -71,6 +71,17 @@ def nbits(bits: int, *given: str) -> tuple[np.ndarray | None, ...]:
     )  # fmt: skip
 
 
+def bnb4() -> tuple[np.ndarray, ...]:
+    """Inputs of a MatMulBnb4 from 40 features to 3 in blocks of 16."""
+    rng = np.random.default_rng(4)
+    weight = rng.integers(0, 256, 60, dtype=np.uint8)
+    return (
+        rng.normal(size=(2, 5, 40)).astype(np.float32),
+        weight,
+        (rng.random(8) + 0.5).astype(np.float32),
+    )
+
+
 FLOAT_UNARY = [
     "Abs", "Ceil", "Cos", "Dropout", "Elu", "Erf", "Exp", "Floor", "HardSigmoid", "HardSwish",
     "Identity", "LeakyRelu", "Mish", "Neg", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin",
@@ -204,6 +215,8 @@ CASES = [
       for bits, given in ((4, ()), (4, ("packed",)), (4, ("float", "bias")),
                                  (8, ("packed", "bias")), (2, ("packed",)),
                                  (4, ("index",)))),
+    *(Case("MatMulBnb4", bnb4(), {"K": 40, "N": 3, "block_size": 16, "quant_type": kind},
+           domain="com.microsoft") for kind in (0, 1)),
     Case("DequantizeLinear", (INTEGERS[0].astype(np.int8), np.float32([0.5, 2, 3]),
                               np.int8([1, 0, -1])), {"axis": 0}),
     Case("DequantizeLinear", ((INTEGERS + 9).astype(np.uint8), scalar(0.5, np.float32),

@@ -1,0 +1,62 @@
+"""Keeps LLVM to the order in which a kernel is written.
+
+LLVM would take one sum of a tile after the other, each along all of the unrolled k: the weights
+that all rows share leave the registers and are loaded again for each. What passes ``in_order`` is
+computed before all that is written later and passes it too; no instruction comes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from tvm import tirx
+from tvm.ir import StringImm
+from tvm.script.ir_builder import tirx as T
+
+Expr = Any
+
+_ELEMENTS = {"int16": "i16", "int32": "i32", "float32": "float"}
+
+_functions: ContextVar[dict[str, str]] = ContextVar("functions")
+"""By name, what the kernel that is being written calls."""
+
+
+def in_order(value: Expr, register: str) -> Expr:
+    """``value``, an int16, int32 or float32 vector that fits a register.
+
+    register: the constraint of inline assembly that stands for one on the target.
+    """
+    dtype = str(value.ty.dtype)
+    element, lanes = dtype.split("x")
+    name = f"slm_in_order_{dtype}"
+    vector = f"<{lanes} x {_ELEMENTS[element]}>"
+    _functions.get()[name] = (
+        f"define {vector} @{name}({vector} %given) {{\n"
+        f'  %kept = call {vector} asm sideeffect "", "={register},0"({vector} %given)\n'
+        f"  ret {vector} %kept\n}}\n"
+    )
+    return T.bind(T.call_extern(dtype, name, value))
+
+
+@contextmanager
+def ordered() -> Iterator[dict[str, str]]:
+    """A kernel is written within it; gives the functions that it calls, for ``with_functions``."""
+    functions: dict[str, str] = {}
+    token = _functions.set(functions)
+    try:
+        yield functions
+    finally:
+        _functions.reset(token)
+
+
+def with_functions(func: tirx.PrimFunc, functions: dict[str, str]) -> tirx.PrimFunc:
+    """``func`` with what it calls, which LLVM puts where it is called."""
+    if not functions:
+        return func
+    code = "".join(functions[name] for name in sorted(functions))
+    zero = tirx.IntImm("int32", 0)
+    body = tirx.AttrStmt(zero, "pragma_import_llvm", StringImm(code), func.body)
+    return func.with_body(body)

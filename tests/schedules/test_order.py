@@ -1,0 +1,38 @@
+"""Kernels are compiled in the order in which they are written, where the ISA asks for that."""
+
+from __future__ import annotations
+
+import re
+
+from slmtvm.codegen.objects import build_module
+from slmtvm.schedules import isa as isas
+from slmtvm.schedules import linear
+from slmtvm.schedules.linear import LinearShape
+from slmtvm.target import Target
+
+TARGET = Target.load("x86-64-v3")
+PRODUCTS = re.compile(r"vpmaddubsw")
+STACK = re.compile(r"\(%rsp\)")
+
+
+def _loop_of_products(assembly: str) -> list[str]:
+    """The instructions of the loop with the most products for each of them."""
+    lines = assembly.splitlines()
+    labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"(\.\w+):", line))}
+    loops = [
+        lines[labels[m[1]] : i]
+        for i, line in enumerate(lines)
+        if (m := re.match(r"\s+j\w+\s+(\.\w+)$", line)) and labels.get(m[1], i) < i
+    ]
+    return max(loops, key=lambda loop: len(PRODUCTS.findall("\n".join(loop))) / len(loop))
+
+
+def test_weights_that_rows_share_stay_in_registers_on_avx2() -> None:
+    shape = LinearShape(128, 512, 256, "int4", "block", 32, scale_dtype="float16")
+    kernel = linear.build(shape, isas.get(TARGET.isa))
+    loop = "\n".join(
+        _loop_of_products(build_module({"f": kernel.func}, TARGET).inspect_source("s"))
+    )
+    # Sums that LLVM takes one after the other, each along all of k, fetch their weights from the
+    # stack: about one access for each product. What is left are the float sums.
+    assert 0 < len(STACK.findall(loop)) < len(PRODUCTS.findall(loop)) / 3
