@@ -2,7 +2,10 @@
 """Tokens a second of several sessions: evaluated together, and one after the other.
 
     scripts/bench_batch.py smol135.slm [--sessions 1 2 4 8] [--threads 1] [--rounds 7]
+        [--peer smol135.gguf --peer-python PYTHON]
 
+With --peer llama.cpp decodes as many sequences of the same weights with one call, too; PYTHON has
+llama-cpp-python installed.
 Both take turns within a round, so that what else runs on the machine meets both. A round's ratio is
 of its two times; printed are the least times' tokens a second, and the median and the spread of
 ratios.
@@ -12,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,6 +41,48 @@ def seconds(sessions: list[Session], position: int, *, together: bool) -> float:
     return time.perf_counter() - begin
 
 
+class Peer:
+    """scripts/peer_batch.py with as many sequences."""
+
+    def __init__(self, options: argparse.Namespace, sequences: int) -> None:
+        command = [options.peer_python, str(Path(__file__).parent / "peer_batch.py"), options.peer]
+        numbers = (sequences, options.position, options.threads)
+        self._process = subprocess.Popen(
+            [*command, *map(str, numbers)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._answer()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        if line := self._process.stdout.readline():
+            return line
+        raise SystemExit(f"peer_batch.py ended with {self._process.wait()}")
+
+    def seconds(self) -> float:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{TOKENS}\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def compare(options: argparse.Namespace, sessions: list[Session]) -> None:
+    """Ours together against the peer's, in turns."""
+    peer, rounds = Peer(options, len(sessions)), []
+    for _ in range(options.rounds + 1):
+        rounds.append((seconds(sessions, options.position, together=True), peer.seconds()))
+    peer.close()
+    ours, theirs = (len(sessions) * TOKENS / min(t) for t in zip(*rounds[1:], strict=True))
+    ratios = sorted(b / a for a, b in rounds[1:])
+    print(
+        f"{len(sessions):8}  llama.cpp {theirs:.1f}, slmtvm {ours:.1f} tokens/s:"
+        f" {statistics.median(ratios):.2f} times ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
@@ -43,6 +90,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--position", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peer", help="the same weights for llama.cpp, a GGUF file")
+    parser.add_argument("--peer-python", default=sys.executable)
     options = parser.parse_args()
     with ExitStack() as stack:
         model = Model(options.bundle, threads=options.threads)
@@ -62,6 +111,8 @@ def main() -> None:
                 f"{count:8}  {alone:10.1f}  {together:8.1f}  {statistics.median(ratios):5.2f}"
                 f"  ({ratios[0]:.2f} to {ratios[-1]:.2f})"
             )
+        for count in options.sessions if options.peer else ():
+            compare(options, sessions[:count])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="the bundle, x.slm")
-    texts = parser.add_mutually_exclusive_group(required=True)
+    texts = parser.add_mutually_exclusive_group()
     texts.add_argument(
         "--prompt", help="the text: to continue, to classify, to embed, ...; the question to answer"
     )
@@ -52,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--normalize", action=argparse.BooleanOptionalAction,
         help="make the length of embeddings 1 (default: as the model's settings say)",
     )  # fmt: skip
+    parser.add_argument(
+        "--chat", action="store_true",
+        help="answer by the model's chat template: --prompt, or each line of the input",
+    )  # fmt: skip
+    parser.add_argument("--system", metavar="TEXT", help="what a chat begins with")
     _add_generation(parser)
     add_threads(parser)
 
@@ -71,6 +76,9 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens")
     parser.add_argument(
         "--top-p", type=float, default=0.0, help="only the likeliest tokens of this probability"
+    )
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, help="only tokens at least this fraction as likely"
     )
     parser.add_argument("--seed", type=int, help="makes a random choice repeatable")
     for name, help in (
@@ -99,18 +107,23 @@ def run(options: argparse.Namespace) -> int:
     from slmtvm.runtime import load
     from slmtvm.runtime.tasks import task_of
 
+    if options.prompt is None and options.file is None and not options.chat:
+        raise SlmError("no text: give --prompt, --file, or --chat to read the input")
     with load(options.bundle, threads=options.threads, cores=options.cores) as session:
         usual = task_of(session.info)
-        task = options.task or usual
+        task = "generate" if options.chat else options.task or usual
         if task == "generate" and usual != task:
             raise SlmError(f"this model writes no text; what it is for is --task {usual}")
-        texts = list(_texts(options))
         if task == "generate":
             with _constraint(session, options) as constraint:
-                for prompt, _ in texts:
+                if options.chat:
+                    _chat(session, options, constraint)
+                    return 0
+                for prompt, _ in _texts(options, "\n"):
                     session.reset()
                     _generate(session, prompt, options, constraint)
             return 0
+        texts = list(_texts(options))
         _note(session, task, options)
         for text, pair in texts:
             result = _result(session, task, text, pair, options)
@@ -125,8 +138,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _texts(options: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
-    """The texts to run, each with its pair if it has one."""
+def _texts(options: argparse.Namespace, between: str = "\t") -> Iterator[tuple[str, str | None]]:
+    """The texts to run, each with its pair if it has one, in a file ``between`` both."""
     if options.file is None:
         for pair in options.pair or [None]:
             yield options.prompt, pair
@@ -134,12 +147,12 @@ def _texts(options: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
     if options.pair:
         raise SlmError("a pair goes with --prompt; in a file it stands behind a tab")
     try:
-        lines = options.file.read_text(encoding="utf-8").splitlines()
+        lines = options.file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SlmError(f"not a readable UTF-8 text: {error}", where=str(options.file)) from error
     for line in filter(None, lines):
-        text, tab, pair = line.partition("\t")
-        yield text, pair if tab else None
+        text, found, pair = line.partition(between)
+        yield text, pair if found else None
 
 
 def _result(
@@ -236,37 +249,61 @@ def _constraint(session: Session, options: argparse.Namespace) -> Iterator[Const
         opened.close()
 
 
+def _sampling(options: argparse.Namespace, constraint: Constraint | None) -> dict[str, Any]:
+    names = (
+        "temperature", "top_k", "top_p", "min_p", "seed", "start", "repetition_penalty",
+        "presence_penalty", "frequency_penalty", "stop",
+    )  # fmt: skip
+    chosen = {name: getattr(options, name) for name in names}
+    return {**chosen, "logit_bias": dict(options.logit_bias), "constraint": constraint}
+
+
 def _generate(
     session: Session, prompt: str, options: argparse.Namespace, constraint: Constraint | None
 ) -> None:
     from slmtvm.runtime.text import generate_text
 
     started = time.perf_counter()
-    pieces = generate_text(
-        session,
-        prompt,
-        options.max_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed,
-        start=options.start,
-        repetition_penalty=options.repetition_penalty,
-        presence_penalty=options.presence_penalty,
-        frequency_penalty=options.frequency_penalty,
-        logit_bias=dict(options.logit_bias),
-        stop=options.stop,
-        constraint=constraint,
-    )
-    if options.json:
-        print(json.dumps({"text": prompt, "generated": "".join(pieces)}, ensure_ascii=False))
+    pieces = generate_text(session, prompt, options.max_tokens, **_sampling(options, constraint))
+    before = prompt if session.info["kind"] == "decoder" else ""
+    _write(prompt, before, pieces, options)
+    seconds = time.perf_counter() - started
+    if not options.quiet and not options.json:
+        print(f"[{session.position} tokens in {seconds:.2f} s]", file=sys.stderr)
+
+
+def _chat(session: Session, options: argparse.Namespace, constraint: Constraint | None) -> None:
+    from slmtvm.runtime.chat import Conversation
+
+    if options.file is not None:
+        raise SlmError("a chat reads the input, or --prompt")
+    conversation = Conversation(session, options.system)
+    sampling = _sampling(options, constraint)
+    for text in _messages(options):
+        _write(text, "", conversation.answer(text, options.max_tokens, **sampling), options)
+
+
+def _messages(options: argparse.Namespace) -> Iterator[str]:
+    if options.prompt is not None:
+        yield options.prompt
         return
-    if session.info["kind"] == "decoder":
-        sys.stdout.write(prompt)
+    asks = sys.stdin.isatty()
+    while True:
+        if asks:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if text := line.removesuffix("\n"):
+            yield text
+
+
+def _write(text: str, before: str, pieces: Iterator[str], options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps({"text": text, "generated": "".join(pieces)}, ensure_ascii=False))
+        return
+    sys.stdout.write(before)
     for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
     print()
-    seconds = time.perf_counter() - started
-    if not options.quiet:
-        print(f"[{session.position} tokens in {seconds:.2f} s]", file=sys.stderr)

@@ -16,6 +16,7 @@ from slmtvm.errors import SlmError
 
 _LINK_FLAGS = ("-static", "-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-lm")
 PROGRAMS = ("run", "serve")
+_SHARED = "shared_*.c"  # beside NAME_*.c; a program keeps what it calls of them
 
 Progress = Callable[[str], None]
 
@@ -103,6 +104,8 @@ def build_program(
                 folder = Path(made)
                 built = runtime_object(triple, runtime, folder, progress=progress)
                 sources = [programs / f"{name}.c", *sorted(programs.glob(f"{name}_*.c"))]
+                if name in PROGRAMS:
+                    sources += sorted(programs.glob(_SHARED))
                 zig_cc(
                     triple,
                     [

@@ -123,7 +123,7 @@ def entities(session: Session, text: str) -> list[Entity]:
 
 def _entity(encoding: Encoding, text: str, label: str, tokens: list[int], scores: Array) -> Entity:
     start, end = encoding.offsets[tokens[0]][0], encoding.offsets[tokens[-1]][1]
-    score = float(scores[tokens].max(axis=1).mean())
+    score = float(np.float32(scores[tokens].max(axis=1).mean(dtype=np.float64)))
     return Entity(label, score, start, end, text[start:end])
 
 
@@ -221,7 +221,7 @@ def embed(
         pooling = pooling or settings.get("pooling") or "mean"
         values = _pool(_rows(session, encoding), pooling)
     if settings.get("normalize") if normalize is None else normalize:
-        values = values / max(float(np.linalg.norm(values)), 1e-12)
+        values = values / max(float(np.linalg.norm(values.astype(np.float64))), 1e-12)
     return Embedding(np.asarray(values, np.float32), pooling)
 
 

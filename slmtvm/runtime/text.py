@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from slmtvm.errors import SlmError
 from slmtvm.text.end_marks import END_MARKS
@@ -76,15 +76,13 @@ def generate_text(
         ids = tokenizer.encode(prompt).ids
     except (TypeError, UnicodeEncodeError) as error:  # a command line may hold any bytes
         raise SlmError(f"the prompt is no valid text: {prompt!r}") from error
-    if not ids:
-        raise SlmError("the prompt is empty: a model needs at least one token to continue")
-    if session.info["kind"] == "encoder-decoder":
-        first = _usual_start(session) if start is None else start
-        session.encode(ids)
-        ids = [first]
-    tokens = session.generate(
+    return continue_tokens(
+        session,
         ids,
         max_tokens,
+        start=start,
+        stop=stop,
+        constraint=constraint,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -94,12 +92,48 @@ def generate_text(
         frequency_penalty=frequency_penalty,
         logit_bias=logit_bias,
         seed=seed,
+    )
+
+
+def continue_tokens(
+    session: Session,
+    ids: list[int],
+    max_tokens: int,
+    *,
+    known: int = 0,
+    start: int | None = None,
+    stop: Sequence[str] = (),
+    constraint: Constraint | None = None,
+    heard: Callable[[int], object] | None = None,
+    **sampling: Any,
+) -> Iterator[str]:
+    """``generate_text`` of a prompt in tokens, of which the session holds the first ``known``.
+
+    ``heard`` is told each token that is written.
+    """
+    if not ids:
+        raise SlmError("the prompt is empty: a model needs at least one token to continue")
+    if session.info["kind"] == "encoder-decoder":
+        first = _usual_start(session) if start is None else start
+        session.encode(ids)
+        ids = [first]
+    tokens = session.generate(
+        ids[known:],
+        max_tokens,
         # Where an end may come a constraint says.
         stop=end_tokens(session) if constraint is None else (),
         constraint=constraint,
+        **sampling,
     )
-    pieces = decode_stream(tokenizer, ids, tokens)
+    pieces = decode_stream(session.tokenizer, ids, _told(tokens, heard))
     return cut_at_stop(pieces, stop) if stop else pieces
+
+
+def _told(tokens: Iterator[int], heard: Callable[[int], object] | None) -> Iterator[int]:
+    for token in tokens:
+        if heard is not None:
+            heard(token)
+        yield token
 
 
 def cut_at_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:

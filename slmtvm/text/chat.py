@@ -11,7 +11,8 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ _MAX_BYTES = 1 << 20
 _PROBED_MESSAGES = 4
 _RANDOM_CONVERSATIONS = 1000
 _RANDOM_MESSAGES = 9
-_LONGEST_LITERAL = 120  # bytes; ROLE_BYTES and `own` of codegen/programs/serve_chat.c
+_LONGEST_LITERAL = 120  # bytes; `own` of codegen/programs/shared_chat.c
 _DATES = ("strftime_now", "now(")
 _DEFAULT = "default"
 
@@ -48,12 +49,14 @@ class ChatPieces:
     EDGE stands for the start and the end; what is behind the last message begins an answer.
     ``trims``: roles whose texts lose the white space around them. ``refused``: by role texts that
     the template treats in a way of its own. Where it cannot be taken apart ``reason`` says why.
+    ``template``: what they were made of, for whoever has jinja2.
     """
 
     between: dict[str, dict[str, str]] = field(default_factory=dict)
     trims: tuple[str, ...] = ()
     refused: dict[str, tuple[str, ...]] = field(default_factory=dict)
     reason: str | None = None
+    template: ChatTemplate | None = None
 
     def text(self, messages: Sequence[Message]) -> str | None:
         """The prompt of a conversation; None where the template takes none of this order."""
@@ -72,14 +75,50 @@ class ChatPieces:
         return "".join(parts)
 
     def to_json(self) -> bytes:
-        """chat.json: what codegen/programs/serve_chat.c reads."""
+        """chat.json: what codegen/programs/shared_chat.c reads, and the template for jinja2."""
         fields = {
             "between": self.between,
             "trims": list(self.trims),
             "refused": {role: list(texts) for role, texts in self.refused.items()},
             "reason": self.reason,
         }
+        if self.template is not None:
+            fields["template"] = asdict(self.template)
         return (json.dumps(fields, sort_keys=True, indent=1) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, text: str) -> ChatPieces:
+        """What ``to_json`` wrote; raises ValueError, TypeError or KeyError where it is not that."""
+        fields = json.loads(text)
+        given = fields.get("template")
+        refused = {str(role): tuple(texts) for role, texts in fields["refused"].items()}
+        template = None if given is None else ChatTemplate(given["source"], dict(given["tokens"]))
+        return cls(fields["between"], tuple(fields["trims"]), refused, fields["reason"], template)
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The prompt of a conversation, by jinja2 where the pieces do not serve.
+
+        Raises SlmError where the template does not take it, or jinja2 is needed and missing.
+        """
+        order = ", ".join(m["role"] for m in messages)
+        refused = any(t in m["content"] for m in messages for t in self.refused.get(m["role"], ()))
+        if self.reason is None and not refused:
+            text = self.text(messages)
+            if text is None:
+                raise SlmError(
+                    f"the model's chat template takes no messages in this order: {order}"
+                )
+            return text
+        if self.template is None:
+            raise SlmError("the bundle has no chat template that takes this: compile it again")
+        try:
+            return _renderer(self.template)(messages)
+        except _NotSeparableError as error:
+            raise SlmError(f"the model's chat template: {error}") from error
+        except SlmError:
+            raise
+        except Exception as error:  # a template is a program: it fails in every way
+            raise SlmError(f"the model's chat template refuses {order}: {error}") from error
 
 
 class _NotSeparableError(Exception):
@@ -144,11 +183,11 @@ def compile_chat(template: ChatTemplate) -> ChatPieces:
         render = _renderer(template)
         between, trims = _probe(render)
         refused = _refused(render, ChatPieces(between, trims), _literals(template.source))
-        pieces = ChatPieces(between, trims, refused)
+        pieces = ChatPieces(between, trims, refused, template=template)
         _check(render, pieces)
         return pieces
     except _NotSeparableError as error:
-        return ChatPieces(reason=str(error))
+        return ChatPieces(reason=str(error), template=template)
 
 
 def _renderer(template: ChatTemplate) -> Render:
@@ -157,7 +196,7 @@ def _renderer(template: ChatTemplate) -> Render:
         from jinja2.exceptions import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
-        raise SlmError("the model has a chat template: pip install jinja2 to compile it") from error
+        raise SlmError("the model has a chat template: pip install jinja2 to use it") from error
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
@@ -170,6 +209,7 @@ def _renderer(template: ChatTemplate) -> Render:
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         compiled = environment.from_string(template.source)
     except TemplateError as error:

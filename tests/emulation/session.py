@@ -102,6 +102,21 @@ def open_sessions(bundle: Path, target: Target, folder: Path) -> list[EmulatedSe
     return [EmulatedSession(bundle, target, program, cpu) for cpu in cpus]
 
 
+def static_emulator(target: Target) -> list[str]:
+    """What a static program of ``target`` is run by here: nothing, or qemu.
+
+    Skips the test where this machine cannot run it.
+    """
+    if reason := lacking(target):
+        pytest.skip(reason)
+    if is_native(target):
+        return []
+    qemu = f"qemu-{target.arch}-static"
+    if shutil.which(qemu) is None:
+        pytest.skip(f"no {qemu} here; on Debian and Ubuntu: apt install qemu-user-static")
+    return [qemu, "-cpu", CPUS[target.arch][0]]
+
+
 def _emulator(target: Target, cpu: str | None) -> list[str]:
     if cpu is None:
         return []

@@ -15,7 +15,7 @@ from tests.text.kinds import KINDS, SPECIALS, make
 from tests.text.library import compiled
 
 FIRST = 7  # kinds that are tested without being asked for
-TEXTS, MANY_TEXTS = 200, 20_000
+TEXTS = 200
 
 
 def _marked(name: str) -> object:
@@ -26,15 +26,6 @@ def _marked(name: str) -> object:
 @pytest.mark.parametrize("name", [_marked(name) for name in KINDS])
 def test_a_trained_tokenizer_gives_the_same(name: str, tmp_path: Path) -> None:
     _compare(make(name, normalized=len(name) % 2 == 0), TEXTS, tmp_path)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("normalized", [False, True])
-def test_a_trained_tokenizer_gives_the_same_on_many_texts(
-    name: str, normalized: bool, tmp_path: Path
-) -> None:
-    _compare(make(name, normalized=normalized), MANY_TEXTS, tmp_path)
 
 
 def _compare(theirs: Tokenizer, count: int, folder: Path) -> None:

@@ -10,7 +10,8 @@
 
 #include "serve_audit.h"
 #include "serve_http.h"
-#include "serve_json.h"
+#include "shared_chat.h"
+#include "shared_json.h"
 #include "slm.h"
 
 enum {
@@ -68,8 +69,7 @@ typedef struct {
   int32_t ends[MOST_ENDS];
   int end_count;
   session_slot *slots;
-  char *chat; /* chat.json, checked; NULL where the bundle has none */
-  json chat_pieces;
+  chat_template chat;
 } served_model;
 
 typedef enum {
@@ -207,7 +207,6 @@ int32_t read_prompt(server *s, json prompt, const char *param, uint32_t flags, i
 int read_generation(server *s, connection *c, refusal *r); /* all fields; 0, or -1 refused */
 
 /* serve_chat.c: `messages` as one text in the scratch; its bytes, or -1 refused. */
-int load_chat(server *s);
 ptrdiff_t chat_text(server *s, json messages, refusal *r);
 
 /* serve_audit.c */

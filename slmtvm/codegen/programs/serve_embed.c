@@ -4,34 +4,18 @@
 #include <string.h>
 
 #include "serve.h"
+#include "shared_scores.h"
 
 enum { COMPUTE, WRITE, NUMBER_BYTES = 20, GROUP = 3 /* bytes that are four characters of base64 */ };
-
-static int starts_with(const char *text, const char *start) {
-  return strncmp(text, start, strlen(start)) == 0;
-}
 
 /* The output that is an embedding, or whose rows become one, or has the scores of labels: those that
  * runtime/tasks.py takes. */
 static int find_output(const server *s, int classify, slm_output *found) {
-  int rows = -1, own = -1, starts = 0;
-  const char *first = "";
-  for (int32_t i = 0; i < slm_output_count(); ++i) {
-    slm_output o = {.size = sizeof o};
-    if (slm_output_info(i, &o) < 0) continue;
-    if (i == 0) first = o.name;
-    starts += strcmp(o.name, "start_logits") == 0 || strcmp(o.name, "end_logits") == 0;
-    if (o.pooled && own < 0 && strcmp(o.name, "pooler_output") != 0) own = i;
-    if (!o.pooled && rows < 0) rows = i;
-  }
-  const char *cursor = NULL;
-  json label;
-  int labels = 0;
-  while (json_next(json_field(json_field(s->model.info, "task"), "labels"), &cursor, &label)) ++labels;
-  int scores = starts_with(first, "logits") || starts_with(first, "score") ||
-               labels == slm_output_size();
-  if (s->model.kind != KIND_ENCODER || starts == 2 || scores != classify) return -1;
-  int index = classify ? 0 : own >= 0 ? own : rows >= 0 ? rows : 0;
+  const known_outputs known = look_at_outputs();
+  const int scores = known.named_scores || count_labels(s->model.info) == (size_t)slm_output_size();
+  if (s->model.kind != KIND_ENCODER || (known.start >= 0 && known.end >= 0) || scores != classify)
+    return -1;
+  const int index = classify ? 0 : known.embedding >= 0 ? known.embedding : known.rows;
   *found = (slm_output){.size = sizeof *found};
   if (slm_output_info(index, found) < 0 || (classify && !found->pooled)) return -1;
   return index;
@@ -91,45 +75,7 @@ int begin_embeddings(server *s, connection *c, refusal *r) {
   return 0;
 }
 
-/* ---- pooling ---- */
-
-static void pool(const float *rows, int32_t count, size_t width, json how, float *values) {
-  if (json_is(how, "first") || json_is(how, "last")) {
-    memcpy(values, rows + (json_is(how, "last") ? (size_t)count - 1 : 0) * width,
-           width * sizeof *values);
-    return;
-  }
-  int greatest = json_is(how, "max");
-  memcpy(values, rows, width * sizeof *values);
-  for (int32_t i = 1; i < count; ++i)
-    for (size_t k = 0; k < width; ++k) {
-      float value = rows[(size_t)i * width + k];
-      if (!greatest) values[k] += value;
-      else if (value > values[k]) values[k] = value;
-    }
-  for (size_t k = 0; !greatest && k < width; ++k) values[k] /= (float)count;
-}
-
-static void normalize(float *values, size_t width) {
-  double sum = 0;
-  for (size_t k = 0; k < width; ++k) sum += (double)values[k] * values[k];
-  float length = (float)fmax(sqrt(sum), 1e-12);
-  for (size_t k = 0; k < width; ++k) values[k] /= length;
-}
-
-/* Scores of labels as probabilities: of one of them, or of each on its own; that of a single one is what
- * it is. */
-static void make_probabilities(float *values, size_t count, int independent) {
-  double sum = 0, greatest = values[0];
-  if (count == 1) return;
-  for (size_t k = 1; k < count; ++k)
-    if (values[k] > greatest) greatest = values[k];
-  for (size_t k = 0; k < count; ++k) {
-    values[k] = (float)(independent ? 1 / (1 + exp(-(double)values[k])) : exp(values[k] - greatest));
-    sum += values[k];
-  }
-  for (size_t k = 0; !independent && k < count; ++k) values[k] = (float)(values[k] / sum);
-}
+/* ---- computing ---- */
 
 /* The embedding of the tokens, or their labels' probabilities, in the connection's text. */
 static int compute(server *s, connection *c, int32_t count) {
@@ -141,11 +87,17 @@ static int compute(server *s, connection *c, int32_t count) {
   slm_session *session = c->job.slot->session;
   if (slm_encode(session, c->tokens, (size_t)count, NULL) < 0) return -1;
   if (slm_output_get(session, index, output.pooled ? values : s->values) < 0) return -1;
-  if (!output.pooled) pool(s->values, count, width, json_field(task, "pooling"), values);
+  if (!output.pooled) {
+    char how[8] = "";
+    json pooling = json_field(task, "pooling");
+    ptrdiff_t length = json_kind(pooling) == '"' ? json_text(pooling, how, sizeof how - 1) : 0;
+    how[length > 0 ? length : 0] = 0;
+    pool_rows(s->values, (size_t)count, width, how, values);
+  }
   if (c->job.classify)
-    make_probabilities(values, width, json_is_true(json_field(task, "independent")));
+    label_probabilities(values, width, json_is_true(json_field(task, "independent")));
   else if (json_is_true(json_field(task, "normalize")))
-    normalize(values, width);
+    make_length_one(values, width);
   c->job.text_length = width * sizeof *values;
   return 0;
 }
@@ -167,13 +119,11 @@ static void put_base64(writer *w, const uint8_t *bytes, size_t length) {
 /* The name of the likeliest label. */
 static void put_label(server *s, connection *c, writer *w) {
   const float *values = (const float *)(const void *)c->text;
-  size_t count = c->job.text_length / sizeof *values, best = 0, n = 0;
-  const char *cursor = NULL;
-  json labels = json_field(json_field(s->model.info, "task"), "labels"), label;
+  size_t count = c->job.text_length / sizeof *values, best = 0;
   for (size_t k = 1; k < count; ++k)
     if (values[k] > values[best]) best = k;
-  while (json_next(labels, &cursor, &label) && n++ < best) continue;
-  if (n == best + 1) put_bytes(w, label.at, (size_t)(label.end - label.at)); /* JSON as it is there */
+  json label = label_at(s->model.info, best);
+  if (label.at) put_bytes(w, label.at, (size_t)(label.end - label.at)); /* JSON as it is there */
   else put_format(w, "\"LABEL_%zu\"", best);
 }
 

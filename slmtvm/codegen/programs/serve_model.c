@@ -89,7 +89,7 @@ int open_model(server *s) {
   if (slm_tokenizer_open(s->options.bundle, &m->tokenizer) < 0)
     snprintf(m->no_tokenizer, sizeof m->no_tokenizer, "%s", slm_last_error());
   find_marked_tokens(m);
-  return open_constraints(s) < 0 ? -1 : load_chat(s);
+  return open_constraints(s) < 0 ? -1 : chat_open("slm-serve", s->options.bundle, &m->chat);
 }
 
 void close_model(server *s) {
@@ -99,7 +99,7 @@ void close_model(server *s) {
   slm_close(s->model.model);
   slm_tokenizer_close(s->model.tokenizer);
   if (s->connections) munmap(s->connections, s->mapped_bytes);
-  free(s->model.chat);
+  chat_close(&s->model.chat);
 }
 
 /* ---- memory: one mapping, each part at pages of its own ---- */

@@ -150,6 +150,16 @@ typedef struct {
   uint32_t base;             /* where the piece starts in the text */
 } slm_piece;
 
+/* A word that the text had already, and its tokens: 64 bytes, a line of a cache. */
+enum { SLM_KNOWN_BYTES = 24, SLM_KNOWN_TOKENS = 7 };
+typedef struct {
+  uint64_t key[3];
+  uint32_t tokens[SLM_KNOWN_TOKENS];
+  uint8_t lengths[SLM_KNOWN_TOKENS]; /* of the tokens, in bytes */
+  uint8_t length, next_length;       /* of the word, 0: nothing is known; of the one that comes */
+  uint8_t count;
+} slm_known_word;
+
 /* A call of slm_tokenize. */
 typedef struct {
   const slm_tokenizer *tokenizer;
@@ -159,6 +169,8 @@ typedef struct {
   slm_span *spans;
   size_t room, count, first; /* `first` token of this text */
   int32_t segment;
+  slm_known_word *known; /* known_mask + 1 of them; NULL in a short text */
+  uint32_t known_mask;
 } slm_encoding;
 
 /* The slot's values, or NULL. */

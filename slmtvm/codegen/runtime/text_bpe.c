@@ -87,10 +87,12 @@ static size_t merge_short(const slm_tokenizer *t, uint32_t *tokens, uint32_t *le
     if (lowest == SLM_NONE) return count;
     tokens[best] = ways[best][1];
     lengths[best] += lengths[best + 1];
-    const size_t left = --count - best - 1;
-    memmove(tokens + best + 1, tokens + best + 2, left * sizeof *tokens);
-    memmove(lengths + best + 1, lengths + best + 2, left * sizeof *lengths);
-    memmove(ways + best, ways + best + 1, left * sizeof *ways);
+    --count;
+    for (size_t i = best + 1; i < count; ++i) { /* few: calls of memmove would take longer */
+      tokens[i] = tokens[i + 1];
+      lengths[i] = lengths[i + 1];
+      ways[i - 1] = ways[i];
+    }
     if (best + 1 < count) ways[best] = slm_pairs_find(&t->merges, tokens[best], tokens[best + 1]);
     if (best > 0) ways[best - 1] = slm_pairs_find(&t->merges, tokens[best - 1], tokens[best]);
   }
@@ -197,8 +199,64 @@ static int32_t merge_long(slm_encoding *e, uint32_t *tokens, uint32_t *lengths, 
   return SLM_OK;
 }
 
-static int32_t encode(slm_encoding *e, const slm_piece *word, uint32_t *tokens,
-                      uint32_t *lengths) {
+/* ---- words that the text had already ---- */
+
+static uint64_t load(const uint8_t *bytes, size_t count) { /* 8 or 4 of them */
+  uint64_t eight = 0;
+  uint32_t four;
+  if (count == 8) return memcpy(&eight, bytes, 8), eight;
+  return memcpy(&four, bytes, 4), four;
+}
+
+/* What, with its length, tells a word of at most SLM_KNOWN_BYTES bytes from all others. */
+static void key_of(const uint8_t *bytes, size_t length, uint64_t key[3]) {
+  key[1] = key[2] = 0;
+  if (length >= 8) {
+    key[0] = load(bytes, 8);
+    key[1] = load(bytes + length - 8, 8);
+    if (length > 16) key[2] = load(bytes + 8, 8);
+  } else if (length >= 4) {
+    key[0] = load(bytes, 4) | load(bytes + length - 4, 4) << 32;
+  } else {
+    key[0] = bytes[0] | (uint64_t)bytes[length / 2] << 8 | (uint64_t)bytes[length - 1] << 16;
+  }
+}
+
+/* Where a word is, or would be; NULL where words are not kept, or not such long ones. */
+static slm_known_word *slot_of(const slm_encoding *e, const slm_piece *word, int *is_known) {
+  const uint64_t factor = 0x9e3779b97f4a7c15u;
+  uint64_t key[3];
+  *is_known = 0;
+  if (!e->known || !word->length || word->length > SLM_KNOWN_BYTES) return NULL;
+  key_of(word->bytes, word->length, key);
+  uint64_t sum = (key[0] ^ word->length) * factor;
+  sum = (sum ^ sum >> 32 ^ key[1]) * factor;
+  sum = (sum ^ sum >> 32 ^ key[2]) * factor;
+  slm_known_word *slot = &e->known[(sum >> 40) & e->known_mask];
+  *is_known = slot->length == word->length && slot->key[0] == key[0] && slot->key[1] == key[1] &&
+              slot->key[2] == key[2];
+  if (*is_known) return slot;
+  slot->length = 0; /* until its tokens are there */
+  slot->next_length = (uint8_t)word->length;
+  memcpy(slot->key, key, sizeof key);
+  return slot;
+}
+
+static void remember(slm_known_word *slot, const uint32_t *tokens, const uint32_t *lengths,
+                     size_t count) {
+  if (count > SLM_KNOWN_TOKENS) return;
+  for (size_t i = 0; i < count; ++i) {
+    slot->tokens[i] = tokens[i];
+    slot->lengths[i] = (uint8_t)lengths[i];
+  }
+  slot->count = (uint8_t)count;
+  slot->length = slot->next_length;
+}
+
+/* ---- a word ---- */
+
+static int32_t encode(slm_encoding *e, const slm_piece *word, uint32_t *tokens, uint32_t *lengths,
+                      slm_known_word *slot) {
   const slm_tokenizer *t = e->tokenizer;
   size_t count = split(t, word, tokens, lengths);
   if (count > SHORT_WORD) {
@@ -207,6 +265,7 @@ static int32_t encode(slm_encoding *e, const slm_piece *word, uint32_t *tokens,
   } else {
     count = merge_short(t, tokens, lengths, count);
   }
+  if (slot) remember(slot, tokens, lengths, count);
   size_t at = 0;
   for (size_t i = 0; i < count; ++i) {
     slm_emit(e, word, tokens[i], at, at + lengths[i]);
@@ -246,8 +305,18 @@ static uint32_t known_word(const slm_tokenizer *t, const slm_piece *word) {
 
 int32_t slm_bpe(slm_encoding *e, const slm_piece *word) {
   const slm_tokenizer *t = e->tokenizer;
+  int is_known;
+  slm_known_word *slot = slot_of(e, word, &is_known);
+  if (is_known) {
+    size_t at = 0;
+    for (size_t i = 0; i < slot->count; at += slot->lengths[i++])
+      slm_emit(e, word, slot->tokens[i], at, at + slot->lengths[i]);
+    return SLM_OK;
+  }
   const uint32_t whole = known_word(t, word);
   if (whole != SLM_NONE) {
+    const uint32_t length = (uint32_t)word->length;
+    if (slot) remember(slot, &whole, &length, 1);
     slm_emit(e, word, whole, 0, word->length);
     return SLM_OK;
   }
@@ -267,12 +336,12 @@ int32_t slm_bpe(slm_encoding *e, const slm_piece *word) {
   }
   if (word->length <= SHORT_WORD) {
     uint32_t tokens[SHORT_WORD], lengths[SHORT_WORD];
-    return encode(e, word, tokens, lengths);
+    return encode(e, word, tokens, lengths, slot);
   }
   const size_t used = e->work_used;
   uint32_t *tokens = slm_work_take(e, word->length * sizeof *tokens);
   uint32_t *lengths = slm_work_take(e, word->length * sizeof *lengths);
-  int32_t code = tokens && lengths ? encode(e, word, tokens, lengths) : SLM_ERR_MEMORY;
+  int32_t code = tokens && lengths ? encode(e, word, tokens, lengths, slot) : SLM_ERR_MEMORY;
   e->work_used = used;
   return code;
 }

@@ -11,7 +11,9 @@ enum {
   PLACE_BYTES = 1 + 2 * sizeof(uint32_t), /* a byte of a text that was changed, and its places */
   MARK_BYTES = 16,                        /* a character while combining marks are put in order */
   MODEL_BYTES = 48,                       /* most work space of a model for a byte of a word */
-  PADDING = 64
+  PADDING = 64,
+  LEAST_KNOWN = 16, MOST_KNOWN = 4096, /* words that are remembered, of 64 bytes each: */
+  BYTES_FOR_KNOWN = 64                 /* one for so much of a text */
 };
 
 void *slm_work_take(slm_encoding *e, size_t bytes) {
@@ -25,13 +27,33 @@ void *slm_work_take(slm_encoding *e, size_t bytes) {
   return e->work + begin;
 }
 
+/* How many words a text of so many bytes may remember; 0: it is too short for words to come again. */
+static size_t known_words(const slm_tokenizer *t, size_t bytes) {
+  size_t count = LEAST_KNOWN;
+  if (t->model != SLM_MODEL_BPE || bytes < LEAST_KNOWN * BYTES_FOR_KNOWN) return 0;
+  while (count < MOST_KNOWN && 2 * count * BYTES_FOR_KNOWN <= bytes) count *= 2;
+  return count;
+}
+
+static int32_t begin_known(slm_encoding *e, size_t bytes) {
+  const size_t count = known_words(e->tokenizer, bytes);
+  e->known = NULL;
+  if (!count) return SLM_OK;
+  e->known = slm_work_take(e, count * sizeof *e->known);
+  if (!e->known) return SLM_ERR_MEMORY;
+  e->known_mask = (uint32_t)count - 1;
+  for (size_t i = 0; i < count; ++i) e->known[i].length = 0;
+  return SLM_OK;
+}
+
 int64_t slm_tokenize_bytes(const slm_tokenizer *t, size_t bytes) {
   if (!t || t->mark != SLM_TEXT_MARK)
     return slm_fail(SLM_ERR_ARGUMENT, "the tokenizer is NULL or not open");
   if (bytes > MOST_BYTES)
     return slm_fail(SLM_ERR_ARGUMENT, "a text of %zu bytes; at most %u", bytes, MOST_BYTES);
   double length = (double)bytes * REPLACEMENT_BYTES; /* all of it may be damaged */
-  double sum = length * PLACE_BYTES + PADDING;
+  double sum = length * PLACE_BYTES + PADDING +
+               (double)(known_words(t, bytes) * sizeof(slm_known_word)) + PADDING;
   for (uint32_t i = 0; i < t->step_count; ++i) {
     if (t->steps[i].growth == 0) continue;
     length = length * t->steps[i].growth / 16 + t->steps[i].more;
@@ -155,7 +177,8 @@ static int32_t encode_text(slm_encoding *e, const char *text, size_t bytes) {
   slm_piece piece = whole;
   const size_t first = e->count;
   e->work_used = 0;
-  int32_t code = repair(e, &piece);
+  int32_t code = begin_known(e, bytes);
+  if (code == SLM_OK) code = repair(e, &piece);
   if (code == SLM_OK && piece.length) code = slm_follow(e, 0, &piece);
   if (code == SLM_OK) trim(e, &whole, first);
   return code;

@@ -8,9 +8,7 @@ must not go unseen.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from typing import Any
 
 from slmtvm.errors import ConstraintError
@@ -21,24 +19,18 @@ from slmtvm.text.constraint.json_strings import (
     string_regex,
 )
 from slmtvm.text.constraint.number_ranges import INTEGER, NUMBER, integer_regex, number_regex
+from slmtvm.text.constraint.schema_reader import (
+    ANNOTATIONS,
+    COMBINED,
+    MOST_REFERENCES,
+    OF_TYPE,
+    Schema,
+    SchemaReader,
+    is_of_type,
+    same_value,
+)
 
-Schema = Any  # what JSON may be; checked here
-_ANNOTATIONS = frozenset({
-    "$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default",
-    "examples", "deprecated", "readOnly", "writeOnly", "$anchor",
-})  # fmt: skip
-_OF_TYPE = {
-    "object": {"properties", "required", "additionalProperties", "minProperties", "maxProperties"},
-    "array": {"items", "prefixItems", "minItems", "maxItems"},
-    "string": {"minLength", "maxLength", "pattern", "format"},
-    "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
-    "number": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
-    "boolean": set[str](),
-    "null": set[str](),
-}
-_COMBINED = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
 _MOST_ITEMS = 200
-_MOST_REFERENCES = 1000  # in one schema, followed
 _MOST_REGEX = 4_000_000  # characters
 _ANY_DEPTH = 2  # arrays and objects inside each other where a schema says nothing
 _COMMA, _COLON = ",[ ]?", ":[ ]?"
@@ -55,14 +47,10 @@ def schema_regex(schema: Schema, where: str = "the schema") -> str:
     return regex
 
 
-class _Compiler:
+class _Compiler(SchemaReader):
     def __init__(self, root: Schema, where: str) -> None:
-        self.root, self.where = root, where
+        super().__init__(root, where)
         self.open: list[str] = []  # references that are being followed
-        self.followed = 0
-
-    def refused(self, place: str, what: str) -> ConstraintError:
-        return ConstraintError(f"at {place or '/'}: {what}", where=self.where)
 
     def value(self, schema: Schema, place: str) -> str:
         if schema is True or schema == {}:
@@ -70,14 +58,14 @@ class _Compiler:
         if not isinstance(schema, dict):
             what = "false allows nothing" if schema is False else f"{schema!r} is no schema"
             raise self.refused(place, what)
-        asked = {name: value for name, value in schema.items() if name not in _ANNOTATIONS}
+        asked = {name: value for name, value in schema.items() if name not in ANNOTATIONS}
         if not asked:
             return _anything(_ANY_DEPTH)
-        combined = [name for name in _COMBINED if name in asked]
+        combined = [name for name in COMBINED if name in asked]
         if combined:
             return self.combination(combined[0], asked, place)
         types = self.types(asked, place)
-        known = set().union({"type"}, *(_OF_TYPE[type_] for type_ in types))
+        known = set().union({"type"}, *(OF_TYPE[type_] for type_ in types))
         for name in asked:
             if name not in known:
                 raise self.refused(
@@ -90,34 +78,6 @@ class _Compiler:
             "boolean": lambda *_: "(?:true|false)", "null": lambda *_: "null",
         }  # fmt: skip
         return _choice([makers[type_](asked, place) for type_ in types])
-
-    def beside(self, types: list[str], name: str) -> str:
-        for type_, names in _OF_TYPE.items():
-            if name in names and type_ not in types:
-                return f" beside the type {' or '.join(types)}"
-        return ""
-
-    def types(self, schema: dict[str, Any], place: str) -> list[str]:
-        """Its types; where it says none, those that its keywords are of."""
-        given = schema.get("type")
-        if given is None:
-            implied = [t for t, names in _OF_TYPE.items() if names & schema.keys()]
-            if "number" in implied:
-                implied.remove("integer")
-            if len(implied) != 1:
-                raise self.refused(place, f"{', '.join(schema)} without a type is not compiled")
-            return implied
-        types = list(given) if isinstance(given, list) else [given]
-        for type_ in types:
-            if not isinstance(type_, str) or type_ not in _OF_TYPE:
-                raise self.refused(place, f"type is {type_!r}; known are {', '.join(_OF_TYPE)}")
-        if "number" in types and "integer" in types:
-            types.remove("integer")  # numbers are these, too
-        if not types:
-            raise self.refused(place, "type is an empty list")
-        return types
-
-    # ---- combinations ----
 
     def combination(self, name: str, schema: dict[str, Any], place: str) -> str:
         others = schema.keys() - {name}
@@ -139,22 +99,16 @@ class _Compiler:
             self.check_apart(options, inner)
         return _choice([self.value(o, f"{inner}/{i}") for i, o in enumerate(options)])
 
-    def alone(self, name: str, others: set[str], place: str) -> None:
-        if others:
-            raise self.refused(
-                place, f"{', '.join(sorted(others))} beside {name} is not compiled: put it inside"
-            )
-
     def listed(self, name: str, schema: dict[str, Any], others: set[str], place: str) -> str:
         self.alone(name, others - {"type", "const" if name == "enum" else "enum"}, place)
         values = schema["enum"] if name == "enum" else [schema["const"]]
         if not isinstance(values, list) or not values:
             raise self.refused(place, "enum must be a list of values")
         if name == "enum" and "const" in others:
-            values = [value for value in values if _same(value, schema["const"])]
+            values = [value for value in values if same_value(value, schema["const"])]
         if "type" in others:
             types = self.types({"type": schema["type"]}, place)
-            values = [value for value in values if any(_is_of(value, t) for t in types)]
+            values = [value for value in values if any(is_of_type(value, t) for t in types)]
         if not values:
             raise self.refused(place, f"none of the values of {name} is allowed by what is beside")
         return _choice([literal(value) for value in values])
@@ -168,111 +122,12 @@ class _Compiler:
                 "many levels as are wanted"
             )  # fmt: skip
         self.followed += 1
-        if self.followed > _MOST_REFERENCES:
-            raise self.refused(place, f"more than {_MOST_REFERENCES} references are followed")
+        if self.followed > MOST_REFERENCES:
+            raise self.refused(place, f"more than {MOST_REFERENCES} references are followed")
         self.open.append(given)
         made = self.value(self.found(given, place), given)
         self.open.pop()
         return made
-
-    def found(self, given: str, place: str) -> Schema:
-        node: Any = self.root
-        for part in given.split("/")[1:]:
-            key = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(node, dict) and key in node:
-                node = node[key]
-            elif isinstance(node, list) and key.isdigit() and int(key) < len(node):
-                node = node[int(key)]
-            else:
-                raise self.refused(place, f"$ref is {given!r}, which is not there")
-        return node
-
-    def resolved(self, schema: Schema, place: str) -> Schema:
-        for _ in range(_MOST_REFERENCES):
-            if not (isinstance(schema, dict) and isinstance(schema.get("$ref"), str)):
-                return schema
-            self.alone("$ref", schema.keys() - {"$ref"} - _ANNOTATIONS, place)
-            schema = self.found(schema["$ref"], place)
-        raise self.refused(place, "$ref refers to itself")
-
-    def merged(self, schemas: list[Schema], place: str) -> Schema:
-        """One schema that asks what all of them ask; of objects their properties together."""
-        made: dict[str, Any] = {}
-        closed = []
-        for schema in schemas:
-            schema = self.resolved(schema, place)
-            if schema is True:
-                continue
-            if not isinstance(schema, dict):
-                raise self.refused(place, f"{schema!r} among schemas that all must hold")
-            if schema.get("additionalProperties", True) is not True:
-                closed.append(schema)
-            for name, value in schema.items():
-                if name in _ANNOTATIONS:
-                    continue
-                if name not in made:
-                    made[name] = value
-                elif name == "required":
-                    made[name] = list(dict.fromkeys([*made[name], *value]))
-                elif name == "properties" and not made[name].keys() & value.keys():
-                    made[name] = {**made[name], **value}
-                elif name == "type" and self.narrowed(made[name], value):
-                    made[name] = self.narrowed(made[name], value)
-                elif not _same(made[name], value):
-                    raise self.refused(place, f"{name} more than once is not compiled")
-        for schema in closed:
-            if made.get("properties", {}).keys() != schema.get("properties", {}).keys():
-                raise self.refused(place, "additionalProperties beside others' properties")
-        return made
-
-    def narrowed(self, first: Any, second: Any) -> list[str]:
-        """The types that both allow; an integer is a number."""
-        both = [first if isinstance(first, list) else [first],
-                second if isinstance(second, list) else [second]]  # fmt: skip
-        found = []
-        for type_ in _OF_TYPE:
-            if all(type_ in t or (type_ == "integer" and "number" in t) for t in both):
-                found.append(type_)
-        return found
-
-    def check_apart(self, options: list[Schema], place: str) -> None:
-        """Refuses alternatives of which two may hold for one value."""
-        found = [self.resolved(option, place) for option in options]
-        for i, first in enumerate(found):
-            for second in found[:i]:
-                if not self.apart(first, second, place):
-                    raise self.refused(
-                        place, "alternatives that may both hold are not compiled: use anyOf, or "
-                        "types or constants that tell them apart"
-                    )  # fmt: skip
-
-    def apart(self, first: Schema, second: Schema, place: str) -> bool:
-        if not (isinstance(first, dict) and isinstance(second, dict)):
-            return False
-        values = [_values(schema) for schema in (first, second)]
-        if values[0] is not None and values[1] is not None:
-            return not any(_same(a, b) for a in values[0] for b in values[1])
-        types = [self.kinds(schema, place) for schema in (first, second)]
-        if not types[0] & types[1]:
-            return True
-        if types[0] & types[1] != {"object"}:
-            return False
-        for name in set(first.get("required", ())) & set(second.get("required", ())):
-            inner = [
-                self.resolved(s.get("properties", {}).get(name), place) for s in (first, second)
-            ]
-            if all(isinstance(s, dict) for s in inner) and self.apart(inner[0], inner[1], place):
-                return True
-        return False
-
-    def kinds(self, schema: dict[str, Any], place: str) -> set[str]:
-        if (values := _values(schema)) is not None:
-            return {t for t in _OF_TYPE if t != "integer" and any(_is_of(v, t) for v in values)}
-        if any(name in schema for name in _COMBINED):
-            return set(_OF_TYPE)
-        return {"number" if t == "integer" else t for t in self.types(schema, place)}
-
-    # ---- values ----
 
     def string(self, schema: dict[str, Any], place: str) -> str:
         least = self.count(schema, "minLength", place) or 0
@@ -311,32 +166,6 @@ class _Compiler:
         if least is None and most is None:
             return NUMBER
         return number_regex(least, most, over, under, f"{self.where}: at {place or '/'}")
-
-    def bounds(
-        self, schema: dict[str, Any], place: str
-    ) -> tuple[Decimal | None, Decimal | None, bool, bool]:
-        """The least and the most, and whether they are left out themselves."""
-        found: dict[str, Decimal] = {}
-        for name in _OF_TYPE["number"] & schema.keys():
-            value = schema[name]
-            if isinstance(value, bool) or not isinstance(value, int | float) or value - value != 0:
-                raise self.refused(place, f"{name} is {value!r}, must be a number")
-            found[name] = Decimal(repr(value))
-        least, over = found.get("minimum"), False
-        if "exclusiveMinimum" in found and (least is None or found["exclusiveMinimum"] >= least):
-            least, over = found["exclusiveMinimum"], True
-        most, under = found.get("maximum"), False
-        if "exclusiveMaximum" in found and (most is None or found["exclusiveMaximum"] <= most):
-            most, under = found["exclusiveMaximum"], True
-        return least, most, over, under
-
-    def count(self, schema: dict[str, Any], name: str, place: str) -> int | None:
-        value = schema.get(name)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value % 1:
-            raise self.refused(place, f"{name} is {value!r}, must be a whole number")
-        return int(value)
 
     def array(self, schema: dict[str, Any], place: str) -> str:
         first = schema.get("prefixItems", [])
@@ -440,32 +269,3 @@ def _anything(depth: int) -> str:
         options += [rf"\[(?:{inner}(?:{_COMMA}{inner})*)?\]",
                     rf"\{{(?:{member}(?:{_COMMA}{member})*)?\}}"]  # fmt: skip
     return _choice(options)
-
-
-def _values(schema: dict[str, Any]) -> list[Any] | None:
-    if "const" in schema:
-        return [schema["const"]]
-    return schema["enum"] if isinstance(schema.get("enum"), list) else None
-
-
-def _same(first: object, second: object) -> bool:
-    """Whether two JSON values are equal: true is not 1, and 1.0 is 1."""
-    return _key(first) == _key(second)
-
-
-def _key(value: object) -> object:
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    if isinstance(value, dict):
-        return {name: _key(inner) for name, inner in value.items()}
-    return [_key(inner) for inner in value] if isinstance(value, list) else ("", value)
-
-
-def _is_of(value: object, type_: str) -> bool:
-    if type_ in ("integer", "number"):
-        whole = type_ == "number" or (isinstance(value, int | float) and value % 1 == 0)
-        return isinstance(value, int | float) and not isinstance(value, bool) and whole
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "object": dict, "array": list, "string": str, "boolean": bool, "null": type(None),
-    }  # fmt: skip
-    return isinstance(value, kinds[type_])

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 
+from slmtvm.runtime import load
 from slmtvm.runtime.serving import server_program
+from slmtvm.runtime.text import generate_text
 from slmtvm.text.chat import ChatTemplate, compile_chat
-from tests.codegen.programs.serving import CHAT_TEMPLATE, Server, serving
+from tests.codegen.programs.serving import CHAT_TEMPLATE, TOKENS, Server, client_of, serving
 from tests.end_to_end.bundles import TARGETS_OF_THREE, bundle_for
+from tests.models import PROMPTS
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +44,20 @@ def chat_bundle(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert pieces.reason is None
     (bundle / "chat.json").write_bytes(pieces.to_json())
     return bundle
+
+
+@pytest.fixture(scope="session")
+def texts(demo: Path) -> dict[str, str]:
+    """What a session writes, greedily, after each prompt."""
+    found = {}
+    with load(demo) as session:
+        for prompt in PROMPTS:
+            session.reset()
+            found[prompt] = "".join(generate_text(session, prompt, TOKENS))
+    return found
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with client_of(server) as client:
+        yield client

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -23,6 +24,7 @@ from tests.importer.heads import VOCAB
 
 _LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 STOP_SECONDS = 60
+TOKENS = 40  # of a completion
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ '# ' + m.content + '\n' }}"
     "{% elif m.role == 'user' %}{{ 'def ' + m.content | trim + ':\n' }}"
@@ -88,6 +90,21 @@ def client_of(server: Server) -> openai.OpenAI:
     """OpenAI's own client; a context, which closes its connections."""
     base = f"http://127.0.0.1:{server.port}/v1"
     return openai.OpenAI(base_url=base, api_key="none", max_retries=0)
+
+
+def complete(client: openai.OpenAI, prompt: Any, **more: Any) -> Any:
+    given = {"temperature": 0, "max_tokens": TOKENS, **more}
+    return client.completions.create(model="pycode", prompt=prompt, **given)
+
+
+def metrics_of(server: Server) -> dict[str, float]:
+    status, text = server.ask("/metrics")
+    assert status == 200
+    return {
+        sample.name + "".join(f"{{{k}={v}}}" for k, v in sample.labels.items()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 def save_words(folder: Path) -> None:

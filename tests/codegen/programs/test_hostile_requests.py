@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 SANITIZERS = "address,undefined"
 REQUESTS, MOST_REQUESTS = 400, 10_000
 CLIENTS = 8
+SOURCES = ("serve", "shared_")  # of slm-serve
 OPTIONS = ["--connections", "6", "--sessions", "2", "--queue", "3", "--read-timeout", "1"]
 
 
@@ -29,7 +30,8 @@ OPTIONS = ["--connections", "6", "--sessions", "2", "--queue", "3", "--read-time
 def checked_objects(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The runtime and slm-serve, compiled under sanitizers."""
     runtime = objects(tmp_path_factory, SANITIZERS, "runtime")
-    return runtime + objects(tmp_path_factory, SANITIZERS, "programs", "serve*.c")
+    parts = [objects(tmp_path_factory, SANITIZERS, "programs", f"{p}*.c") for p in SOURCES]
+    return [*runtime, *parts[0], *parts[1]]
 
 
 def link(objects: list[str], bundle: Path, folder: Path) -> Path:

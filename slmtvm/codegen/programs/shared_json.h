@@ -1,6 +1,6 @@
 /* JSON without memory of its own: a text is checked once, then looked into where it lies. */
-#ifndef SLM_SERVE_JSON_H
-#define SLM_SERVE_JSON_H
+#ifndef SLM_SHARED_JSON_H
+#define SLM_SHARED_JSON_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -15,6 +15,9 @@ enum { JSON_DEPTH = 32 }; /* objects and arrays inside each other */
 /* Whether `text` is one JSON value in UTF-8, which `value` then is; else what is wrong, and `place`
  * says at which byte. */
 const char *json_check(const char *text, size_t length, json *value, size_t *place);
+
+/* Whether all of a text is UTF-8. */
+int is_utf8(const char *text, size_t length);
 
 /* '{', '[', '"', '0' a number, 'b' true or false, 'n' null, 0 nothing. */
 char json_kind(json value);
@@ -48,6 +51,8 @@ typedef struct {
 void put_bytes(writer *w, const char *bytes, size_t length);
 void put(writer *w, const char *text);
 __attribute__((format(printf, 2, 3))) void put_format(writer *w, const char *format, ...);
+
+void put_json_text(writer *w, json string); /* its characters */
 
 /* A string's inside: quotes, controls and backslashes escaped. */
 void put_escaped(writer *w, const char *bytes, size_t length);

@@ -1,5 +1,5 @@
 /* Reading and writing JSON (RFC 8259). */
-#include "serve_json.h"
+#include "shared_json.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -123,6 +123,14 @@ static int check_name(checker *c) {
   if (c->at == c->end || *c->at != ':') return fail(c, "a colon is missing");
   ++c->at;
   return 1;
+}
+
+int is_utf8(const char *text, size_t length) {
+  checker c = {(const uint8_t *)text, (const uint8_t *)text + length, NULL};
+  while (c.at < c.end && !c.wrong)
+    if (*c.at < 0x80) ++c.at;
+    else check_character(&c);
+  return !c.wrong;
 }
 
 static int check_value(checker *c) {
@@ -352,7 +360,7 @@ void put_bytes(writer *w, const char *bytes, size_t length) {
     w->full = 1;
     return;
   }
-  memcpy(w->bytes + w->length, bytes, length);
+  if (length) memcpy(w->bytes + w->length, bytes, length);
   w->length += length;
 }
 
@@ -370,6 +378,12 @@ void put_format(writer *w, const char *format, ...) {
     w->length += (size_t)length;
 }
 
+void put_json_text(writer *w, json string) {
+  ptrdiff_t bytes = json_text(string, w->bytes + w->length, w->room - w->length);
+  if (bytes < 0) w->full = 1;
+  else w->length += (size_t)bytes;
+}
+
 /* The escape of a byte, "" where it needs none. */
 static void escape(char byte, char *text) {
   static const char named[] = "\"\\\b\f\n\r\t", names[] = "\"\\bfnrt";
@@ -377,7 +391,7 @@ static void escape(char byte, char *text) {
   text[0] = 0;
   if (found)
     sprintf(text, "\\%c", names[found - named]);
-  else if ((uint8_t)byte < 0x20 || byte == 0x7f)
+  else if ((uint8_t)byte < 0x20)
     sprintf(text, "\\u%04x", (uint8_t)byte);
 }
 
