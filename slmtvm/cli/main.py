@@ -33,6 +33,7 @@ from slmtvm.cli import (
     tune,
     verify,
     verify_signature,
+    watermark,
 )
 from slmtvm.cli.parser import USAGE, Parser
 from slmtvm.cli.signals import Terminated, unwinding
@@ -62,6 +63,7 @@ _VERBS = (
     serve,
     constraint,
     audit,
+    watermark,
     keygen,
     encrypt,
     sign,
