@@ -52,13 +52,15 @@ class Work:
     """What one call computes and reads, for the bench; nothing depends on it.
 
     ``multiply_adds`` in all, and ``context_multiply_adds`` for each position that a row attends to.
-    ``window``: how many positions it attends to at most, 0 for no bound.
+    ``window``: how many positions it attends to at most, 0 for no bound. ``positions``: how many
+    the cache that it reads holds, 0 where it reads none.
     ``touched``: bytes, of those tensors of which a call reads only a part.
     """
 
     multiply_adds: int = 0
     context_multiply_adds: int = 0
     window: int = 0
+    positions: int = 0
     touched: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -29,8 +29,10 @@ from slmtvm.host import runs_here
 from slmtvm.schedules import isa as isas
 from slmtvm.schedules import linear
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import WINDOWS
-from slmtvm.schedules.linear import LinearShape, blocks, windows
+from slmtvm.schedules.isa.base import PAIRS, WINDOWS
+from slmtvm.schedules.kernel import Kernel
+from slmtvm.schedules.linear import LinearShape, blocks, pairs, windows
+from slmtvm.schedules.linear.packed_rows import pack_rows
 from slmtvm.target import Target
 
 TURN_SECONDS = 0.02
@@ -43,13 +45,17 @@ SETTINGS = {  # rows, channels, inputs, whether the weights come from memory
 PATTERNS = ((8, 4), (32, 4), (16, 1), (1, 4))
 SHARES = (0.5, 0.7, 0.8, 0.9)
 NEIGHBOURS = ((2, 4), (1, 4))
+GROUP = 32  # of int4 weights
+DENSE = {"int8": "dense", "int4": "dense int4"}
 
 
 @dataclass
 class Entry:
-    """A kernel on its operands; ``seconds`` of a call in each round."""
+    """A kernel on its operands; ``dense`` names the entry that it is compared with, ``seconds`` are
+    of a call in each round."""
 
     name: str
+    dense: str
     setting: str
     density: float
     weight_bytes: int
@@ -67,14 +73,14 @@ def aligned(array: np.ndarray) -> np.ndarray:
     return made
 
 
-def load(shape: LinearShape, isa: Isa, target: Target, folder: Path) -> tuple[Callable, int]:
-    """The compiled kernel, and its grid."""
+def load(shape: LinearShape, isa: Isa, target: Target, folder: Path) -> tuple[Callable, Kernel]:
+    """The compiled kernel, and what it was compiled from."""
     kernel = linear.build(shape, isa)
     name = str(kernel.func.attrs["global_symbol"])
     write_object({name: kernel.func}, target, folder / f"{name}.o")
     library = folder / f"{name}.so"
     zig_cc(f"{target.arch}-linux-musl", ["-shared", "-o", str(library), str(folder / f"{name}.o")])
-    return getattr(ctypes.CDLL(str(library)), name), kernel.grid
+    return getattr(ctypes.CDLL(str(library)), name), kernel
 
 
 def entry(
@@ -83,20 +89,26 @@ def entry(
     shape: LinearShape,
     weights: linear.Weights,
     isa: Isa,
-    load_kernel: Callable[[LinearShape], tuple[Callable, int]],
+    load_kernel: Callable[[LinearShape], tuple[Callable, Kernel]],
 ) -> Entry:
     """``shape`` on ``weights`` in as many copies as the setting wants."""
-    function, grid = load_kernel(shape)
+    function, kernel = load_kernel(shape)
     packed = linear.pack(shape, isa, weights).values()
     size = sum(array.nbytes for array in packed)
     copies = max(1, COPIES_BYTES // size) if SETTINGS[setting][3] else 1
-    rng = np.random.default_rng(0)
-    xq = aligned(rng.integers(0, 256, (shape.m, shape.padded_k)).astype(np.uint8))
-    rows = [xq, np.ones(shape.m, np.float32), np.full(shape.m, 128, np.int32)]
     y = aligned(np.zeros((shape.m, shape.n), np.float32))
-    calls = [[*rows, *map(aligned, packed), y] for _ in range(copies)]
+    beside = [
+        aligned(np.zeros(tensor.shape, tensor.dtype))
+        for tensor in kernel.tensors
+        if tensor.name == "scratch"
+    ]
+    calls = [[*activations(shape), *map(aligned, packed), y, *beside] for _ in range(copies)]
     arguments = [
-        [*(ctypes.c_void_p(a.ctypes.data) for a in arrays), ctypes.c_int32(0), ctypes.c_int32(grid)]
+        [
+            *(ctypes.c_void_p(a.ctypes.data) for a in arrays),
+            ctypes.c_int32(0),
+            ctypes.c_int32(kernel.grid),
+        ]
         for arrays in calls
     ]
 
@@ -105,13 +117,28 @@ def entry(
             function(*given)
         return len(calls)
 
-    density = blocks.density(shape, isa, weights)
-    expected = 1.0
-    if shape.window:
+    density, expected = 1.0, 1.0
+    if shape.window == PAIRS.name:
+        density, expected = PAIRS.kept / PAIRS.size, pairs.relative_time(isa, shape.m)
+    elif shape.window:
+        window = WINDOWS[shape.window]
+        density = window.kept / window.size
         expected = windows.relative_time(shape.window, isa, shape.m)
     elif shape.sparse:
+        density = blocks.density(shape, isa, weights)
         expected = blocks.relative_time(shape, isa, density)
-    return Entry(name, setting, density, size, expected, run)
+    return Entry(name, DENSE[shape.format], setting, density, size, expected, run)
+
+
+def activations(shape: LinearShape) -> list[np.ndarray]:
+    """What the kernel takes of its rows."""
+    rng = np.random.default_rng(0)
+    if shape.activation == "block":
+        xq = aligned(rng.integers(-127, 128, (shape.m, shape.padded_k)).astype(np.int8))
+        sums = xq.reshape(shape.m, shape.groups, -1).sum(axis=2, dtype=np.int32)
+        return [xq, np.ones(sums.shape, np.float32), aligned(sums.astype(np.float32))]
+    xq = aligned(rng.integers(0, 256, (shape.m, shape.padded_k)).astype(np.uint8))
+    return [xq, np.ones(shape.m, np.float32), np.full(shape.m, 128, np.int32)]
 
 
 def pruned(n: int, k: int, block: tuple[int, int], share: float) -> np.ndarray:
@@ -136,9 +163,9 @@ def entries(setting: str, target: Target, folder: Path) -> list[Entry]:
     isa = isas.get(target.isa)
     m, n, k, _ = SETTINGS[setting]
     dense = LinearShape(m, n, k, "int8", "row_u8")
-    loaded: dict[LinearShape, tuple[Callable, int]] = {}
+    loaded: dict[LinearShape, tuple[Callable, Kernel]] = {}
 
-    def load_kernel(shape: LinearShape) -> tuple[Callable, int]:
+    def load_kernel(shape: LinearShape) -> tuple[Callable, Kernel]:
         if shape not in loaded:
             loaded[shape] = load(shape, isa, target, folder)
         return loaded[shape]
@@ -159,6 +186,16 @@ def entries(setting: str, target: Target, folder: Path) -> list[Entry]:
             shape = replace(dense, sparse=True, window=window)
             if windows.fits(WINDOWS[window], linear.Weights(weight)):
                 found.append(made(f"{kept}:{size} as {window}", shape, weight))
+    if isa.pair_times is not None:
+        int4 = LinearShape(m, n, k, "int4", "block", GROUP, scale_dtype="float16")
+        weight = kept_of(n, k, *NEIGHBOURS[0]) // 16
+        scales = np.full((n, int4.groups), 1 / 128, np.float32)
+        weights = linear.Weights(pack_rows((weight + 8).astype(np.uint8), int4.bits), scales)
+        for name, shape in (
+            (DENSE["int4"], int4),
+            ("int4 2:4", replace(int4, sparse=True, window=PAIRS.name)),
+        ):
+            found.append(entry(name, setting, shape, weights, isa, load_kernel))
     return found
 
 
@@ -175,8 +212,9 @@ def measure(found: list[Entry], rounds: int) -> None:
 
 def report(found: list[Entry]) -> list[dict[str, object]]:
     """Print a line for each entry; the same as data."""
-    dense, rows = found[0], []
+    rows = []
     for one in found:
+        dense = next(other for other in found if other.name == one.dense)
         ratios = sorted(d / s for d, s in zip(dense.seconds, one.seconds, strict=True))
         print(
             f"{one.setting:15} {one.name:14} blocks {one.density:4.0%} "
@@ -202,8 +240,10 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for setting in options.settings:
-            found = entries(setting, target, Path(folder))
-            found = [one for one in found if one.name == "dense" or options.only in one.name]
+            every = entries(setting, target, Path(folder))
+            found = [one for one in every if options.only in one.name]
+            wanted = {one.dense for one in found} - {one.name for one in found}
+            found += [one for one in every if one.name in wanted]
             measure(found, options.rounds)
             rows += report(found)
     if options.json:

@@ -30,8 +30,8 @@ from slmtvm.tuning.cost_model import CostModel
 from slmtvm.tuning.measuring import Batch, Measurement
 from slmtvm.tuning.program import Situation
 from slmtvm.tuning.records import Record, RecordFile, read_records
-from slmtvm.tuning.search import TaskSearch, setting_of
-from slmtvm.tuning.tasks import TaskKey, TuningTask
+from slmtvm.tuning.search import TaskSearch
+from slmtvm.tuning.tasks import TaskKey, TuningTask, setting_of
 from slmtvm.tuning.tune import local_measurer
 
 # The gate of smol135 for a token and for a chunk, its other projection, and one of MiniLM.

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UnsupportedOpError,
     )
     from slmtvm.inspect import inspect
+    from slmtvm.matrix.compile import compile_matrix
     from slmtvm.prune import prune
     from slmtvm.quantize import quantize
     from slmtvm.runtime import Session, load
@@ -54,6 +55,7 @@ _PUBLIC = {
     "UnsupportedOpError": ("slmtvm.errors", "UnsupportedOpError"),
     "constrain": ("slmtvm.constrain", "constrain"),
     "compile": ("slmtvm.compiler", "compile_model"),
+    "compile_matrix": ("slmtvm.matrix.compile", "compile_matrix"),
     "inspect": ("slmtvm.inspect", "inspect"),
     "load": ("slmtvm.runtime", "load"),
     "prune": ("slmtvm.prune", "prune"),
@@ -77,6 +79,7 @@ __all__ = [
     "TargetError",
     "UnsupportedOpError",
     "compile",
+    "compile_matrix",
     "constrain",
     "inspect",
     "load",

@@ -9,32 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 from slmtvm.bundle import Bundle
 from slmtvm.bundle.write import Checked, TextFiles, write_bundle
-from slmtvm.errors import SlmError, TargetError, UnsupportedTokenizerError
-from slmtvm.generation import generation_tokens
+from slmtvm.errors import TargetError, UnsupportedTokenizerError
 from slmtvm.host import runs_here
 from slmtvm.importer import import_onnx
-from slmtvm.ir.kv_range import beyond_half
 from slmtvm.ir.lowered import sparse_note
 from slmtvm.ir.model import CanonicalModel
-from slmtvm.passes.lower_kernels import SPARSE
-from slmtvm.passes.pipeline import fuse, lower
-from slmtvm.passes.quantize_activations import ACTIVATIONS
 from slmtvm.plan.build import build_plan
 from slmtvm.plan.model import Plan
+from slmtvm.plan.setup import DEFAULT_SETUP
+from slmtvm.planner import Planner, check_options
 from slmtvm.runtime.selftest import record_selftest
 from slmtvm.schedules import isa
 from slmtvm.target import Target
-from slmtvm.task import task_settings
 from slmtvm.text import chat_pieces, compile_tokenizer, find_tokenizer, read_tokenizer
-from slmtvm.tuning.choice import RecordedChoice
-from slmtvm.tuning.records import Record, read_records
+from slmtvm.tuning.choice import RecordedChoice, chosen_setup
+from slmtvm.tuning.records import NO_RECORDS, RecordLog, read_log
 
 if TYPE_CHECKING:
     from slmtvm.verify.cases import Tokens
     from slmtvm.verify.check import Check
 
 Progress = Callable[[str], None]
-KV_DTYPES = {"f16": "float16", "f32": "float32", "int8": "int8"}
 
 
 def compile_model(
@@ -46,6 +41,7 @@ def compile_model(
     source_context: int | None = None,
     tokenizer: str | Path | None = None,
     kv: str | None = None,
+    kv_keep: str = "window",
     activations: str = "int8",
     mask: str = "none",
     encoder: str | Path | None = None,
@@ -63,8 +59,10 @@ def compile_model(
     context: tokens that a session holds; the model's own maximum where None. source_context: the
     most tokens of an encoder-decoder's source. tokenizer: the one to put into the bundle, see
     ``slmtvm.text.read_tokenizer``; where None, the one beside the model, if there is one.
-    kv: "f16", "f32" or "int8", how the KV cache holds keys and values; where None, what suits each
-    target, or "f32" where some are known to be beyond float16.
+    kv: "f16", "f32", "int8" or "int4", how the KV cache holds keys and values; where None, what
+    suits each target, or "f32" where some are known to be beyond float16.
+    kv_keep: "window", so that layers which see a window of positions keep no more (``seek`` then
+    goes back that far alone, see ``Session.seek``), or "all".
     activations: what float activations that meet integer weights are computed in: "int8" (they
     are rounded), "file" (rounded only where the file says so) or "f32" (never rounded).
     mask: "arbitrary" to run sequences of which any tokens are hidden, as the file's attention_mask
@@ -73,7 +71,8 @@ def compile_model(
     outputs: names of the file's outputs to compile; where None all that hold floats for each token
     or for the whole sequence, but for the cache.
     sparse: "auto" to skip zeros of weights in the layers where that is expected to be faster, "off"
-    to compute with them; results are the same bits. What became of each layer that has such zeros
+    to compute with them, or a format of ``passes.lower_kernels.SPARSE`` for every layer that it
+    fits, faster or not; results are the same bits. What became of each layer that has such zeros
     is the manifest's ``extra["sparse"]``.
     check: compare what was made with onnxruntime on the file before it becomes the bundle; what
     came out is the manifest's ``extra["check"]``. For targets that this machine cannot run, a build
@@ -81,14 +80,17 @@ def compile_model(
     check_tokens: what to compare on, by default 64 tokens: half at random, half those with the
     largest embeddings. Ids (n,) or (windows, n), or a file: a text, or ids in a .npy.
     records: a file that ``slmtvm.tune`` wrote. Kernels take the fastest knobs measured for their
-    shape, or a near one, on the same target; what they took is the manifest's ``extra["tuning"]``.
-    Results do not depend on it. cuda_persistent: on a GPU, a decoded token is one kernel that stays
-    there from the first step to the last, where the GPU can hold it; the bits are the same.
+    shape, or a near one, on the same target, those first that made a whole model faster, and none
+    that did not; what they took is the manifest's ``extra["tuning"]``. Chunks and threads are those
+    that were fastest for this model (``extra["setup"]``, where they are not the default). Results
+    do not depend on it.
+    cuda_persistent: on a GPU, a decoded token is one kernel that stays there from the first step to
+    the last, where the GPU can hold it; the bits are the same.
     progress: called with the name of each step as it begins. note: called with each of the model's
     notes: what was left out, chosen or widened, and its cost. Raises SlmError, AccuracyError where
     the check fails; nothing is left at ``output`` then, and what was there before stays.
     """
-    _check_options(kv, activations, sparse)
+    check_options(kv, kv_keep, activations, sparse)
     resolved = with_fallbacks([t if isinstance(t, Target) else Target.load(t) for t in targets])
     if cuda_persistent:
         resolved = [target.with_persistent_kernel() for target in resolved]
@@ -108,12 +110,13 @@ def compile_model(
         output=output,
         tokenizer=text,
         kv=kv,
+        kv_keep=kv_keep,
         activations=activations,
         encoder=encoder,
         sparse=sparse,
         check=check,
         check_tokens=check_tokens,
-        records=read_records(records) if records is not None else (),
+        records=read_log(records) if records is not None else NO_RECORDS,
         progress=progress,
         note=note,
     )
@@ -130,24 +133,37 @@ def plan_model(
     model: str | Path,
     target: Target,
     *,
+    progress: Progress = lambda _: None,
+    **options: Any,
+) -> Plan:
+    """What ``compile_model`` makes a library of: the plan of one target, with default knobs; the
+    options are those of ``model_planner``."""
+    planner = model_planner(model, progress=progress, **options)
+    progress(f"kernels for {target.name}")
+    return planner.plan(target)
+
+
+def model_planner(
+    model: str | Path,
+    *,
     kv: str | None = None,
+    kv_keep: str = "window",
     activations: str = "int8",
     sparse: str = "auto",
     progress: Progress = lambda _: None,
     **options: Any,
-) -> Plan:
-    """What ``compile_model`` makes a library of: the plan of one target, with default knobs.
+) -> Planner:
+    """An ONNX file ready to be planned, as ``compile_model`` plans it.
 
     options: ``context``, ``source_context``, ``mask``, ``encoder`` and ``outputs``, as it takes
     them.
     """
-    _check_options(kv, activations, sparse)
+    check_options(kv, kv_keep, activations, sparse)  # before the work that takes long
     progress("import")
-    canonical = import_onnx(model, **options)
-    fused = fuse(canonical, progress, activations)
-    info = _info(canonical, activations, kv, beyond_half(canonical))
-    progress(f"kernels for {target.name}")
-    return build_plan(lower(fused, target, _kv_dtype(info), sparse=sparse), info)
+    return Planner(
+        import_onnx(model, **options),
+        kv=kv, kv_keep=kv_keep, activations=activations, sparse=sparse, progress=progress,
+    )  # fmt: skip
 
 
 def compile_imported(
@@ -157,35 +173,39 @@ def compile_imported(
     output: str | Path,
     tokenizer: bytes | None = None,
     kv: str | None = None,
+    kv_keep: str = "window",
     activations: str = "int8",
     encoder: str | Path | None = None,
     sparse: str = "auto",
     check: bool = True,
     check_tokens: str | Path | Tokens | None = None,
-    records: Sequence[Record] = (),
+    records: RecordLog = NO_RECORDS,
     progress: Progress = lambda _: None,
     note: Progress = lambda _: None,
 ) -> Bundle:
     """``compile_model`` from what ``import_onnx`` and ``read_tokenizer`` gave."""
-    _check_options(kv, activations, sparse)
+    check_options(kv, kv_keep, activations, sparse)
     for text in model.notes:
         note(text)
     tables = _tokenizer_tables(tokenizer, note)
     net = _prepare_check(model, check_tokens, tokenizer, encoder) if check else None
-    largest = beyond_half(model)
-    fused = fuse(model, progress, activations)
-    info = _info(model, activations, kv, largest)
-    kv_dtype = _kv_dtype(info)
+    planner = Planner(
+        model, kv=kv, kv_keep=kv_keep, activations=activations, sparse=sparse, progress=progress
+    )
     plans: list[tuple[Target, Plan]] = []
     tuning: dict[str, Any] = {}
+    setups: dict[str, Any] = {}
     skipping: dict[str, list[dict[str, object]]] = {}
     for target in targets:
         progress(f"kernels for {target.name}")
         choice = RecordedChoice(records, target)
-        lowered = lower(fused, target, kv_dtype, choice, sparse)
-        plans.append((target, build_plan(lowered, info)))
+        setup = chosen_setup(records.setups, planner.architecture, target)
+        lowered = planner.lower(target, choice, setup)
+        plans.append((target, build_plan(lowered, planner.info, setup)))
         if records:
             tuning[target.name] = [chosen.to_json() for chosen in choice.used]
+        if setup != DEFAULT_SETUP:
+            setups[target.name] = setup.to_json()
         if lowered.sparse:
             skipping[target.name] = [layer.facts() for layer in lowered.sparse]
             note(f"{target.name}: {sparse_note(lowered.sparse)}")
@@ -193,15 +213,16 @@ def compile_imported(
     def checked(folder: Path) -> Checked:
         assert net is not None
         selftests: dict[str, dict[str, Any]] = {}
-        for dtype, name in _to_check(targets, model, kv_dtype).items():
+        for dtype, name in _to_check(targets, model, planner.kv_dtype).items():
             progress("check")
             if name is not None:
                 net.compare(folder, name)
                 expected = record_selftest(folder, name)
             else:
-                expected = _compare_host_build(net, fused, dtype, info, sparse, progress)
+                expected = _compare_host_build(net, planner, dtype, progress)
             if expected:
-                alike = (t.name for t in targets if _cache_dtype(t, model, kv_dtype) == dtype)
+                held = {t.name: _cache_dtype(t, model, planner.kv_dtype) for t in targets}
+                alike = (name for name, cache in held.items() if cache == dtype)
                 selftests.update(dict.fromkeys(alike, expected))
         return Checked(net.record, selftests)
 
@@ -214,15 +235,11 @@ def compile_imported(
         check=checked if check else None,
         extra={
             **({"tuning": tuning} if tuning else {}),
+            **({"setup": setups} if setups else {}),
             **({"sparse": skipping} if skipping else {}),
         },
         progress=progress,
     )
-
-
-def _kv_dtype(info: dict[str, object]) -> str | None:
-    """How the KV cache is held where the user or the model says, else None."""
-    return KV_DTYPES[str(info["kv"])] if info["kv"] != "default" else None
 
 
 def _prepare_check(
@@ -259,10 +276,8 @@ def _cache_dtype(target: Target, model: CanonicalModel, kv_dtype: str | None) ->
 
 def _compare_host_build(
     net: Check,
-    fused: CanonicalModel,
+    planner: Planner,
     kv_dtype: str,
-    info: dict[str, object],
-    sparse: str,
     progress: Progress,
 ) -> dict[str, Any] | None:
     try:
@@ -272,20 +287,10 @@ def _compare_host_build(
         return None
     with tempfile.TemporaryDirectory(prefix="slmtvm-check-") as folder:
         bundle = Path(folder) / "check.slm"
-        plan = build_plan(lower(fused, host, kv_dtype or None, sparse=sparse), info)
+        plan = build_plan(planner.lower(host, kv_dtype=kv_dtype or None), planner.info)
         write_bundle(bundle, [(host, plan)], progress=progress)
         net.compare(bundle, host.name)
         return record_selftest(bundle, host.name)
-
-
-def _check_options(kv: str | None, activations: str, sparse: str) -> None:
-    if kv is not None and kv not in KV_DTYPES:
-        raise SlmError(f"must be one of {', '.join(KV_DTYPES)}, not {kv!r}", where="kv")
-    if activations not in ACTIVATIONS:
-        message = f"must be one of {', '.join(ACTIVATIONS)}, not {activations!r}"
-        raise SlmError(message, where="activations")
-    if sparse not in SPARSE:
-        raise SlmError(f"must be one of {', '.join(SPARSE)}, not {sparse!r}", where="sparse")
 
 
 def _tokenizer(model: str | Path, given: str | Path | None) -> bytes | None:
@@ -315,33 +320,3 @@ def _chat(model: Path, tables: bytes | None, note: Progress) -> bytes | None:
     if pieces is not None and pieces.reason is not None:
         note(f"the chat template cannot be compiled for devices: {pieces.reason}")
     return None if pieces is None else pieces.to_json()
-
-
-def _info(
-    model: CanonicalModel, activations: str, kv: str | None, largest: float
-) -> dict[str, object]:
-    """What slm_info and the manifest say of the model; ``largest`` as ``beyond_half`` has it."""
-    tokens = generation_tokens(model.source, model.vocab_size)
-    rounded = model.float_activation_layers if activations == "int8" else 0
-    return {
-        "activations": activations,
-        "kv": kv or ("f32" if largest else "default"),
-        "kv_beyond_f16": bool(largest),
-        "rounded_layers": rounded,  # whose activations are rounded where the file does not
-        "kind": model.kind,
-        "family": model.family,
-        "layers": len(model.kv),
-        "num_heads": model.num_heads,
-        "num_kv_heads": model.kv[0].num_kv_heads if model.kv else 0,
-        "head_dim": model.kv[0].head_dim if model.kv else 0,
-        "hidden_size": model.hidden_size,
-        "vocab_size": model.vocab_size,
-        "context": model.context,
-        "exact_from": model.exact_from,
-        "left_out": dict(model.left_out),  # outputs of the file, and why
-        "padding": list(model.padding),
-        "final_token": model.final_token,
-        "start": tokens.start,
-        "end": list(tokens.end),
-        "task": task_settings(model.source, [o.name for o in model.outputs]).to_dict(),
-    }

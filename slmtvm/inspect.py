@@ -16,6 +16,8 @@ from slmtvm.importer.read.redact import redact
 from slmtvm.ir.kv_range import beyond_half, note_of
 from slmtvm.ir.model import CanonicalModel, LayerReport, Output
 from slmtvm.ir.params import Params
+from slmtvm.plan.setup import CHUNKS
+from slmtvm.schedules.attention import capacity_of, ring_of
 from slmtvm.sparse_layers import sparse_lines
 from slmtvm.target import Target, known_targets
 
@@ -72,6 +74,7 @@ class Inspection:
     context: int = 0
     weight_bytes: int = 0
     kv_bytes_per_token: int = 0
+    kv_windows: dict[int, int] = field(default_factory=dict)  # positions kept: by so many layers
     weights: tuple[LayerReport, ...] = field(default=())
     estimates: tuple[Estimate, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
@@ -100,6 +103,10 @@ class Inspection:
             f"  context    {self.context}",
             f"  weights    {_size(self.weight_bytes)}",
             f"  KV cache   {_size(self.kv_bytes_per_token)} per token in float16",
+            *(
+                f"             {layers} of {self.layers} layers keep {positions} positions of it"
+                for positions, layers in self.kv_windows.items()
+            ),
             f"  mask       {_MASKS[self.mask] or f'none: {self.no_mask}'}",
             *_activations(self.float_activation_layers),
             *_table(self.weights),
@@ -149,12 +156,23 @@ def _describe(model: CanonicalModel, operators: dict[str, int]) -> Inspection:
         context=model.context,
         weight_bytes=Params(model.params).nbytes,
         kv_bytes_per_token=per_token,
+        kv_windows=_windows(model),
         weights=model.layers,
         estimates=_estimates(model, per_token) if model.kind != "encoder" else (),
         notes=(*model.notes, *([note_of(largest)] if largest else [])),
         float_activation_layers=model.float_activation_layers,
         mask=model.mask,
     )
+
+
+def _windows(model: CanonicalModel) -> dict[int, int]:
+    """How many layers keep how many positions, where these are less than the context's."""
+    if model.kind == "encoder":
+        return {}
+    rows = max(r for r in CHUNKS if r <= model.context)
+    capacity = capacity_of(model.context)
+    rings = (ring_of(spec.sight, rows, capacity) for spec in model.kv if spec.sight)
+    return dict(sorted(Counter(ring for ring in rings if ring).items()))
 
 
 def _estimates(model: CanonicalModel, kv_bytes: int) -> tuple[Estimate, ...]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from slmtvm.ir.model import LayerReport
 from slmtvm.passes.lower_kernels.sparse import LIMIT
 from slmtvm.schedules import isa
-from slmtvm.schedules.linear import LinearShape, blocks, windows
+from slmtvm.schedules.isa.base import PAIRS
+from slmtvm.schedules.linear import LinearShape, blocks, pairs, windows
 from slmtvm.target import Target, known_targets
 
 _INT4_BITS, _PRUNED_BITS = 4.5, 6  # a weight of int4 in groups of 32; of int8 with places, 2:4
@@ -33,6 +34,8 @@ def _described(layer: LayerReport) -> str:
 def expected_times(layer: LayerReport) -> dict[str, float]:
     """For each target what skipping zeros would take of the dense kernel's time, for one token or
     for several, whichever is more; empty where no kernel of the layer's format skips any."""
+    if PAIRS.name in layer.windows:
+        return _of_pairs()
     if layer.format != "int8" or layer.group_size or layer.group_channels:
         return {}
     n, k = layer.shape
@@ -53,6 +56,17 @@ def expected_times(layer: LayerReport) -> dict[str, float]:
     return found
 
 
+def _of_pairs() -> dict[str, float]:
+    found = {}
+    for name in known_targets():
+        primitives = isa.get(Target.load(name).isa)
+        if primitives.pair_times is None:
+            found[name] = float("inf")
+        else:
+            found[name] = max(pairs.relative_time(primitives, m) for m in _ROWS)
+    return found
+
+
 def _of_blocks(m: int, n: int, k: int, primitives: isa.Isa, used: float) -> float:
     return blocks.relative_time(LinearShape(m, n, k, "int8", "row_u8"), primitives, used)
 
@@ -65,9 +79,17 @@ def _fate(layer: LayerReport) -> str:
         said.append(
             f"zeros are skipped on {', '.join(skipping)} (of the dense kernel's time, modelled)"
         )
-    if dense := [name for name in times if times[name] > LIMIT]:
+    dense = [name for name in times if times[name] > LIMIT]
+    if dense and PAIRS.name in layer.windows:
+        said.append(f"computed as dense on {', '.join(dense)}; --sparse {PAIRS.name} skips zeros")
+    elif dense:
         said.append(f"too few zeros that {', '.join(dense)} could skip: computed as dense")
-    if not times:
+    if not times and layer.sparsity in ("2:4", "1:4") and layer.format == "int4":
+        said.append(
+            "computed as dense: kernels take groups of 32 or more whose weights, less their zero "
+            "points, are -8 to 7 (quantize with --symmetric)"
+        )
+    elif not times:
         said.append("no kernel skips zeros of this format: computed as dense")
     if layer.sparsity == "2:4" and layer.format == "int8":
         said.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from slmtvm.schedules.attention.append import build_append
 from slmtvm.schedules.attention.attend import build_attend, build_decode
+from slmtvm.schedules.attention.block_mask import BlockMask, block_tables
 from slmtvm.schedules.attention.divided import (
     build_divided_scores,
     build_divided_values,
@@ -23,13 +24,16 @@ from slmtvm.schedules.attention.shape import (
     AttentionShape,
     capacity_of,
     default_accumulators,
+    ring_of,
 )
 
 __all__ = [
     "BIAS_MARGIN",
     "HIDDEN_SCORE",
     "AttentionShape",
+    "BlockMask",
     "Rotation",
+    "block_tables",
     "build_append",
     "build_attend",
     "build_decode",
@@ -44,4 +48,5 @@ __all__ = [
     "effective_knobs",
     "knob_space",
     "parts_of",
+    "ring_of",
 ]

@@ -20,13 +20,17 @@ from slmtvm.schedules.attention.queries import Query, Scratch
 from slmtvm.schedules.attention.scores import Span, compute_scores, softmax
 from slmtvm.schedules.attention.shape import MAX_BLOCK_QUERIES, AttentionShape
 from slmtvm.schedules.attention.values import Features, weigh_values
+from slmtvm.schedules.attention.walk import Walk, walk
 from slmtvm.schedules.kernel import Kernel, define
 from slmtvm.schedules.vector import LANES, Buffer, Expr
 
 
 def rows_in_block(shape: AttentionShape) -> int:
     """Rows (tokens) of a block: as many as fill the accumulators, their group's heads included."""
-    return min(shape.m, max(1, queries_at_once(shape) // shape.group))
+    count = min(shape.m, max(1, queries_at_once(shape) // shape.group))
+    if shape.blocks is not None and not shape.causal:
+        count = 1 << (count.bit_length() - 1)  # blocks of rows end where tiles do
+    return count
 
 
 def queries_at_once(shape: AttentionShape) -> int:
@@ -35,17 +39,21 @@ def queries_at_once(shape: AttentionShape) -> int:
 
 
 def build_attend(shape: AttentionShape) -> Kernel:
-    """(q, [bias], [limits], [numbers], the cache) -> o float32 (m, num_heads * head_dim).
+    """(q, [bias], [lists], [sinks], [limits], [numbers], the cache) -> o.
+
+    o: float32 (m, num_heads * head_dim).
 
     It comes after build_append's. Its scalar is position, or valid for "bidirectional". One block
     for each kv head and ``rows_in_block`` rows.
     """
     count = rows_in_block(shape)
     blocks = -(-shape.m // count)
-    scratch = Scratch(count * shape.group, shape.capacity)
+    scratch = Scratch(count * shape.group, shape.scored)
     tensors = (
         shape.q,
         *shape.bias,
+        *shape.lists,
+        *shape.sinks,
         *shape.limits,
         *shape.constants,
         *shape.cache,
@@ -66,8 +74,9 @@ def build_attend(shape: AttentionShape) -> Kernel:
             last = position if seen_by_all is None else seen_by_all
             start = T.bind((row * shape.num_heads + head * shape.group) * shape.head_dim)
             queries += group_queries(
-                shape, head, position, last, start, start, T.int32(len(queries)), scratch.maxima
-            )
+                shape, head, position, last, start, start, T.int32(len(queries)), scratch.maxima,
+                queries[0] if queries else None,
+            )  # fmt: skip
         _attend(shape, buffers, head, queries, buffers["q"], scratch)
 
     return define(
@@ -77,16 +86,18 @@ def build_attend(shape: AttentionShape) -> Kernel:
 
 
 def build_decode(shape: AttentionShape) -> Kernel:
-    """build_append's inputs, [bias], [limits], [numbers] and the cache -> o, for one token.
+    """What build_append takes, [bias], [lists], [sinks], [limits], [numbers], the cache -> o.
 
-    Both kernels in one, and equal to them in every bit. One block for each kv head.
+    For one token: both kernels in one, and equal to them in every bit. One block for each kv head.
     """
     assert shape.m == 1 and shape.cached, shape
     d, group = shape.head_dim, shape.group
-    scratch = Scratch(group, shape.capacity, extra=group * d)
+    scratch = Scratch(group, shape.scored, extra=group * d)
     tensors = (
         *shape.inputs,
         *shape.bias,
+        *shape.lists,
+        *shape.sinks,
         *shape.limits,
         *shape.constants,
         *shape.cache,
@@ -120,8 +131,9 @@ def group_queries(
     output_at: Expr,
     index: Expr,
     maxima: Expr,
+    leader: Query | None = None,
 ) -> list[Query]:
-    """The queries of one row that share kv head ``head``.
+    """The queries of one row that share kv head ``head``; ``leader`` is the first one of its block.
 
     Their first is row ``index`` of the memory for scores; the maxima of rows lie from ``maxima``.
     """
@@ -134,6 +146,14 @@ def group_queries(
         first = T.bind(own // shape.chunk * shape.chunk)
         if not shape.causal:
             last = T.bind(T.min(first + (shape.chunk - 1), last))
+    tile = tile_row = None
+    if shape.blocks is not None:
+        # Padding rows of an encoder see what the last token sees, and so do not read other lists.
+        own = position if shape.causal else T.bind(T.min(position, last))
+        tile = T.bind(own // LANES)
+        if leader is not None and leader.tile is not None:
+            tile = leader.tile
+        tile_row = T.bind(own - tile * LANES)
     queries = []
     for i in range(shape.group):
         bias_at = None
@@ -145,17 +165,26 @@ def group_queries(
         queries.append(
             Query(
                 T.bind(query_at + offset), T.bind(output_at + offset), first, last, bias_at,
-                T.bind(index + i), T.bind(index + i + maxima),
+                T.bind(index + i), T.bind(index + i + maxima), tile, tile_row, i,
             )
         )  # fmt: skip
     return queries
 
 
-def visible_span(queries: Sequence[Query]) -> Span:
+def walk_of(
+    shape: AttentionShape, buffers: dict[str, Buffer], head: Expr, queries: Sequence[Query]
+) -> Span | Walk:
     """The blocks of positions that some of the queries see; they are in order of position."""
+    if shape.blocks is not None:
+        return walk(shape, buffers, head, queries[-1])
+    return visible_span(shape, queries)
+
+
+def visible_span(shape: AttentionShape, queries: Sequence[Query]) -> Span:
+    """``walk_of`` where what is seen lies together."""
     first, last = queries[0].first, queries[-1].last
     begin = T.int32(0) if first is None else T.bind(first // LANES)
-    return Span(begin, T.bind(last // LANES + 1))
+    return Span(shape, begin, T.bind(last // LANES + 1))
 
 
 def _attend(
@@ -167,7 +196,7 @@ def _attend(
     scratch: Scratch,
 ) -> None:
     memory = buffers["scratch"]
-    span = visible_span(queries)
+    span = walk_of(shape, buffers, head, queries)
     tiles = -(-len(queries) // queries_at_once(shape))
     size = -(-len(queries) // tiles)
     for at in range(0, len(queries), size):
@@ -176,8 +205,10 @@ def _attend(
     with T.serial(0, len(queries)) as index:
         row, largest_at = T.bind(index * scratch.stride), T.bind(index + scratch.maxima)
         largest = vec.load(memory, largest_at, 1)
-        inverse = softmax(shape, buffers, head, memory, row, largest, row, span)
+        inverse = softmax(
+            shape, buffers, head, T.bind(index % shape.group), memory, row, largest, row, span
+        )
         vec.store(memory, largest_at, inverse, 1)
     features = Features(T.int32(0), shape.head_dim)
     for at in range(0, len(queries), size):
-        weigh_values(shape, buffers, head, queries[at : at + size], scratch, features)
+        weigh_values(shape, buffers, head, queries[at : at + size], scratch, features, span)

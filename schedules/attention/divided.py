@@ -32,7 +32,7 @@ def parts_of(shape: AttentionShape) -> int:
     costs one thread 2% of a token at most and gives two threads a half more at long contexts, while
     with two kv heads two threads lose. Where the shape is ``divided``, all are, in more parts.
     """
-    if shape.num_kv_heads > 1 and not shape.divided:
+    if shape.blocks is not None or (shape.num_kv_heads > 1 and not shape.divided):
         return 1
     most = _MOST if shape.divided else _CORES
     return max(n for n in range(1, most + 1) if n == 1 or shape.head_dim % (n * LANES) == 0)
@@ -40,7 +40,7 @@ def parts_of(shape: AttentionShape) -> int:
 
 def _memory(shape: AttentionShape) -> Scratch:
     """Where the scores of all heads lie, and the maxima of their parts."""
-    return Scratch(shape.num_heads, shape.capacity, parts=parts_of(shape))
+    return Scratch(shape.num_heads, shape.kept, parts=parts_of(shape))
 
 
 def _scores_tensor(shape: AttentionShape) -> Tensor:
@@ -48,10 +48,10 @@ def _scores_tensor(shape: AttentionShape) -> Tensor:
 
 
 def build_divided_scores(shape: AttentionShape) -> Kernel:
-    """build_append's inputs, [bias], [limits], [numbers] and the cache -> scores, for one token.
+    """What build_append takes, [bias], [sinks], [limits], [numbers] and the cache -> scores.
 
-    Scores are float32. The cache is appended to. One block for each part of the positions of each
-    kv head.
+    For one token. Scores are float32. The cache is appended to. One block for each part of the
+    positions of each kv head.
     """
     assert shape.m == 1 and shape.cached, shape
     parts, memory = parts_of(shape), _memory(shape)
@@ -59,6 +59,7 @@ def build_divided_scores(shape: AttentionShape) -> Kernel:
     tensors = (
         *shape.inputs,
         *shape.bias,
+        *shape.sinks,
         *shape.limits,
         *shape.constants,
         *shape.cache,
@@ -77,14 +78,14 @@ def build_divided_scores(shape: AttentionShape) -> Kernel:
         maxima = T.bind(memory.maxima + (head * parts + part - head) * shape.group)
         index = T.bind(head * shape.group)
         queries = group_queries(shape, head, position, position, zero, zero, index, maxima)
-        whole = visible_span(queries)
+        whole = visible_span(shape, queries)
         count = T.bind(whole.end - whole.begin)
         begin, end = (T.bind(whole.begin + count * p // parts) for p in (part, part + 1))
         size = queries_at_once(shape)
         for at in range(0, len(queries), size):
             compute_scores(
                 shape, buffers, head, queries[at : at + size], buffers["scratch"],
-                buffers["scores"], memory, Span(begin, end),
+                buffers["scores"], memory, Span(shape, begin, end),
             )  # fmt: skip
 
     return define(
@@ -95,14 +96,14 @@ def build_divided_scores(shape: AttentionShape) -> Kernel:
 
 
 def build_divided_values(shape: AttentionShape) -> Kernel:
-    """(scores, [numbers], values of the cache) -> o, after build_divided_scores's kernel.
+    """(scores, [sinks], [numbers], values of the cache) -> o, after build_divided_scores's kernel.
 
     One block for each part of the features of each kv head.
     """
     parts, memory = parts_of(shape), _memory(shape)
-    own = Scratch(shape.group, shape.capacity)
+    own = Scratch(shape.group, shape.kept)
     values = [t for t in shape.cache if t.name.startswith("v_")]
-    tensors = (_scores_tensor(shape), *shape.constants, *values, shape.o, own.tensor)
+    tensors = (_scores_tensor(shape), *shape.sinks, *shape.constants, *values, shape.o, own.tensor)
     width = shape.head_dim // parts
 
     def body(block: Expr, *arguments: Any) -> None:
@@ -113,7 +114,7 @@ def build_divided_values(shape: AttentionShape) -> Kernel:
         queries = group_queries(
             shape, head, position, position, T.int32(0), output_at, T.int32(0), own.maxima
         )
-        span = visible_span(queries)
+        span = visible_span(shape, queries)
         with T.serial(0, shape.group) as i:
             maxima = T.bind(memory.maxima + head * parts * shape.group + i)
             largest = vec.load(scores, maxima, 1)
@@ -123,11 +124,11 @@ def build_divided_values(shape: AttentionShape) -> Kernel:
                 )
             row = T.bind((head * shape.group + i) * memory.stride)
             weights_at = T.bind(i * own.stride)
-            inverse = softmax(shape, buffers, head, scores, row, largest, weights_at, span)
+            inverse = softmax(shape, buffers, head, i, scores, row, largest, weights_at, span)
             vec.store(buffers["scratch"], i + own.maxima, inverse, 1)
         features, size = Features(T.bind(part * width), width), queries_at_once(shape)
         for at in range(0, len(queries), size):
-            weigh_values(shape, buffers, head, queries[at : at + size], own, features)
+            weigh_values(shape, buffers, head, queries[at : at + size], own, features, span)
 
     return define(
         shape.name("values"), tensors, body, grid=shape.num_kv_heads * parts,
@@ -143,5 +144,6 @@ def _half(shape: AttentionShape, unread: str) -> Work:
     return Work(
         context_multiply_adds=shape.work.context_multiply_adds // 2,
         window=shape.work.window,
+        positions=shape.work.positions,
         touched={**tables, **touched},
     )  # fmt: skip

@@ -13,7 +13,8 @@ class Query:
     """A query head of a row: where its query and output begin, and what it sees.
 
     It sees positions ``first`` (None: 0) to ``last``. ``bias_at``: where the bias of position 0
-    lies, None without one.
+    lies, None without one. Where a mask is a list of blocks, ``tile`` has the list, and its row of
+    it is ``tile_row``. ``member``: which query head of its kv head's it is.
     """
 
     query_at: Expr
@@ -23,11 +24,16 @@ class Query:
     bias_at: Expr | None
     index: Expr  # its row of the memory for scores
     maximum_at: Expr  # where its largest score lies there
+    tile: Expr | None = None
+    tile_row: Expr | None = None
+    member: int = 0
 
 
 @dataclass(frozen=True)
 class Scratch:
     """Memory for scores: a row for each query, then the rows' maxima, then extra floats.
+
+    A row is of ``capacity`` positions, those that the cache keeps.
 
     ``parts``: maxima of a row, where blocks of a kernel share its positions.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from slmtvm.schedules import vector as vec
 from slmtvm.schedules.attention.shape import AttentionShape
 from slmtvm.schedules.vector import LANES
 
@@ -41,6 +42,52 @@ def quantize(x: Array) -> tuple[Array, Array]:
     return levels.astype(np.int8), np.where(tiny, np.float32(0), amax / np.float32(127))
 
 
+def quantize_nibbles(x: Array) -> tuple[Array, Array]:
+    """Each last axis of x as levels -8 to 7 and its scale: -8 of them are the element with the
+    largest magnitude, the lowest where there are two."""
+    amax = np.abs(x).max(axis=-1).astype(np.float32)
+    tiny = amax < np.float32(1e-30)
+    most = np.where(x.max(axis=-1) + x.min(axis=-1) > 0, np.float32(-8), np.float32(8))
+    inverse = np.where(tiny, np.float32(0), most / np.where(tiny, np.float32(1), amax))
+    levels = np.rint(x.astype(np.float64) * inverse[..., None].astype(np.float64))
+    return np.clip(levels, -8, 7).astype(np.int8), np.where(tiny, np.float32(0), amax / most)
+
+
+def pack_key(shape: AttentionShape, levels: Array) -> Array:
+    """int4 levels (..., head_dim), from -8 to 7, as the bytes of a key."""
+    both = (levels.astype(np.int32) + 8).reshape(*levels.shape[:-1], -1, 2)
+    return (both[..., 0] | both[..., 1] << 4).astype(np.uint8)
+
+
+def pack_value(shape: AttentionShape, levels: Array) -> Array:
+    """The same as the bytes of a value: each piece of a group in halves."""
+    order = _halves(shape)
+    return pack_key(shape, levels[..., order.T.reshape(-1)])
+
+
+def unpack_key(shape: AttentionShape, stored: Array) -> Array:
+    """The levels of ``pack_key``."""
+    both = np.stack([stored & 15, stored >> 4], axis=-1).astype(np.int32) - 8
+    return both.reshape(*stored.shape[:-1], -1)
+
+
+def unpack_value(shape: AttentionShape, stored: Array) -> Array:
+    """The levels of ``pack_value``."""
+    levels = np.empty((*stored.shape[:-1], shape.head_dim), np.int32)
+    levels[..., _halves(shape).T.reshape(-1)] = unpack_key(shape, stored)
+    return levels
+
+
+def _halves(shape: AttentionShape) -> Array:
+    """The features that share each byte of a value, (2, head_dim / 2)."""
+    pairs, size = [], shape.scale_group
+    for first in range(0, shape.head_dim, size):
+        for at, lanes in vec.pieces(size):
+            begin = first + at + np.arange(lanes // 2)
+            pairs.append(np.stack([begin, begin + lanes // 2]))
+    return np.concatenate(pairs, axis=1)
+
+
 def rounded(x: Array, scale: float, low: int, high: int) -> Array:
     """x rounded to multiples of ``scale``, from ``low`` to ``high`` of them."""
     step = float(np.float32(scale))
@@ -70,7 +117,15 @@ def append(shape: AttentionShape, inputs: Mapping[str, Array], position: int) ->
     made = {t.name: inputs[t.name].copy() for t in shape.cache}
     for i in range(m):
         block, lane = divmod(position + i, LANES)
-        if shape.kv_dtype == "int8":
+        if shape.kv_dtype == "int4":
+            grouped = (shape.num_kv_heads, shape.scale_groups, shape.scale_group)
+            key, k_scale = quantize_nibbles(k[i].astype(np.float32).reshape(grouped))
+            value, v_scale = quantize_nibbles(v[i].astype(np.float32).reshape(grouped))
+            made["k_scale"][:, :, position + i] = k_scale
+            made["v_scale"][:, position + i] = v_scale
+            key = pack_key(shape, key.reshape(shape.num_kv_heads, d))
+            value = pack_value(shape, value.reshape(shape.num_kv_heads, d))
+        elif shape.kv_dtype == "int8":
             key, made["k_scale"][:, position + i] = quantize(k[i].astype(np.float32))
             value, made["v_scale"][:, position + i] = quantize(v[i].astype(np.float32))
         else:
@@ -84,12 +139,20 @@ def attend(shape: AttentionShape, inputs: Mapping[str, Array], scalar: int) -> A
     """Output o of the attend kernel, float64; ``scalar`` is position, or valid."""
     m, h, d = shape.m, shape.num_heads, shape.head_dim
     q = inputs["q"].astype(np.float64).reshape(m, h, d)
-    keys = inputs["k_cache"].astype(np.float64).transpose(0, 1, 3, 2)
-    keys = keys.reshape(shape.num_kv_heads, shape.capacity, d)
-    values = inputs["v_cache"].astype(np.float64)
+    keys = inputs["k_cache"].transpose(0, 1, 3, 2)
+    keys = keys.reshape(shape.num_kv_heads, shape.capacity, -1)
+    values = inputs["v_cache"]
+    if shape.kv_dtype == "int4":
+        keys, values = unpack_key(shape, keys), unpack_value(shape, values)
+    keys, values = keys.astype(np.float64), values.astype(np.float64)
     if shape.kv_dtype == "int8":
         keys = keys * inputs["k_scale"].astype(np.float64)[:, :, None]
         values = values * inputs["v_scale"].astype(np.float64)[:, :, None]
+    elif shape.kv_dtype == "int4":
+        size = shape.scale_group
+        scales = inputs["k_scale"].astype(np.float64).transpose(0, 2, 1)
+        keys = keys * np.repeat(scales, size, axis=2)
+        values = values * np.repeat(inputs["v_scale"].astype(np.float64), size, axis=2)
     o = np.empty((m, h, d))
     for i in range(m):
         position = scalar + i if shape.causal else i
@@ -113,8 +176,10 @@ def attend(shape: AttentionShape, inputs: Mapping[str, Array], scalar: int) -> A
                 scores = rounded(scores * factor, step, low, high)
             if shape.mask_positions:
                 scores = np.minimum(scores, inputs["limits"][begin:end])
-            weights = np.exp(scores - scores.max())
-            weights /= weights.sum()
+            sink = inputs["sinks"][head : head + 1] if shape.has_sinks else scores[:0]
+            largest = np.concatenate([scores, sink]).max()
+            weights = np.exp(scores - largest)
+            weights /= weights.sum() + np.exp(sink - largest).sum()
             for factor, step, low, high in shape.weight_roundings:
                 weights = rounded(weights * factor, step, low, high)
             o[i, head] = weights @ values[kv, begin:end]

@@ -4,6 +4,15 @@ Keys are stored [num_kv_heads][capacity / 16][head_dim][16]: 16 positions side b
 query meets 16 keys in the lanes of one vector. Values are stored
 [num_kv_heads][capacity][head_dim]: the lanes of a vector are features of one position. In int8
 each key and each value of a head has a scale of its own, [num_kv_heads][capacity].
+
+In int4 each ``scale_group`` features of a key or value have one, and two features share a byte, the
+first of them in its low bits, 8 more than the number. Keys have bytes of neighbours,
+[num_kv_heads][capacity / 16][head_dim / 2][16], their scales lie [num_kv_heads][groups][capacity].
+Values have the halves of each vector of a head in one, [num_kv_heads][capacity][head_dim / 2],
+their scales lie [num_kv_heads][capacity][groups].
+
+A layer that never looks back beyond a window keeps a ring in their place: position p lies where
+p % ring does, and overwrites what no later row sees.
 """
 
 from __future__ import annotations
@@ -12,11 +21,15 @@ import itertools
 import struct
 from dataclasses import dataclass
 
+from slmtvm.schedules.attention.block_mask import BlockMask
 from slmtvm.schedules.kernel import Tensor, Work
 from slmtvm.schedules.vector import LANES
 
 MASKS = ("causal", "bidirectional")
-KV_DTYPES = ("float32", "float16", "int8")
+KV_DTYPES = ("float32", "float16", "int8", "int4")
+_SCALE_GROUP = (
+    32  # features of a key or value that share a scale in int4, where these are whole groups
+)
 # 16-lane accumulators that fit the registers beside the operands: AVX-512 has 32 registers of one
 # such vector, the others hold eight in all.
 _ACCUMULATORS = {"avx512_vnni": 16}
@@ -30,6 +43,17 @@ BIAS_MARGIN = 2 * LANES
 def capacity_of(positions: int) -> int:
     """Positions of a cache that holds so many: whole blocks of 16."""
     return -(-positions // LANES) * LANES
+
+
+def ring_of(window: int, rows: int, capacity: int) -> int:
+    """Positions of a ring for a layer that sees ``window`` positions, its own included, in steps of
+    at most ``rows``; 0 where the ``capacity`` of a whole cache is not more.
+
+    A step writes all its rows, padding too, before the first of them looks back. A block of 16 more
+    lets steps look at whole blocks, and ``seek`` go back by as many positions at least.
+    """
+    ring = capacity_of(window - 1 + rows) + LANES
+    return ring if 0 < ring < capacity else 0
 
 
 def default_accumulators(isa: str) -> int:
@@ -69,10 +93,21 @@ class AttentionShape:
     Where there are ``mask_positions``, the score of a key is at most its limit, float32
     (mask_positions,): infinity for a visible one, ``HIDDEN_SCORE`` for a hidden one.
 
-    ``kv_dtype`` is how the cache holds keys and values, "float32", "float16" or "int8" (scale
-    amax / 127, rounded half to even); arithmetic is on float32. ``native_f16`` says whether the ISA
-    converts between the first two; the values are the same. ``divided``: for one token, every kv
-    head's work is divided among as many blocks as can be; it changes no result.
+    Where the layer ``has_sinks``, the softmax of a head counts one score more, of no key: its
+    number of ``sinks``, float32 (num_heads,).
+
+    ``blocks``: the mask is a list of blocks of keys, see ``block_mask``.
+
+    ``ring``, where it is not 0, is how many positions the cache keeps of ``capacity``, see
+    ``ring_of``: there is a window or a chunk, and what lies before it is not kept.
+
+    ``kv_dtype`` is how the cache holds keys and values, "float32", "float16", "int8" or "int4"
+    (rounded half to even to multiples of a scale, amax / 127 in int8; in int4 the element of the
+    largest magnitude is level -8 of -8 to 7); arithmetic is on float32. ``native_f16`` says whether
+    the ISA converts between the first two; the values are the same.
+
+    ``divided``: for one token, every kv head's work is divided among as many blocks as can be; it
+    changes no result.
     """
 
     m: int
@@ -102,6 +137,9 @@ class AttentionShape:
     weight_roundings: tuple[tuple[float, float, int, int], ...] = ()
     mask_positions: int = 0  # 0: all keys are visible
     stateless: bool = False
+    ring: int = 0
+    has_sinks: bool = False
+    blocks: BlockMask | None = None
     divided: bool = False
 
     def __post_init__(self) -> None:
@@ -112,11 +150,15 @@ class AttentionShape:
         assert self.rotary_dim % 2 == 0 and self.rotary_dim <= self.head_dim, self
         assert (self.table_rows > 0) == (self.rotary_dim > 0), self
         assert self.kv_dtype in KV_DTYPES, self.kv_dtype
+        assert self.kv_dtype != "int4" or self.head_dim % 2 == 0, self
         assert not self.sum_roundings or self.bias_columns or self.softcap, self
         assert not self.bias_by_key or self.bias_columns >= self.capacity, self
         assert self.window >= 0 and self.softcap >= 0 and self.chunk >= 0, self
         assert self.causal or not (self.window or self.stateless), self
         assert not (self.chunk and self.window), self
+        assert self.ring % LANES == 0 and self.ring < self.capacity, self
+        assert self.blocks is None or not (self.window or self.chunk), self
+        assert not self.ring or (self.cached and 0 < self.sight + self.m <= self.ring + 1), self
         assert not self.mask_positions or self.mask_positions >= self.capacity, self
 
     @property
@@ -133,6 +175,40 @@ class AttentionShape:
     def cached(self) -> bool:
         """Whether keys and values of earlier steps lie in a cache."""
         return self.causal and not self.stateless
+
+    @property
+    def sight(self) -> int:
+        """Positions that a row sees at most, its own included; 0 where all before it are."""
+        return self.window or self.chunk
+
+    @property
+    def scored(self) -> int:
+        """Positions that the memory for scores has room for."""
+        return self.blocks.most * LANES if self.blocks is not None else self.kept
+
+    @property
+    def kept(self) -> int:
+        """Positions that the cache keeps."""
+        return self.ring or self.capacity
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype of the cache's tensors."""
+        return "uint8" if self.kv_dtype == "int4" else self.kv_dtype
+
+    @property
+    def scale_groups(self) -> int:
+        """Scales of a key or value; 0 where it has none."""
+        if self.kv_dtype == "int8":
+            return 1
+        if self.kv_dtype != "int4":
+            return 0
+        return 1 if self.head_dim % _SCALE_GROUP else self.head_dim // _SCALE_GROUP
+
+    @property
+    def scale_group(self) -> int:
+        """Features that share a scale, where there are scales."""
+        return self.head_dim // self.scale_groups
 
     @property
     def scalars(self) -> tuple[str, ...]:
@@ -169,6 +245,16 @@ class AttentionShape:
         return (Tensor("bias", (self.num_heads, self.bias_columns), "float32"),)
 
     @property
+    def sinks(self) -> tuple[Tensor, ...]:
+        """The score of no key that each head's softmax counts, where it does."""
+        return (Tensor("sinks", (self.num_heads,), "float32"),) if self.has_sinks else ()
+
+    @property
+    def lists(self) -> tuple[Tensor, ...]:
+        """The tables of a mask that is a list of blocks."""
+        return self.blocks.tensors if self.blocks is not None else ()
+
+    @property
     def limits(self) -> tuple[Tensor, ...]:
         """The most that keys' scores may be, where some keys may be hidden."""
         if not self.mask_positions:
@@ -202,14 +288,16 @@ class AttentionShape:
     @property
     def cache(self) -> tuple[Tensor, ...]:
         """The keys and the values, and their scales where they have any."""
-        h, d, c = self.num_kv_heads, self.head_dim, self.capacity
+        h, d, c = self.num_kv_heads, self.head_dim, self.kept
+        groups, width = self.scale_groups, d // 2 if self.kv_dtype == "int4" else d
         stored = (
-            Tensor("k_cache", (h, c // LANES, d, LANES), self.kv_dtype),
-            Tensor("v_cache", (h, c, d), self.kv_dtype),
+            Tensor("k_cache", (h, c // LANES, width, LANES), self.stored_dtype),
+            Tensor("v_cache", (h, c, width), self.stored_dtype),
         )
-        if self.kv_dtype != "int8":
+        if not groups:
             return stored
-        return (*stored, Tensor("k_scale", (h, c), "float32"), Tensor("v_scale", (h, c), "float32"))
+        k, v = ((h, c), (h, c)) if self.kv_dtype == "int8" else ((h, groups, c), (h, c, groups))
+        return (*stored, Tensor("k_scale", k, "float32"), Tensor("v_scale", v, "float32"))
 
     @property
     def q(self) -> Tensor:
@@ -233,7 +321,8 @@ class AttentionShape:
         if self.cached:
             return Work(
                 context_multiply_adds=per_position,
-                window=self.window or self.chunk,
+                window=self.blocks.most * LANES if self.blocks else self.sight,
+                positions=self.kept,
                 touched=self.table_bytes,
             )
         return Work(multiply_adds=per_position * self.m)
@@ -245,10 +334,12 @@ class AttentionShape:
             f"h{self.num_heads}x{self.num_kv_heads}x{self.head_dim}",
             f"c{self.capacity}",
         ]
+        if self.ring:
+            parts.append(f"ring{self.ring}")
         if self.kv_dtype == "float16":
             parts.append("f16" if self.native_f16 else "f16int")
-        if self.kv_dtype == "int8":
-            parts.append("int8")
+        if self.kv_dtype in ("int8", "int4"):
+            parts.append(self.kv_dtype)
         if self.divided:
             parts.append("divided")
         if kind != "attend":
@@ -285,6 +376,10 @@ class AttentionShape:
         if self.bias_columns:
             of = "bykey" if self.bias_by_key else f"at{self.bias_zero}"
             parts.append(f"bias{self.bias_columns}{of}")
+        if self.has_sinks:
+            parts.append("sinks")
+        if self.blocks is not None:
+            parts.append(self.blocks.name())
         if self.mask_positions:
             parts.append(f"mask{self.mask_positions}")
         return parts

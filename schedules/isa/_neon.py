@@ -14,6 +14,7 @@ from slmtvm.schedules.isa.base import (
     Expr,
     Isa,
     ListCost,
+    PairPicking,
     Picking,
     Row,
     Vectors,
@@ -22,6 +23,7 @@ from slmtvm.schedules.isa.base import (
     intrinsic,
     let,
     load,
+    splat,
 )
 
 LANES = 4
@@ -72,6 +74,39 @@ class TablePicking(Picking):
         return self._dot.finish(state)
 
 
+class TablePairPicking(PairPicking):
+    """TBL picks of 16 activations; the steps are those of ``dot``."""
+
+    def __init__(self, dot: Dot) -> None:
+        self._dot = dot
+        self.state = dot.state
+
+    def row(self, buffer: Buffer, at: Expr) -> list[Expr]:
+        low, high = (let(load(buffer, at + first, CHUNK)) for first in (0, CHUNK))
+        return [low, low, high, high]
+
+    def weights(self, raw: Expr) -> tuple[Expr, Expr]:
+        low, high = fields(raw, 4)
+        eight = splat(8, "int8", CHUNK)
+        return let(low - eight), let(high - eight)
+
+    def places(self, raw: Expr) -> list[Expr]:
+        """Places among 16."""
+        found = []
+        for field, two in enumerate(fields(T.reinterpret("uint8x16", raw), 2)):
+            first = splat(0x0C0C0808 if field % 2 else 0x04040000, "int32", LANES)
+            found.append(let(T.bitwise_or(T.reinterpret("int32x4", two), first)))
+        return found
+
+    def step(self, state: Vectors | None, weight: Expr, places: Expr, row: Expr) -> Vectors:
+        at = T.reinterpret(BYTES, places)
+        picked = intrinsic(BYTES, "llvm.aarch64.neon.tbl1.v16i8", row, at)
+        return self._dot.step(state, weight, picked)
+
+    def finish(self, state: Vectors) -> Expr:
+        return self._dot.finish(state)
+
+
 class NeonIsa(Isa):
     """The half of ``Isa`` that does not depend on the dot product."""
 
@@ -83,6 +118,8 @@ class NeonIsa(Isa):
         "4of16": (0.6, 0.6),
         "8of16": (1.2, 1.2),
     }
+    listed_rows = ListCost(step=2.5, ends=60)
+    pair_times = (1.5, 1.2)
     prefetch = False  # cores of this class see by themselves that weights are read in order
 
     def load_halves(self, buffer: Buffer, at: Expr, count: int) -> list[Expr]:
@@ -95,3 +132,6 @@ class NeonIsa(Isa):
 
     def picking(self, window: Window) -> Picking:
         return TablePicking(self.s8_row())
+
+    def pair_picking(self) -> PairPicking:
+        return TablePairPicking(self.s8_s8())

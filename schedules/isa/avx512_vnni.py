@@ -8,13 +8,20 @@ from typing import ClassVar
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa._x86 import BroadcastRow, broadcast_word, fields, twice
+from slmtvm.schedules.isa._x86 import (
+    BroadcastRow,
+    BytePairPicking,
+    broadcast_word,
+    fields,
+    twice,
+)
 from slmtvm.schedules.isa.base import (
     Buffer,
     Dot,
     Expr,
     Isa,
     ListCost,
+    PairPicking,
     Picking,
     Row,
     Vectors,
@@ -132,6 +139,15 @@ class _Picking(Picking):
         return self._dot.step(state, weight, picked)
 
 
+class _Pairs(BytePairPicking):
+    def __init__(self) -> None:
+        self._dot = _S8Row(8)
+        self.state = self._dot.state
+
+    def multiply(self, state: Vectors | None, weight: Expr, picked: Expr) -> Vectors:
+        return self._dot.step(state, weight, picked)
+
+
 class Avx512Vnni(Isa):
     # Not measured: two half vectors for one, three loads each for one load.
     list_cost = ListCost(step=2.5, ends=25)
@@ -140,6 +156,8 @@ class Avx512Vnni(Isa):
         "4of16": (0.8, 0.8),
         "8of16": (1.5, 1.5),
     }
+    listed_rows = ListCost(step=3, ends=60)
+    pair_times = (1.5, 1.5)
 
     def fields_s8(self, bits: int, rows: int) -> Dot:
         # With 2 bits there are four sums to shift, which costs as much as it saves.
@@ -153,6 +171,9 @@ class Avx512Vnni(Isa):
 
     def picking(self, window: Window) -> Picking:
         return _Picking()
+
+    def pair_picking(self) -> PairPicking:
+        return _Pairs()
 
     @property
     def for_blocks(self) -> Isa:

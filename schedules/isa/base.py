@@ -26,8 +26,7 @@ Row = Any  # what Dot.row returns, for Dot.activation alone
 
 @dataclass(frozen=True)
 class Window:
-    """``kept`` weights at most, a multiple of ``k_step``, of every ``size`` consecutive k of a
-    channel."""
+    """``kept`` weights at most of every ``size`` consecutive k of a channel."""
 
     kept: int
     size: int
@@ -39,6 +38,9 @@ class Window:
 
 WINDOWS = {w.name: w for w in (Window(4, 16), Window(8, 16), Window(4, 8))}
 """By name. 4 of 16 holds what 1:4, 2:8 and 4:16 do; 8 of 16, and 4 of 8, what 2:4 and 4:8 do."""
+
+PAIRS = Window(2, 4)
+"""What int4 weights in groups pick from: their places take 2 bits."""
 
 
 class Dot(ABC):
@@ -139,6 +141,42 @@ class Picking(ABC):
         return state[0]
 
 
+class PairPicking(ABC):
+    """An exact int32 dot product of int4 weights, -8..7, of which two pick from each 4 of k.
+
+    A step multiplies 4 weights of each channel, those of 8 consecutive k. The sum that ``finish``
+    returns is ``sum(w (a + offset))`` for activations a, -127..127.
+    """
+
+    state: tuple[str, ...]
+    offset: int = 0
+    max_steps: int | None = None
+    """How many steps a state can take; None for as many as a group has."""
+
+    @abstractmethod
+    def row(self, buffer: Buffer, at: Expr) -> list[Expr]:
+        """What each of four steps picks from, of 32 activations from ``at``."""
+
+    @abstractmethod
+    def weights(self, raw: Expr) -> tuple[Expr, Expr]:
+        """Bytes of two nibbles, w + 8 -> the operands of two steps, the lower ones first."""
+
+    @abstractmethod
+    def places(self, raw: Expr) -> list[Expr]:
+        """Bytes of four places among 4 of k, by bits from the lowest on -> what four steps take.
+
+        A channel has four bytes: two weights of the first 4 of k, two of the next.
+        """
+
+    @abstractmethod
+    def step(self, state: Vectors | None, weight: Expr, places: Expr, row: Expr) -> Vectors:
+        """``state`` plus one step; None is a state of zeros."""
+
+    def finish(self, state: Vectors) -> Expr:
+        """The int32 vector of sums, one lane for each channel."""
+        return state[0]
+
+
 @dataclass(frozen=True)
 class ListCost:
     """What a kernel on lists of blocks takes, in steps of a dense kernel on as many channels.
@@ -180,6 +218,14 @@ class Isa(ABC):
     window_times: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """By window that kernels pick from: their time for one row and for several, of the dense
     kernel's with weights in cache. No other windows are picked from."""
+
+    listed_rows: ClassVar[ListCost | None] = None
+    """What a kernel on lists of weights takes, rows being lanes, of a dense kernel's time: ``step``
+    for each weight, ``ends`` for what does not depend on k; None where there is none."""
+
+    pair_times: ClassVar[tuple[float, float] | None] = None
+    """The same of int4 weights in groups, of PAIRS, but for one row with weights from memory; None
+    where there is no such kernel."""
 
     native_f16: ClassVar[bool] = True
     """Whether one instruction converts a vector between float16 and float32."""
@@ -274,6 +320,10 @@ class Isa(ABC):
         """int8 weights that pick from ``window``, one of ``window_times``; activations 0..255
         stored as ``row_dtype`` says."""
         raise NotImplementedError(f"{self.name} picks from no windows")
+
+    def pair_picking(self) -> PairPicking:
+        """int4 weights that pick from PAIRS, where there are ``pair_times``."""
+        raise NotImplementedError(f"{self.name} picks no pairs")
 
 
 def let(value: Expr) -> Expr:

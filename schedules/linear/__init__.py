@@ -16,6 +16,8 @@ from slmtvm.schedules.linear import (
     channel_blocks,
     floating,
     grouped,
+    pairs,
+    rows_in_lanes,
     weight_only,
     windows,
 )
@@ -32,8 +34,9 @@ __all__ = [
 ]  # fmt: skip
 
 _SCHEMES: dict[str, Scheme] = {"f32": floating, "block": grouped, "row_u8": by_row}
-"""By activation; sparse weights are ``blocks`` or ``windows``, weights with scales on float32
-activations ``weight_only``, and ``channel_blocks`` where blocks of channels share them."""
+"""By activation; sparse weights are ``blocks``, ``windows``, ``pairs`` or ``rows_in_lanes``, those
+with scales on float32 activations ``weight_only``, and ``channel_blocks`` where blocks of channels
+share them."""
 
 
 def build(
@@ -47,7 +50,7 @@ def build(
     whatever m, the knobs and the division of the grid. ``frame`` says which tiles there are.
     """
     scheme, settings = _scheme(shape), knobs or default_knobs(shape, isa)
-    if shape.sparse:
+    if shape.sparse and not shape.in_lists:
         isa = isa.for_blocks
     inputs = [*scheme.activations(shape, isa), *scheme.weight_tensors(shape, isa)]
 
@@ -81,7 +84,9 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> dict[str, np.ndarray
 def layout(shape: LinearShape, isa: Isa) -> str:
     """Two targets, and two kernels, for which this is equal share packed weights byte for byte."""
     if shape.window:
-        return windows.layout(shape, isa)
+        return (pairs if shape.group_size else windows).layout(shape, isa)
+    if shape.in_lists:
+        return rows_in_lanes.layout(shape)
     if shape.sparse:
         return f"blocks{isa.for_blocks.block_channels}x{isa.k_step}-{shape.format}-row_u8"
     if shape.activation == "f32" and not shape.weight_only:
@@ -108,7 +113,7 @@ def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
 
 def effective_knobs(shape: LinearShape, isa: Isa, knobs: Knobs) -> Knobs:
     """``knobs`` as they are really used: of settings that make the same code, one."""
-    isa = isa.for_blocks if shape.sparse else isa
+    isa = isa.for_blocks if shape.sparse and not shape.in_lists else isa
     used = {**knobs, "mr": min(knobs["mr"], shape.m)}
     while used["nv"] > isa.vectors and used["nv"] // 2 * isa.lanes >= shape.n:
         used["nv"] //= 2
@@ -120,6 +125,8 @@ def effective_knobs(shape: LinearShape, isa: Isa, knobs: Knobs) -> Knobs:
         used["pf"] = used["ps"] = 0
     if "ps" in used and used["pf"] <= BY_TILE:
         used["ps"] = 0
+    if "ku" not in used:
+        return used
     if shape.activation == "f32":
         used["ku"] = min(used["ku"], shape.group_size or shape.k)
     else:
@@ -144,7 +151,9 @@ def reference(
 
 def _scheme(shape: LinearShape) -> Scheme:
     if shape.window:
-        return windows
+        return pairs if shape.group_size else windows
+    if shape.in_lists:
+        return rows_in_lanes
     if shape.sparse:
         return blocks
     if shape.group_channels:

@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from slmtvm.schedules.isa import Dot, Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load, prefetch, splat
 from slmtvm.schedules.kernel import Tensor
-from slmtvm.schedules.linear.integer import Operands, integer_sums
+from slmtvm.schedules.linear.integer import Operands, Sums, integer_sums
 from slmtvm.schedules.linear.knobs import (
     BY_TILE,
     Knobs,
@@ -120,11 +120,30 @@ def _add_group(
         further = max(1, knobs["pf"] // _panel_bytes(shape, isa)) * isa.panel
         for v in range(0, tile.vectors, isa.vectors):
             prefetch(named["scales"], place(v) + further)
-    scales = _scales(shape, tile, named["scales"], place)
     corrections = [
         None if starts else _minus_zero_point(shape, isa, dot, named, place(v))
         for v in range(tile.vectors)
     ]
+    add_scaled(shape, tile, named, group, integers, corrections, sums)
+
+
+def add_scaled(
+    shape: LinearShape,
+    tile: Tile,
+    named: Mapping[str, Buffer],
+    group: Expr,
+    integers: Sums,
+    corrections: Sequence[Expr | None],
+    sums: Registers,
+) -> None:
+    """``sums`` plus a group's integer sums, which take ``corrections`` times the row's sum, times
+    both scales."""
+    isa = tile.isa
+
+    def place(v: int) -> Expr:
+        return (tile.panel(v) * shape.groups + group) * isa.panel + tile.lane(v)
+
+    scales = _scales(shape, tile, named["scales"], place)
     for row in range(tile.rows):
         at = tile.row(row) * shape.groups + group
         row_scale = let(T.Broadcast(named["xs"][at], isa.lanes))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slmtvm.errors import TargetError
-from slmtvm.schedules.isa.base import WINDOWS
+from slmtvm.schedules.isa.base import PAIRS, WINDOWS
 
 ROW_ALIGNMENT = 16
 """Activations quantized by row are padded to a multiple of this many values."""
@@ -17,6 +17,9 @@ MAX_ROW_K = 32768
 
 GROUP_SIZES = (16, 32, 64, 128, 256)
 """With at most 256 values, a group's integer sum is exact in float32."""
+
+PAIR_UNIT = 32
+"""Groups of sparse int4 weights are multiples of this many values."""
 
 LOAD_BYTES = 4
 """What one load of packed weights takes of each channel, at most."""
@@ -56,7 +59,8 @@ class LinearShape:
     ``scale_dtype`` is how the packed scales of a grouped format are stored ("float16" or
     "float32", see ``pick_scale_dtype``); ``float_zero_points`` are float32 ones instead of bytes.
     ``sparse``: of the weights only blocks that hold any but zeros are stored, see ``blocks``; or,
-    where ``window`` names one of ``isa.base.WINDOWS``, only so many of each, see ``windows``.
+    where ``window`` names one of ``isa.base.WINDOWS``, only so many of each, see ``windows``. In
+    groups these are PAIRS of int4 weights, see ``pairs``. float32 ones, see ``rows_in_lanes``.
     Raises TargetError where no kernel supports the combination.
     """
 
@@ -92,9 +96,14 @@ class LinearShape:
             raise self._unsupported("float zero points, where there are any, but for whole rows")
         if self.group_channels:
             self._check_blocks_of_channels()
-        if self.sparse and self.activation != "row_u8":
-            raise self._unsupported("sparse weights of int8 for whole rows")
-        if self.window and not (self.sparse and self.window in WINDOWS):
+        in_pairs = (self.format, self.activation) == ("int4", "block") and self.window == PAIRS.name
+        in_pairs = in_pairs and self.group_size % PAIR_UNIT == 0
+        if self.sparse and not (self.activation == "row_u8" or in_pairs or self.in_lists):
+            raise self._unsupported(
+                "sparse weights of int8 for whole rows, of float32, and "
+                f"{PAIRS.name} of int4 in groups of {PAIR_UNIT} and more"
+            )
+        if self.window and not (self.sparse and (in_pairs or self.window in WINDOWS)):
             raise self._unsupported(f"windows {', '.join(WINDOWS)} of sparse weights")
         if self.window and self.has_zero_points:
             raise self._unsupported("windows of weights without zero points")
@@ -109,6 +118,11 @@ class LinearShape:
             raise self._unsupported(
                 f"blocks of 2**i channels from {MIN_GROUP_CHANNELS} on, with integer zero points"
             )
+
+    @property
+    def in_lists(self) -> bool:
+        """Whether float weights that are not zero are listed, see ``rows_in_lanes``."""
+        return self.sparse and self.format == "f32" and not self.window
 
     @property
     def weight_only(self) -> bool:
@@ -161,7 +175,7 @@ class LinearShape:
             parts.append(f"c{self.group_channels}")
         if self.group_size:
             parts += [f"g{self.group_size}", f"s{self.scale_dtype[5:]}"]
-        parts += [self.window or "blocks"] * self.sparse
+        parts += [self.window or ("rows" if self.in_lists else "blocks")] * self.sparse
         parts += ["zpf" if self.float_zero_points else "zp"] * self.has_zero_points + [
             "bias"
         ] * self.has_bias

@@ -93,7 +93,8 @@ def define_tiled(
     """A kernel whose block is one tile of ``knobs["mr"]`` rows by ``knobs["nv"]`` vectors, which
     divide a panel or are whole panels.
 
-    Blocks that share weights are neighbours, so that a panel is read from memory once. ``emit``
+    Blocks that share weights are neighbours, so that a panel is read from memory once; of lists,
+    blocks that share activations, which are read wherever a list says. ``emit``
     writes the code of one tile; it runs once for whole tiles and once for each kind of remainder.
     """
     mr, width = min(knobs["mr"], shape.m), knobs["nv"] * isa.lanes
@@ -105,8 +106,12 @@ def define_tiled(
     def body(block: Expr, *buffers: Buffer) -> None:
         named = dict(zip((t.name for t in tensors), buffers, strict=True))
         store = Store(shape.n, named["y"], named.get("bias"), named.get("residual"))
-        row_block = let(T.floormod(block, row_blocks))
-        column_block = let(T.floordiv(block, row_blocks))
+        if shape.in_lists:
+            row_block = let(T.floordiv(block, column_blocks))
+            column_block = let(T.floormod(block, column_blocks))
+        else:
+            row_block = let(T.floormod(block, row_blocks))
+            column_block = let(T.floordiv(block, row_blocks))
 
         def rows_of(rows: int) -> None:
             def tile(channels: int, panel: Expr, lane: Expr) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from slmtvm.bench.work import total_work
+from slmtvm.errors import DeviceError
 from slmtvm.runtime import Session, interface, load
 from slmtvm.runtime.model import Model
 
@@ -168,7 +169,7 @@ class Phases:
 
     def _decode(self, session: Session, position: int) -> Times:
         """Seconds of each of the tokens from ``position`` on; what is before them must be there."""
-        session.seek(position)
+        _go_back(session, position)
         first = some_tokens(1, session.info)
         times = []
         before = time.perf_counter()
@@ -179,7 +180,7 @@ class Phases:
         return times
 
     def _decode_once(self, session: Session, position: int) -> None:
-        session.seek(position)
+        _go_back(session, position)
         session.eval(some_tokens(1, session.info))
 
     def _fill(self, session: Session, position: int) -> None:
@@ -187,11 +188,21 @@ class Phases:
         missing = position - session.position
         if missing > 0:
             session.eval(some_tokens(missing, session.info))
-        session.seek(position)
+        _go_back(session, position)
 
     def _calls(self) -> dict[str, int]:
         """Calls of each kernel since the last time."""
         return {name: time.calls for name, time in self.profiled.model.take_profile().items()}
+
+
+def _go_back(session: Session, position: int) -> None:
+    """Forget the tokens from ``position`` on; where layers with a window do not have what is seen
+    from there any more, those before it are evaluated again."""
+    try:
+        session.seek(position)
+    except DeviceError:
+        session.reset()
+        session.eval(some_tokens(position, session.info))
 
 
 def read_source(session: Session) -> None:

@@ -24,7 +24,7 @@ from slmtvm.bundle.move import move_into_place
 from slmtvm.bundle.read import MANIFEST, Bundle
 from slmtvm.codegen.library import Progress, build_library
 from slmtvm.codegen.memory import predict_memory
-from slmtvm.codegen.tables import output_facts
+from slmtvm.codegen.tables import kv_window, output_facts
 from slmtvm.codegen.weights import WeightsFile, merge_weights
 from slmtvm.errors import BundleError, InvalidModelError
 from slmtvm.plan.model import Plan
@@ -188,6 +188,7 @@ def _model_facts(plan: Plan) -> dict[str, Any]:
         "output_size": plan.output_size,
         "outputs": output_facts(plan),
         "mask": plan.mask,
+        "kv_window": kv_window(plan),
     }
 
 

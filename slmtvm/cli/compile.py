@@ -39,9 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "encoder_model.onnx beside it)",
     )  # fmt: skip
     parser.add_argument(
-        "--kv", choices=("f16", "f32", "int8"),
+        "--kv", choices=("f16", "f32", "int8", "int4"),
         help="how the KV cache holds keys and values (default: f16 where the CPU converts it in "
         "one instruction, else f32)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kv-keep", choices=("window", "all"), default="window",
+        help="what the KV cache of layers with a sliding window holds: window, what they can still "
+        "see, so that sessions seek back no further (default), or all positions",
     )  # fmt: skip
     parser.add_argument(
         "--activations", choices=("int8", "file", "f32"), default="int8",
@@ -54,9 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "has them (default: none)",
     )  # fmt: skip
     parser.add_argument(
-        "--sparse", choices=("auto", "off"), default="auto",
-        help="auto: layers whose weights are zero in blocks skip these where that is faster "
-        "(default); off: they do not; results are the same",
+        "--sparse", default="auto", metavar="auto|off|FORMAT",
+        help="auto: layers whose weights are zero in patterns skip these where that is expected to "
+        "be faster (default); off: they do not; a format (blocks, 4of8, 4of16, 8of16 of int8, 2of4 "
+        "of int4, rows of float32): every layer that it fits takes it, others stay dense; results "
+        "are the same",
     )  # fmt: skip
     parser.add_argument(
         "--cuda-persistent", action="store_true",
@@ -105,6 +112,7 @@ def run(options: argparse.Namespace) -> int:
                 source_context=options.source_context,
                 tokenizer=options.tokenizer,
                 kv=options.kv,
+                kv_keep=options.kv_keep,
                 activations=options.activations,
                 mask=options.mask,
                 encoder=options.encoder,
@@ -136,6 +144,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _summary(bundle: Bundle) -> str:
+    from slmtvm.plan.setup import Setup
+
     model, weights = bundle.manifest.model, bundle.manifest.weights
     mask = "" if model["mask"] == "none" else f", masks ({model['mask']})"
     kind = f"{model['family']} {model['kind']}"
@@ -144,6 +154,9 @@ def _summary(bundle: Bundle) -> str:
         *_output_lines(model),
         f"  {'weights':24} {_size(weights.bytes)}",
     ]
+    if state := max(t.memory["state"] for t in bundle.manifest.targets.values()):
+        window = ", of windows where layers have one" if model["kv_window"] else ""
+        lines.append(f"  {'KV cache':24} {_size(state)} a session{window}")
     if model.get("kv_beyond_f16") and model["kv"] == "f16":
         lines.append("  keys or values beyond float16 are cut off: --kv f32 keeps them")
     elif model.get("kv_beyond_f16") and model["kv"] == "f32":
@@ -152,9 +165,15 @@ def _summary(bundle: Bundle) -> str:
         lines.append(f"  {name:24} {_size(target.library.bytes)}")
     for name, chosen in bundle.manifest.extra.get("tuning", {}).items():
         near = sum(kernel["origin"] == "nearest" for kernel in chosen)
+        confirmed = sum(kernel["confirmed"] for kernel in chosen)
+        static = sum(kernel["origin"] == "static" for kernel in chosen)
         lines.append(
-            f"  {name}: {len(chosen)} kinds of kernels as tuned, {near} of them by a near shape"
+            f"  {name}: {len(chosen)} kinds of kernels as tuned, {near} of them by a near shape, "
+            f"{confirmed} confirmed in a whole model"
+            + (f", {static} never measured" if static else "")
         )
+    for name, setup in bundle.manifest.extra.get("setup", {}).items():
+        lines.append(f"  {name}: {Setup.from_json(setup)}")
     if record := bundle.manifest.extra.get("check"):
         from slmtvm.verify.check import check_line
 

@@ -12,6 +12,7 @@ from slmtvm.cli import (
     audit,
     bench,
     compile,
+    compile_matrix,
     completion,
     constraint,
     delta,
@@ -32,6 +33,7 @@ from slmtvm.cli import (
     tune,
     verify,
     verify_signature,
+    watermark,
 )
 from slmtvm.cli.parser import USAGE, Parser
 from slmtvm.cli.signals import Terminated, unwinding
@@ -46,6 +48,7 @@ INTERRUPTED = SIGNALLED + 2  # SIGINT
 
 _VERBS = (
     compile,
+    compile_matrix,
     run,
     inspect,
     verify,
@@ -60,6 +63,7 @@ _VERBS = (
     serve,
     constraint,
     audit,
+    watermark,
     keygen,
     encrypt,
     sign,

@@ -8,8 +8,8 @@ from pathlib import Path
 from slmtvm.cli.arguments import add_signer, signer
 
 _FORMATS = (
-    "tar.gz", "deb", "oci", "wheel", "image", "rauc", "swupdate", "mender", "sysext", "yocto",
-    "buildroot",
+    "tar.gz", "deb", "oci", "modelpack", "wheel", "image", "rauc", "swupdate", "mender", "sysext",
+    "yocto", "buildroot", "greengrass", "android",
 )  # fmt: skip
 
 
@@ -18,15 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=_FORMATS, default="tar.gz", help="default: tar.gz")
     parser.add_argument(
         "--target", action="append", metavar="NAME",
-        help="one of the bundle's targets (default: the only one); for oci it may be given several "
-        "times, and the default is all",
+        help="one of the bundle's targets (default: the only one); for oci, modelpack, "
+        "greengrass and android it may be given several times, and the default is all",
     )  # fmt: skip
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         required=True,
-        help="the package's file; for wheel, sysext, yocto, buildroot and greengrass a folder",
+        help="the file; for wheel, sysext, yocto, buildroot, greengrass and android a folder",
     )
     parser.add_argument(
         "--name",
@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the model",
     )  # fmt: skip
     parser.add_argument(
+        "--base", type=Path, metavar="LAYOUT",
+        help="an OCI layout (a folder or an archive) whose images those of oci begin with "
+        "(default: nothing)",
+    )  # fmt: skip
+    parser.add_argument(
         "--pub", type=Path, action="append", metavar="FILE",
         help="public keys, by one of which the bundle must be signed",
     )  # fmt: skip
@@ -84,6 +89,7 @@ def run(options: argparse.Namespace) -> int:
                 certificate_key=options.certificate_key,
                 compatible=options.compatible,
                 into=options.into,
+                base=options.base,
             ),
             pub=PublicKeys.read(options.pub) if options.pub else None,
             progress=bar.set_description_str,

@@ -28,11 +28,17 @@ def run(options: argparse.Namespace) -> int:
         if not options.quiet:
             print(f"{options.output}: {count} records")
         return 0
-    from slmtvm.tuning.records import read_records
+    from slmtvm.tuning.records import read_log
     from slmtvm.tuning.show import table
 
-    records = [r for path in options.records for r in read_records(path)]
+    logs = [read_log(path) for path in options.records]
+    records = [r for log in logs for r in log.kernels]
     print(table(records, every=options.all))
+    for log in logs:
+        for confirmation in log.confirmations:
+            print(f"{confirmation.provenance.target}, {confirmation.model}: {confirmation}")
+        for setup in log.setups:
+            print(f"{setup.provenance.target}, {setup.model}: {setup}")
     if options.plot:
         from slmtvm.tuning.plot import plot
 

@@ -12,6 +12,7 @@ _OPTIONS = (
     ("port", "N", "0 takes a free one (default 8080)"),
     ("unix", "PATH", "listen on a Unix socket instead"),
     ("key-file", "FILE", "holds the key that requests must bring: Authorization: Bearer KEY"),
+    ("keys", "FILE", "public keys (PEM), by one of which the bundle must be signed"),
     ("name", "NAME", "what the model is called (default: the bundle's name)"),
     ("sessions", "N", "texts that are computed side by side, each with a KV cache (default 2)"),
     ("connections", "N", "most connections (default 32)"),

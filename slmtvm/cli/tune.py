@@ -23,9 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--tracker", metavar="HOST:PORT", help="measure on the devices of this tracker"
     )
+    where.add_argument(
+        "--static", action="store_true",
+        help="measure nothing: rank settings by their code alone (by llvm-mca where it is "
+        "installed), for a board that is not at hand; --trials are settings of each kernel",
+    )  # fmt: skip
     parser.add_argument(
         "--key", metavar="K", help="which of the tracker's devices (default: the target's name)"
     )
+    parser.add_argument(
+        "--cluster", metavar="ray://HOST:PORT",
+        help="a Ray cluster that builds what the tracker's devices measure",
+    )  # fmt: skip
     parser.add_argument("--tls", type=Path, metavar="DIR", help="the tuner's keys")
     parser.add_argument(
         "--records", type=Path, required=True, metavar="FILE",
@@ -36,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--minutes", type=float, metavar="M",
-        help="time to search at most (default: until nothing more is to be gained)",
+        help="time to search at most (default: until nothing more is to be gained); whole models "
+        "are compared after that",
     )  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true", help="do not measure again what the file holds"
@@ -48,15 +58,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=threads, default=1, help="threads that compute a kernel (default 1)"
     )
+    parser.add_argument(
+        "--static-filter", action="store_true",
+        help="rank twice as many settings by their code as are measured: the worse half is not",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-confirm", dest="confirm", action="store_false",
+        help="do not compare whole models in the end: records then hold what kernels did alone",
+    )  # fmt: skip
+    parser.add_argument(
+        "--turns", type=_turns, default=15, metavar="N",
+        help="how often whole models are compared at most, at least 3 (default 15)",
+    )  # fmt: skip
     parser.add_argument("--context", type=positive, help="as for `slmtvm compile`")
-    parser.add_argument("--kv", choices=("f16", "f32", "int8"), help="as for `slmtvm compile`")
+    parser.add_argument(
+        "--kv", choices=("f16", "f32", "int8", "int4"), help="as for `slmtvm compile`"
+    )
     parser.add_argument(
         "--activations", choices=("int8", "file", "f32"), default="int8",
         help="as for `slmtvm compile`",
     )  # fmt: skip
 
 
+def _rank(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from slmtvm.tuning.ranking import SETTINGS, rank
+
+    with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=options.quiet or None) as bar:
+        report = rank(
+            options.model,
+            options.target,
+            records=options.records,
+            settings=options.trials or SETTINGS,
+            context=options.context,
+            kv=options.kv,
+            activations=options.activations,
+            step=bar.set_description_str,
+        )
+    if not options.quiet:
+        print(f"{options.records}: ranked by {report.by}, nothing was measured")
+        print(f"  {'kernel':52} {'cost':>6} {'settings':>8}")
+        for one in report.tasks:
+            knobs = " ".join(f"{name}{value}" for name, value in sorted(one.knobs.items()))
+            print(f"  {one.task.key.label:52} {one.ratio:6.3f} {one.settings:8}  {knobs}")
+    return 0
+
+
 def run(options: argparse.Namespace) -> int:
+    if options.static:
+        return _rank(options)
     from tqdm import tqdm
 
     from slmtvm.tuning.tune import tune
@@ -76,6 +127,10 @@ def run(options: argparse.Namespace) -> int:
             tracker=options.tracker,
             key=options.key,
             tls=options.tls,
+            confirm=options.confirm,
+            cluster=options.cluster,
+            static_filter=options.static_filter,
+            turns=options.turns,
             context=options.context,
             kv=options.kv,
             activations=options.activations,
@@ -85,6 +140,13 @@ def run(options: argparse.Namespace) -> int:
     if not options.quiet:
         print(_summary(report, options.records))
     return 0
+
+
+def _turns(text: str) -> int:
+    value = positive(text)
+    if value < 3:
+        raise argparse.ArgumentTypeError("fewer than 3 turns say nothing")
+    return value
 
 
 def _line(progress: Progress, options: argparse.Namespace) -> str:
@@ -118,4 +180,5 @@ def _summary(report: TuneReport, records: Path) -> str:
             f"{'' if task.of_limit is None else format(task.of_limit, '.0%'):>6} "
             f"{task.trials:3}/{task.space:3}  {knobs}"
         )
+    lines += [f"  {record}" for record in (*report.confirmations, *report.setups)]
     return "\n".join(lines)

@@ -26,14 +26,17 @@ def runtime_object(
     folder: Path,
     *,
     headers: Sequence[Path] = (),
+    flags: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Path:
     """The object of all C files of ``sources`` for ``link_triple``: in the cache, or ``folder``.
 
-    ``headers``: other folders whose headers they include. Equal sources give equal bytes, kept or
-    compiled anew. Raises SlmError where that fails.
+    ``headers``: other folders whose headers they include. ``flags``: more of the compiler's. Equal
+    sources give equal bytes, kept or compiled anew. Raises SlmError where that fails.
     """
-    kept = cache_folder().parent / f"{sources.name}-{_key(link_triple, [sources, *headers])}.o"
+    kept = (
+        cache_folder().parent / f"{sources.name}-{_key(link_triple, [sources, *headers], flags)}.o"
+    )
     if kept.is_file():
         return kept
     if progress:
@@ -42,7 +45,7 @@ def runtime_object(
     files = sorted(str(path) for path in sources.glob("*.c"))
     zig_cc(
         link_triple,
-        [*C_FLAGS, *(f"-I{path}" for path in headers), "-c", *files, "-o", made.name],
+        [*C_FLAGS, *flags, *(f"-I{path}" for path in headers), "-c", *files, "-o", made.name],
         folder=folder,
         progress=progress,
     )
@@ -50,9 +53,9 @@ def runtime_object(
     return made
 
 
-def _key(link_triple: str, folders: Sequence[Path]) -> str:
+def _key(link_triple: str, folders: Sequence[Path], flags: Sequence[str]) -> str:
     """Of all that the object depends on: the files, the flags, the compiler."""
-    digest = hashlib.sha256(repr((link_triple, C_FLAGS, version("ziglang"))).encode())
+    digest = hashlib.sha256(repr((link_triple, C_FLAGS, *flags, version("ziglang"))).encode())
     for folder in folders:
         for path in sorted((*folder.glob("*.c"), *folder.glob("*.h"))):
             content = path.read_bytes()

@@ -15,8 +15,6 @@ from slmtvm.target import Target
 
 MAX_ARGS = 32  # SLM_MAX_ARGS of plan_tables.h
 _ALIGNMENT = 64  # bytes
-# Below this many bytes of operands a step takes less time than telling other threads about it.
-_PARALLEL_BYTES = 32 * 1024
 _INFO_CHUNK = 100  # characters of a string literal on one line
 
 
@@ -42,9 +40,23 @@ def library_info(plan: Plan, target: Target, weights: WeightsFile) -> dict[str, 
         "chunks": sorted({f.rows for f in plan.functions if f.name == "body"}),
         "batches": sorted({f.rows for f in plan.functions if f.name == "batch"}),
         "kv_bytes_per_token": plan.kv_bytes_per_token,
+        "kv_bytes": plan.kv_bytes,
+        "kv_window": kv_window(plan),
         "kernels": [{"name": n, **asdict(plan.kernels[n].work)} for n in sorted(plan.kernels)],
         "memory": asdict(predict_memory(plan, weights.size)),
     }
+
+
+def kv_window(plan: Plan) -> dict[str, int] | None:
+    """What a bundle says of layers that keep a window of positions; None where none do.
+
+    ``positions``: of the smallest one. ``seek_back``: by how many tokens a longer context can go
+    back, however its tokens were divided into steps.
+    """
+    if not plan.ring:
+        return None
+    back = plan.seek_reach - max(f.rows for f in plan.functions if f.name == "body")
+    return {"positions": plan.ring, "seek_back": back}
 
 
 def output_facts(plan: Plan) -> list[dict[str, object]]:
@@ -67,7 +79,7 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
         rows[function.name].append(f"{{{function.rows}, {len(steps)}, {len(function.steps)}}}")
         for step in function.steps:
             flags = [
-                *(["SLM_STEP_PARALLEL"] if _worth_threads(step, function.rows) else []),
+                *(["SLM_STEP_PARALLEL"] if _worth_threads(plan, step, function.rows) else []),
                 *(["SLM_STEP_BY_SESSION"] if step.by_session else []),
             ]
             steps.append(
@@ -141,6 +153,9 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
                     "context": _context(plan),
                     "source_context": _source_context(plan),
                     "capacity": plan.capacity,
+                    "threads": plan.threads,
+                    "ring": plan.ring,
+                    "seek_reach": plan.seek_reach,
                     "mask": f"SLM_MASK_{plan.mask.upper()}",
                     "weights_have_places": int(plan.weights_have_places),
                     "segment_types": plan.segment_types,
@@ -332,9 +347,10 @@ def _source_context(plan: Plan) -> int:
     return min(plan.source_context, max(rows, default=0))
 
 
-def _worth_threads(step: Step, rows: int) -> bool:
+def _worth_threads(plan: Plan, step: Step, rows: int) -> bool:
+    """With few bytes of operands a step takes less time than telling other threads about it."""
     blocks = step.grid * rows if step.by_session else step.grid
-    return blocks > 1 and sum(ref.size for ref in step.args) >= _PARALLEL_BYTES
+    return blocks > 1 and sum(ref.size for ref in step.args) >= plan.parallel_bytes
 
 
 def _declare(plan: Plan, name: str) -> str:

@@ -368,7 +368,7 @@ def _canonical(found: _Recognised, chosen: _Found, emitter: Emitter) -> Canonica
         vocab_size=vocab,
         hidden_size=hidden_size(found.by_token),
         num_heads=found.attentions[0].num_heads,
-        kv=tuple(KvSpec(a.num_kv_heads, a.head_dim) for a in found.attentions),
+        kv=tuple(KvSpec(a.num_kv_heads, a.head_dim, a.window or a.chunk) for a in found.attentions),
         source=path,
         outputs=tuple(outputs),
         left_out=chosen.left_out,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import tvm
@@ -81,6 +81,10 @@ class LoweredModel:
     parameter of a function is the step's input; the others are named after an array of ``weights``
     or a buffer of ``state``. ``sparse`` are the layers that might skip zeros. ``calls_join``: small
     calls are done together with the one that follows, so what they read must outlive that one.
+
+    ``rings`` says of buffers that keep a window how many positions they hold. A session that
+    wrote more than so many, up to ``end``, can go on from those alone that are at least
+    ``end - seek_reach``, or from 0.
     """
 
     module: tvm.IRModule
@@ -90,4 +94,6 @@ class LoweredModel:
     capacity: int  # positions the KV cache holds
     model: CanonicalModel
     sparse: tuple[SparseLayer, ...] = ()
+    rings: Mapping[str, int] = field(default_factory=dict)
+    seek_reach: int = 0
     calls_join: bool = False

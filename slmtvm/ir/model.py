@@ -16,10 +16,14 @@ MASKS = ("none", "arbitrary")  # what may be asked for
 
 @dataclass(frozen=True)
 class KvSpec:
-    """The cache of one attention layer: num_kv_heads * head_dim keys and values a position."""
+    """The cache of one attention layer: num_kv_heads * head_dim keys and values a position.
+
+    ``sight``: how many positions a row sees at most, its own included; 0 where all before it are.
+    """
 
     num_kv_heads: int
     head_dim: int
+    sight: int = 0
 
 
 @dataclass(frozen=True)

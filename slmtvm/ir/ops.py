@@ -233,6 +233,8 @@ def attention(
     k: Expr,
     v: Expr,
     bias: Expr | None = None,
+    sinks: Expr | None = None,
+    visible: Expr | None = None,
     *,
     layer: int,
     num_heads: int,
@@ -261,7 +263,11 @@ def attention(
     Where ``bias_by`` is not "distance" but "key", it is plus ``bias[head, j]``, of float32
     (num_heads, context). Where ``window`` is not 0, position i sees only positions j with
     ``i - j < window`` ("causal" only). Where ``chunk`` is not 0, it sees only positions of its own
-    block of so many, ``i // chunk == j // chunk``.
+    block of so many, ``i // chunk == j // chunk``. The softmax of head h counts one score more,
+    ``sinks[h]``, of no position, where there are sinks, float32 (num_heads,). Where there is a
+    ``visible``, uint8 (1 or num_heads, context, ceil(context / 8)), position i sees only positions
+    j whose bit of ``numpy.packbits`` in ``visible[h, i]`` is set, itself among them; there is no
+    window or chunk then.
 
     ``roundings``, "factor:scale:low:high" for each and joined by ";": before ``scale``, products
     are multiplied by the factor and rounded as ``quantize_dequantize`` does, in order.
@@ -269,7 +275,7 @@ def attention(
     ``weight_roundings`` the softmax's results.
     -> float32 (m, num_heads * head_dim)
     """
-    args, names = name_operands([q, k, v], {"bias": bias})
+    args, names = name_operands([q, k, v], {"bias": bias, "sinks": sinks, "visible": visible})
     return make_call(
         ATTENTION, args, operands=names, layer=layer, num_heads=num_heads,
         num_kv_heads=num_kv_heads, head_dim=head_dim, scale=scale, mask=mask, window=window,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,15 @@ from typing import Any
 from slmtvm.errors import SlmError
 from slmtvm.packaging.archive import gzip_stream, write_tar
 from slmtvm.packaging.contents import Contents
-from slmtvm.packaging.file import File
+from slmtvm.packaging.oci_layout import (
+    CONFIG_TYPE,
+    EPOCH,
+    INDEX_TYPE,
+    MANIFEST_TYPE,
+    TYPE,
+    BaseLayout,
+    Layout,
+)
 from slmtvm.packaging.options import Options
 
 PLATFORMS = {
@@ -24,71 +31,49 @@ PLATFORMS = {
     "aarch64": {"architecture": "arm64", "os": "linux", "variant": "v8"},
     "riscv64": {"architecture": "riscv64", "os": "linux"},
 }
-_TYPE = "application/vnd.oci.image"
 _USER = "65532:65532"  # nobody in particular
-_EPOCH = "1970-01-01T00:00:00Z"
 _ENTRY = (
     "bin/slm-serve",
     "bin/slm-run",
     "bin/slm-selftest",
 )  # what there is of these, in this order
+# Of a base's configuration: what an image goes on with.
+_KEPT = ("Env", "Volumes", "WorkingDir", "Labels", "StopSignal")
 
 
 def write_oci(several: Sequence[Contents], output: Path, options: Options) -> None:
     """The archive, with an index over the images of ``several``, whose architectures differ.
 
-    Raises SlmError where two are for one architecture.
+    They begin with the layers of ``options.base``, where there is one. Raises SlmError where two
+    are for one architecture, or the base is damaged or has no image for one.
     """
     arches = [contents.entry.arch for contents in several]
     if len(set(arches)) != len(arches):
         named = ", ".join(f"{c.target} ({c.entry.arch})" for c in several)
         raise SlmError(f"an image has one target an architecture, not {named}", where="--target")
-    layout = _Layout(output.with_name("blobs"))
+    layout = Layout(output.with_name("blobs"))
+    base = BaseLayout(options.base) if options.base else None
     labels = _labels(several[0])
-    manifests = [_image(layout, contents, labels) for contents in several]
-    index = layout.json({"manifests": manifests, "annotations": labels}, "index")
-    reference = {"org.opencontainers.image.ref.name": several[0].version}
-    top = {
-        "schemaVersion": 2,
-        "mediaType": f"{_TYPE}.index.v1+json",
-        "manifests": [{**index, "annotations": reference}],
-    }
-    extra = [("oci-layout", b'{"imageLayoutVersion":"1.0.0"}'), ("index.json", _canonical(top))]
-    with output.open("wb") as archive:
-        write_tar(archive, layout.files(), extra)
+    manifests = [_image(layout, contents, labels, base) for contents in several]
+    index = layout.json({"manifests": manifests, "annotations": labels}, INDEX_TYPE)
+    layout.write(output, index, several[0].version)
 
 
-class _Layout:
-    """Blobs in a folder, by their digests."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir()
-
-    def blob(self, content: bytes, kind: str) -> dict[str, Any]:
-        digest = hashlib.sha256(content).hexdigest()
-        (self._folder / digest).write_bytes(content)
-        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(content)}
-
-    def json(self, value: Mapping[str, Any], kind: str) -> dict[str, Any]:
-        media = f"{_TYPE}.{kind}.v1+json"
-        if kind != "config":
-            value = {"schemaVersion": 2, "mediaType": media, **value}
-        return self.blob(_canonical(value), media)
-
-    def files(self) -> list[File]:
-        return [File(f"blobs/sha256/{path.name}", path) for path in self._folder.iterdir()]
-
-
-def _image(layout: _Layout, contents: Contents, labels: Mapping[str, str]) -> dict[str, Any]:
+def _image(
+    layout: Layout, contents: Contents, labels: Mapping[str, str], base: BaseLayout | None
+) -> dict[str, Any]:
     weights = [file for file in contents.files if file.path == "bundle/weights.bin"]
     rest = [file for file in contents.files if file.path != "bundle/weights.bin"]
-    layers, diffs = [], []
-    for files, compress in ((weights, False), (rest, True)):
+    platform = PLATFORMS[contents.entry.arch]
+    below = _Below(layout, base, platform) if base else None
+    layers = below.layers if below else []
+    diffs, history = (below.diffs, below.history) if below else ([], [])
+    for files, compress, what in ((weights, False, "weights"), (rest, True, "programs")):
         tar = io.BytesIO()
         write_tar(tar, files, prefix="slm/")
         diffs.append(f"sha256:{hashlib.sha256(tar.getvalue()).hexdigest()}")
-        kind = f"{_TYPE}.layer.v1.tar"
+        history.append({"created": EPOCH, "created_by": f"slmtvm package: {what}"})
+        kind = f"{TYPE}.layer.v1.tar"
         if compress:
             packed = io.BytesIO()
             with gzip_stream(packed) as stream:
@@ -98,26 +83,50 @@ def _image(layout: _Layout, contents: Contents, labels: Mapping[str, str]) -> di
             layers.append(layout.blob(tar.getvalue(), kind))
     paths = {file.path for file in contents.files}
     entry = next(path for path in _ENTRY if path in paths)
-    platform = PLATFORMS[contents.entry.arch]
-    history = [{"created": _EPOCH, "created_by": f"slmtvm package: {what}"}
-               for what in ("weights", "programs")]  # fmt: skip
+    settings = below.settings if below else {}
     config = layout.json(
         {
             **platform,
-            "created": _EPOCH,
+            "created": EPOCH,
             "config": {
+                "WorkingDir": "/",
+                **settings,
                 "User": _USER,
                 "Entrypoint": [f"/slm/{entry}", "/slm/bundle"],
-                "WorkingDir": "/",
-                "Labels": labels,
+                "Labels": {**settings.get("Labels", {}), **labels},
             },
             "rootfs": {"type": "layers", "diff_ids": diffs},
             "history": history,
         },
-        "config",
+        CONFIG_TYPE,
     )
-    manifest = layout.json({"config": config, "layers": layers, "annotations": labels}, "manifest")
+    annotations = {**labels, **(below.annotations if below else {})}
+    manifest = layout.json(
+        {"config": config, "layers": layers, "annotations": annotations}, MANIFEST_TYPE
+    )
     return {**manifest, "platform": platform}
+
+
+class _Below:
+    """What an image takes over from its base, whose layers are put into ``layout``."""
+
+    def __init__(self, layout: Layout, base: BaseLayout, platform: Mapping[str, str]) -> None:
+        descriptor = base.image(platform)
+        manifest = base.manifest(descriptor)
+        config = base.config(manifest)
+        try:
+            self.layers = [
+                layout.blob(base.blob(layer), layer["mediaType"]) for layer in manifest["layers"]
+            ]
+            self.diffs: list[str] = list(config["rootfs"]["diff_ids"])
+            self.history: list[dict[str, Any]] = list(config.get("history") or [])
+            given = config.get("config") or {}
+            self.settings = {name: given[name] for name in _KEPT if given.get(name)}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SlmError(
+                f"no image: {descriptor['digest']} is damaged", where="--base"
+            ) from error
+        self.annotations = {"org.opencontainers.image.base.digest": descriptor["digest"]}
 
 
 def _labels(contents: Contents) -> dict[str, str]:
@@ -129,7 +138,3 @@ def _labels(contents: Contents) -> dict[str, str]:
     if contents.license:
         labels["org.opencontainers.image.licenses"] = contents.license
     return labels
-
-
-def _canonical(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()

@@ -16,7 +16,8 @@ class Options:
     signer: signs what a format has to sign with Ed25519 itself. maintainer: "Name <mail>", of a
     "deb". certificate, certificate_key: PEM files with which an updater's own format is signed; a
     mender artifact has no certificate. compatible: the devices that it is for, as the updater names
-    them. into: the image that "image" puts the model into a copy of.
+    them. into: the image that "image" puts the model into a copy of. base: an OCI layout, a folder
+    or an archive, whose images those of "oci" begin with.
     """
 
     signer: Signer | None = None
@@ -25,6 +26,7 @@ class Options:
     certificate_key: Path | None = None
     compatible: str | None = None
     into: Path | None = None
+    base: Path | None = None
 
 
 def given(path: Path | None, option: str, what: str) -> Path:

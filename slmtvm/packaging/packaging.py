@@ -9,11 +9,14 @@ from pathlib import Path
 from slmtvm.bundle import Bundle
 from slmtvm.bundle.signature import PublicKeys
 from slmtvm.errors import SlmError
+from slmtvm.packaging.android import write_android
 from slmtvm.packaging.buildroot import write_buildroot
 from slmtvm.packaging.contents import Contents, Progress, gather, scratch_folder
 from slmtvm.packaging.deb import write_deb
+from slmtvm.packaging.greengrass import write_greengrass
 from slmtvm.packaging.image import write_image
 from slmtvm.packaging.mender import write_mender
+from slmtvm.packaging.modelpack import write_modelpack
 from slmtvm.packaging.oci import write_oci
 from slmtvm.packaging.options import Options
 from slmtvm.packaging.rauc import write_rauc
@@ -28,6 +31,7 @@ FORMATS: dict[str, Writer] = {
     "tar.gz": write_tarball,
     "deb": write_deb,
     "oci": write_oci,
+    "modelpack": write_modelpack,
     "wheel": write_wheel,
     "image": write_image,
     "rauc": write_rauc,
@@ -36,9 +40,11 @@ FORMATS: dict[str, Writer] = {
     "sysext": write_sysext,
     "yocto": write_yocto,
     "buildroot": write_buildroot,
+    "greengrass": write_greengrass,
+    "android": write_android,
 }
 NO_OPTIONS = Options()
-_SEVERAL = ("oci",)  # take all targets of a bundle
+_SEVERAL = ("oci", "modelpack", "greengrass", "android")  # take all targets of a bundle
 
 
 def package(
@@ -55,12 +61,13 @@ def package(
 ) -> Path:
     """Write ``bundle`` as a package of ``format`` for ``target`` to ``output``; returns its path.
 
-    target: one of the bundle's, by default the only one; for "oci" one or more, by default all.
-    output: where the package goes, for "wheel" a folder: pip goes by the names of such files.
-    name: the model's name on devices, by default that of the bundle's folder. license: the
-    weights' own, an SPDX expression. options: what the format needs besides. pub: with these keys
-    the bundle must be signed. The package appears whole or not at all, and its bytes follow from
-    the arguments, but for signatures of updaters' own. Raises SlmError.
+    target: one of the bundle's, by default the only one; for "oci", "modelpack", "greengrass" and
+    "android" one or more, by default all. output: where the package goes, for "wheel" a folder: pip
+    goes by the names of such files. name: the model's name on devices, by default that of the
+    bundle's folder.
+    license: the weights' own, an SPDX expression. options: what the format needs besides. pub: with
+    these keys the bundle must be signed. The package appears whole or not at all, and its bytes
+    follow from the arguments, but for signatures of updaters' own. Raises SlmError.
     """
     if format not in FORMATS:
         raise SlmError(f"{format!r} must be one of {', '.join(FORMATS)}", where="--format")

@@ -30,6 +30,7 @@ def service_unit(contents: Contents, package: str) -> bytes:
         "Type=notify\n"
         f"EnvironmentFile=-/etc/default/{package}\n"
         f"ExecStart={folder}/bin/slm-serve {folder}/bundle $SLM_SERVE_OPTIONS\n"
+        "ExecReload=/bin/kill -HUP $MAINPID\n"
         "WatchdogSec=60\n"
         "Restart=on-failure\n"
         "DynamicUser=yes\n"

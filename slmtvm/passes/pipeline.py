@@ -16,6 +16,7 @@ from slmtvm.passes.quantize_activations import QuantizeActivations
 from slmtvm.passes.specialize import Specialize
 from slmtvm.passes.split_experts import SplitExperts
 from slmtvm.passes.split_head import SplitHead
+from slmtvm.plan.setup import CHUNKS
 from slmtvm.schedules.templates import KnobChoice, default_choice
 from slmtvm.target import Target
 
@@ -29,7 +30,9 @@ class Pass(Protocol):
     def apply(self, model: CanonicalModel) -> CanonicalModel: ...
 
 
-def passes(activations: str = "int8") -> tuple[Pass, ...]:
+def passes(
+    activations: str = "int8", chunks: tuple[int, ...] = CHUNKS
+) -> tuple[Pass, ...]:  # fmt: skip
     """What does not depend on the target: run once for all targets of a bundle."""
     return (
         SplitHead(),
@@ -39,7 +42,7 @@ def passes(activations: str = "int8") -> tuple[Pass, ...]:
         FuseRows(),
         QuantizeActivations(activations),
         FuseResidual(),
-        Specialize(),
+        Specialize(chunks),
     )
 
 
@@ -47,12 +50,13 @@ def fuse(
     model: CanonicalModel,
     progress: Callable[[str], None] = lambda _: None,
     activations: str = "int8",
+    chunks: tuple[int, ...] = CHUNKS,
 ) -> CanonicalModel:
     """The model with its ops fused and its shapes static; ``progress`` hears each pass.
 
-    ``activations``: as for ``QuantizeActivations``.
+    ``activations``: as for ``QuantizeActivations``; ``chunks`` as for ``Specialize``.
     """
-    for step in passes(activations):
+    for step in passes(activations, chunks):
         progress(step.name)
         model = step.apply(model)
     return model
@@ -64,6 +68,7 @@ def lower(
     kv_dtype: str | None = None,
     choose: KnobChoice = default_choice,
     sparse: str = "auto",
+    keep: str = "window",
 ) -> LoweredModel:
     """The fused model as calls of the target's kernels; the others as for ``lower_kernels``."""
-    return lower_kernels(fused, target, kv_dtype, choose, sparse)
+    return lower_kernels(fused, target, kv_dtype, choose, sparse, keep)

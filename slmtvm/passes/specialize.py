@@ -12,8 +12,8 @@ from tvm import relax
 
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.rewrite import function_names
+from slmtvm.plan.setup import CHUNKS
 
-DECODER_BODY_ROWS = (1, 16, 128)
 DECODER_HEAD_ROWS = (1, 16)
 # A number more makes compiling a sixth longer; fewer sessions leave rows empty.
 BATCH_ROWS = (4,)
@@ -22,7 +22,10 @@ ENCODER_BODY_ROWS = (16, 32, 64, 128, 256, 512)
 
 @dataclass(frozen=True)
 class Specialize:
-    """Binds the number of rows m; an encoder gets a function for each sequence-length bucket."""
+    """Binds the number of rows m: of a decoder's body those of ``chunks``; an encoder gets a
+    function for each sequence-length bucket."""
+
+    chunks: tuple[int, ...] = CHUNKS
 
     name = "specialize"
 
@@ -33,27 +36,28 @@ class Specialize:
             (m,) = [
                 d for d in function.params[0].ty.shape.values if not isinstance(d, tvm.tirx.IntImm)
             ]
-            for label, rows in _labels(model, name):
+            for label, rows in _labels(model, name, self.chunks):
                 bound = function.bind_symbolic_vars({m: rows})
                 functions[label] = bound.with_attr("global_symbol", label)
         return replace(model, module=relax.transform.Normalize()(tvm.IRModule(functions)))
 
 
-def _labels(model: CanonicalModel, name: str) -> list[tuple[str, int]]:
+def _labels(model: CanonicalModel, name: str, chunks: tuple[int, ...]) -> list[tuple[str, int]]:
     """What ``name`` becomes, each for a number of rows."""
-    rows = _rows(model, name)
+    rows = _rows(model, name, chunks)
     labels = [(f"{name}_{r}", r) for r in rows]
     if model.kind == "encoder" or name == "source":
         return labels
     # The memory that a session computes in is that of its body.
-    most = max(_rows(model, "body"))
+    most = max(_rows(model, "body", chunks))
     batch = {"body": "batch", "head": "batchhead"}[name]
     return labels + [(f"{batch}_{r}", r) for r in BATCH_ROWS if r <= most]
 
 
-def _rows(model: CanonicalModel, name: str) -> list[int]:
+def _rows(model: CanonicalModel, name: str, chunks: tuple[int, ...]) -> list[int]:
     if model.kind == "encoder" or name == "source":
         most = model.source_context if name == "source" else model.context
         return [*(r for r in ENCODER_BODY_ROWS if r < most), most]
-    wanted = DECODER_BODY_ROWS if name == "body" else DECODER_HEAD_ROWS
-    return [r for r in wanted if r <= model.context]
+    bodies = [r for r in chunks if r <= model.context]
+    # Head reads rows that body left.
+    return bodies if name == "body" else [r for r in DECODER_HEAD_ROWS if r <= max(bodies)]

@@ -28,14 +28,17 @@ from slmtvm.plan.model import (
     Space,
     Step,
 )
+from slmtvm.plan.setup import DEFAULT_SETUP, Setup
 from slmtvm.plan.work import kernel_work, mean_work
 from slmtvm.schedules.kernel import Kernel, Tensor
 
 _FLOAT_BYTES = 4
 
 
-def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
-    """The plan of one target; ``info`` goes into it unread."""
+def build_plan(
+    lowered: LoweredModel, info: dict[str, object], setup: Setup = DEFAULT_SETUP
+) -> Plan:  # fmt: skip
+    """The plan of one target; ``info`` goes into it unread, as do ``setup``'s facts of threads."""
     model = lowered.model
     segments, weight_refs = _lay_out_weights(lowered.weights)
     state_refs, state_bytes = _lay_out_state(lowered.state)
@@ -74,6 +77,9 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
         arena_bytes=arena,
         scratch_bytes=scratch,
         kv_bytes_per_token=_bytes_per_token(lowered),
+        kv_bytes=sum(map(_bytes, _own_cache(lowered).values())),
+        ring=min(lowered.rings.values(), default=0),
+        seek_reach=lowered.seek_reach,
         source_context=model.source_context,
         mask=model.mask,
         limits=state_refs.get(LIMITS),
@@ -83,6 +89,8 @@ def build_plan(lowered: LoweredModel, info: dict[str, object]) -> Plan:
         segment_types=model.segments,
         final_token=model.final_token,
         segment_ids=state_refs.get(SEGMENTS),
+        parallel_bytes=setup.parallel_bytes,
+        threads=setup.threads,
         info=info,
     )
 
@@ -116,12 +124,21 @@ def _places(kind: str, model_kind: str, outputs: tuple[PlanOutput, ...]) -> list
     return [0] if kind == "source" else [o.offset for o in outputs]
 
 
-def _bytes_per_token(lowered: LoweredModel) -> int:
-    own = [
-        tensor for name, tensor in lowered.state.items()
+def _own_cache(lowered: LoweredModel) -> dict[str, Tensor]:
+    """The state that grows with the context, or a window of it."""
+    return {
+        name: tensor for name, tensor in lowered.state.items()
         if name not in (LIMITS, SEGMENTS) and not name.startswith(SOURCE_CACHE)
-    ]  # fmt: skip
-    return sum(map(_bytes, own)) // lowered.capacity
+    }  # fmt: skip
+
+
+def _bytes_per_token(lowered: LoweredModel) -> int:
+    """Of what a position has in all layers."""
+    rings = lowered.rings
+    return sum(
+        _bytes(tensor) // rings.get(name, lowered.capacity)
+        for name, tensor in _own_cache(lowered).items()
+    )
 
 
 def _lay_out_weights(weights: dict[str, np.ndarray]) -> tuple[list[Segment], dict[str, Ref]]:
@@ -274,7 +291,7 @@ class _FunctionWriter:
     def _note_work(self, name: str, args: list[Ref]) -> None:
         kernel, code = self.lowered.kernels.get(name), self.kernels[name]
         if kernel is not None:
-            self.works.setdefault(name, []).append(kernel_work(kernel, args, self.lowered.capacity))
+            self.works.setdefault(name, []).append(kernel_work(kernel, args))
             self.kernels[name] = replace(code, work=mean_work(self.works[name]))
 
     def _place(

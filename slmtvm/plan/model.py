@@ -13,6 +13,7 @@ from enum import IntEnum
 import numpy as np
 from tvm import tirx
 
+from slmtvm.plan.setup import PARALLEL_BYTES
 from slmtvm.schedules.kernel import Tunable
 
 _FLOAT_BYTES = 4
@@ -145,7 +146,10 @@ class Plan:
     state_bytes: int
     arena_bytes: int
     scratch_bytes: int  # for each thread
-    kv_bytes_per_token: int
+    kv_bytes_per_token: int  # of what one position has in all layers
+    kv_bytes: int = 0  # of the cache: all positions, or in some layers those of a window
+    ring: int = 0  # of the smallest window kept; 0 for none
+    seek_reach: int = 0  # see LoweredModel
     mask: str = "none"  # what hidden tokens do, see CanonicalModel
     limits: Ref | None = None  # of keys' scores, float32 by position, where mask is "keys"
     weights_have_places: bool = False  # kernels read offsets from weights, which must be whole
@@ -153,6 +157,8 @@ class Plan:
     segment_ids: Ref | None = None  # int32 by position, where there are such types
     final_token: int | None = None  # that every sequence must end with
     source_context: int = 0  # tokens of an encoder-decoder's source
+    parallel_bytes: int = PARALLEL_BYTES  # of operands, from which a step is divided over threads
+    threads: int = 0  # as many as pay where that is known
     info: dict[str, object] = field(default_factory=dict)  # goes into slm_info and the manifest
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slmtvm.bundle.read import Bundle
-from slmtvm.codegen.program import kept_program
+from slmtvm.codegen.program import build_program, kept_program
 from slmtvm.errors import BundleError, DeviceError, TargetError
 from slmtvm.rpc.client import Device, JobResult, devices
 
@@ -42,14 +42,17 @@ class DeviceBundle:
         path: str | Path,
         target: str | None = None,
         *,
+        programs: Path | None = None,
         progress: Progress = lambda _: None,
     ) -> None:
         """target: which of the bundle's; None: that which asks for most of what the device has.
+        programs: the folder that programs are linked in, where the cache shall not keep them.
 
         Raises BundleError where the bundle is damaged or lacks the target, TargetError where the
         device can run none of them.
         """
         self.device = device
+        self._programs = programs
         self.bundle = Bundle.open(path)
         entry = self.bundle.manifest.weights
         # A copy, since the client wants bytes, of what is read once more when it is opened there.
@@ -79,6 +82,15 @@ class DeviceBundle:
         self._files = {}  # they stay there until the session ends
         return result
 
+    def _linked(self, target: str, progress: Progress) -> bytes:
+        if self._programs is None:
+            return kept_program(self.bundle, target, "device", progress=progress).read_bytes()
+        path = self._programs / f"slm-device.{target}"
+        if not path.is_file():
+            self._programs.mkdir(exist_ok=True)
+            build_program(self.bundle, target, "device", path, progress=progress)
+        return path.read_bytes()
+
     def _choose(
         self, target: str | None, progress: Progress
     ) -> tuple[str, bytes, dict[str, Any]]:  # fmt: skip
@@ -97,7 +109,7 @@ class DeviceBundle:
             if not info["exec"] and info["machine"] != entries[name].arch:
                 reasons.append(f"{name}: it is {info['machine']}, not {entries[name].arch}")
                 continue
-            program = kept_program(self.bundle, name, "device", progress=progress).read_bytes()
+            program = self._linked(name, progress)
             progress("sending the bundle to the device")
             result = self._run(program, ["check"])
             if result.ok:

@@ -122,7 +122,12 @@ class Session:
         return self._call("slm_position", self._handle)
 
     def seek(self, position: int) -> None:
-        """Forget all tokens from ``position`` on; DeviceError where the context is shorter."""
+        """Forget all tokens from ``position`` on; DeviceError where the context is shorter.
+
+        Where layers keep a window of positions (``info["kv_window"]`` is not None) and the context
+        has outgrown its ``positions``, it goes back by ``seek_back`` tokens or to 0: DeviceError
+        further.
+        """
         self._call("slm_seek", self._handle, int32(position, "position"))
 
     def reset(self) -> None:

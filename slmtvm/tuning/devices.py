@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,8 @@ from slmtvm.errors import RpcError
 from slmtvm.rpc.client import Device, devices, registered
 from slmtvm.rpc.target_check import check_target
 from slmtvm.target import Target
-from slmtvm.tuning.measuring import Batch, BatchProgram, Measurement, Ran
+from slmtvm.tuning.building import Builder, build_here
+from slmtvm.tuning.measuring import Batch, Measurement, Ran
 
 _LOSSES = 5
 """Devices that may be lost in a row before a batch is given up."""
@@ -58,11 +59,14 @@ class DeviceMeasurer:
         tls: Path | None = None,
         wait_s: float = 600.0,
         progress: Callable[[str], None] = lambda _: None,
+        builder: Builder | None = None,
     ) -> None:
-        """tracker: "host:port". tls: folder of the tuner's keys. wait_s: how long to wait for a
+        """tracker: "host:port". tls: folder of the tuner's keys. builder: of programs, this process
+        where None. wait_s: how long to wait for a
         device at most, when all are busy or lost."""
         self._target, self._tracker, self._key, self._tls = target, tracker, key, tls
         self._progress = progress
+        self._build = builder or build_here(progress)
         self._wait_s = wait_s
         self._reached = False  # the tracker, once: before that, its address may be wrong
         self._held: list[_Held] = []
@@ -93,10 +97,9 @@ class DeviceMeasurer:
             pairs = [
                 (held, part) for held, part in zip(self._held, parts, strict=True) if part
             ]  # fmt: skip
-            programs = [
-                BatchProgram(replace(batch, settings=part), self._target, self._progress)
-                for _, part in pairs
-            ]
+            programs = self._build(
+                [replace(batch, settings=part) for _, part in pairs], self._target
+            )
             left, errors = [], []
             with ThreadPoolExecutor(len(pairs)) as pool:
                 running = [
@@ -134,6 +137,18 @@ class DeviceMeasurer:
                 if last:
                     raise
         raise AssertionError("the last loss is raised")
+
+    @contextmanager
+    def device(self) -> Iterator[Device]:
+        """One of the devices; raises as ``measure`` does, and gives up the one that is lost."""
+        self._take(1)
+        held = self._held[0]
+        try:
+            yield held.device
+        except RpcError:
+            self._held.remove(held)
+            held.device.close()
+            raise
 
     def _take(self, most: int) -> None:
         """Hold one device, waiting for it, and more of those that are free, up to ``most``."""

@@ -14,10 +14,11 @@ from typing import Any
 from slmtvm.errors import SlmError
 from slmtvm.files import read_text
 from slmtvm.schedules.linear.knobs import Knobs
+from slmtvm.tuning.static_record import StaticRecord
 from slmtvm.tuning.tasks import TaskKey
+from slmtvm.tuning.whole import FORMAT, Confirmation, SetupRecord
 
 _MOST_BYTES = 1 << 30
-FORMAT = 1
 
 
 class RecordError(SlmError):
@@ -76,11 +77,8 @@ class Record:
         )
 
     @staticmethod
-    def from_json(line: str) -> Record:
-        """Raises KeyError, TypeError or ValueError where ``line`` is no record."""
-        table = json.loads(line)
-        if table.pop("format") != FORMAT:
-            raise ValueError(f"a record of another format than {FORMAT}")
+    def from_json(table: dict[str, Any]) -> Record:
+        """Raises KeyError, TypeError or ValueError where ``table`` is no record."""
         seconds, default = (
             tuple(float(s) for s in table.pop(name)) for name in ("seconds", "default_seconds")
         )
@@ -93,7 +91,46 @@ class Record:
         return Record(key, knobs, seconds=seconds, default_seconds=default, **table)
 
 
+Line = Record | Confirmation | SetupRecord | StaticRecord
+
+
+@dataclass(frozen=True)
+class RecordLog:
+    """What files of records hold, each kind in order."""
+
+    kernels: tuple[Record, ...] = ()
+    confirmations: tuple[Confirmation, ...] = ()
+    setups: tuple[SetupRecord, ...] = ()
+    statics: tuple[StaticRecord, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.kernels or self.confirmations or self.setups or self.statics)
+
+    @staticmethod
+    def of(lines: Iterable[Line]) -> RecordLog:
+        lines = list(lines)
+        return RecordLog(
+            tuple(r for r in lines if isinstance(r, Record)),
+            tuple(r for r in lines if isinstance(r, Confirmation)),
+            tuple(r for r in lines if isinstance(r, SetupRecord)),
+            tuple(r for r in lines if isinstance(r, StaticRecord)),
+        )
+
+
+NO_RECORDS = RecordLog()
+
+
+def read_log(path: str | Path) -> RecordLog:
+    """The records of a file; raises as ``read_lines``."""
+    return RecordLog.of(read_lines(path))
+
+
 def read_records(path: str | Path) -> list[Record]:
+    """The records of kernels of a file; raises as ``read_lines``."""
+    return list(read_log(path).kernels)
+
+
+def read_lines(path: str | Path) -> list[Line]:
     """The records of a file, in order.
 
     A last line without an end was being written when its writer ended: it is left out. Raises
@@ -105,11 +142,28 @@ def read_records(path: str | Path) -> list[Record]:
         if not line.strip():
             continue
         try:
-            found.append(Record.from_json(line))
-        except (KeyError, TypeError, ValueError, SlmError) as error:
+            found.append(_parse(line))
+        except (AttributeError, KeyError, TypeError, ValueError, SlmError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise RecordError(f"no record: {what}", where=f"{path}:{number}") from error
     return found
+
+
+def _parse(line: str) -> Line:
+    table = json.loads(line)
+    if table.pop("format") != FORMAT:
+        raise ValueError(f"a record of another format than {FORMAT}")
+    match table.pop("about", "kernel"):
+        case "kernel":
+            return Record.from_json(table)
+        case "confirmation":
+            return Confirmation.from_json(table)
+        case "setup":
+            return SetupRecord.from_json(table)
+        case "static":
+            return StaticRecord.from_json(table)
+        case other:
+            raise ValueError(f"about {other!r}, which this version does not know")
 
 
 class RecordFile:
@@ -118,7 +172,7 @@ class RecordFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def append(self, records: Iterable[Record]) -> None:
+    def append(self, records: Iterable[Line]) -> None:
         """Raises RecordError where the file cannot be written."""
         text = "".join(record.to_json() + "\n" for record in records)
         try:
@@ -148,7 +202,7 @@ def _end_last_line(file: Any) -> None:
 
 def merge_records(paths: Iterable[str | Path], output: str | Path) -> int:
     """Write every record of ``paths`` once into ``output``, replaced in one step; how many."""
-    lines = {record.to_json(): None for path in paths for record in read_records(path)}
+    lines = {record.to_json(): None for path in paths for record in read_lines(path)}
     output = Path(output)
     made = output.with_name(f".{output.name}.{os.getpid()}")
     try:

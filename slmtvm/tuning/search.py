@@ -14,7 +14,7 @@ from slmtvm.tuning.cost_model import CostModel
 from slmtvm.tuning.features import features
 from slmtvm.tuning.measuring import Measurement
 from slmtvm.tuning.records import Record
-from slmtvm.tuning.tasks import TuningTask
+from slmtvm.tuning.tasks import Setting, TuningTask, setting_of
 
 _AT_RANDOM = 0.25
 """Of a batch: for the model to learn of what it does not expect."""
@@ -24,12 +24,6 @@ _LEAST_GAIN = 0.01
 """What counts as one."""
 _POOL = 4
 """The batch is picked, far apart from each other, from so many times as many of the best."""
-
-Setting = tuple[tuple[str, int], ...]
-
-
-def setting_of(knobs: Knobs) -> Setting:
-    return tuple(sorted(knobs.items()))
 
 
 class TaskSearch:
@@ -79,6 +73,11 @@ class TaskSearch:
         left = [s for s in settings if s not in picked]
         picked += self._random.sample(left, min(count - len(picked), len(left)))
         return [self._open[s] for s in picked]
+
+    def leave_out(self, settings: Iterable[Knobs]) -> None:
+        """These are not worth a measurement."""
+        for knobs in settings:
+            self._open.pop(setting_of(knobs), None)
 
     def update(self, measurements: Sequence[Measurement]) -> None:
         """Learn from a batch that was proposed."""

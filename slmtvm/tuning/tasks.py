@@ -13,11 +13,20 @@ from typing import Any
 from slmtvm.plan.model import KernelWork, Plan
 from slmtvm.schedules.attention import AttentionShape
 from slmtvm.schedules.linear import LinearShape
+from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.tuning.program import Situation
 
 _FIXED_COST_IN_ROWS = 4
 """What the runtime reckons a step to cost beside its rows (``slm_choose`` of execute.c)."""
+
+
+Setting = tuple[tuple[str, int], ...]
+"""Knobs that can be told apart."""
+
+
+def setting_of(knobs: Knobs) -> Setting:
+    return tuple(sorted(knobs.items()))
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class TuningTask:
 
 def tuning_tasks(plan: Plan, workload: Workload) -> list[TuningTask]:
     """The distinct tasks of ``plan``, in the order of their kernels' names."""
-    times = _function_calls(plan, workload)
+    times = function_calls(plan, workload)
     calls: dict[str, float] = defaultdict(float)
     for function in plan.functions:
         for step in function.steps:
@@ -104,7 +113,7 @@ def working_set(plan: Plan) -> int:
     )
 
 
-def _function_calls(plan: Plan, workload: Workload) -> dict[tuple[str, int], float]:
+def function_calls(plan: Plan, workload: Workload) -> dict[tuple[str, int], float]:
     """How often the workload calls each function."""
     calls: dict[tuple[str, int], float] = defaultdict(float)
     sizes: dict[str, list[int]] = defaultdict(list)

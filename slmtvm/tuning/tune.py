@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from slmtvm.bench.limits import LimitProbe, Limits
-from slmtvm.errors import TargetError
+from slmtvm.cluster import connected
+from slmtvm.errors import SlmError, TargetError
 from slmtvm.host import cpu_features, cpu_name, cpuinfo, runs_here
+from slmtvm.rpc.client import Device
+from slmtvm.rpc.local import local_device
 from slmtvm.target import Target
+from slmtvm.tuning.building import build_on
+from slmtvm.tuning.choice import RecordedChoice
+from slmtvm.tuning.compare import MOST_TURNS, Comparer
+from slmtvm.tuning.confirm import Confirmer
 from slmtvm.tuning.cost_model import import_xgboost
 from slmtvm.tuning.devices import DeviceMeasurer
+from slmtvm.tuning.division import DivisionSearch
 from slmtvm.tuning.local import LocalRunner
 from slmtvm.tuning.measuring import ProgramMeasurer
-from slmtvm.tuning.records import RecordFile, read_records
+from slmtvm.tuning.records import RecordFile, read_log, read_records
+from slmtvm.tuning.static import StaticModel
 from slmtvm.tuning.tasks import Workload, working_set
 from slmtvm.tuning.tuner import Budget, Progress, TuneReport, tune_plan
+from slmtvm.tuning.whole import Confirmation, SetupRecord
 
 
 def tune(
@@ -36,8 +48,13 @@ def tune(
     tracker: str | None = None,
     key: str | None = None,
     tls: Path | None = None,
+    confirm: bool = True,
+    turns: int = MOST_TURNS,
+    static_filter: bool = False,
+    cluster: str | None = None,
     step: Callable[[str], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
+    said: Callable[[Confirmation | SetupRecord], None] = lambda _: None,
     **options: Any,
 ) -> TuneReport:
     """Search the fastest knobs of the kernels of ``model`` for ``target``, and append every
@@ -48,14 +65,20 @@ def tune(
     of other models or relatives of the target, that the cost model is trained on first. threads:
     how many compute each kernel. tracker, key: measure on all devices that the tracker "host:port"
     has under the key, by default the target's name; this machine measures where there is no
-    tracker. tls: folder of the tuner's keys. options: as
+    tracker. tls: folder of the tuner's keys. confirm: compare the whole
+    model as tuned with the default, in so many ``turns`` at most, after ``minutes`` are over;
+    then try other chunks, and what several threads compute. static_filter: rank twice as many
+    settings by their code as are measured, and leave the worse half out.
+    cluster: a Ray cluster, "ray://HOST:PORT", that builds what the devices of a tracker measure.
+    options: as
     ``slmtvm.compile`` takes them: context, source_context, kv, activations, mask, encoder, outputs.
-    step: called with the name of each step before measuring, progress after each batch.
+    step: called with the name of each step before measuring, progress after each batch, said with
+    each record of a whole model.
 
     KeyboardInterrupt while it measures ends it with what it has. Raises SlmError, TargetError where
     this machine is to measure what it cannot run.
     """
-    from slmtvm.compiler import plan_model
+    from slmtvm.compiler import model_planner
 
     import_xgboost()  # before the work that takes long
     resolved = target if isinstance(target, Target) else Target.load(target)
@@ -64,22 +87,71 @@ def tune(
     if resume and file.path.exists():
         known += read_records(file.path)
     file.append([])  # where it cannot be written, that is known now
+    if cluster and tracker is None:
+        raise SlmError("builds for the devices of a tracker: name one", where="cluster")
     with ExitStack() as stack:
         measurer: LocalMeasurer | DeviceMeasurer
         if tracker is None:
             measurer = local_measurer(resolved, step)
         else:
             measurer = stack.enter_context(
-                DeviceMeasurer(resolved, tracker, key or resolved.name, tls=tls, progress=step)
+                DeviceMeasurer(
+                    resolved,
+                    tracker,
+                    key or resolved.name,
+                    tls=tls,
+                    progress=step,
+                    builder=build_on(stack.enter_context(connected(cluster))) if cluster else None,
+                )
             )
-        plan = plan_model(model, resolved, progress=step, **options)
+        planner = model_planner(model, progress=step, **options)
+        step(f"kernels for {resolved.name}")
+        plan = planner.plan(resolved)
         step("limits of the device")
         limits = measurer.limits(working_set(plan), threads)
-        return tune_plan(
+        work = workload or Workload()
+        report = tune_plan(
             plan, resolved, measurer, file,
-            known=known, budget=Budget(trials, minutes), workload=workload or Workload(),
+            known=known, budget=Budget(trials, minutes), workload=work,
             threads=threads, limits=limits, progress=progress,
+            judge=StaticModel(resolved) if static_filter else None,
         )  # fmt: skip
+        if not confirm or report.interrupted:
+            return report
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="slmtvm-confirm-")))
+        comparer = Comparer(planner, resolved, measurer, folder, step, turns)
+        return _ask_the_model(report, comparer, file, work, threads, said)
+
+
+def _ask_the_model(
+    report: TuneReport,
+    comparer: Comparer,
+    file: RecordFile,
+    workload: Workload,
+    threads: int,
+    said: Callable[[Confirmation | SetupRecord], None],
+) -> TuneReport:
+    """``report`` with what whole models said of it; KeyboardInterrupt ends that with what there
+    is."""
+    confirmer = Confirmer(comparer, file, workload, threads, said)
+    divisions: list[SetupRecord] = []
+    interrupted = False
+    try:
+        confirmer.run(read_log(file.path))
+        with comparer.devices.device() as device:
+            cores = len(device.info()["cores"])
+        choice = RecordedChoice(read_log(file.path), comparer.target)
+        search = DivisionSearch(comparer, file, workload, choice, threads, cores, said)
+        divisions = search.found
+        search.run()
+    except KeyboardInterrupt:
+        interrupted = True
+    return replace(
+        report,
+        interrupted=interrupted,
+        confirmations=tuple(confirmer.found),
+        setups=tuple(divisions),
+    )
 
 
 class LocalMeasurer(ProgramMeasurer):
@@ -88,6 +160,12 @@ class LocalMeasurer(ProgramMeasurer):
     def __init__(self, target: Target, progress: Callable[[str], None]) -> None:
         super().__init__(target, LocalRunner(), this_machine(), progress)
         self._limited = target
+
+    @contextmanager
+    def device(self) -> Iterator[Device]:
+        """This machine behind a runner, for programs of whole models."""
+        with local_device() as device:
+            yield device
 
     def limits(self, working_set: int, threads: int) -> Limits:
         """What this machine allows where ``working_set`` bytes are read again and again."""

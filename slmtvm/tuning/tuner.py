@@ -16,8 +16,17 @@ from slmtvm.tuning.cost_model import CostModel
 from slmtvm.tuning.features import features
 from slmtvm.tuning.measuring import Batch, Measurement, Measurer
 from slmtvm.tuning.records import Record, RecordFile
-from slmtvm.tuning.search import TaskSearch, setting_of
-from slmtvm.tuning.tasks import TaskKey, TuningTask, Workload, tuning_tasks, working_set
+from slmtvm.tuning.search import TaskSearch
+from slmtvm.tuning.static import StaticModel
+from slmtvm.tuning.tasks import (
+    TaskKey,
+    TuningTask,
+    Workload,
+    setting_of,
+    tuning_tasks,
+    working_set,
+)
+from slmtvm.tuning.whole import Confirmation, SetupRecord
 
 BATCH = 8
 _ELSEWHERE = 0.3
@@ -68,12 +77,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class TuneReport:
-    """What a run of the tuner found; ``interrupted`` where the user ended it."""
+    """What a run of the tuner found; ``interrupted`` where the user ended it. ``confirmations`` and
+    ``setups`` are what whole models said."""
 
     tasks: tuple[TaskResult, ...]
     trials: int
     failures: int
     interrupted: bool
+    confirmations: tuple[Confirmation, ...] = ()
+    setups: tuple[SetupRecord, ...] = ()
 
     @property
     def gain(self) -> float:
@@ -93,15 +105,17 @@ def tune_plan(
     threads: int = 1,
     limits: Limits | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
+    judge: StaticModel | None = None,
 ) -> TuneReport:
     """Search the knobs of every kernel of ``plan`` that has any; every measurement is appended to
     ``output`` before the next batch is built.
 
     known: earlier records; those of the same tasks on this target are not measured again, the
     others are what the cost model begins with. limits: of the device, which settings are compared
-    with. KeyboardInterrupt ends the search, and what was measured is kept.
+    with. judge: what it ranks worse of twice as many settings is not measured. KeyboardInterrupt
+    ends the search, and what was measured is kept.
     """
-    run = _Tuner(plan, target, measurer, output, workload, threads, limits, progress)
+    run = _Tuner(plan, target, measurer, output, workload, threads, limits, progress, judge)
     run.learn(known)
     interrupted = False
     try:
@@ -122,7 +136,9 @@ class _Tuner:
         threads: int,
         limits: Limits | None,
         progress: Callable[[Progress], None],
+        judge: StaticModel | None,
     ) -> None:
+        self._judge = judge
         self._limits = limits
         self._target, self._measurer, self._output = target, measurer, output
         self._threads, self._progress = threads, progress
@@ -164,9 +180,20 @@ class _Tuner:
             count = BATCH
             if budget.trials is not None:
                 count = min(count, budget.trials - self._trials)
-            self._measure(search, search.propose(count), rounds=7)
+            self._measure(search, self._proposed(search, count), rounds=7)
         for search in self._searches:
             self._confirm(search)
+
+    def _proposed(self, search: TaskSearch, count: int) -> list[dict[str, int]]:
+        """The next settings to measure; with a static model, the better half by that of twice as
+        many. Of a single row code says nothing."""
+        if self._judge is None or search.task.key.shape.m == 1:
+            return search.propose(count)
+        settings = search.propose(2 * count)
+        costs = self._judge.costs(search.task.key, settings) if settings else []
+        order = sorted(range(len(settings)), key=lambda i: costs[i])
+        search.leave_out(settings[i] for i in order[count:])
+        return [settings[i] for i in order[:count]]
 
     def report(self, interrupted: bool) -> TuneReport:
         total = sum(self._seconds(s) for s in self._searches) or 1.0

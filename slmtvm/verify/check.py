@@ -229,8 +229,8 @@ def _message(report: VerifyReport | OutputsReport, excess: list[str], kv: str) -
         if report.rounded_layers
         else ""
     )
-    if kv == "int8":
-        rounded += "; the cache holds keys and values in int8: --kv f16 is nearer"
+    if kv in ("int8", "int4"):
+        rounded += f"; the cache holds keys and values in {kv}: --kv f16 is nearer"
     return (
         f"the compiled model differs from onnxruntime over {tokens} tokens: "
         f"{', '.join(excess)}{own}{rounded}. No bundle was written; --no-check writes it all the "

@@ -12,7 +12,7 @@ from slmtvm.cli.main import command_parser
 from slmtvm.target import known_targets
 
 CASES = [
-    (("slmtvm", "comp"), {"compile", "completion"}),
+    (("slmtvm", "comp"), {"compile", "compile-matrix", "completion"}),
     (("slmtvm", "compile", "--kv", ""), {"f16", "f32", "int8"}),
     (
         ("slmtvm", "compile", "x.onnx", "--target", ""),

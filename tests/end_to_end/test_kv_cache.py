@@ -1,4 +1,4 @@
-"""KV caches in float16 and int8 beside one in float32, on the demo model."""
+"""KV caches in float16, int8 and int4 beside one in float32, on the demo model."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ WINDOWS, WINDOW = 4, 256
 MAX_KL = {
     ("float32", "f16"): 1e-6,
     ("float32", "int8"): 2e-4,
+    ("float32", "int4"): 2e-2,
     ("demo", "f16"): 1e-3,
     ("demo", "int8"): 1e-3,
 }
-# Bytes beside float32's: each head's 32 features share an int8 scale of 4 bytes.
-SIZES = {"f16": 1 / 2, "int8": (32 + 4) / (32 * 4)}
+# Bytes beside float32's: each head's 32 features share a scale of 4 bytes.
+SIZES = {"f16": 1 / 2, "int8": (32 + 4) / (32 * 4), "int4": (16 + 4) / (32 * 4)}
 
 
 @pytest.mark.parametrize(
     ("form", "kv"),
-    [pytest.param(*key, marks=pytest.mark.slow if key[0] == "demo" else ()) for key in MAX_KL],
+    [
+        pytest.param(*key, marks=pytest.mark.slow if key[0] == "demo" or key[1] == "int4" else ())
+        for key in MAX_KL
+    ],
 )
 def test_a_narrower_cache_takes_less_memory_and_changes_little(
     form: str, kv: str, tmp_path_factory: pytest.TempPathFactory

@@ -61,8 +61,8 @@ def test_a_bundle_computes_the_reference(model: CanonicalModel, bundle: Path) ->
 def test_no_chunk_or_thread_or_step_back_changes_a_bit(bundle: Path) -> None:
     with slmtvm.load(bundle) as session:
         at_once = session.eval_all(TOKENS)
-        session.seek(30)
-        np.testing.assert_array_equal(session.eval_all(TOKENS[30:]), at_once[30:])
+        session.seek(60)  # within what the window keeps
+        np.testing.assert_array_equal(session.eval_all(TOKENS[60:]), at_once[60:])
     for threads in (1, 2, 3):
         with slmtvm.load(bundle, threads=threads, all_threads=True) as session:
             singly = np.stack([session.eval(TOKENS[i : i + 1]) for i in range(CONTEXT)])

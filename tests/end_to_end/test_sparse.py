@@ -20,6 +20,7 @@ import slmtvm
 from slmtvm.bundle import Bundle
 from slmtvm.compiler import compile_model
 from slmtvm.errors import BundleError
+from slmtvm.schedules.linear.packed_rows import pack_rows, unpack_rows
 from slmtvm.target import Target
 from slmtvm.verify.exact_sums import exact_session
 from tests.emulation.session import open_sessions
@@ -138,3 +139,40 @@ def test_damaged_places_are_refused_though_nobody_asks(compiled: Compiled, tmp_p
             continue
         with pytest.raises(BundleError, match="checksum"):
             slmtvm.load(path, target="x86-64-v3", check=False)
+
+
+def pruned_int4(path: Path, output: Path) -> Path:
+    """The model with the smaller two of every four neighbours of its int4 weights at zero."""
+    model = onnx.load(path)
+    weights = {node.input[1] for node in model.graph.node if node.op_type == "MatMulNBits"}
+    for tensor in model.graph.initializer:
+        if tensor.name not in weights:
+            continue
+        stored = numpy_helper.to_array(tensor)  # (n, groups, bytes)
+        plain = unpack_rows(stored.reshape(len(stored), -1), stored[0].size * 2, 4).astype(int) - 8
+        fours = plain.reshape(len(plain), -1, 4)
+        order = np.abs(fours).argsort(axis=2, kind="stable").argsort(axis=2)
+        fours[order < 2] = 0
+        packed = pack_rows((fours.reshape(plain.shape) + 8).astype(np.uint8), 4)
+        tensor.CopyFrom(numpy_helper.from_array(packed.reshape(stored.shape), tensor.name))
+    onnx.save(model, output)
+    return output
+
+
+@pytest.mark.slow
+def test_pairs_of_int4_change_no_bit_and_take_less_room(tmp_path: Path) -> None:
+    model = pruned_int4(model_path("int4"), tmp_path / "pruned.onnx")
+    auto, off = (
+        compile_model(
+            model, TARGETS[:1], output=tmp_path / f"{mode}.slm", context=CONTEXT,
+            tokenizer=TOKENIZER, kv="f32", sparse=mode, check=False,
+        )
+        for mode in ("2of4", "off")
+    )  # fmt: skip
+    kernels = {layer["kernel"] for layer in auto.manifest.extra["sparse"][TARGETS[0]]}
+    assert kernels == {"2of4"}
+    # The table of tokens, in float32, is most of both.
+    assert auto.manifest.weights.bytes < off.manifest.weights.bytes - 500_000
+    found = [values for bundle in (auto, off) for _, values in logits(bundle, tmp_path)]
+    for values in found[1:]:
+        np.testing.assert_array_equal(values, found[0])

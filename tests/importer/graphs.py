@@ -22,6 +22,7 @@ from tests.importer.spellings import (
     NORMS,
     OTHER_ACTIVATIONS,
     OTHER_MASKS,
+    PATTERNS,
     ROPES,
     WINDOWS,
 )
@@ -182,7 +183,7 @@ def _attention(
     if tiny.softcap:
         capped = b.op("Tanh", b.op("Div", scores, b.constant(tiny.softcap)))
         scores = b.op("Mul", capped, b.constant(tiny.softcap))
-    mask, _ = {**MASKS, **WINDOWS, **BIASES, **CHUNKS, **OTHER_MASKS}[tiny.mask]
+    mask, _ = {**MASKS, **WINDOWS, **BIASES, **CHUNKS, **PATTERNS, **OTHER_MASKS}[tiny.mask]
     weights = b.op("Softmax", mask(b, scores, length), axis=-1)
     joined = b.op("Transpose", b.op("MatMul", weights, v), perm=[0, 2, 1, 3])
     return _linear(b, tiny, b.op("Reshape", joined, b.ints(0, 0, width)), width, tiny.hidden)

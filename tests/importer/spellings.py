@@ -298,6 +298,35 @@ def mask_padded(b: GraphBuilder, scores: str, length: str) -> str:
     return mask_trilu(b, hidden, length)
 
 
+def mask_global(b: GraphBuilder, scores: str, length: str) -> str:
+    """Longformer's pattern: neighbours up to six away, two tokens that see all and are seen."""
+    places, distance = _distances(b, length)
+    near = b.op("LessOrEqual", b.op("Abs", distance), b.constant(6, np.int64))
+    first = b.op("Less", places, b.constant(2, np.int64))
+    seen = b.op("Or", b.op("Or", near, first), b.op("Unsqueeze", first, b.ints(1)))
+    return b.op("Where", seen, scores, b.constant(MASK_VALUE))
+
+
+def mask_of_heads(b: GraphBuilder, scores: str, length: str) -> str:
+    """BigBird's pattern: blocks of eight see their own, and those of a table of each head."""
+    places, _ = _distances(b, length)
+    block = b.op("Div", places, b.constant(8, np.int64))
+    table = np.random.default_rng(5).random((3, 20, 20)) < 0.2
+    table |= np.eye(20, dtype=bool)
+    rows = b.op("Gather", b.constant(table, bool), block, axis=1)
+    seen = b.op("Gather", rows, block, axis=2)
+    return b.op("Where", seen, scores, b.constant(-np.inf))
+
+
+def mask_blind(b: GraphBuilder, scores: str, length: str) -> str:
+    """Two positions that do not see themselves."""
+    places, distance = _distances(b, length)
+    own = b.op("Equal", distance, b.constant(0, np.int64))
+    early = b.op("Less", places, b.constant(2, np.int64))
+    hidden = b.op("And", own, early)
+    return b.op("Where", hidden, b.constant(MASK_VALUE), scores)
+
+
 def mask_of_length(b: GraphBuilder, scores: str, length: str) -> str:
     """A bias by distance, divided by the sequence's length."""
     _, distance = _distances(b, length)
@@ -380,11 +409,16 @@ BIASES = {
     "by_distance": (bias_by_distance, "causal"),
     "by_bucket": (bias_by_bucket, "bidirectional"),
     "by_causal_bucket": (bias_by_causal_bucket, "causal"),
-    "both_ways": (bias_both_ways, "bidirectional"),
 }
 CHUNKS = {"chunked": (mask_chunked, "causal"), "both_chunked": (mask_both_chunked, "bidirectional")}
+PATTERNS = {
+    "both_ways": (bias_both_ways, "bidirectional"),
+    "uneven": (mask_uneven, "causal"),
+    "padded": (mask_padded, "causal"),
+    "global": (mask_global, "bidirectional"),
+    "of_heads": (mask_of_heads, "bidirectional"),
+}
 OTHER_MASKS = {
-    "uneven": (mask_uneven, "which positions the mask hides depends on more"),
-    "padded": (mask_padded, "which positions the mask hides depends on more"),
+    "blind": (mask_blind, "the mask hides position 0 from itself"),
     "of_length": (mask_of_length, "the mask changes with the length of the sequence"),
 }

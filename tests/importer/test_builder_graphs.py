@@ -319,9 +319,7 @@ def test_the_rotary_tables_bound_the_context(tmp_path):
 @pytest.mark.parametrize(
     ("attributes", "inputs", "said"),
     [
-        ({"smooth_softmax": 1}, (), "a smooth softmax"),
         ({"k_quant_type": "PER_TENSOR"}, (), "a quantized cache"),
-        ({}, ("position_ids", "attention_bias", "head_sink"), "attention sinks"),
     ],
 )
 def test_variants_that_cannot_be_compiled_are_refused_by_name(attributes, inputs, said, tmp_path):
@@ -330,6 +328,20 @@ def test_variants_that_cannot_be_compiled_are_refused_by_name(attributes, inputs
     with pytest.raises(UnsupportedOpError, match=said) as caught:
         import_onnx(path, context=CONTEXT)
     assert "GroupQueryAttention node" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "inputs", "places"),
+    [
+        ({}, ("position_ids", "attention_bias", "head_sink"), 2),
+        ({"softcap": 2.0, "local_window_size": 9}, ("position_ids", "", "head_sink"), 1),
+        ({"smooth_softmax": 1}, (), 1),
+    ],
+)
+def test_a_softmax_counts_a_score_of_no_key(attributes, inputs, places, tmp_path):
+    built = Built(attention=tuple(attributes.items()), attention_inputs=inputs)
+    for call in calls_of(import_checked(built, tmp_path), "slm.attention"):
+        assert str(call.attrs["operands"]).split(",")[places - 1] == "sinks"
 
 
 @pytest.mark.parametrize(("size", "window"), [(1, 1), (13, 13), (CONTEXT - 1, 63), (CONTEXT, 0)])

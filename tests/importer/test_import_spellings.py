@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import slmtvm
 from slmtvm.compiler import compile_model
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer import import_onnx
@@ -26,6 +27,7 @@ from tests.importer.spellings import (
     NORMS,
     OTHER_ACTIVATIONS,
     OTHER_MASKS,
+    PATTERNS,
     ROPES,
     WINDOWS,
 )
@@ -199,6 +201,38 @@ def test_blocks_of_positions_that_see_each_other_alone_are_measured(mask, rope, 
     (attention,) = calls_of(model, "slm.attention")
     assert attention.attrs["mask"] == CHUNKS[mask][1]
     assert int(attention.attrs["chunk"]) == 10
+
+
+@pytest.mark.parametrize("mask", PATTERNS)
+def test_a_mask_of_any_pattern_is_what_it_shows(mask, tmp_path):
+    model = check(Tiny(mask=mask, learned_positions=70, layers=2), tmp_path)
+    for attention in calls_of(model, "slm.attention"):
+        assert attention.attrs["mask"] == PATTERNS[mask][1]
+        assert attention.attrs["operands"] == "visible"
+    (visible,) = (array for name, array in model.params.items() if "visible" in name)
+    assert visible.shape == (3 if mask == "of_heads" else 1, 64, 8)
+    assert any("of all pairs of positions" in note for note in model.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mask", "heads"), [("global", 1), ("of_heads", 3), ("uneven", 3), ("both_ways", 1)]
+)
+def test_masks_of_any_pattern_compile(mask, heads, tmp_path):
+    """As ``test_blocks_of_positions_compile``; a division of the prompt changes no bit."""
+    path = save(build(Tiny(mask=mask, rope="rotate_half", kv_heads=heads)), tmp_path)
+    context = 150
+    bundle = compile_model(path, ["host"], output=tmp_path / "m.slm", context=context)
+    tokens = np.random.default_rng(1).integers(0, 53, context)
+    with slmtvm.load(bundle.path, threads=2, all_threads=True) as session:
+        if PATTERNS[mask][1] == "causal":
+            whole = session.eval_all(tokens)
+            session.reset()
+            parts = [session.eval_all(part) for part in np.split(tokens, [1, 2, 39, 40, 120])]
+        else:
+            whole = session.encode(tokens)
+            parts = [session.encode(tokens)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ import pytest
 from slmtvm.codegen.zig import cache_folder
 from tests.packaging.devices import tool
 
-_FETCH_SECONDS, _BOOT_SECONDS = 300, 150
+_FETCH_SECONDS, _BOOT_SECONDS = 300, 900
 # In this order: a disk on virtio, ext4, and what they need.
 _MODULES = (
     "virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",

@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from slmtvm.bundle import Bundle
 from slmtvm.bundle.sign import sign_bundle
 from slmtvm.bundle.signature import generate_keys, key_signer
 from slmtvm.bundle.write import Checked, TextFiles, write_bundle
 from slmtvm.packaging import Options, package
+from slmtvm.packaging.contents import Contents, gather
 from slmtvm.runtime.selftest import record_selftest
 from slmtvm.target import Target
 from tests.packaging.devices import HOST, TARGETS, Device, tool
+from tests.packaging.updaters import certify
 from tests.runtime.toy import toy_decoder, toy_weights
 
 # Of a distribution, and the one program of a small system.
@@ -110,3 +113,29 @@ def device(
     memory = Path("/dev/shm")  # where what is flushed is soon there
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
         yield Device(Path(folder) / "device", keys.public, programs, shell, path)
+
+
+@pytest.fixture(scope="session")
+def contents(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Contents:
+    """What all these packages hold, linked once."""
+    folder = tmp_path_factory.mktemp("contents")
+    return gather(Bundle.open(release.bundle(1)), HOST, folder, license="Apache-2.0")
+
+
+@pytest.fixture(scope="session")
+def options(keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Options:
+    folder = tmp_path_factory.mktemp("certificates")
+    certificate, key = certify(folder, "device-maker")
+    return Options(key_signer(keys.private), None, certificate, key, "demo-board")
+
+
+@pytest.fixture
+def root_tar(tmp_path: Path) -> Path:
+    """A small root file system as mmdebstrap and docker export write them."""
+    for name in ("etc", "usr/bin", "opt"):
+        (tmp_path / "rootfs" / name).mkdir(parents=True)
+    (tmp_path / "rootfs/etc/hostname").write_text("board\n")
+    (tmp_path / "rootfs/bin").symlink_to("usr/bin")
+    path = tmp_path / "rootfs.tar"
+    subprocess.run(["tar", "-C", tmp_path / "rootfs", "-cf", path, "."], check=True)
+    return path

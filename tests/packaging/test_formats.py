@@ -123,6 +123,8 @@ def test_systemd_takes_the_service_of_a_deb_and_calls_it_well_confined(
     assert (root / "usr/lib/slm/toy/bin/slm-serve").is_file()
     for name in ("sysinit", "basic", "shutdown", "network", "multi-user"):  # a distribution's
         unit.with_name(f"{name}.target").write_text("[Unit]\nDescription=part of the system\n")
+    (root / "bin").mkdir()
+    shutil.copy(tool("kill", "procps"), root / "bin/kill")
     checked = run(analyze, f"--root={root}", "--man=no", "verify", unit.name)
     assert (checked.returncode, checked.stderr) == (0, "")
     judged = run(analyze, "security", "--offline=yes", "--threshold=20", unit)

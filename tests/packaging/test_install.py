@@ -330,3 +330,30 @@ def test_a_model_that_is_not_installed_is_named(
     result = device.run("rollback", name)
     assert result.returncode == 1 and result.stderr.startswith("slm-install: ")
     device.refuse("no version before", "rollback", "toy")
+
+
+def test_what_serves_is_told_of_each_switch_and_keeps_the_version_that_it_takes(
+    device: Device, release: Release, tmp_path: Path
+) -> None:
+    """The command stands for a server's reload: it notes what is in use, and takes no 1.3.0."""
+    seen, command = tmp_path / "seen", tmp_path / "reload"
+    command.write_text(
+        "#!/bin/sh\n"
+        f'version=$(sed -n "s/^version //p" {device.root}/toy/current/package)\n'
+        f'echo "$version" >>{seen}\n[ "$version" != 1.3.0 ]\n'
+    )  # fmt: skip
+    command.chmod(0o755)
+    reload = ("--reload", str(command))
+    device.succeed(*reload, "install", release.tarball(1, HOST))
+    device.succeed(*reload, "install", release.tarball(2, HOST))
+    device.refuse(
+        "1.3.0 was not taken by --reload: versions/2-1.2.0 is in use again",
+        *reload, "install", release.tarball(3, HOST),
+    )  # fmt: skip
+    device.succeed(*reload, "rollback", "toy")
+    device.refuse("failed its health check", *reload, "--health", "false", "install",
+                  release.tarball(2, HOST))  # fmt: skip
+    assert seen.read_text().split() == [
+        "1.1.0", "1.2.0", "1.3.0", "1.2.0", "1.1.0", "1.2.0", "1.1.0",
+    ]  # fmt: skip
+    assert device.version() == "1.1.0"

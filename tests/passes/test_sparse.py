@@ -13,10 +13,11 @@ from slmtvm.passes.lower_kernels import lower_kernels
 from slmtvm.passes.pipeline import fuse
 from slmtvm.plan.build import build_plan
 from slmtvm.schedules.linear import blocks
+from slmtvm.schedules.linear.packed_rows import pack_rows, unpack_rows
 from slmtvm.target import Target
 from tests.passes.toy import decoder
 
-HEAD = "head.weight"
+HEAD, DOWN = "head.weight", "0.down.weight"
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +141,58 @@ def test_a_pattern_that_is_broken_in_one_place_runs_dense() -> None:
     made = lowered(model)
     assert made.sparse == ()
     assert not any("_4of8_" in name for name in made.kernels)
+
+
+def int4_of_pairs() -> CanonicalModel:
+    """A decoder with int4 weights whose head has two of every four neighbours."""
+    model = decoder("int4", layers=1)
+    weight = model.params[HEAD]
+    values = unpack_rows(weight, 2 * weight.shape[1], 4)
+    order = np.random.default_rng(0).random((len(values), values.shape[1] // 4, 4))
+    values[order.argsort(axis=2).reshape(values.shape) >= 2] = 8
+    return replace(model, params={**model.params, HEAD: pack_rows(values, 4)})
+
+
+@pytest.mark.parametrize(
+    ("target", "kernel"),
+    [("x86-64-v3", "dense"), ("cortex-a78", "dense"), ("riscv64-rvv", None)],
+)
+def test_pairs_of_int4_stay_dense_where_reading_prompts_is_slower(
+    target: str, kernel: str | None
+) -> None:
+    made = lowered(int4_of_pairs(), target)
+    assert [layer.facts()["kernel"] for layer in made.sparse] == [kernel] * (kernel is not None)
+    assert not any("_2of4_" in name for name in made.kernels)
+
+
+def test_a_format_that_is_asked_for_is_taken_wherever_it_fits_and_no_other_one() -> None:
+    forced = lowered(int4_of_pairs(), "cortex-a78", sparse="2of4")
+    assert [layer.taken for layer in forced.sparse] == [True]
+    assert lowered(int4_of_pairs(), sparse="blocks").sparse == ()
+    asked = lowered(of_neighbours(1, 4), sparse="4of8")
+    assert [layer.kernel for layer in asked.sparse if layer.taken] == ["4of8"]
+
+
+def test_pairs_that_are_broken_in_one_place_run_dense() -> None:
+    model = int4_of_pairs()
+    model.params[HEAD][77, 8:10] = 0x11
+    made = lowered(model)
+    assert made.sparse == () and not any("_2of4_" in name for name in made.kernels)
+
+
+def float_with_zeros(share: float) -> CanonicalModel:
+    """A decoder in float32, of one of whose layers so many weights are zero."""
+    model = decoder("f32", layers=1)
+    weight = model.params[DOWN].copy()
+    weight[np.random.default_rng(0).random(weight.shape) < share] = 0
+    return replace(model, params={**model.params, DOWN: weight})
+
+
+def test_free_zeros_of_floats_are_skipped_by_steps_of_many_rows_alone() -> None:
+    made = lowered(float_with_zeros(0.8), sparse="rows")
+    assert [layer.taken for layer in made.sparse] == [True]
+    lists = [n for n in made.kernels if n.startswith("linear_f32") and "_rows_" in n]
+    assert lists and all(int(n.split("_m")[1].split("_")[0]) == 16 for n in lists)
+    stored = {name.split("@")[1].split(".")[0] for name in made.weights if name.startswith(DOWN)}
+    assert len(stored) == 2, "few rows have their own weights"
+    assert lowered(float_with_zeros(0.5), "riscv64-rvv", sparse="rows").sparse == ()

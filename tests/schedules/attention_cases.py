@@ -53,7 +53,9 @@ def tables(shape: AttentionShape) -> Arrays:
 
 def parameters(shape: AttentionShape) -> Arrays:
     """Everything that a kernel of ``shape`` reads of the model: tables, gammas, bias, numbers."""
-    drawn = {t.name: random_floats(*t.shape, seed=7) for t in (*shape.gammas, *shape.bias)}
+    drawn = {
+        t.name: random_floats(*t.shape, seed=7) for t in (*shape.gammas, *shape.bias, *shape.sinks)
+    }
     if shape.bias_columns and not shape.bias_by_key:
         # What is ahead of a causal row may be anything.
         drawn["bias"][:, shape.bias_zero + 1 if shape.causal else shape.bias_columns :] = np.nan
@@ -86,8 +88,8 @@ def projections(shape: AttentionShape, seed: int = 3) -> Arrays:
 
 def cache(shape: AttentionShape, position: int) -> Arrays:
     """Positions before ``position`` are filled; the others are not numbers, and may not matter."""
-    if shape.kv_dtype == "int8":
-        return int8_cache(shape, position)
+    if shape.kv_dtype in ("int8", "int4"):
+        return integer_cache(shape, position)
     keys, values = (random_floats(*t.shape, seed=i) for i, t in enumerate(shape.cache))
     lane = np.arange(CAPACITY).reshape(1, -1, 1, LANES)
     keys = np.where(lane < position, keys, np.float32(np.nan))
@@ -95,15 +97,19 @@ def cache(shape: AttentionShape, position: int) -> Arrays:
     return {"k_cache": keys.astype(shape.kv_dtype), "v_cache": values.astype(shape.kv_dtype)}
 
 
-def int8_cache(shape: AttentionShape, position: int) -> Arrays:
+def integer_cache(shape: AttentionShape, position: int) -> Arrays:
     """As ``cache``; positions from ``position`` on have scales that are not numbers."""
     rng, filled = np.random.default_rng(2), {}
     for tensor in shape.cache:
         if tensor.dtype == "int8":
             filled[tensor.name] = rng.integers(-127, 128, tensor.shape, dtype=np.int8)
+        elif tensor.dtype == "uint8":
+            pairs = rng.integers(1, 16, (2, *tensor.shape), dtype=np.uint8)
+            filled[tensor.name] = pairs[0] | pairs[1] << 4
         else:
             filled[tensor.name] = rng.uniform(0.001, 0.03, tensor.shape).astype(np.float32)
-            filled[tensor.name][:, position:] = np.nan
+            by_group = shape.kv_dtype == "int4" and tensor.name == "k_scale"
+            filled[tensor.name][(slice(None),) * (1 + by_group) + (slice(position, None),)] = np.nan
     return filled
 
 
@@ -111,7 +117,10 @@ def step(shape: AttentionShape, given: Arrays, kept: Arrays, position: int, targ
          cuts: tuple[int, ...] = ()) -> Arrays:  # fmt: skip
     """q, o and the cache after the append and the attend kernel on the projections ``given``."""
     of_model = parameters(shape)
-    shared = {t.name: of_model.pop(t.name) for t in (*shape.bias, *shape.limits, *shape.constants)}
+    shared = {
+        t.name: of_model.pop(t.name)
+        for t in (*shape.bias, *shape.sinks, *shape.limits, *shape.constants)
+    }
     inputs = {**given, **of_model, **kept}
     appended = run(attention.build_append(shape), inputs, target, position=position, cuts=cuts)
     inputs = {name: appended[name] for name in ("q", *(t.name for t in shape.cache))}
@@ -120,12 +129,22 @@ def step(shape: AttentionShape, given: Arrays, kept: Arrays, position: int, targ
     return {**inputs, "o": attended["o"]}
 
 
+def _check_nibbles(got: np.ndarray, want: np.ndarray) -> None:
+    for shift in (0, 4):
+        ours, theirs = ((x >> shift & 15).astype(int) for x in (got, want))
+        assert np.abs(ours - theirs).max() <= 1
+        assert (ours != theirs).mean() < 1e-3
+
+
 def check_step(shape: AttentionShape, position: int, target: Target) -> None:
     """The append and the attend kernel compute what the reference says."""
     given, kept = projections(shape), cache(shape, position)
     got = step(shape, given, kept, position, target, cuts=(1, 2))
     want = ref.append(shape, {**given, **parameters(shape), **kept}, position)
     for name, value in want.items():
+        if value.dtype == np.uint8:
+            _check_nibbles(got[name], value)
+            continue
         # A sum's own error may carry it over the boundary between two float16, or two levels.
         relative = np.finfo(np.float16).eps if value.dtype == np.float16 else 1e-7
         absolute = 1 if value.dtype == np.int8 else ABSOLUTE

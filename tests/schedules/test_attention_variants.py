@@ -36,13 +36,24 @@ from tests.schedules.harness import run
 HOST = Target.load("x86-64-v3")
 EVERYTHING = with_bias(
     attention_shape(
-        1, 6, 2, 48, 32, separate=True, q_eps=1e-6, k_eps=1e-5, window=20, softcap=3.0, scale=0.4
+        1,
+        6,
+        2,
+        48,
+        32,
+        separate=True,
+        q_eps=1e-6,
+        k_eps=1e-5,
+        window=20,
+        softcap=3.0,
+        scale=0.4,
+        has_sinks=True,
     )
 )
 ROUNDED = replace(
     with_bias(attention_shape(1, 6, 2, 48, window=20, scale=0.4), by_key=True),
     roundings=((1.0, 0.5, -128, 127),), sum_roundings=((1.0, 0.3, -72, 183),),
-    weight_roundings=((1.0, 1 / 255, 0, 255),),
+    weight_roundings=((1.0, 1 / 255, 0, 255),), has_sinks=True,
 )  # fmt: skip
 # A window smaller than a block and its neighbours, ending within and between blocks.
 VARIANTS = {
@@ -65,6 +76,7 @@ VARIANTS = {
     "separate": (attention_shape(3, 6, 2, 40, 40, interleaved=True, separate=True), 17),
     "query_norm": (attention_shape(3, 4, 2, 48, 48, q_eps=1e-6), 10),
     "key_norm": (attention_shape(3, 4, 2, 40, k_eps=1e-2), 10),
+    "sinks": (attention_shape(7, 6, 2, 40, has_sinks=True), 20),
     "everything": (replace(EVERYTHING, m=6, kv_dtype="float16"), 50),
     "int8": (attention_shape(9, 6, 2, 40, 40, kv_dtype="int8", accumulators=16), 37),
     "int8_in_a_window": (attention_shape(3, 4, 4, 112, kv_dtype="int8", window=21), 60),
@@ -77,7 +89,9 @@ def test_a_variant_computes_its_reference(variant: str) -> None:
     check_step(shape, position, HOST)
 
 
-@pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
+@pytest.mark.parametrize(
+    "kv_dtype", ["int4", *(pytest.param(k, marks=pytest.mark.slow) for k in ("float32", "int8"))]
+)
 @pytest.mark.parametrize("variant", [EVERYTHING, ROUNDED], ids=["everything", "rounded"])
 def test_a_variant_has_the_same_bits_on_every_target(
     variant: AttentionShape, kv_dtype: str
@@ -219,7 +233,8 @@ def test_heads_divided_among_blocks_give_the_bits_of_whole_ones(
     scored = run(kernel, inputs, HOST, position=position, cuts=(1,))
     values = {t.name: scored[t.name] for t in shape.cache if t.name.startswith("v_")}
     kernel = attention.build_divided_values(shape)
-    given = {"scores": scored["scores"], **values, **constants(shape)}
+    sinks = {t.name: parameters(shape)[t.name] for t in shape.sinks}
+    given = {"scores": scored["scores"], **values, **sinks, **constants(shape)}
     made = {**scored, **run(kernel, given, HOST, position=position, cuts=(1,))}
     for name in ("o", *(t.name for t in shape.cache)):
         np.testing.assert_array_equal(bits(made[name]), bits(whole[name]), err_msg=name)

@@ -19,6 +19,7 @@ CAUSAL = attention.AttentionShape(
     m=2, num_heads=4, num_kv_heads=2, head_dim=16, capacity=32, scale=0.25, rotary_dim=8,
     table_rows=32,
 )  # fmt: skip
+RING = replace(CAUSAL, capacity=96, window=5, ring=48)
 DECODE = replace(CAUSAL, m=1)
 BIASED = replace(CAUSAL, bias_columns=64, bias_zero=31, softcap=5.0)
 ATTENTION: dict[str, list[Any]] = {
@@ -26,6 +27,7 @@ ATTENTION: dict[str, list[Any]] = {
     "rotary_dim": [16], "interleaved": [True], "table_rows": [48],
     "kv_dtype": ["float16", "int8"], "accumulators": [8], "separate": [True],
     "q_eps": [0.0, 1e-6], "k_eps": [0.0, 1e-6], "window": [5, 6], "chunk": [5, 6],
+    "has_sinks": [True],
     "softcap": [5.0, 6.0],
     "mask_positions": [32], "roundings": [((1.0, 0.5, -128, 127),)],
     "weight_roundings": [((1.0, 0.5, -128, 127),)],
@@ -39,6 +41,8 @@ TABLE = embedding.EmbeddingOp(2, 40, 32, "int4", "int8", (40, 2), True, 16, 0)
 
 Case = tuple[Callable[[Any], Kernel], Any, dict[str, list[Any]]]
 CASES: dict[str, Case] = {
+    "append to a ring": (attention.build_append, RING, {"ring": [64], "window": [6]}),
+    "attend to a ring": (attention.build_attend, RING, {"ring": [64], "kv_dtype": ["int8"]}),
     "append": (attention.build_append, CAUSAL, {**ATTENTION, "stateless": [True]}),
     "attend": (attention.build_attend, CAUSAL, ATTENTION),
     "decode": (attention.build_decode, DECODE, {**ATTENTION, "m": [1]}),

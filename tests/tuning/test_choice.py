@@ -12,7 +12,7 @@ from slmtvm.schedules import linear
 from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.target import Target
 from slmtvm.tuning.choice import RecordedChoice, shape_distance
-from slmtvm.tuning.records import Record
+from slmtvm.tuning.records import Record, RecordLog
 from slmtvm.tuning.tasks import TaskKey
 from tests.tuning.tasks import HOST, KEY, SHAPE, key, record
 
@@ -23,7 +23,7 @@ DEFAULT = linear.default_knobs(SHAPE, ISA)
 
 
 def choose(*records: Record, of: TaskKey = KEY) -> tuple[Knobs, str]:
-    choice = RecordedChoice(records, HOST)
+    choice = RecordedChoice(RecordLog.of(records), HOST)
     knobs = choice(of.kind, of.shape, ISA)
     return knobs, choice.used[0].origin if choice.used else "default"
 
@@ -96,7 +96,7 @@ def test_distance_is_in_powers_of_two_and_infinite_between_kinds() -> None:
 
 def test_records_of_another_target_are_not_read() -> None:
     foreign = Target.load("cortex-a78")
-    choice = RecordedChoice([record(knobs=A)], foreign)
+    choice = RecordedChoice(RecordLog.of([record(knobs=A)]), foreign)
     assert choice("linear", SHAPE, isas.get(foreign.isa)) == linear.default_knobs(
         SHAPE, isas.get(foreign.isa)
     )
@@ -104,7 +104,7 @@ def test_records_of_another_target_are_not_read() -> None:
 
 
 def test_a_choice_is_noted_once_for_all_layers_of_a_task() -> None:
-    choice = RecordedChoice([record(knobs=A)], HOST)
+    choice = RecordedChoice(RecordLog.of([record(knobs=A)]), HOST)
     for _ in range(3):
         choice("linear", replace(SHAPE), ISA)
     (chosen,) = choice.used

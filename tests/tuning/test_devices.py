@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from slmtvm.cluster import connected
 from slmtvm.errors import RpcError, TargetError
 from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.plan.build import build_plan
@@ -14,13 +15,15 @@ from slmtvm.schedules import isa as isas
 from slmtvm.schedules import linear
 from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.target import Target
+from slmtvm.tuning.building import build_on
 from slmtvm.tuning.choice import RecordedChoice
 from slmtvm.tuning.devices import DeviceMeasurer
 from slmtvm.tuning.measuring import Batch
-from slmtvm.tuning.records import RecordFile, read_records
+from slmtvm.tuning.records import RecordFile, RecordLog, read_records
 from slmtvm.tuning.tasks import Workload
 from slmtvm.tuning.tuner import Budget, tune_plan
 from tests.passes import toy
+from tests.ray_cluster import ray_cluster
 from tests.schedules.harness import emulators
 from tests.tuning.farm import Farm, farm
 from tests.tuning.tasks import HOST, KEY
@@ -51,7 +54,7 @@ def test_a_layer_is_tuned_on_an_emulated_board(name: str, devices: Farm, tmp_pat
     assert report.trials == 8 and not report.failures
     assert {r.target for r in records} == {name}
     assert all(r.device["key"] == name and r.device["exec"] for r in records)
-    choice = RecordedChoice(records, target)
+    choice = RecordedChoice(RecordLog.of(records), target)
     tuned = build_plan(lower(fuse(toy.decoder("int4")), target, choose=choice), {})
     names = set(tuned.kernels) - set(plan.kernels)
     assert bool(names) == bool(choice.used)
@@ -85,3 +88,24 @@ def test_a_batch_is_divided_among_devices_and_survives_the_loss_of_one(devices: 
     lost = DeviceMeasurer(HOST, devices.address, "host", wait_s=1)
     with lost, pytest.raises(RpcError, match="no device 'host'"):
         lost.measure(batch)
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    with ray_cluster() as address:
+        yield address
+
+
+@pytest.mark.exhaustive
+def test_a_cluster_builds_what_devices_measure(devices: Farm, cluster: str) -> None:
+    devices.runner("by-cluster")
+    settings = TEMPLATES["linear"].settings(KEY.shape, isas.get(HOST.isa))[1:3]
+    with (
+        connected(cluster) as ray,
+        DeviceMeasurer(
+            HOST, devices.address, "by-cluster", wait_s=30, builder=build_on(ray)
+        ) as measurer,
+    ):
+        measured = measurer.measure(Batch(KEY, settings))
+    assert [m.knobs for m in measured] == settings
+    assert all(m.failure is None and m.seconds for m in measured)

@@ -10,7 +10,6 @@ import pytest
 
 from slmtvm.schedules.experts import RoutedShape
 from slmtvm.tuning.records import (
-    Record,
     RecordError,
     RecordFile,
     merge_records,
@@ -106,4 +105,4 @@ def test_the_table_shows_the_fastest_setting_and_counts_failures() -> None:
 def test_a_ratio_is_the_median_of_rounds_and_infinite_for_a_failure() -> None:
     assert record(ratio=0.5).ratio == pytest.approx(0.5)
     assert RECORDS[2].ratio == float("inf")
-    assert isinstance(Record.from_json(RECORDS[0].to_json()), Record)
+    assert RECORDS[0].ratios and not RECORDS[2].ratios

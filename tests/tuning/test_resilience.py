@@ -12,7 +12,7 @@ import pytest
 
 from slmtvm.target import Target
 from slmtvm.tuning.records import read_records
-from slmtvm.tuning.search import setting_of
+from slmtvm.tuning.tasks import setting_of
 from tests.rpc.processes import ROOT, Process, Runner, Tracker, running, wait_until_registered
 from tests.schedules.harness import emulators
 

@@ -27,8 +27,8 @@ from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.tuning.choice import RecordedChoice
 from slmtvm.tuning.measuring import Batch, Measurement
-from slmtvm.tuning.records import Record, RecordFile, read_records
-from slmtvm.tuning.tasks import Workload, tuning_tasks
+from slmtvm.tuning.records import Record, RecordFile, RecordLog, read_records
+from slmtvm.tuning.tasks import TaskKey, Workload, tuning_tasks
 from slmtvm.tuning.tune import local_measurer
 from slmtvm.tuning.tuner import Budget, Progress, tune_plan
 from tests.models import TOKENIZER, model_path, prompt_ids
@@ -145,6 +145,28 @@ def test_the_best_setting_is_compared_with_the_limits_of_the_device(
         assert task.of_limit == pytest.approx(task.weight_bytes / 1e6 / task.ratio)
 
 
+def test_a_static_model_keeps_the_worse_half_from_being_measured(
+    plan: Plan, tmp_path: Path
+) -> None:
+    class Judge:
+        def costs(self, key: TaskKey, settings: Sequence[Knobs]) -> list[float]:
+            return [float(knobs["nv"]) for knobs in settings]
+
+    fake, heavy = Fake(), Workload(prompt=16 * 1000, generate=0)
+    tune_plan(
+        plan, HOST, fake, RecordFile(tmp_path / "r"), budget=Budget(trials=8), workload=heavy,
+        judge=Judge(),  # type: ignore[arg-type]
+    )  # fmt: skip
+    (batch,) = [b for b in fake.batches if b.rounds < 10]
+    unfiltered = Fake()
+    tune_plan(
+        plan, HOST, unfiltered, RecordFile(tmp_path / "s"), budget=Budget(trials=16), workload=heavy
+    )
+    widths = sorted(k["nv"] for b in unfiltered.batches if b.rounds < 10 for k in b.settings)
+    assert len(batch.settings) == 8 and batch.key.shape.m == 16
+    assert sum(k["nv"] for k in batch.settings) < sum(widths) / 2
+
+
 def test_records_of_a_relative_teach_the_model_but_are_not_taken(
     plan: Plan, tmp_path: Path
 ) -> None:
@@ -171,7 +193,7 @@ def _logits(path: Path, chunks: Sequence[int]) -> list[np.ndarray]:
 
 def test_knobs_change_no_bit_of_a_model(fused: CanonicalModel, tmp_path: Path) -> None:
     plain = build_plan(lower(fused, HOST), {})
-    choice = RecordedChoice(any_records(plain), HOST)
+    choice = RecordedChoice(RecordLog.of(any_records(plain)), HOST)
     tuned = build_plan(lower(fused, HOST, choose=choice), {})
     # What is tuned has a record of its own; kernels of batches take the nearest shape's.
     tasks = {task.key for task in tuning_tasks(plain, Workload())}
@@ -184,16 +206,16 @@ def test_knobs_change_no_bit_of_a_model(fused: CanonicalModel, tmp_path: Path) -
         np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
-def test_a_target_that_this_machine_cannot_run_is_refused() -> None:
+def test_a_target_that_this_machine_cannot_run_is_refused(tmp_path: Path) -> None:
     foreign = "cortex-a78" if HOST.arch != "aarch64" else "riscv64-rvv"
     with pytest.raises(TargetError, match=f"{foreign}: this machine's CPU cannot run it"):
-        slmtvm.tune("no.onnx", foreign, records="none")
+        slmtvm.tune("no.onnx", foreign, records=tmp_path / "none")
 
 
 @pytest.mark.slow
 def test_the_demo_model_is_tuned_and_compiled_to_the_same_bits(tmp_path: Path) -> None:
     records, model = tmp_path / "r.jsonl", model_path("demo")
-    report = slmtvm.tune(model, records=records, trials=24, context=320)
+    report = slmtvm.tune(model, records=records, trials=24, context=320, confirm=False)
     assert report.trials == 24
     assert len(read_records(records)) >= 24
     given, others = tmp_path / "any.jsonl", any_records(plan_model(model, HOST, context=320))

@@ -15,13 +15,14 @@
 #include "json.h"
 #include "key.h"
 #include "plan_tables.h"
+#include "public_keys.h"
 #include "sha256.h"
 #include "slm.h"
 #include "threads.h"
 #include "trust.h"
 
 enum { OK, DIFFERS, CANNOT, USAGE = 64 };
-enum { MOST_TOKENS = 1024, MOST_KEYS_BYTES = 1 << 16 };
+enum { MOST_TOKENS = 1024 };
 
 typedef struct {
   int32_t tokens[MOST_TOKENS], source[MOST_TOKENS];
@@ -175,16 +176,6 @@ static int usage(void) {
   fprintf(stderr, "usage: slm-selftest BUNDLE [--keys FILE] [--least-counter N] [--threads N] "
                   "[--seconds N] [--least-speed N]\n");
   return USAGE;
-}
-
-static char *read_keys(const char *path) {
-  FILE *file = fopen(path, "rb");
-  char *text = file ? calloc(1, MOST_KEYS_BYTES + 1) : NULL;
-  size_t count = text ? fread(text, 1, MOST_KEYS_BYTES, file) : 0;
-  if (file) fclose(file);
-  if (count) return text;
-  free(text);
-  return NULL;
 }
 
 int main(int argc, char **argv) {

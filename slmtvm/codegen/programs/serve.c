@@ -3,7 +3,8 @@
  *   slm-serve BUNDLE [OPTIONS]
  *
  * The model's code is linked in; BUNDLE's weights, tokenizer.bin and chat.json are read. Ends with 0 after
- * SIGTERM or SIGINT, with 1 where something failed, with 64 for wrong usage. */
+ * SIGTERM or SIGINT, with 1 where something failed, with 64 for wrong usage. SIGHUP has it go on as what
+ * lies at its own path and the bundle's by then. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +14,7 @@
 
 #include "serve.h"
 #include "serve_loop.h"
+#include "serve_takeover.h"
 #include "threads.h"
 
 enum { OK, FAILED, USAGE = 64 };
@@ -24,6 +26,7 @@ static const char usage[] =
     "  --unix PATH       listen on a Unix socket instead\n"
     "  --key-file FILE   holds the key that requests must bring: Authorization: Bearer KEY\n"
     "  --open            listen for other machines without a key\n"
+    "  --keys FILE       public keys (PEM), by one of which the bundle must be signed\n"
     "  --name NAME       what the model is called (the bundle's name)\n"
     "  --sessions N      texts that are computed side by side, each with a KV cache (2)\n"
     "  --connections N   most connections (32)\n"
@@ -72,6 +75,7 @@ static int take(serve_options *o, const char *name, const char *value) {
   const struct { const char *option; const char **value; } texts[] = {
       {"--host", &o->host},         {"--unix", &o->unix_path}, {"--key-file", &o->key_file},
       {"--name", &o->name},         {"--cores", &o->open.cores},  {"--audit", &o->audit},
+      {"--keys", &o->keys},
   };
   int known = 0, right = 1;
   for (size_t i = 0; i < sizeof wholes / sizeof *wholes; ++i)
@@ -142,10 +146,11 @@ static int run(server *s) {
   if (audit_open(s) == 0 && open_model(s) == 0 && (s->planned_bytes = plan_memory(s)) >= 0) code = serve(s) < 0;
   audit_close(s);
   close_model(s);
-  return code;
+  return handed_over() ? stand_for_next() : code;
 }
 
 int main(int argc, char **argv) {
+  takeover_begin(argv);
   static server s = {.options = {.host = "127.0.0.1", .port = 8080, .sessions = 2,
                                  .connections = 32, .queue = 32, .body_bytes = 1 << 20,
                                  .most_tokens = INT32_MAX, .timeout = 300, .read_timeout = 30,

@@ -29,7 +29,7 @@ enum {
 };
 
 typedef struct {
-  const char *bundle, *name, *host, *unix_path, *key_file, *audit;
+  const char *bundle, *name, *host, *unix_path, *key_file, *keys, *audit;
   long port, sessions, connections, queue, body_bytes, most_tokens, grace;
   double timeout, read_timeout; /* seconds */
   slm_options open;
@@ -211,6 +211,7 @@ ptrdiff_t chat_text(server *s, json messages, refusal *r);
 
 /* serve_audit.c */
 int audit_open(server *s); /* 0, or -1 after saying why not */
+int audit_resume(server *s); /* where the version before writes the log: 0, or -1 after saying why not */
 void audit_close(server *s);
 int audit_begin(server *s, connection *c); /* 0, or -1 where nothing can be logged */
 void audit_answer(connection *c, const char *bytes, size_t length); /* a part of the body */

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "serve.h"
+#include "serve_takeover.h"
 
 static int cannot(const char *path, const char *why) {
   fprintf(stderr, "slm-serve: error: --audit %s: %s\n", path, why);
@@ -51,7 +52,18 @@ int audit_open(server *s) {
   log->file = open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (log->file < 0 || fstat(log->file, &status) < 0) return cannot(path, strerror(errno));
   if (!S_ISREG(status.st_mode)) return cannot(path, "must be a file");
-  if (flock(log->file, LOCK_EX | LOCK_NB) < 0) return cannot(path, "another server writes it");
+  log->waiting = taking_over();
+  return audit_resume(s);
+}
+
+int audit_resume(server *s) {
+  const char *path = s->options.audit;
+  audit_log *log = &s->audit;
+  struct stat status;
+  if (flock(log->file, LOCK_EX | LOCK_NB) < 0)
+    return log->waiting && errno == EWOULDBLOCK ? 0 : cannot(path, "another server writes it");
+  log->waiting = 0;
+  if (fstat(log->file, &status) < 0) return cannot(path, strerror(errno));
   return status.st_size ? read_last(log, path, status.st_size) : 0;
 }
 

@@ -24,7 +24,7 @@ typedef struct {
 } audit_entry;
 
 typedef struct {
-  int file; /* -1: no log */
+  int file, waiting; /* -1: no log; whether the version before still writes it */
   uint64_t lines;
   uint8_t last[SLM_SHA256_BYTES]; /* hash of the last line */
   char *pending; /* lines that could not be written yet: one for each connection at most */

@@ -70,7 +70,11 @@ static int begin_context(server *s, connection *c) {
   j->count = j->sampling.written = j->prompt_tokens;
   j->cached = shared_prefix(slot, c);
   if (j->cached == j->count) --j->cached; /* its last token's logits are needed */
-  if (slm_seek(slot->session, j->cached) < 0) return -1;
+  if (slm_seek(slot->session, j->cached) < 0) {
+    /* Layers with a window do not have what is seen from there any more. */
+    j->cached = 0;
+    if (slm_seek(slot->session, 0) < 0) return -1;
+  }
   slot->count = j->evaluated = j->cached;
   return 0;
 }

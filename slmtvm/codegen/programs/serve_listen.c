@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "serve_loop.h"
+#include "serve_takeover.h"
 
 enum { BACKLOG = 64 };
 
@@ -84,5 +85,6 @@ static int listen_tcp(const char *host, long port) {
 }
 
 int start_listening(const serve_options *o) {
+  if (inherited_listener() >= 0) return inherited_listener();
   return o->unix_path ? listen_unix(o->unix_path) : listen_tcp(o->host, o->port);
 }

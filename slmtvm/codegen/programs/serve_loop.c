@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "serve_notify.h"
+#include "serve_takeover.h"
 
 /* Seconds. */
 static const double IDLE_TIMEOUT = 60, WRITE_TIMEOUT = 30, CLOSING_TIMEOUT = 2, TICK = 0.5;
@@ -25,8 +26,8 @@ enum { KEPT_BYTES = 64 << 10 };
 static volatile sig_atomic_t signals;
 
 static void on_signal(int number) {
-  (void)number;
-  ++signals;
+  if (number == SIGHUP) ask_for_takeover();
+  else ++signals;
 }
 
 int block_signals(void) {
@@ -35,6 +36,11 @@ int block_signals(void) {
   sigemptyset(&set);
   sigaddset(&set, SIGTERM);
   sigaddset(&set, SIGINT);
+  /* A terminal that is closed ends what runs in it. */
+  if (!isatty(STDIN_FILENO)) {
+    sigaddset(&set, SIGHUP);
+    sigaction(SIGHUP, &action, NULL);
+  }
   signal(SIGPIPE, SIG_IGN);
   if (sigaction(SIGTERM, &action, NULL) < 0 || sigaction(SIGINT, &action, NULL) < 0 ||
       sigprocmask(SIG_BLOCK, &set, NULL) < 0) {
@@ -83,25 +89,47 @@ static void refuse_connection(int fd) {
   close(fd);
 }
 
+static connection *free_connection(server *s) {
+  for (connection *c = s->connections; c < s->connections + s->options.connections; ++c)
+    if (c->state == FREE) return c;
+  return NULL;
+}
+
+static void begin_connection(connection *c, int fd) {
+  int yes = 1;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes); /* a Unix socket has none */
+  c->fd = fd;
+  c->in_length = c->out_begin = c->out_end = 0;
+  c->begun = c->hung_up = c->continued = 0;
+  c->job = (job){0};
+  set_state(c, READING);
+}
+
 static void accept_connections(server *s, int listener) {
   for (;;) {
     int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) return;
-    connection *c = s->connections, *end = c + s->options.connections;
-    while (c < end && c->state != FREE) ++c;
-    if (c == end) {
+    connection *c = free_connection(s);
+    if (c) {
+      begin_connection(c, fd);
+    } else {
       ++s->counters.refused;
       refuse_connection(fd);
-      continue;
     }
-    int yes = 1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes); /* a Unix socket has none */
-    c->fd = fd;
-    c->in_length = c->out_begin = c->out_end = 0;
-    c->begun = c->hung_up = c->continued = 0;
-    c->job = (job){0};
-    set_state(c, READING);
   }
+}
+
+/* Those of the version before, which keeps them while there is no room here. */
+static void take_connections(server *s) {
+  connection *c;
+  int fd;
+  while ((c = free_connection(s)) && (fd = take_connection()) >= 0) begin_connection(c, fd);
+}
+
+/* What is between two requests goes to the next version. */
+static void give_connections(server *s) {
+  for (connection *c = s->connections; c < s->connections + s->options.connections; ++c)
+    if (c->state == READING && c->in_length == 0 && c->out_end == 0 && give_connection(c->fd)) drop(s, c);
 }
 
 static void refuse_head(server *s, connection *c, int status, const char *message) {
@@ -278,9 +306,14 @@ static size_t list_events(server *s, int listener, struct pollfd *fds, connectio
                           int *busy) {
   size_t count = 0;
   *busy = 0;
-  if (listener >= 0) {
+  /* What cannot be logged yet waits in the sockets. */
+  if (listener >= 0 && !s->audit.waiting) {
     whose[count] = NULL;
     fds[count++] = (struct pollfd){listener, POLLIN, 0};
+  }
+  if (handed_over_by() >= 0 && !s->audit.waiting && free_connection(s)) {
+    whose[count] = NULL;
+    fds[count++] = (struct pollfd){handed_over_by(), POLLIN, 0};
   }
   for (connection *c = s->connections; c < s->connections + s->options.connections; ++c) {
     if (c->state == FREE) continue;
@@ -308,7 +341,8 @@ static int round_of_events(server *s, int listener, struct pollfd *fds, connecti
   for (size_t i = 0; ready > 0 && i < count; ++i) {
     if (!fds[i].revents) continue;
     if (whose[i]) handle_events(s, whose[i], fds[i].revents);
-    else accept_connections(s, listener);
+    else if (fds[i].fd == listener) accept_connections(s, listener);
+    else take_connections(s);
   }
   double now = seconds_now();
   for (connection *c = s->connections; c < s->connections + s->options.connections; ++c)
@@ -340,8 +374,8 @@ int serve(server *s) {
   const serve_options *o = &s->options;
   if (allow_descriptors(o) < 0) return -1;
   int listener = start_listening(o), code = 0;
-  struct pollfd *fds = calloc((size_t)o->connections + 1, sizeof *fds);
-  connection **whose = calloc((size_t)o->connections + 1, sizeof *whose);
+  struct pollfd *fds = calloc((size_t)o->connections + 2, sizeof *fds);
+  connection **whose = calloc((size_t)o->connections + 2, sizeof *whose);
   if (listener < 0 || !fds || !whose) code = -1;
   if (code == 0)
     printf("slm-serve: %s, %ld sessions, context %d; %.1f MB are taken besides the weights\n",
@@ -349,25 +383,36 @@ int serve(server *s) {
   if (code == 0 && !s->model.tokenizer)
     printf("slm-serve: prompts must be token ids: %s\n", s->model.no_tokenizer);
   fflush(stdout);
+  if (code == 0) code = takeover_ready();
   notify_open();
   if (code == 0) notify("READY=1");
   double stop_at = 0;
   while (code == 0) {
-    notify_alive(seconds_now());
+    if (!handed_over()) notify_alive(seconds_now());
     if (signals && !s->stopping) {
       s->stopping = 1;
       notify("STOPPING=1");
       stop_at = seconds_now() + (double)o->grace;
+      takeover_cancel();
+      if (listener >= 0) close(listener);
+      listener = -1;
+    }
+    if (!s->stopping && takeover_round(listener, seconds_now())) {
       close(listener);
       listener = -1;
     }
+    if (handed_over()) {
+      give_connections(s);
+      if (all_free(s)) break;
+    }
+    if (s->audit.waiting && (code = audit_resume(s)) < 0) break;
     if (s->stopping && (all_free(s) || signals > 1 || seconds_now() > stop_at)) break;
     code = round_of_events(s, listener, fds, whose);
   }
   for (connection *c = s->connections; c < s->connections + o->connections; ++c)
     if (c->state != FREE) drop(s, c);
   if (listener >= 0) close(listener);
-  if (o->unix_path && code == 0) unlink(o->unix_path);
+  if (o->unix_path && code == 0 && !handed_over()) unlink(o->unix_path);
   free(fds);
   free(whose);
   return code;

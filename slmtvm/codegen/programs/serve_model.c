@@ -8,6 +8,7 @@
 
 #include "key.h"
 #include "marks.h"
+#include "public_keys.h"
 #include "serve.h"
 
 #ifdef __SANITIZE_ADDRESS__
@@ -74,7 +75,15 @@ int open_model(server *s) {
   served_model *m = &s->model;
   if (describe(m) < 0) return -1;
   if (take_weights_key("slm-serve", &s->options.open) < 0) return -1;
+  char *keys = NULL;
+  if (s->options.keys && !(keys = read_keys(s->options.keys))) {
+    fprintf(stderr, "slm-serve: error: --keys %s: cannot be read, or is empty\n", s->options.keys);
+    return -1;
+  }
+  s->options.open.public_keys = keys;
   int32_t opened = slm_open(s->options.bundle, &s->options.open, &m->model);
+  free(keys);
+  s->options.open.public_keys = NULL;
   forget_weights_key();
   if (opened < 0) return slm_failed();
   if (slm_tokenizer_open(s->options.bundle, &m->tokenizer) < 0)

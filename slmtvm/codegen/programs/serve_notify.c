@@ -31,6 +31,8 @@ void notify_open(void) {
     interval = strtod(time, NULL) / 2e6;
 }
 
+int notifies(void) { return manager >= 0; }
+
 void notify(const char *state) {
   if (manager < 0) return;
   ssize_t sent = send(manager, state, strlen(state), MSG_NOSIGNAL | MSG_DONTWAIT);

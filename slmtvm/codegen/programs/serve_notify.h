@@ -5,6 +5,8 @@
 /* Takes NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID of the environment. */
 void notify_open(void);
 
+int notifies(void); /* whether there is a service manager */
+
 /* Sends a state, such as "READY=1". */
 void notify(const char *state);
 

@@ -16,7 +16,7 @@ LC_ALL=C
 export LC_ALL
 umask 022
 
-root=/opt/slm keys=/etc/slm/keys.pem downgrade=no health='' speed=0 here=$(dirname "$0")
+root=/opt/slm keys=/etc/slm/keys.pem downgrade=no health='' reload='' speed=0 here=$(dirname "$0")
 staging='' locked=''
 
 usage() {
@@ -26,6 +26,8 @@ options:
   --root DIR         where models are installed (default $root)
   --keys FILE        the public keys that are trusted, PEM (default $keys)
   --allow-downgrade  take an older version than was here before
+  --reload CMD       run after each switch, such as "systemctl reload slm-NAME": the server takes the version
+                     in use; where it fails, the version before comes back
   --health CMD       run after the switch with the version's folder as its argument; where it fails, or the
                      self-test does, the version before comes back
   --least-speed N    tokens a second that the self-test must reach (default 0: any)
@@ -224,8 +226,8 @@ install() { # ARCHIVE
   mkdir -p "$folder/versions" || die "$folder/versions: cannot be made"
   # Of the same name there may be what a cut left, or another build.
   if [ -e "$folder/versions/$id" ]; then
-    case $(readlink "$folder/current") in
-      "versions/$id") id=$id.$(date +%s) ;;
+    case " $(readlink "$folder/current") $(readlink "$folder/previous") " in
+      *" versions/$id "*) id=$id.$(date +%s) ;;
       *) rm -rf "$folder/versions/$id" ;;
     esac
   fi
@@ -234,10 +236,17 @@ install() { # ARCHIVE
   cd "$folder" || die "$folder: cannot be entered"
   before=$(readlink current)
   switch current "versions/$id" || die "$folder/current: cannot be changed"
-  if [ -n "$health" ] && ! $health "$folder/current"; then
+  failed=''
+  if [ -n "$reload" ] && ! $reload; then
+    failed='was not taken by --reload'
+  elif [ -n "$health" ] && ! $health "$folder/current"; then
+    failed='failed its health check'
+  fi
+  if [ -n "$failed" ]; then
     if [ -n "$before" ]; then switch current "$before"; else rm -f current; fi
+    [ -z "$reload" ] || $reload || say "$reload: failed"
     rm -rf "versions/$id"
-    die "$name $version failed its health check: ${before:-nothing} is in use again"
+    die "$name $version $failed: ${before:-nothing} is in use again"
   fi
   [ -n "$before" ] && [ "$before" != "versions/$id" ] && switch previous "$before"
   [ "$counter" -gt "$highest" ] && put counter "$counter"
@@ -271,6 +280,7 @@ rollback() { # NAME
   [ -d "$before" ] || die "$1: there is no version before"
   switch current "$before" || die "$root/$1/current: cannot be changed"
   switch previous "$now"
+  [ -z "$reload" ] || $reload || say "$reload: failed; restart what serves $1"
   echo "$1: $(field current/package version) is in use again"
 }
 
@@ -296,9 +306,11 @@ fetch() { # URL FILE
 
 while [ $# -gt 0 ]; do
   case $1 in
-    --root | --keys | --health | --least-speed)
+    --root | --keys | --health | --reload | --least-speed)
       [ $# -ge 2 ] || usage
-      case $1 in --root) root=$2 ;; --keys) keys=$2 ;; --health) health=$2 ;; *) speed=$2 ;; esac
+      case $1 in
+        --root) root=$2 ;; --keys) keys=$2 ;; --health) health=$2 ;; --reload) reload=$2 ;; *) speed=$2 ;;
+      esac
       shift 2
       ;;
     --allow-downgrade) downgrade=yes && shift ;;

@@ -62,6 +62,7 @@ static void run_batch(slm_session *const *sessions, const int32_t *tokens, int32
     take_outputs(first, i, session);
     if (logits) memcpy(logits + (size_t)i * row, session->logits, row * sizeof *logits);
     session->history[session->position++] = tokens[i];
+    slm_note_written(session, session->position);
     session->has_logits = 1;
   }
 }

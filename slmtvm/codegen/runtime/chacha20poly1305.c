@@ -9,6 +9,8 @@ static uint32_t load32(const uint8_t *p) {
   return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
+static uint64_t load64(const uint8_t *p) { return load32(p) | (uint64_t)load32(p + 4) << 32; }
+
 static void store32(uint8_t *p, uint32_t v) {
   for (int i = 0; i < 4; ++i) p[i] = (uint8_t)(v >> 8 * i);
 }
@@ -67,45 +69,71 @@ static void apply(const uint8_t key[32], uint32_t counter, const uint8_t nonce[1
   }
 }
 
-/* ---- Poly1305 (2.5): sums modulo 2^130 - 5 in five limbs of 26 bits ---- */
+/* ---- Poly1305 (2.5): sums modulo 2^130 - 5 in limbs of 44, 44 and 42 bits ---- */
+
+__extension__ typedef unsigned __int128 uint128;
+
+static const uint64_t MASK44 = 0xfffffffffff, MASK42 = 0x3ffffffffff;
 
 typedef struct {
-  uint32_t r[5], h[5], pad[4];
+  uint64_t r[3], square[3], h[3], pad[2];
 } poly;
 
-static void poly_init(poly *p, const uint8_t key[32]) {
-  const uint32_t clamp[5] = {0x3ffffff, 0x3ffff03, 0x3ffc0ff, 0x3f03fff, 0x00fffff};
-  memset(p, 0, sizeof *p);
-  for (int i = 0; i < 4; ++i) p->r[i] = load32(key + 3 * i) >> 2 * i & clamp[i];
-  p->r[4] = load32(key + 12) >> 8 & clamp[4];
-  for (int i = 0; i < 4; ++i) p->pad[i] = load32(key + 16 + 4 * i);
+/* sum += a * b. What has a weight of 2^132, which is 4 * 2^130, counts 20 times with a weight of 1. */
+static inline void add_product(uint128 sum[3], const uint64_t a[3], const uint64_t b[3]) {
+  const uint64_t b1 = b[1] * 20, b2 = b[2] * 20;
+  sum[0] += (uint128)a[0] * b[0] + (uint128)a[1] * b2 + (uint128)a[2] * b1;
+  sum[1] += (uint128)a[0] * b[1] + (uint128)a[1] * b[0] + (uint128)a[2] * b2;
+  sum[2] += (uint128)a[0] * b[2] + (uint128)a[1] * b[1] + (uint128)a[2] * b[0];
 }
 
-/* Whole blocks of 16 bytes. */
+/* The same number in limbs of which the second may be some bits longer than 44. */
+static inline void carry(uint128 sum[3], uint64_t out[3]) {
+  sum[1] += (uint64_t)(sum[0] >> 44);
+  sum[2] += (uint64_t)(sum[1] >> 44);
+  uint64_t low = ((uint64_t)sum[0] & MASK44) + (uint64_t)(sum[2] >> 42) * 5;
+  out[0] = low & MASK44;
+  out[1] = ((uint64_t)sum[1] & MASK44) + (low >> 44);
+  out[2] = (uint64_t)sum[2] & MASK42;
+}
+
+/* A block of 16 bytes and the bit above them. */
+static inline void load_block(const uint8_t *data, uint64_t out[3]) {
+  uint64_t low = load64(data), high = load64(data + 8);
+  out[0] = low & MASK44;
+  out[1] = (low >> 44 | high << 20) & MASK44;
+  out[2] = high >> 24 | (uint64_t)1 << 40;
+}
+
+static void poly_init(poly *p, const uint8_t key[32]) {
+  uint64_t low = load64(key) & 0x0ffffffc0fffffff, high = load64(key + 8) & 0x0ffffffc0ffffffc;
+  uint128 sum[3] = {0, 0, 0};
+  *p = (poly){.r = {low & MASK44, (low >> 44 | high << 20) & MASK44, high >> 24},
+              .pad = {load64(key + 16), load64(key + 24)}};
+  add_product(sum, p->r, p->r);
+  carry(sum, p->square);
+}
+
+/* Whole blocks of 16 bytes: two at a time, whose products do not wait for each other. */
 static void poly_blocks(poly *p, const uint8_t *data, size_t bytes) {
-  const uint32_t mask = 0x3ffffff;
-  const uint64_t r0 = p->r[0], r1 = p->r[1], r2 = p->r[2], r3 = p->r[3], r4 = p->r[4];
-  const uint64_t s1 = r1 * 5, s2 = r2 * 5, s3 = r3 * 5, s4 = r4 * 5;
-  uint32_t h0 = p->h[0], h1 = p->h[1], h2 = p->h[2], h3 = p->h[3], h4 = p->h[4];
-  for (; bytes >= 16; data += 16, bytes -= 16) {
-    h0 += load32(data) & mask;
-    h1 += load32(data + 3) >> 2 & mask;
-    h2 += load32(data + 6) >> 4 & mask;
-    h3 += load32(data + 9) >> 6 & mask;
-    h4 += load32(data + 12) >> 8 | 1u << 24;
-    uint64_t d0 = h0 * r0 + h1 * s4 + h2 * s3 + h3 * s2 + h4 * s1;
-    uint64_t d1 = h0 * r1 + h1 * r0 + h2 * s4 + h3 * s3 + h4 * s2;
-    uint64_t d2 = h0 * r2 + h1 * r1 + h2 * r0 + h3 * s4 + h4 * s3;
-    uint64_t d3 = h0 * r3 + h1 * r2 + h2 * r1 + h3 * r0 + h4 * s4;
-    uint64_t d4 = h0 * r4 + h1 * r3 + h2 * r2 + h3 * r1 + h4 * r0;
-    d1 += d0 >> 26, h0 = (uint32_t)d0 & mask;
-    d2 += d1 >> 26, h1 = (uint32_t)d1 & mask;
-    d3 += d2 >> 26, h2 = (uint32_t)d2 & mask;
-    d4 += d3 >> 26, h3 = (uint32_t)d3 & mask;
-    h0 += (uint32_t)(d4 >> 26) * 5, h4 = (uint32_t)d4 & mask;
-    h1 += h0 >> 26, h0 &= mask;
+  uint64_t h[3] = {p->h[0], p->h[1], p->h[2]}, block[3];
+  for (; bytes >= 32; data += 32, bytes -= 32) {
+    uint128 sum[3] = {0, 0, 0};
+    load_block(data, block);
+    for (int i = 0; i < 3; ++i) h[i] += block[i];
+    load_block(data + 16, block);
+    add_product(sum, h, p->square);
+    add_product(sum, block, p->r);
+    carry(sum, h);
   }
-  p->h[0] = h0, p->h[1] = h1, p->h[2] = h2, p->h[3] = h3, p->h[4] = h4;
+  if (bytes >= 16) {
+    uint128 sum[3] = {0, 0, 0};
+    load_block(data, block);
+    for (int i = 0; i < 3; ++i) h[i] += block[i];
+    add_product(sum, h, p->r);
+    carry(sum, h);
+  }
+  memcpy(p->h, h, sizeof h);
 }
 
 /* The same with zeros up to a whole block, as the AEAD construction has it (2.8). */
@@ -119,26 +147,22 @@ static void poly_padded(poly *p, const void *data, size_t bytes) {
 }
 
 static void poly_final(poly *p, uint8_t tag[16]) {
-  const uint32_t mask = 0x3ffffff;
-  uint32_t *h = p->h, g[5], carry = 0;
-  for (int turn = 0; turn < 2; ++turn) { /* every limb below 2^26 */
-    for (int i = 1; i < 5; ++i) h[i] += h[i - 1] >> 26, h[i - 1] &= mask;
-    h[0] += (h[4] >> 26) * 5, h[4] &= mask;
+  uint64_t h0 = p->h[0], h1 = p->h[1], h2 = p->h[2];
+  for (int turn = 0; turn < 2; ++turn) { /* every limb within its bits */
+    h1 += h0 >> 44, h0 &= MASK44;
+    h2 += h1 >> 44, h1 &= MASK44;
+    h0 += (h2 >> 42) * 5, h2 &= MASK42;
   }
-  h[1] += h[0] >> 26, h[0] &= mask;
+  h1 += h0 >> 44, h0 &= MASK44;
   /* h - (2^130 - 5), and that where it is not negative. */
-  carry = 5;
-  for (int i = 0; i < 5; ++i) g[i] = h[i] + carry, carry = g[i] >> 26, g[i] &= mask;
-  uint32_t take = 0u - carry;
-  for (int i = 0; i < 5; ++i) h[i] = (h[i] & ~take) | (g[i] & take);
-  const uint32_t words[4] = {h[0] | h[1] << 26, h[1] >> 6 | h[2] << 20, h[2] >> 12 | h[3] << 14,
-                             h[3] >> 18 | h[4] << 8};
-  uint64_t sum = 0;
-  for (int i = 0; i < 4; ++i) {
-    sum += (uint64_t)words[i] + p->pad[i];
-    store32(tag + 4 * i, (uint32_t)sum);
-    sum >>= 32;
-  }
+  uint64_t g0 = h0 + 5, g1 = h1 + (g0 >> 44), g2 = h2 + (g1 >> 44);
+  uint64_t take = 0 - (g2 >> 42);
+  h0 = (h0 & ~take) | (g0 & MASK44 & take);
+  h1 = (h1 & ~take) | (g1 & MASK44 & take);
+  h2 = (h2 & ~take) | (g2 & MASK42 & take);
+  uint128 sum = (uint128)(h0 | h1 << 44) + p->pad[0];
+  store64(tag, (uint64_t)sum);
+  store64(tag + 8, (h1 >> 20 | h2 << 24) + p->pad[1] + (uint64_t)(sum >> 64));
 }
 
 /* ---- both (2.8) ---- */

@@ -180,6 +180,7 @@ static void eval_tokens(slm_session *session, sequence s, int32_t count, float *
       run_heads(session, position, rows - 1, 1, logits);
     }
     slm_pool_end(session->model->pool);
+    slm_note_written(session, position + body->rows);
     memcpy(session->history + position, step, (size_t)rows * sizeof *step);
     session->position = position + rows;
   }
@@ -202,7 +203,7 @@ static void encode_tokens(slm_session *session, sequence s, int32_t count) {
   if (slm_plan.encoder) return;
   /* Another source is another context. */
   session->source = count;
-  session->position = 0;
+  session->position = session->written = 0;
   session->has_logits = 0;
 }
 
@@ -270,7 +271,7 @@ static int32_t run(slm_session *session, sequence s, float *output, output_mode 
     slm_pool_release(session->model->pool);
     code = session->failure;
     if (code != SLM_OK) {
-      session->position = position;
+      session->position = slm_can_resume(session, position) ? position : 0;
       session->source = mode == ENCODE ? 0 : source; /* its keys may be half written */
       session->has_logits = session->rows = 0;
     }

@@ -83,6 +83,10 @@ static int32_t start_pool(slm_model *model, const slm_options *options) {
   slm_cores cores;
   int32_t code = slm_cores_choose(options->threads, options->cores,
                                   (options->flags & SLM_ALL_THREADS) != 0, "", &cores);
+  if (code == SLM_OK && !options->threads && slm_plan.threads && slm_plan.threads < cores.threads) {
+    cores.threads = slm_plan.threads;
+    snprintf(cores.why, sizeof cores.why, "more did not pay where it was tuned");
+  }
   if (code == SLM_OK)
     code = slm_pool_new(&cores, slm_plan.body_count + slm_plan.source_count + slm_plan.batch_count,
                         &model->pool);

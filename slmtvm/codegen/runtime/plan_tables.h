@@ -85,6 +85,9 @@ typedef struct slm_plan_tables {
   int32_t context;
   int32_t source_context;
   int32_t capacity;
+  int32_t threads; /* as many as pay; 0: not known */
+  int32_t ring; /* once more positions were written than this, ... ; 0: never */
+  int32_t seek_reach; /* ... sessions go on from those alone that lie no further before their end */
   int32_t mask;
   int32_t weights_have_places; /* kernels read where to read: never unchecked */
   int32_t segment_types; /* 0: tokens are of one text */

@@ -121,6 +121,15 @@ int32_t slm_session_free(slm_session *session) {
   return SLM_OK;
 }
 
+int slm_can_resume(const slm_session *session, int32_t position) {
+  return !slm_plan.ring || position == 0 || session->written <= slm_plan.ring ||
+         position >= session->written - slm_plan.seek_reach;
+}
+
+void slm_note_written(slm_session *session, int32_t end) {
+  if (session->written < end) session->written = end;
+}
+
 int32_t slm_position(const slm_session *session) {
   int32_t code = slm_check_session(session);
   return code != SLM_OK ? code : session->position;
@@ -132,7 +141,13 @@ int32_t slm_seek(slm_session *session, int32_t position) {
   if (position < 0 || position > session->position) {
     code = slm_fail(SLM_ERR_ARGUMENT, "cannot seek to position %d: the context holds %d tokens",
                     position, session->position);
+  } else if (!slm_can_resume(session, position)) {
+    code = slm_fail(SLM_ERR_CONTEXT, "cannot seek to position %d: layers with a window keep what is "
+                                     "seen from position %d on; seek to 0 and evaluate the tokens "
+                                     "again, or compile the model with --kv-keep all",
+                    position, session->written - slm_plan.seek_reach);
   } else {
+    if (position == 0) session->written = 0;
     if (position != session->position) session->has_logits = 0;
     session->position = position;
   }

@@ -22,6 +22,7 @@ struct slm_session {
   int32_t rows;   /* tokens of the last encoding, hidden ones included; 0 before */
   atomic_int in_use; /* a call is running: two threads in one session would write over each other */
   int32_t failure; /* of the device, during this call; SLM_OK where there was none */
+  int32_t written; /* end of the positions that steps wrote since position 0, padding included */
   slm_model *model;
   void *device; /* what slm_plan.device keeps of the session */
   char *base[SLM_SPACES]; /* scratch: that of thread 0 */
@@ -38,6 +39,13 @@ int32_t slm_check_session(const slm_session *session);
 
 /* The limits of keys' scores, by position of what may be masked; NULL where no key can be hidden. */
 float *slm_limits(const slm_session *session);
+
+/* Whether the session can go on from `position`: layers that keep a window of positions still have
+ * those that it sees. */
+int slm_can_resume(const slm_session *session, int32_t position);
+
+/* A step wrote positions up to `end`. */
+void slm_note_written(slm_session *session, int32_t end);
 
 /* Makes the session this call's own until slm_leave; fails where another thread has it. */
 int32_t slm_enter(slm_session *session);

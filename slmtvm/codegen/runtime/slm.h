@@ -73,8 +73,8 @@ typedef struct slm_options {
   uint32_t size; /* sizeof(slm_options) */
   /* Most threads that compute, the caller included. More than the cores that the process may use,
    * by its affinity and its control group's quota, are not started. 0: as many as these allow, of
-   * cores that differ in speed the fast ones. Where other processes keep a thread from running, fewer
-   * take part for a while. */
+   * cores that differ in speed the fast ones, and no more than paid where the bundle was tuned. Where
+   * other processes keep a thread from running, fewer take part for a while. */
   int32_t threads;
   uint32_t flags; /* SLM_SKIP_CHECKSUM, SLM_PROFILE, SLM_ALL_THREADS, SLM_MAY_SWAP or 0 */
   /* Cores to compute on, "4-7,9"; NULL: the system chooses. The workers are bound to them, and so is
@@ -247,7 +247,9 @@ SLM_API int32_t slm_encode_segments(slm_session *session, const int32_t *tokens,
 /* Tokens in the context so far; 0 for an encoder. */
 SLM_API int32_t slm_position(const slm_session *session);
 
-/* Forgets all tokens from `position` (0 .. slm_position()) on. After a real step back there are no
+/* Forgets all tokens from `position` (0 .. slm_position()) on. Where layers keep a
+ * window of positions ("kv_window" of slm_info() is not null) and the context has outgrown its
+ * "positions", a session goes back by "seek_back" tokens, or to 0: SLM_ERR_CONTEXT further. After a real step back there are no
  * logits to sample from until the next slm_eval. */
 SLM_API int32_t slm_seek(slm_session *session, int32_t position);
 

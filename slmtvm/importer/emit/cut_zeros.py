@@ -210,9 +210,16 @@ class _Cutter:
         bias = step.bias
         if bias is not None:
             bias = Param(f"{bias.name}[heads]", np.ascontiguousarray(bias.array[heads]))
+        sinks = step.sinks
+        if sinks is not None:
+            sinks = Param(f"{sinks.name}[heads]", np.ascontiguousarray(sinks.array[heads]))
+        visible = step.visible
+        if visible is not None and len(visible.array) > 1:
+            visible = Param(f"{visible.name}[heads]", np.ascontiguousarray(visible.array[heads]))
         found[name] = replace(
-            step, num_heads=int(heads.sum()), num_kv_heads=int(pairs.sum()), bias=bias
-        )
+            step, num_heads=int(heads.sum()), num_kv_heads=int(pairs.sum()), bias=bias,
+            sinks=sinks, visible=visible,
+        )  # fmt: skip
         return found
 
     def _projection(

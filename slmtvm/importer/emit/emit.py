@@ -196,6 +196,8 @@ class Emitter:
                 self._value(step.k),
                 self._value(step.v),
                 self._optional(step.bias),
+                self._optional(step.sinks),
+                self._optional(step.visible),
                 layer=self._layers - 1,
                 num_heads=step.num_heads,
                 num_kv_heads=step.num_kv_heads,

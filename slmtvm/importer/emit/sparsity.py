@@ -11,8 +11,9 @@ import numpy as np
 
 from slmtvm.importer.graph import Array
 from slmtvm.importer.recognise.steps import Weights
-from slmtvm.schedules.isa.base import WINDOWS
+from slmtvm.schedules.isa.base import PAIRS, WINDOWS
 from slmtvm.schedules.linear.packed_rows import unpack_rows
+from slmtvm.schedules.linear.shape import PAIR_UNIT
 
 _OF_NEIGHBOURS = ((1, 4), (2, 8), (2, 4), (4, 8))  # the sparsest first; 2:4 is what GPUs have
 _BLOCKS = ((32, 4), (32, 1), (16, 1), (8, 4), (4, 4), (4, 1), (1, 4))  # the largest first
@@ -32,7 +33,8 @@ class Sparsity:
     where zeros lie in such blocks, "rows" and "columns" where these are output channels and inputs;
     "unstructured"; "" for a weight that counts as dense. ``zeros``: their share, and ``used``: the
     share of KERNEL_BLOCKS that hold any other weight; both only known where there is a pattern.
-    ``windows``: those of ``schedules.isa.base.WINDOWS`` that hold all other weights.
+    ``windows``: those of ``schedules.isa.base.WINDOWS`` that hold all other weights, of int8; PAIRS
+    where that holds those of int4 in groups.
     """
 
     pattern: str = ""
@@ -51,7 +53,8 @@ def sparsity_of(weights: Weights, k: int) -> Sparsity:
     for start in range(0, n, _CHUNK):
         counts.add(nonzero(weights, np.arange(start, min(start + _CHUNK, n)), k))
     found = counts.result()
-    return found if _fits_int8(weights) else replace(found, windows=())
+    served = [*WINDOWS] * _fits_int8(weights) + [PAIRS.name] * _fits_int4(weights, k)
+    return replace(found, windows=tuple(name for name in found.windows if name in served))
 
 
 class _Counts:
@@ -62,7 +65,7 @@ class _Counts:
         self.used = self.used_rows = 0
         self.used_columns = np.zeros(k, bool)
         self.fitting = [(a, b) for a, b in _OF_NEIGHBOURS if k >= b]
-        self.windows = dict(WINDOWS)
+        self.windows = {**WINDOWS, PAIRS.name: PAIRS}
         self.blocks = dict.fromkeys({*_BLOCKS, *KERNEL_BLOCKS}, 0)  # those in use
 
     def add(self, used: Array) -> None:
@@ -118,6 +121,21 @@ def _fits_int8(weights: Weights) -> bool:
     zeros = weights.zero_points.array.astype(np.int16).reshape(-1)
     low, high = values.min(axis=1) - zeros, values.max(axis=1) - zeros
     return bool(low.min() >= -128 and high.max() <= 127)
+
+
+def _fits_int4(weights: Weights, k: int) -> bool:
+    """Whether the weights are int4, in groups that kernels take, once their zero points are taken
+    off."""
+    if weights.format != "int4" or not weights.group_size or weights.group_size % PAIR_UNIT:
+        return False
+    if weights.zero_points is None:
+        return True
+    if weights.zero_points.array.dtype.kind == "f":
+        return False
+    values = unpack_rows(weights.weight.array, k, weights.bits).astype(np.int16)
+    zeros = weights.zero_points.array.astype(np.int16).reshape(len(values), -1)
+    plain = values - np.repeat(zeros, weights.group_size, axis=1)[:, :k]
+    return bool(plain.min() >= -8 and plain.max() <= 7)
 
 
 def _padded(used: Array, rows: int, columns: int) -> Array:

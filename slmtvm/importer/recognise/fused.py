@@ -12,7 +12,7 @@ from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.freeze.frozen import Frozen
 from slmtvm.importer.graph import Array, Node
 from slmtvm.importer.operators.fused import GROUP_QUERY_INPUTS
-from slmtvm.importer.recognise.attention.attention import head_bias
+from slmtvm.importer.recognise.attention.attention import head_bias, head_mask
 from slmtvm.importer.recognise.attention.scale import scaled_queries
 from slmtvm.importer.recognise.cover import Cover
 from slmtvm.importer.recognise.masks import MASKED, Mask, read_mask
@@ -25,13 +25,11 @@ _SKIP_SUM = 3  # the output that holds the sum
 _SAME_TABLE = 1e-6
 
 _UNSUPPORTED_INPUTS = {
-    "head_sink": "attention sinks",
     "k_scale": "a quantized cache",
     "v_scale": "a quantized cache",
 }
 _UNSUPPORTED_ATTRIBUTES: dict[str, tuple[tuple[object, ...], str]] = {
     # name: (values that mean there is none, what it is)
-    "smooth_softmax": ((0, -1), "a smooth softmax"),
     "k_quant_type": (("NONE", ""), "a quantized cache"),
     "v_quant_type": (("NONE", ""), "a quantized cache"),
 }
@@ -96,7 +94,18 @@ def _group_query(cover: Cover, node: Node) -> Attention:
         softcap,
         head_bias(cover, mask.bias, heads, where),
         mask.bias_by,
+        _sinks(cover, node, given.get("head_sink"), heads, where),
+        head_mask(cover, mask.visible, heads, where),
     )
+
+
+def _sinks(cover: Cover, node: Node, name: str | None, heads: int, where: str) -> Param | None:
+    """The score of no key that each head's softmax counts; 0 where it is "smooth" without one."""
+    if name is not None:
+        return cover.vector(name, heads, 1.0, where)
+    if node.attrs.get("smooth_softmax", 0) in (0, -1):
+        return None
+    return Param(f"{node.outputs[0]}#sinks", np.zeros(heads, np.float32))
 
 
 def _mask(cover: Cover, node: Node, bias: str | None, where: str) -> Mask:

@@ -8,9 +8,11 @@ import numpy as np
 
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.graph import Array
+from slmtvm.schedules.vector import LANES
 
 MASKED = -9900.0  # scores at or below this vanish in the softmax; bfloat16 makes -1e4 -9984
 HIDDEN = np.float32(-1e9)  # a bias that hides: far below every score, and finite
+_MOST = 0.75  # of all blocks of keys: where more are seen, a mask by distance is a bias
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of the largest bias, as the file computes it
 
 
@@ -18,7 +20,8 @@ _ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of the largest bias, as the f
 class Mask:
     """``kind`` "causal" or "bidirectional"; the others as ``ir.ops.attention`` has them.
 
-    A bias of one row holds for every head.
+    A bias of one row holds for every head, as does a ``visible`` of one square, bool
+    (heads or 1, n, n).
     """
 
     kind: str
@@ -26,6 +29,7 @@ class Mask:
     bias: Array | None = None
     bias_by: str = "distance"
     chunk: int = 0
+    visible: Array | None = None
 
     def square(self, n: int) -> Array:
         """What it adds among the first ``n`` positions, float (heads or 1, n, n)."""
@@ -41,6 +45,8 @@ class Mask:
         hidden |= (behind >= self.window) & (self.window > 0)
         if self.chunk:
             hidden |= np.subtract.outer(*[np.arange(n) // self.chunk] * 2) != 0
+        if self.visible is not None:
+            hidden = hidden | ~self.visible[:, :n, :n]
         return np.where(hidden, HIDDEN, added)
 
 
@@ -49,8 +55,10 @@ def read_mask(added: Array, visible: Array, where: str, *, exact: bool = False) 
 
     added: float (heads or 1, n, n), row i is what position i sees; visible: bool, of its shape.
     ``exact``: sums are rounded, so that what is the same for all of a row's scores matters too.
-    Raises UnsupportedOpError for a mask that is neither a window, nor one of equal blocks, nor a
-    function of the distance.
+    A mask of any other pattern is its ``visible``; so is one by distance that leaves out many
+    blocks of keys, which kernels skip then. Raises UnsupportedOpError for a bias that follows
+    neither from the distance nor from the key, or with a mask that does not, and where a position
+    does not see itself.
     """
     n = visible.shape[-1]
     if not visible.any():
@@ -64,11 +72,14 @@ def read_mask(added: Array, visible: Array, where: str, *, exact: bool = False) 
     if chunk:
         return Mask(kind, chunk=chunk)
     seen = _by_distance(visible, kind) if window is None else np.ones((1, 2 * n - 1), bool)
+    if not biased and window is None and (seen is None or _share_of_blocks(visible, kind) < _MOST):
+        _check_own(visible, where)
+        return Mask(kind, visible=visible)
     if seen is None or not seen[:, n - 1].all():
         raise UnsupportedOpError(
-            "which positions the mask hides depends on more than their distance (a padded, "
-            "packed sequence?), which is not supported; causal attention, windows, blocks of equal "
-            "length, and masks and biases that depend on head and distance are",
+            "which positions the mask hides depends on more than their distance, where a bias is "
+            "added too, which is not supported; without a bias any pattern is, and masks and "
+            "biases that depend on head and distance are",
             where=where,
         )
     table = _bias_by_distance(added, visible, kind, exact=exact)
@@ -90,6 +101,29 @@ def read_mask(added: Array, visible: Array, where: str, *, exact: bool = False) 
     full = np.where(seen, table, HIDDEN)
     columns = slice(0, n) if kind == "causal" else slice(None)
     return Mask(kind, window or 0, np.ascontiguousarray(full[:, columns], np.float32))
+
+
+def _check_own(visible: Array, where: str) -> None:
+    """Raise where a position does not see itself: it might see none in a shorter sequence."""
+    places = np.arange(visible.shape[-1])
+    blind = np.flatnonzero(~visible[:, places, places].all(axis=0))
+    if blind.size:
+        raise UnsupportedOpError(
+            f"the mask hides position {blind[0]} from itself (a padded sequence?), which is not "
+            "supported",
+            where=where,
+        )
+
+
+def _share_of_blocks(visible: Array, kind: str) -> float:
+    """Which part of all blocks of positions holds one that is seen."""
+    heads, n = visible.shape[0], visible.shape[-1]
+    count = -(-n // LANES)
+    padded = np.zeros((heads, count * LANES, count * LANES), bool)
+    padded[:, :n, :n] = visible
+    seen = padded.reshape(heads, count, LANES, count, LANES).any(axis=(2, 4))
+    every = count * (count + 1) // 2 if kind == "causal" else count * count
+    return float(seen.sum()) / (heads * every)
 
 
 def _window(visible: Array) -> int | None:

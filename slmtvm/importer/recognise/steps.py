@@ -181,6 +181,8 @@ class Attention(Step):
     softcap: float = 0.0
     bias: Param | None = None
     bias_by: str = "distance"
+    sinks: Param | None = None
+    visible: Param | None = None
     roundings: str = ""  # these three as ``ir.ops.attention`` has them
     sum_roundings: str = ""
     weight_roundings: str = ""

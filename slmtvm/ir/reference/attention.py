@@ -34,11 +34,12 @@ def attention(
     q: Array,
     k: Array,
     v: Array,
-    bias: Array | None = None,
-    *,
+    *optional: Array,
     visible: Array | None = None,
 ) -> Array:
     """``ir.ops.attention``; keys that are not ``visible``, bool (m,), have no weight."""
+    named = dict(zip(filter(None, str(attrs["operands"]).split(",")), optional, strict=True))
+    bias, sinks, mask = (named.get(name) for name in ("bias", "sinks", "visible"))
     m, causal = len(q), str(attrs["mask"]) == "causal"
     softcap, window = float(attrs["softcap"]), int(attrs["window"])
     added = None
@@ -55,7 +56,9 @@ def attention(
     if chunk := int(attrs.get("chunk", 0)):
         block = np.arange(m) // chunk
         seen = seen & (block[:, None] == block)
-    return attend(attrs, q, k, v, softcap, added, seen, visible=visible)
+    if mask is not None:
+        seen = seen & (np.unpackbits(mask[:, :m], axis=-1)[:, :, :m] != 0)
+    return attend(attrs, q, k, v, softcap, added, seen, visible=visible, sinks=sinks)
 
 
 def attend(
@@ -68,11 +71,13 @@ def attend(
     seen: Array | None = None,
     *,
     visible: Array | None = None,
+    sinks: Array | None = None,
 ) -> Array:
-    """Attention of q over the rows of k and v that are ``seen``, bool (m, n), or over all.
+    """Attention of q over the rows of k and v that are ``seen``, bool (m, n) or (heads, m, n).
 
     ``added``, (heads, m, n) or what is broadcast to it, is added to scores. Keys that are not
-    ``visible``, bool (n,), have no weight where a row sees others.
+    ``visible``, bool (n,), have no weight where a row sees others. ``sinks``, (heads,): a score
+    more that each head's softmax counts.
     """
     num_heads, head_dim = int(attrs["num_heads"]), int(attrs["head_dim"])
     num_kv_heads = int(attrs["num_kv_heads"])
@@ -96,8 +101,12 @@ def attend(
         scores = np.where(seen, scores, np.float32(-np.inf))
     if visible is not None:
         scores = np.where(visible, scores, np.minimum(scores, HIDDEN))
-    weights = np.exp(scores - scores.max(axis=2, keepdims=True))
-    weights /= weights.sum(axis=2, keepdims=True)
+    counted = scores
+    if sinks is not None:
+        more = np.broadcast_to(sinks[:, None, None], (*scores.shape[:2], 1))
+        counted = np.concatenate([scores, more], axis=2)
+    largest = counted.max(axis=2, keepdims=True)
+    weights = np.exp(scores - largest) / np.exp(counted - largest).sum(axis=2, keepdims=True)
     for factor, scale, low, high in ops.parse_roundings(str(attrs.get("weight_roundings", ""))):
         weights = rounded(weights * np.float32(factor), scale, low, high)
     return np.asarray((weights @ values).transpose(1, 0, 2).reshape(len(q), -1))

@@ -1,6 +1,6 @@
 """Fused ops -> calls of kernels: a file for each family of ops, registered in ``handlers``."""
 
-from slmtvm.passes.lower_kernels.lower import lower_kernels
+from slmtvm.passes.lower_kernels.lower import KEPT, lower_kernels
 from slmtvm.passes.lower_kernels.sparse import SPARSE
 
-__all__ = ["SPARSE", "lower_kernels"]
+__all__ = ["KEPT", "SPARSE", "lower_kernels"]

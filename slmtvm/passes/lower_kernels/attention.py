@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from tvm import relax
 
@@ -12,6 +14,7 @@ from slmtvm.passes.lower_kernels.positions import position_table
 from slmtvm.passes.lower_kernels.registry import handles, shape_of
 from slmtvm.schedules import attention
 from slmtvm.schedules.kernel import Kernel
+from slmtvm.schedules.vector import LANES
 
 
 @handles("slm.qkv_attention", by_session=True)
@@ -61,23 +64,37 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
             emitter.model, of_source=emitter.model.kind == "encoder-decoder" and not causal
         ),
         stateless=causal and not cached,
+        has_sinks="sinks" in named,
         divided=emitter.isa.divides_heads and m == 1 and cached,
     )
+    if cached and shape.sight and emitter.step_rows:
+        shape = replace(
+            shape, ring=attention.ring_of(shape.sight, emitter.step_rows, emitter.capacity)
+        )
     gammas = [
         emitter.weight(named[name].name, emitter.array(named[name]))
         for name in ("q_gamma", "k_gamma")
         if name in named
     ]
     inputs = [*projections, *tables, *gammas]
-    shared = [*bias, *limits_of(shape, emitter), *emitter.numbers(shape.numbers)]
+    lists: list[relax.Var] = []
+    if "visible" in named:
+        shape, lists = _block_lists(named["visible"], shape, emitter)
+    sinks = [emitter.weight(e.name, emitter.array(e)) for n, e in named.items() if n == "sinks"]
+    shared = [*bias, *lists, *sinks, *limits_of(shape, emitter), *emitter.numbers(shape.numbers)]
     if not cached:
         made = emitter.call(attention.build_append(shape), inputs)
         caches = [made[t.name] for t in shape.cache]
         return emitter.call(_attend(shape, emitter), [made["q"], *shared, *caches])["o"]
     layer = int(attrs["layer"])
     caches = [emitter.cache(f"layer{layer}.{t.name}", t) for t in shape.cache]
+    if shape.ring:
+        emitter.rings.update({f"layer{layer}.{t.name}": shape.ring for t in shape.cache})
+        # Back at position p, the first one that is seen is p + 1 - sight.
+        reach = shape.ring + 1 - shape.sight
+        emitter.seek_reach = min(emitter.seek_reach or reach, reach)
     if m == 1:
-        return _decode(shape, [*inputs, *shared], caches, emitter)
+        return _decode(shape, [*inputs, *shared], sinks, caches, emitter)
     q = emitter.call(attention.build_append(shape), [*inputs, *caches])["q"]
     return emitter.call(_attend(shape, emitter), [q, *shared, *caches])["o"]
 
@@ -89,6 +106,7 @@ def _attend(shape: attention.AttentionShape, emitter: KernelEmitter) -> Kernel:
 def _decode(
     shape: attention.AttentionShape,
     inputs: list[relax.Expr],
+    sinks: list[relax.Var],
     caches: list[relax.Var],
     emitter: KernelEmitter,
 ) -> relax.Expr:
@@ -99,8 +117,30 @@ def _decode(
         return emitter.call(kernel, [*inputs, *caches])["o"]
     scores = emitter.call(attention.build_divided_scores(shape), [*inputs, *caches])["scores"]
     values = [c for c, t in zip(caches, shape.cache, strict=True) if t.name.startswith("v_")]
-    read = [scores, *emitter.numbers(shape.numbers), *values]
+    read = [scores, *sinks, *emitter.numbers(shape.numbers), *values]
     return emitter.call(attention.build_divided_values(shape), read)["o"]
+
+
+def _block_lists(
+    expr: relax.Expr, shape: attention.AttentionShape, emitter: KernelEmitter
+) -> tuple[attention.AttentionShape, list[relax.Var]]:
+    """The shape with the lists of blocks that it sees, and these.
+
+    Functions of fewer rows read the beginning of the same lists.
+    """
+    packed = emitter.array(expr)
+    context = packed.shape[1]
+    rows, key = LANES if not shape.causal else 2 * LANES, (expr.name, shape.num_kv_heads)
+    if key not in emitter.lists:
+        capacity = attention.capacity_of(context)
+        visible = np.unpackbits(packed, axis=-1)[:, :, :context]
+        emitter.lists[key] = attention.block_tables(
+            visible != 0, shape.num_kv_heads, capacity, rows=rows
+        )
+    mask, tables = emitter.lists[key]
+    label = f"{expr.name}@{rows}x{shape.num_kv_heads}"
+    given = [emitter.weight(f"{label}.{t.name}", tables[t.name]) for t in mask.tensors]
+    return replace(shape, blocks=mask), given
 
 
 def _distance_bias(

@@ -19,6 +19,7 @@ from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.params import Params
 from slmtvm.passes.rewrite import bindings, function_names, rebuild, variables, with_params
 from slmtvm.schedules import linear
+from slmtvm.schedules.attention import BlockMask
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.schedules.linear.knobs import Knobs
@@ -52,11 +53,21 @@ class KernelEmitter:
     by_session: Collection[str] = ()
     """The ops that depend on a session."""
     choose: KnobChoice = default_choice
+    step_rows: int = 0
+    """The most rows of a step; 0 where layers with a window keep all positions nevertheless."""
     sparse: dict[Hashable, linear.LinearShape] = field(default_factory=dict)
     """The shapes, of one row, of layers that run on lists of blocks, by ``operand_names``."""
     kernels: dict[str, Kernel] = field(default_factory=dict)
     weights: Params = field(default_factory=Params)
     state: dict[str, Tensor] = field(default_factory=dict)
+    rings: dict[str, int] = field(default_factory=dict)
+    """How many positions those of its buffers hold that keep a window."""
+    lists: dict[tuple[str, int], tuple[BlockMask, dict[str, np.ndarray]]] = field(
+        default_factory=dict
+    )
+    """The blocks that masks see, by the mask and the kv heads that it is for."""
+    seek_reach: int = 0
+    """As ``LoweredModel`` has it."""
     of_sessions: bool = False
     """Whether the rows of the function that is lowered are of different sessions."""
     _rows_of: dict[relax.Var, relax.Var] | None = None

@@ -13,6 +13,7 @@ from slmtvm.ir import ops
 from slmtvm.passes.lower_kernels.emitter import KernelEmitter
 from slmtvm.passes.lower_kernels.registry import handles, shape_of
 from slmtvm.schedules import linear
+from slmtvm.schedules.linear import rows_in_lanes
 
 
 def linear_shape(
@@ -53,10 +54,12 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     inputs = list(call.args)[: int(attrs["inputs"])]
     shape = linear_shape(attrs, shape_of(inputs[0])[0], named, emitter)
     chosen = emitter.sparse.get(emitter.operand_names(named))
-    if chosen is not None:
+    if chosen is not None and (shape.m >= rows_in_lanes.MIN_ROWS or not chosen.in_lists):
         shape = dataclasses.replace(
             shape, sparse=True, window=chosen.window, has_zero_points=chosen.has_zero_points
         )
+    if shape.in_lists:
+        inputs = [_turned(inputs[0], shape, emitter)]
     packed = packed_linear(emitter, named, shape)
     operands = [emitter.weight(name, array) for name, array in packed.values()]
     if "bias" in named:
@@ -65,6 +68,12 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         operands.append(named["residual"])
     kernel = linear.build(shape, emitter.isa, emitter.knobs("linear", shape))
     return emitter.call(kernel, [*inputs, *operands])["y"]
+
+
+def _turned(x: relax.Expr, shape: linear.LinearShape, emitter: KernelEmitter) -> relax.Expr:
+    """Rows as a kernel takes them whose vectors hold rows: turned once for all layers of a step."""
+    kernel = rows_in_lanes.turning(shape.m, shape.k, emitter.isa)
+    return emitter.once(("turned", x), lambda: emitter.call(kernel, [x])["xt"])
 
 
 def packed_linear(

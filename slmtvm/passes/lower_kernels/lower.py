@@ -17,6 +17,9 @@ from slmtvm.schedules.kernel import each_written_once
 from slmtvm.schedules.templates import KnobChoice, default_choice
 from slmtvm.target import Target
 
+KEPT = ("window", "all")
+"""What the cache of a layer with a window can hold: what it may still see, or all positions."""
+
 
 def _lower_all(
     module: tvm.IRModule, emitter: KernelEmitter, *, of_sessions: bool
@@ -39,12 +42,15 @@ def lower_kernels(
     kv_dtype: str | None = None,
     choose: KnobChoice = default_choice,
     sparse: str = "auto",
+    keep: str = "window",
 ) -> LoweredModel:
     """Every op as a call of a kernel of ours, or of a PrimFunc of TVM's where we have none.
 
-    kv_dtype: "float32", "float16" or "int8", how the KV cache holds its values; None is what suits
-    the ISA. choose: the knobs of each kernel that has any; they change how fast it is, and no bit.
+    kv_dtype: "float32", "float16", "int8" or "int4", how the KV cache holds its values; None is
+    what suits the ISA. choose: the knobs of each kernel that has any; they change how fast it is,
+    and no bit.
     sparse: one of SPARSE, whether layers whose weights are sparse skip zeros where that is faster.
+    keep: one of KEPT, the positions that the cache of a layer with a window holds.
     """
     capacity = attention.capacity_of(model.context)
     primitives = isa.get(target.isa)
@@ -59,9 +65,12 @@ def lower_kernels(
     emitter = KernelEmitter(
         model, primitives, capacity, kv_dtype, linears, HANDLERS, BY_SESSION, choose
     )
+    if keep == "window" and model.kind != "encoder":
+        bodies = [n for n in function_names(model.module) if n.startswith("body_")]
+        emitter.step_rows = max(int(n.split("_")[1]) for n in bodies)
     chosen: tuple[SparseLayer, ...] = ()
     if sparse != "off":
-        chosen = choose_sparse(emitter, [c for c in calls if c.op == ops.EMBEDDING])
+        chosen = choose_sparse(emitter, [c for c in calls if c.op == ops.EMBEDDING], sparse)
     with each_written_once():
         functions = _lower_all(model.module, emitter, of_sessions=target.cuda is None)
     with target.tvm:
@@ -74,5 +83,7 @@ def lower_kernels(
         capacity,
         model,
         chosen,
+        emitter.rings,
+        emitter.seek_reach,
         calls_join=target.cuda is not None,
     )

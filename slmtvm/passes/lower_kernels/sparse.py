@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import tvm
 from tvm import relax
 
@@ -16,20 +17,29 @@ from slmtvm.passes.lower_kernels.emitter import KernelEmitter
 from slmtvm.passes.lower_kernels.linear import linear_shape, without_rows
 from slmtvm.passes.lower_kernels.registry import shape_of
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import WINDOWS
-from slmtvm.schedules.linear import LinearShape, Weights, blocks, windows
+from slmtvm.schedules.isa.base import PAIRS, WINDOWS
+from slmtvm.schedules.linear import LinearShape, Weights, blocks, pairs, rows_in_lanes, windows
+from slmtvm.schedules.linear.shape import PAIR_UNIT
 
-SPARSE = ("auto", "off")
+KERNELS = ("blocks", *WINDOWS, PAIRS.name, rows_in_lanes.NAME)
+SPARSE = ("auto", "off", *KERNELS)
+"""A kernel's name: every layer that it fits takes it, expected to gain or not, and no other one."""
 
 NOTABLE = 0.95
 """Blocks in use, up to which a layer is said to have zeros in blocks: some have one by accident."""
+
+NOTABLE_FREE = 0.75
+"""The same of single weights."""
 
 LIMIT = 0.9
 """Of the dense kernel's expected time: what is nearer to it may as well be slower."""
 
 
+_SERVED = (("int8", "row_u8"), ("int4", "block"), ("f32", "f32"))
+
+
 def choose_sparse(
-    emitter: KernelEmitter, embeddings: Sequence[relax.Call]
+    emitter: KernelEmitter, embeddings: Sequence[relax.Call], sparse: str = "auto"
 ) -> tuple[SparseLayer, ...]:
     """Note in ``emitter.sparse`` the layers that gain; those with zeros in blocks at all.
 
@@ -44,7 +54,7 @@ def choose_sparse(
     rows: dict[Hashable, list[tuple[tvm.ir.Attrs, int, dict[str, relax.Expr]]]] = {}
     for call in emitter.linears:
         named = ops.operands(call)
-        if (str(call.attrs["format"]), str(call.attrs["activation"])) == ("int8", "row_u8"):
+        if (str(call.attrs["format"]), str(call.attrs["activation"])) in _SERVED:
             m = shape_of(call.args[0])[0]
             rows.setdefault(emitter.operand_names(named), []).append((call.attrs, m, named))
     found = []
@@ -53,10 +63,12 @@ def choose_sparse(
         weights = emitter.weights_of(named)
         shape = without_rows(linear_shape(attrs, 1, named, emitter))
         kinds = _kinds(shape, weights, emitter.isa, [m for _, m, _ in uses])
+        if sparse in KERNELS:
+            kinds = [kind for kind in kinds if kind.name == sparse]
         if not kinds:
             continue
         best = min(kinds, key=lambda kind: kind.time)
-        taken = best.time <= LIMIT and key not in tables
+        taken = (best.time <= LIMIT or sparse in KERNELS) and key not in tables
         if taken:
             emitter.sparse[key] = best.shape
         name = named["weight"].name
@@ -75,11 +87,15 @@ class _Kind:
 
     @property
     def name(self) -> str:
-        return self.shape.window or "blocks"
+        return rows_in_lanes.NAME if self.shape.in_lists else self.shape.window or "blocks"
 
 
 def _kinds(shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]) -> list[_Kind]:
     """What can run the layer for the numbers of ``rows``, with the time of the slowest of them."""
+    if shape.group_size:
+        return _kinds_in_groups(shape, weights, isa, rows)
+    if shape.format == "f32":
+        return _kinds_of_floats(shape, weights, isa, rows)
     found = []
     density = blocks.density(shape, isa, weights)
     if density <= NOTABLE:
@@ -98,3 +114,31 @@ def _kinds(shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]) 
             left = windows.bytes_left(window)
             found.append(_Kind(sparse, window.kept / window.size, time, left))
     return found
+
+
+def _kinds_in_groups(
+    shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]
+) -> list[_Kind]:
+    if isa.pair_times is None or shape.group_size % PAIR_UNIT or not pairs.fits(shape, weights):
+        return []
+    time = max(pairs.relative_time(isa, m) for m in rows)
+    sparse = dataclasses.replace(shape, sparse=True, window=PAIRS.name, has_zero_points=False)
+    sparse = dataclasses.replace(sparse, float_zero_points=False)
+    return [_Kind(sparse, PAIRS.kept / PAIRS.size, time, pairs.BYTES_LEFT)]
+
+
+def _kinds_of_floats(
+    shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]
+) -> list[_Kind]:
+    """Lists serve many rows; with fewer, the layer stays dense, and has its weights twice."""
+    many = [m for m in rows if m >= rows_in_lanes.MIN_ROWS]
+    if isa.listed_rows is None or not many or shape.k > rows_in_lanes.MAX_K:
+        return []
+    density = float(np.count_nonzero(weights.weight)) / weights.weight.size
+    if density > NOTABLE_FREE:
+        return []
+    time = max(
+        rows_in_lanes.relative_time(dataclasses.replace(shape, m=m), isa, density) for m in many
+    )
+    left = rows_in_lanes.bytes_left(density) + (len(many) < len(rows))
+    return [_Kind(dataclasses.replace(shape, sparse=True), density, time, left)]

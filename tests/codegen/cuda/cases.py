@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -125,6 +126,19 @@ def _attention(step: str, kv_dtype: str, position: int) -> Case:
     )
 
 
+def _decode(name: str, position: int, *, seen: np.ndarray | None = None, **fields: Any) -> Case:
+    """A token with the ``fields`` of a shape, or a mask that shows what is ``seen``, (n, n)."""
+    shape, lists = attention_shape(1, 6, 2, 40, 20, **fields), {}
+    if seen is not None:
+        mask, lists = attention.block_tables(seen[None], 2, shape.capacity, rows=32)
+        shape = replace(shape, blocks=mask)
+    kept = cache(replace(shape, ring=0), position)
+    if shape.ring:  # any values that are numbers
+        kept = {t.name: cache(shape, shape.capacity)[t.name] for t in shape.cache}
+    given = {**projections(shape), **attention_parameters(shape), **kept, **lists}
+    return Case(name, lambda _isa: (attention.build_decode(shape), given), position=position)
+
+
 def _embedding(op: EmbeddingOp) -> Case:
     from tests.schedules.test_embedding import random_tensor
 
@@ -153,6 +167,9 @@ CASES = [
     _blocks("silu_glu", 45),
     _row("copy", "row_u8", 37),
     *(_attention(s, kv, 37) for s in ("append", "attend", "decode") for kv in ("float16", "int8")),
+    _decode("decode_int4_ring", 101, kv_dtype="int4", window=21, ring=48, has_sinks=True),
+    _decode("decode_list", 101, seen=np.tri(120, dtype=bool) & (np.arange(120) % 50 < 7)
+            | np.eye(120, dtype=bool)),
     _embedding(EmbeddingOp(3, 11, 256, "int4", scale_shape=(11, 8), zero_points=True,
                            group_size=32)),
     _embedding(EmbeddingOp(3, 11, 33, "f32")),

@@ -10,6 +10,7 @@ from slmtvm.importer import import_onnx
 from slmtvm.importer.emit.sparsity import sparsity_of
 from slmtvm.importer.recognise.steps import Param, Weights
 from slmtvm.inspect import inspect
+from slmtvm.schedules.linear.packed_rows import pack_rows
 from tests.importer.graph_builder import save
 from tests.importer.graphs import Tiny, build
 from tests.importer.quantized import matmul_nbits
@@ -108,4 +109,15 @@ def test_inspect_says_which_quantized_layers_are_pruned(symmetric, tmp_path):
     assert [la.sparsity for la in layers] == [""] * 7 + ["2:4"]
     text = str(inspect(path))
     assert "int4 group 16 2:4" in text
-    assert "int4, 2:4, 50% zeros: no kernel skips zeros of this format" in text
+    assert "int4, 2:4, 50% zeros: computed as dense: kernels take groups of 32 or more" in text
+
+
+@pytest.mark.parametrize(
+    ("size", "zero", "top", "fits"), [(32, None, 7, 1), (32, 5, 2, 1), (32, 0, 8, 0), (16, 5, 2, 0)]
+)
+def test_int4_weights_of_pairs_are_known_to_fit_once_zero_points_are_off(size, zero, top, fits):
+    values = np.where(pruned(2, 4, 96, 64) > 0, top, 0) + (8 if zero is None else zero)
+    zeros = None if zero is None else Param("z", np.full((96, 64 // size), zero, np.uint8))
+    stored = Param("w", pack_rows(values.astype(np.uint8), 4))
+    found = sparsity_of(Weights("int4", stored, zero_points=zeros, group_size=size), 64)
+    assert found.pattern == "2:4" and found.windows == ("2of4",) * fits

@@ -105,9 +105,10 @@ def match_attention(cover: Cover, node: Node) -> Attention:
         softcap,
         head_bias(cover, scores.mask.bias, num_heads, where),
         scores.mask.bias_by,
-        as_text(roundings.products, before),
-        as_text(roundings.sums),
-        as_text(weight_steps),
+        visible=head_mask(cover, scores.mask.visible, num_heads, where),
+        roundings=as_text(roundings.products, before),
+        sum_roundings=as_text(roundings.sums),
+        weight_roundings=as_text(weight_steps),
     )
 
 
@@ -120,6 +121,27 @@ def head_bias(cover: Cover, bias: Array | None, num_heads: int, where: str) -> P
             f"a bias for {len(bias)} heads on scores of {num_heads}", where=where
         )
     return cover.table("attention.bias", np.broadcast_to(bias, (num_heads, bias.shape[1])))
+
+
+def head_mask(cover: Cover, visible: Array | None, num_heads: int, where: str) -> Param | None:
+    """Which positions are seen, as bits, for all heads or each; see ``ir.ops.attention``."""
+    if visible is None:
+        return None
+    if len(visible) not in (1, num_heads):
+        raise UnsupportedOpError(
+            f"a mask for {len(visible)} heads on scores of {num_heads}", where=where
+        )
+    if (visible == visible[:1]).all():
+        visible = visible[:1]
+    cover.note(_share(visible))
+    return cover.table("attention.visible", np.packbits(visible, axis=-1))
+
+
+def _share(visible: Array) -> str:
+    return (
+        f"attentions see {visible.mean():.0%} of all pairs of positions by a mask of their own: "
+        "blocks that are hidden cost nothing"
+    )
 
 
 def passes_through(cover: Cover, node: Node) -> bool:

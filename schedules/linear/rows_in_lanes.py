@@ -1,0 +1,206 @@
+"""Linear layers with free zeros in float32 weights, for many rows: a vector holds rows.
+
+What ``floating`` computes, to the same bits where activations are finite: each element of y is one
+chain of fused multiply-adds over the k whose weights are not zero, in order. A channel lists these
+weights and where in k they are; the activations come turned, all rows of a k together, so that a
+weight is multiplied by whole vectors of them wherever it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from tvm.script.ir_builder import tirx as T
+
+from slmtvm.schedules.isa import Isa
+from slmtvm.schedules.isa.base import Buffer, Expr, let, load, splat
+from slmtvm.schedules.kernel import Kernel, Tensor, define
+from slmtvm.schedules.linear import floating
+from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
+from slmtvm.schedules.linear.scheme import Weights
+from slmtvm.schedules.linear.shape import LinearShape
+from slmtvm.schedules.linear.tile import Registers, Store, Tile
+
+NAME = "rows"
+"""What this format is called beside the windows' names."""
+
+MIN_ROWS = 16
+"""Fewer fill too few vectors: the dense kernel takes them, with weights of its own."""
+
+MAX_K = 1 << 16
+"""Places are uint16."""
+
+_MOST_ROWS = 32  # of a tile: activations of more leave the caches that are near
+_NEAR_BYTES = 128 * 1024  # of a tile's activations, that a list reads in any order
+_FAR = 1.8  # times as long a step takes where there are more: measured
+
+_TURNED = 64  # of k, that a block turns
+
+operands = floating.operands
+
+
+def lane_rows(m: int, isa: Isa) -> int:
+    """Rows of a tile, whole vectors."""
+    return min(_MOST_ROWS, -(-m // isa.lanes) * isa.lanes)
+
+
+def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
+    """xt (row blocks, k, lane_rows) as ``turning`` makes it."""
+    rows = lane_rows(shape.m, isa)
+    return [Tensor("xt", (-(-shape.m // rows), shape.k, rows), "float32")]
+
+
+def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
+    """starts int32 (n + 1): where in the other two a channel's list begins; places uint16: the k of
+    each weight that is not zero; values float32."""
+    return [
+        Tensor("starts", (shape.n + 1,), "int32"),
+        Tensor("places", (shape.n * shape.k,), "uint16", at_most=True),
+        Tensor("values", (shape.n * shape.k,), "float32", at_most=True),
+    ]
+
+
+def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
+    """weight float32 (n, k)."""
+    used = weights.weight != 0
+    starts = np.concatenate([[0], used.sum(axis=1).cumsum()]).astype(np.int32)
+    if not starts[-1]:  # an array has to hold something; no list has this weight
+        used[0, 0] = True
+    places = used.nonzero()[1].astype(np.uint16)
+    return [starts, places, weights.weight[used].astype(np.float32)]
+
+
+def relative_time(shape: LinearShape, isa: Isa, density: float) -> float:
+    """What the kernel is expected to take, of the dense kernel's time."""
+    assert isa.listed_rows is not None, isa.name
+    near = 4 * lane_rows(shape.m, isa) * shape.k <= _NEAR_BYTES
+    step = isa.listed_rows.step * (1 if near else _FAR)
+    return density * step + isa.listed_rows.ends / shape.k
+
+
+def bytes_left(density: float) -> float:
+    """Bytes of the lists, of those of all weights."""
+    return 1.5 * density
+
+
+def layout(shape: LinearShape) -> str:
+    """See ``linear.layout``."""
+    return f"{NAME}-{shape.format}-f32"
+
+
+def turning(m: int, k: int, isa: Isa) -> Kernel:
+    """x float32 (m, k) -> xt as ``activations`` says; rows beyond m are zeros."""
+    rows, lanes = lane_rows(m, isa), isa.lanes
+    blocks = -(-k // _TURNED)
+
+    def body(block: Expr, x: Buffer, xt: Buffer) -> None:
+        row_block, part = let(T.floordiv(block, blocks)), let(T.floormod(block, blocks))
+
+        def turn(size: int) -> None:
+            first = let(part * _TURNED)
+            for begin in range(0, size // lanes * lanes, lanes):
+                with T.serial(rows // lanes) as group:
+                    _turn_square(x, xt, let(row_block), let(group), let(first + begin))
+            for rest in range(size // lanes * lanes, size):
+                with T.serial(rows) as lane:
+                    row = let(row_block * rows + lane)
+                    to = (row_block * k + first + rest) * rows + lane
+                    with T.If(row < m):
+                        with T.Then():
+                            T.buffer_store(xt, x[row * k + first + rest], [to])
+                        with T.Else():
+                            T.buffer_store(xt, T.float32(0), [to])
+
+        whole, last = divmod(k, _TURNED)
+        if not last:
+            turn(_TURNED)
+        elif not whole:
+            turn(last)
+        else:
+            with T.If(part < whole):
+                with T.Then():
+                    turn(_TURNED)
+                with T.Else():
+                    turn(last)
+
+    def _turn_square(x: Buffer, xt: Buffer, row_block: Expr, group: Expr, at: Expr) -> None:
+        staged = T.alloc_buffer((lanes * lanes,), "float32", scope="local")
+        for i in range(lanes):
+            row = let(row_block * rows + group * lanes + i)
+            place = T.ramp(i * lanes, 1, lanes)
+            if m % rows == 0:
+                T.buffer_store(staged, load(x, row * k + at, lanes), [place])
+                continue
+            with T.If(row < m):
+                with T.Then():
+                    T.buffer_store(staged, load(x, row * k + at, lanes), [place])
+                with T.Else():
+                    T.buffer_store(staged, splat(0.0, "float32", lanes), [place])
+        turned = transposed([let(load(staged, i * lanes, lanes)) for i in range(lanes)], lanes)
+        for i, vector in enumerate(turned):
+            to = (row_block * k + at + i) * rows + group * lanes
+            T.buffer_store(xt, vector, [T.ramp(to, 1, lanes)])
+
+    tensors = [Tensor("x", (m, k), "float32"), Tensor("xt", (-(-m // rows), k, rows), "float32")]
+    name = f"turn_rows_{isa.name}_m{m}_k{k}"
+    return define(name, tensors, body, grid=-(-m // rows) * blocks, outputs=["xt"])
+
+
+def transposed(vectors: list[Expr], lanes: int) -> list[Expr]:
+    """``lanes`` vectors (a power of two) as the rows of a matrix -> its columns: as often as lanes
+    can be halved, the vectors of both halves are dealt into each other."""
+    half, count = lanes // 2, lanes
+    low = [i // 2 + i % 2 * lanes for i in range(lanes)]
+    high = [half + i for i in low]
+    while count > 1:
+        pairs = zip(vectors[:half], vectors[half:], strict=True)
+        vectors = [let(T.Shuffle([a, b], order)) for a, b in pairs for order in (low, high)]
+        count //= 2
+    return vectors
+
+
+def emit(
+    shape: LinearShape, knobs: Knobs, tile: Tile, named: Mapping[str, Buffer], store: Store
+) -> None:
+    isa = tile.isa
+    lanes, rows = isa.lanes, lane_rows(shape.m, isa)
+    vectors = -(-tile.rows // lanes)
+    staged = T.alloc_buffer((lanes * vectors * lanes,), "float32", scope="local")
+    start = let(tile.first_row * shape.k)  # of the row block in xt
+    with T.serial(tile.channels) as channel:
+        at = let(tile.channel(0) + channel)
+        sums = Registers("float32", lanes, vectors)
+        with T.serial(named["starts"][at], named["starts"][at + 1]) as index:
+            k = let(T.Cast("int32", named["places"][index]))
+            weight = let(T.Broadcast(named["values"][index], lanes))
+            row = let(start + k * rows)
+            for v in range(vectors):
+                sums[v] = T.fma(load(named["xt"], row + v * lanes, lanes), weight, sums[v])
+        for v in range(vectors):
+            to = (v * lanes + channel) * lanes
+            T.buffer_store(staged, sums[v], [T.ramp(to, 1, lanes)])
+    for channel in range(tile.channels, lanes):
+        for v in range(vectors):
+            zero = splat(0.0, "float32", lanes)
+            T.buffer_store(staged, zero, [T.ramp((v * lanes + channel) * lanes, 1, lanes)])
+
+    def write(first: Expr, count: int) -> None:
+        square = [let(load(staged, (first + i) * lanes, lanes)) for i in range(lanes)]
+        for i, vector in enumerate(transposed(square, lanes)[:count]):
+            store.add_and_write(tile, first + i, 0, vector)
+
+    whole, last = divmod(tile.rows, lanes)
+    if whole:
+        with T.serial(whole) as group:
+            write(let(group * lanes), lanes)
+    if last:
+        write(T.int32(whole * lanes), last)
+
+
+def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
+    return {"mr": (lane_rows(shape.m, isa),), "nv": (1,)}
+
+
+def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
+    return {"mr": lane_rows(shape.m, isa), "nv": 1}

@@ -1,0 +1,114 @@
+"""Kernels of int4 weights with two of every four of k compute the bits of the dense ones."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from slmtvm.schedules import isa as isas
+from slmtvm.schedules.isa import Isa
+from slmtvm.schedules.isa.base import PAIRS
+from slmtvm.schedules.linear import LinearShape, Weights, pairs
+from slmtvm.schedules.linear.packed_rows import pack_rows, unpack_rows
+from slmtvm.target import Target
+from tests.machines import EVERY_TARGET
+from tests.schedules.linear_cases import Case, random_case
+from tests.schedules.test_windows import kept_of, name
+
+SHAPES = [
+    LinearShape(1, 33, 70, "int4", "block", 32, has_bias=True, scale_dtype="float16"),
+    LinearShape(11, 20, 100, "int4", "block", 32, has_bias=True, has_residual=True),
+    LinearShape(3, 40, 300, "int4", "block", 128),
+]
+
+
+def pruned_case(shape: LinearShape, isa: Isa, *, zero_points: bool = False) -> Case:
+    """Extreme weights and activations, with two weights of every four."""
+    case = random_case(shape, isa, extreme=True)
+    plain = unpack_rows(case.weights["weight"], shape.k, 4).astype(np.int16) - 8
+    plain = kept_of(plain.astype(np.int8), PAIRS.kept, PAIRS.size).astype(np.int16)
+    weights = {"scales": case.weights["scales"]}
+    zeros = np.full((shape.n, shape.groups), 8)
+    if zero_points:
+        zeros = np.random.default_rng(5).integers(6, 11, zeros.shape)
+        plain = np.clip(plain, -6, 5)
+        weights["zero_points"] = zeros.astype(np.uint8)
+    spread = np.repeat(zeros, shape.group_size, axis=1)[:, : shape.k]
+    weights["weight"] = pack_rows((plain + spread).astype(np.uint8), 4)
+    given = dataclasses.replace(shape, has_zero_points=zero_points)
+    return dataclasses.replace(case, shape=given, weights=weights)
+
+
+def in_pairs(case: Case) -> Case:
+    shape = dataclasses.replace(case.shape, sparse=True, window=PAIRS.name, has_zero_points=False)
+    return dataclasses.replace(case, shape=shape)
+
+
+def assert_same(given: np.ndarray, expected: np.ndarray, message: str = "") -> None:
+    np.testing.assert_array_equal(given.view(np.uint32), expected.view(np.uint32), message)
+
+
+@pytest.mark.parametrize("target_name", EVERY_TARGET)
+def test_a_kernel_of_pairs_computes_the_bits_of_the_dense_one(target_name: str) -> None:
+    target = Target.load(target_name)
+    isa = isas.get(target.isa)
+    if isa.pair_times is None:
+        with pytest.raises(NotImplementedError):
+            isa.pair_picking()
+        return
+    for shape in SHAPES:
+        case = pruned_case(shape, isa)
+        assert_same(in_pairs(case).run(target, isa, cuts=(1,)), case.run(target, isa), name(shape))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target_name", ["x86-64-v3", "cortex-a78", "cortex-a72"])
+def test_any_tile_gives_the_same_bits(target_name: str) -> None:
+    target = Target.load(target_name)
+    isa = isas.get(target.isa)
+    case = pruned_case(dataclasses.replace(SHAPES[1], n=70), isa)
+    expected = case.run(target, isa)
+    for mr, panels, gu, pf in ((3, 1, 2, 0), (8, 2, 1, 1), (2, 4, 4, 2)):
+        knobs = {"mr": mr, "nv": panels * isa.for_blocks.vectors, "gu": gu, "pf": pf}
+        assert_same(in_pairs(case).run(target, isa, knobs, cuts=(1, 2)), expected)
+
+
+def test_zero_points_are_taken_off() -> None:
+    target = Target.load("x86-64-v3")
+    isa = isas.get(target.isa)
+    case = pruned_case(SHAPES[1], isa, zero_points=True)
+    assert pairs.fits(case.shape, Weights(**case.weights))
+    assert_same(in_pairs(case).run(target, isa), case.run(target, isa))
+
+
+def test_one_weight_too_many_breaks_a_pair() -> None:
+    shape = LinearShape(1, 40, 70, "int4", "block", 32)
+    plain = kept_of(np.ones((40, 70), np.int8), 2, 4)
+
+    def fits(values: np.ndarray, zero: float = 8, dtype: type = np.uint8) -> bool:
+        zeros = np.full((40, 3), zero, dtype)
+        return pairs.fits(shape, Weights(pack_rows(values.astype(np.uint8), 4), None, zeros))
+
+    assert fits(plain + 8)
+    assert fits(plain, 0), "values of 0 and 1"
+    assert not fits(plain * 15, 0), "15 is not int4 with a sign"
+    assert not fits(plain + 8, 8, np.float32), "a float is not taken off"
+    plain[17, 64:67] = 1
+    assert not fits(plain + 8)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": "int8"},
+        {"window": "4of8"},
+        {"window": ""},
+        {"has_zero_points": True},
+        {"group_size": 16},
+    ],
+)
+def test_other_formats_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(isas.TargetError):
+        dataclasses.replace(SHAPES[0], **{"sparse": True, "window": PAIRS.name, **changes})

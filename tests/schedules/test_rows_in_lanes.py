@@ -1,0 +1,59 @@
+"""Kernels whose vectors hold rows, on lists of weights, compute the bits of the dense ones."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from slmtvm.schedules import isa as isas
+from slmtvm.schedules.linear import LinearShape, Weights, pack, rows_in_lanes
+from slmtvm.target import Target
+from tests.machines import EVERY_TARGET
+from tests.schedules.harness import run
+from tests.schedules.linear_cases import Case, random_case
+
+SHAPES = [
+    LinearShape(70, 19, 77, "f32", has_bias=True, has_residual=True),
+    LinearShape(33, 8, 64, "f32"),
+]
+
+
+def with_zeros(case: Case, share: float) -> Case:
+    weight = case.weights["weight"].copy()
+    weight[np.random.default_rng(1).random(weight.shape) < share] = 0
+    weight[3] = 0  # a channel without any
+    return dataclasses.replace(case, weights={"weight": weight})
+
+
+@pytest.mark.parametrize("target_name", EVERY_TARGET)
+def test_rows_in_lanes_compute_the_bits_of_channels_in_lanes(target_name: str) -> None:
+    target = Target.load(target_name)
+    isa = isas.get(target.isa)
+    if isa.listed_rows is None:
+        pytest.skip(f"{target_name} has no such kernel")
+    for shape, share in zip(SHAPES, (0.8, 0.3), strict=True):
+        case = with_zeros(random_case(shape, isa), share)
+        x = case.activations["x"]
+        turned = run(rows_in_lanes.turning(shape.m, shape.k, isa), {"x": x}, target, cuts=(1,))
+        xt = turned["xt"]
+        rows = xt.transpose(0, 2, 1).reshape(-1, shape.k)
+        np.testing.assert_array_equal(rows[: shape.m], x)
+        assert not rows[shape.m :].any()
+        sparse = dataclasses.replace(
+            case, shape=dataclasses.replace(shape, sparse=True), activations={"xt": xt}
+        )
+        given, expected = sparse.run(target, isa, cuts=(2,)), case.run(target, isa)
+        np.testing.assert_array_equal(given.view(np.uint32), expected.view(np.uint32))
+
+
+def test_a_weight_of_zeros_alone_lists_one_that_no_channel_has() -> None:
+    shape = LinearShape(64, 8, 16, "f32", sparse=True)
+    packed = pack(shape, isas.get("avx2"), Weights(np.zeros((8, 16), np.float32)))
+    assert not packed["starts"].any() and packed["places"].shape == (1,)
+
+
+def test_other_floats_are_refused() -> None:
+    with pytest.raises(isas.TargetError, match="of float32"):
+        LinearShape(64, 8, 16, "f16", sparse=True)
