@@ -65,6 +65,11 @@ class Node:
         return max(part.kernel.team_bytes for part in self.parts)
 
     @property
+    def scratch_bytes(self) -> int:
+        """Each team's own, in the plan's scratch."""
+        return max(part.kernel.scratch_bytes for part in self.parts)
+
+    @property
     def parameters(self) -> tuple[Parameter, ...]:
         """What each of ``refs`` is."""
         found: dict[int, Parameter] = {}

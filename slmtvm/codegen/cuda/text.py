@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 
 from slmtvm.codegen.cuda.nodes import MAX_THREADS, Node, Part
-from slmtvm.codegen.cuda.translate import CudaKernel, Parameter, translate
+from slmtvm.codegen.cuda.translate import CudaKernel, translate
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.plan.model import KernelCode, Plan, Space
 
@@ -73,7 +73,7 @@ def _run_text(node: Node) -> str:
             lines += [
                 f"  for (int i = own.index; i < {part.grid}; i += own.count)",
                 f"    {part.kernel.name}(own, run * {part.grid} + i, "
-                f"{_given(part, parameters)}position, valid);",
+                f"{_given(node, part)}position, valid);",
                 "  __syncthreads();",
             ]
         lines.append("}")
@@ -85,7 +85,7 @@ def _run_text(node: Node) -> str:
             lines.append("__syncthreads();" if part is not node.parts[0] else "")
         lines += [
             f"for (int block = {team}.index; block < {grid}; block += {team}.count)",
-            f"  {part.kernel.name}({team}, block, {_given(part, parameters)}position, valid);",
+            f"  {part.kernel.name}({team}, block, {_given(node, part)}position, valid);",
         ]
     return "\n".join(
         [
@@ -99,8 +99,8 @@ def _run_text(node: Node) -> str:
     )
 
 
-def _given(part: Part, parameters: Sequence[Parameter]) -> str:
-    given = []
+def _given(node: Node, part: Part) -> str:
+    given, parameters = [], node.parameters
     for argument, own in zip(part.arguments, part.kernel.parameters, strict=True):
         if argument < 0:
             given.append(f"({own.kind} *)(slm_shared + {-1 - argument})")
@@ -109,8 +109,10 @@ def _given(part: Part, parameters: Sequence[Parameter]) -> str:
         if parameters[argument].kind != own.kind:
             name = f"({'' if own.writes else 'const '}{own.kind} *){name}"
         given.append(name)
-    if part.kernel.scratch_elements:
-        given[-1] += f" + (size_t)t.index * {part.kernel.scratch_elements}"
+    if part.kernel.scratch_bytes:
+        # All steps' alike: a team may be in another one, in scratch that is its own still.
+        size = f"sizeof({part.kernel.parameters[-1].kind})"
+        given[-1] += f" + (size_t)t.index * ({node.scratch_bytes} / {size})"
     return "".join(f"{text}, " for text in given)
 
 

@@ -55,8 +55,8 @@ class CudaKernel:
 
     It takes the team, the block, the ``parameters``, and the ambient scalars position and valid.
     The grid is ``grid`` whatever the plan says where that is not None. ``team_bytes`` of dynamic
-    shared memory are each team's. The last parameter is scratch where ``scratch_elements`` is not
-    0: so many are each team's.
+    shared memory are each team's. The last parameter is scratch where ``scratch_bytes`` is not
+    0: each team needs so many.
     """
 
     name: str
@@ -64,7 +64,7 @@ class CudaKernel:
     parameters: tuple[Parameter, ...]
     team_bytes: int
     grid: int | None = None
-    scratch_elements: int = 0
+    scratch_bytes: int = 0
 
 
 @dataclass
@@ -108,15 +108,14 @@ def translate(
             "",
         ]
     )
-    elements = scratch_elements(buffers[-1]) if scratch else 0
-    return CudaKernel(name, text, parameters, writer.shared_bytes, rounds, elements)
+    own = scratch_bytes(buffers[-1]) if scratch else 0
+    return CudaKernel(name, text, parameters, writer.shared_bytes, rounds, own)
 
 
-def scratch_elements(buffer: Any) -> int:
-    """Elements of one team's piece of scratch, aligned as the plan aligns it."""
-    size = size_of(str(buffer.ty.dtype))
-    elements = int(buffer.ty.shape[0])
-    return -(-elements * size // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT // size
+def scratch_bytes(buffer: Any) -> int:
+    """One team's piece of scratch, aligned as the plan aligns it."""
+    size = size_of(str(buffer.ty.dtype)) * int(buffer.ty.shape[0])
+    return -(-size // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
 
 
 SCRATCH_ALIGNMENT = 64  # bytes
