@@ -110,7 +110,9 @@ class Target:
                 + did_you_mean(name, known),
                 where=name,
             )
-        return _parse((_folder() / f"{name}.toml").read_text(), f"targets/{name}.toml")
+        return _parse(
+            (_folder() / f"{name}.toml").read_text(encoding="utf-8"), f"targets/{name}.toml"
+        )
 
 
 def host_target(machine: str | None = None, cpuinfo: str | None = None) -> Target:

@@ -89,7 +89,7 @@ def watch_for(seconds: float) -> Busy:
 def _now() -> Stamp:
     own = os.times()
     try:
-        stat = Path("/proc/stat").read_text()
+        stat = Path("/proc/stat").read_text(encoding="utf-8")
     except OSError:
         stat = ""
     used = own.user + own.system + own.children_user + own.children_system

@@ -149,7 +149,7 @@ def _best(action: Callable[[], object]) -> float:
 
 def _resident() -> int:
     """Bytes of this process that are in memory."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) * 1024
     raise OSError("/proc/self/status has no VmRSS")

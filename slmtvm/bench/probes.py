@@ -184,7 +184,7 @@ def build_probes(target: Target, kernels: Sequence[Kernel]) -> list[Probe]:
         code, driver = Path(folder) / "probes.o", Path(folder) / "driver.c"
         library = Path(folder) / "probes.so"
         write_object({n: k.func for n, k in zip(names, kernels, strict=True)}, target, code)
-        driver.write_text(source)
+        driver.write_text(source, encoding="utf-8")
         zig_cc(target.link, ["-O2", "-shared", "-o", str(library), str(driver), str(code)])
         loaded = ctypes.CDLL(str(library))
     return [Probe(name, _caller(loaded, name)) for name in names]

@@ -80,12 +80,12 @@ def _build(
     folder: Path,
     say: Progress,
 ) -> None:
-    (folder / "plan.c").write_text(write_tables(plan, target, weights))
-    (folder / "exports.map").write_text(_EXPORTS)
+    (folder / "plan.c").write_text(write_tables(plan, target, weights), encoding="utf-8")
+    (folder / "exports.map").write_text(_EXPORTS, encoding="utf-8")
     say(f"{target.name}: compiling {len(plan.kernels)} kernels")
     runtime = runtime_object(target.link, sources, folder, progress=say)
     if target.cuda is not None:
-        (folder / "kernels.c").write_text(write_cuda(plan, target.cuda, folder))
+        (folder / "kernels.c").write_text(write_cuda(plan, target.cuda, folder), encoding="utf-8")
         executor = runtime_object(
             target.link, sources / "cuda", folder, headers=[sources], progress=say
         )

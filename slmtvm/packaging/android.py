@@ -88,11 +88,11 @@ def _link(contents: Contents, path: Path) -> None:
     stubs = []
     for name, symbols in BIONIC.items():
         lines = [f".globl {s}\n.type {s},%function\n{s}: .word 0\n" for s in symbols]
-        (work / f"{name}.s").write_text("".join(lines))
+        (work / f"{name}.s").write_text("".join(lines), encoding="utf-8")
         stub = ["-nostdlib", "-shared", f"-Wl,-soname,{name}", "-o", name, f"{name}.s"]
         zig_cc(triple, stub, folder=work)
         stubs.append(f"./{name}")
-    (work / "exports.map").write_text(_EXPORTS)
+    (work / "exports.map").write_text(_EXPORTS, encoding="utf-8")
     with resources.as_file(resources.files("slmtvm.codegen") / "runtime") as runtime:
         built = runtime_object(
             f"{arch}-linux-musl", runtime, work, headers=[runtime / "android"], flags=_COMPILE_FLAGS
@@ -119,7 +119,7 @@ def _copy(source: Path, place: Path) -> None:
 def _copy_sample(folder: Traversable, place: Path, names: dict[str, str]) -> None:
     place.mkdir()
     for file in sorted(folder.iterdir(), key=lambda f: f.name):
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         for name, value in names.items():
             text = text.replace(name, value)
-        (place / file.name).write_text(text)
+        (place / file.name).write_text(text, encoding="utf-8")

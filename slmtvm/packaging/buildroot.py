@@ -26,12 +26,14 @@ def write_buildroot(several: Sequence[Contents], output: Path, options: Options)
         f"\tdepends on {_ARCHITECTURES[contents.entry.arch]}\n"
         "\thelp\n"
         f"\t  Compiled language model {contents.name} for\n"
-        f"\t  {contents.target}.\n"
+        f"\t  {contents.target}.\n",
+        encoding="utf-8",
     )
     (output / f"{name}.hash").write_text(
         "# Locally calculated\n"
         f"sha256  {packed.sha256}  {packed.file}\n"
-        f"sha256  {packed.license_sha256}  share/licenses.txt\n"
+        f"sha256  {packed.license_sha256}  share/licenses.txt\n",
+        encoding="utf-8",
     )
     rule = "#" * 80
     (output / f"{name}.mk").write_text(
@@ -47,5 +49,6 @@ def write_buildroot(several: Sequence[Contents], output: Path, options: Options)
         f"\tcp -R $(@D)/bin $(@D)/bundle $(@D)/include $(@D)/share \\\n"
         f"\t\t$(TARGET_DIR)/usr/lib/slm/{contents.name}/\n"
         "endef\n\n"
-        "$(eval $(generic-package))\n"
+        "$(eval $(generic-package))\n",
+        encoding="utf-8",
     )

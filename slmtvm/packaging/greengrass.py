@@ -60,7 +60,7 @@ def write_greengrass(several: Sequence[Contents], output: Path, options: Options
     }
     (output / "recipes").mkdir()
     text = json.dumps(recipe, indent=2) + "\n"
-    (output / "recipes" / f"{component}-{version}.json").write_text(text)
+    (output / "recipes" / f"{component}-{version}.json").write_text(text, encoding="utf-8")
 
 
 def _manifest(contents: Contents, artifacts: Path, options: Options) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def _into_ext(image: Path, files: list[File], links: dict[str, str], where: str)
     lines += [f"symlink /{path} {target}" for path, target in links.items()]
     _check_room(image, sum(f.bytes for f in files), len(lines), where)
     script = image.with_name("debugfs.script")
-    script.write_text("\n".join(lines) + "\n")
+    script.write_text("\n".join(lines) + "\n", encoding="utf-8")
     run("debugfs", "e2fsprogs", "-w", "-f", script, image)
     script.unlink()
     missing = [p for p in sorted(places) if not _exists(image, p)]

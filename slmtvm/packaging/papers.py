@@ -32,8 +32,8 @@ def write_papers(
 ) -> tuple[File, ...]:
     """sbom.cdx.json and licenses.txt in ``folder``, to lie under share/."""
     sbom, licenses = folder / "sbom.cdx.json", folder / "licenses.txt"
-    sbom.write_text(_sbom(bundle, target, name, version, license, files))
-    licenses.write_text(_licenses(name, license))
+    sbom.write_text(_sbom(bundle, target, name, version, license, files), encoding="utf-8")
+    licenses.write_text(_licenses(name, license), encoding="utf-8")
     return (File(f"share/{licenses.name}", licenses), File(f"share/{sbom.name}", sbom))
 
 

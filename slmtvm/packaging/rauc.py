@@ -35,6 +35,7 @@ def write_rauc(several: Sequence[Contents], output: Path, options: Options) -> N
         "[bundle]\n"
         "format=verity\n\n"
         f"[image.{SLOT}]\n"
-        "filename=model.squashfs\n"
+        "filename=model.squashfs\n",
+        encoding="utf-8",
     )
     run("rauc", "rauc", "--cert", certificate, "--key", key, "bundle", folder, output)

@@ -48,4 +48,4 @@ def write_sysext(several: Sequence[Contents], output: Path, options: Options) ->
         f"--data-block-size={_BLOCK}", f"--hash-block-size={_BLOCK}",
     )  # fmt: skip
     root = next(line.split()[-1] for line in said.splitlines() if line.startswith("Root hash:"))
-    (output / f"{name}.roothash").write_text(root + "\n")
+    (output / f"{name}.roothash").write_text(root + "\n", encoding="utf-8")

@@ -43,5 +43,5 @@ def write_yocto(several: Sequence[Contents], output: Path, options: Options) -> 
         '# They are linked and stripped, and must stay the bytes that were signed.\n'
         'INHIBIT_PACKAGE_DEBUG_SPLIT = "1"\n'
         'INHIBIT_PACKAGE_STRIP = "1"\n'
-        'INHIBIT_SYSROOT_STRIP = "1"\n'
+        'INHIBIT_SYSROOT_STRIP = "1"\n', encoding="utf-8"
     )  # fmt: skip

@@ -51,7 +51,7 @@ def build_program(
         tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as name,
     ):
         folder = Path(name)
-        (folder / "table.c").write_text(_table(kernels, target))
+        (folder / "table.c").write_text(_table(kernels, target), encoding="utf-8")
         objects = []
         if kernels:
             functions = {f"slmk_{name}": kernel.func for name, kernel in kernels.items()}

@@ -59,7 +59,9 @@ def build_program(
         write_object(
             {s: k.func for s, k in zip(symbols, kernels, strict=True)}, target, folder / "kernels.o"
         )
-        (folder / "table.c").write_text(_table(kernels, symbols, situation, fills))
+        (folder / "table.c").write_text(
+            _table(kernels, symbols, situation, fills), encoding="utf-8"
+        )
         zig_cc(
             triple,
             [*_LINK_FLAGS, f"-I{measure}", "-o", "measure", "table.c", *map(str, fixed),

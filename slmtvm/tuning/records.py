@@ -206,7 +206,7 @@ def merge_records(paths: Iterable[str | Path], output: str | Path) -> int:
     output = Path(output)
     made = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        made.write_text("".join(line + "\n" for line in lines))
+        made.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         made.replace(output)
     except OSError as error:
         made.unlink(missing_ok=True)

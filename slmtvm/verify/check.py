@@ -252,7 +252,7 @@ def _short(value: float) -> str:
 def _available_memory() -> int | None:
     """Bytes that the system can give without swapping; None where it does not say."""
     try:
-        text = Path("/proc/meminfo").read_text()
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
     except OSError:
         return None
     for line in text.splitlines():

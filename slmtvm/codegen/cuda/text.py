@@ -10,7 +10,7 @@ from slmtvm.codegen.cuda.translate import CudaKernel, translate
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.plan.model import KernelCode, Plan, Space
 
-DEVICE_TEXT = (resources.files("slmtvm.codegen.cuda") / "slm_device.h").read_text()
+DEVICE_TEXT = (resources.files("slmtvm.codegen.cuda") / "slm_device.h").read_text(encoding="utf-8")
 """What the text of every kernel needs before it."""
 
 PERSISTENT = "slm_persistent"
