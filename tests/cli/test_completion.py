@@ -13,7 +13,7 @@ from slmtvm.target import known_targets
 
 CASES = [
     (("slmtvm", "comp"), {"compile", "compile-matrix", "completion"}),
-    (("slmtvm", "compile", "--kv", ""), {"f16", "f32", "int8"}),
+    (("slmtvm", "compile", "--kv", ""), {"f16", "f32", "int8", "int4"}),
     (
         ("slmtvm", "compile", "x.onnx", "--target", ""),
         {"host", *known_targets(), *known_targets(cuda=True)},
