@@ -154,7 +154,8 @@ def _summary(bundle: Bundle) -> str:
         *_output_lines(model),
         f"  {'weights':24} {_size(weights.bytes)}",
     ]
-    if state := max(t.memory["state"] for t in bundle.manifest.targets.values()):
+    targets = bundle.manifest.targets.values()
+    if state := max((t.memory["state"] for t in targets), default=0):
         window = ", of windows where layers have one" if model["kv_window"] else ""
         lines.append(f"  {'KV cache':24} {_size(state)} a session{window}")
     if model.get("kv_beyond_f16") and model["kv"] == "f16":

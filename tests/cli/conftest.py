@@ -18,7 +18,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == f"{path}: llama decoder, context 1024 tokens"
-    assert [line.split()[0] for line in lines[1:]] == ["weights", _host_library(path), "checked:"]
+    assert [line.split()[0] for line in lines[1:]] == [
+        "weights", "KV", _host_library(path), "checked:"
+    ]  # fmt: skip
     assert re.fullmatch(r"  checked: KL \de-\d over 64 tokens", lines[-1])
     return path
 
