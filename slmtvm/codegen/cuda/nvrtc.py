@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import util
 from pathlib import Path
@@ -46,12 +48,27 @@ def compile_cubin(text: str, arch: str, release: int = 12) -> bytes:
     try:
         options = [o.encode() for o in (f"--gpu-architecture={arch}", *_OPTIONS)]
         given = (ctypes.c_char_p * len(options))(*options)
-        if nvrtc.nvrtcCompileProgram(program, len(options), given):
+        with _own_locale():
+            failed = nvrtc.nvrtcCompileProgram(program, len(options), given)
+        if failed:
             log = _get(nvrtc, program, "ProgramLog").rstrip(b"\0").decode()
             raise SlmError(f"NVRTC does not compile the kernels:\n{log}", where=arch)
         return _get(nvrtc, program, "CUBIN")
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+@contextmanager
+def _own_locale() -> Iterator[None]:
+    """NVRTC 11 leaves the calling thread in the C locale, whose texts are ASCII."""
+    libc = ctypes.CDLL(None)
+    libc.uselocale.restype = ctypes.c_void_p
+    libc.uselocale.argtypes = [ctypes.c_void_p]
+    before = libc.uselocale(None)
+    try:
+        yield
+    finally:
+        libc.uselocale(before)
 
 
 def _get(nvrtc: Any, program: ctypes.c_void_p, what: str) -> bytes:
