@@ -16,7 +16,7 @@ from tests.packaging.conftest import Keys, Release
 from tests.packaging.devices import DEVICES, HOST, emulator
 from tests.runtime.toy import toy_weights
 
-MAX_PROGRAM_BYTES = 150 << 10
+MAX_PROGRAM_BYTES = 160 << 10
 
 
 @pytest.fixture(scope="session")
