@@ -17,6 +17,6 @@ def test_an_unknown_kind_of_activations_is_refused_with_the_known_ones(tmp_path:
 
 
 def test_an_unknown_kind_of_kv_cache_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(SlmError, match="kv: must be one of f16, f32, int8, not 'f8'"):
+    with pytest.raises(SlmError, match="kv: must be one of f16, f32, int8, int4, not 'f8'"):
         compile_model(tmp_path / "none.onnx", output=tmp_path / "x.slm", kv="f8")
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ import pytest
 from slmtvm.bundle import Bundle
 from slmtvm.target import Target
 from tests.emulation.session import open_sessions
-from tests.end_to_end.bundles import CACHES, CONTEXT, CPU_TARGETS, bundle_for, bundle_of_all_targets
+from tests.end_to_end.bundles import CACHES, CONTEXT, RUNNABLE, bundle_for, bundle_of_all_targets
 from tests.models import heldout_ids
 
 MAX_LIBRARY_BYTES = 400_000
@@ -20,7 +20,7 @@ MAX_MEMORY_MORE = 3_000_000
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", CACHES)
-@pytest.mark.parametrize("target", CPU_TARGETS)
+@pytest.mark.parametrize("target", RUNNABLE)
 def test_a_library_without_weights_is_small(
     form: str, target: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
