@@ -79,7 +79,7 @@ def serving(
         yield server
         if process.poll() is None:
             code, errors = server.stop()
-            assert (code, errors) == (0, "")
+            assert (code, errors) == (0, ""), (code, errors)
     finally:
         if process.poll() is None:
             process.kill()
