@@ -98,12 +98,12 @@ def stream(connection: http.client.HTTPConnection) -> Iterator[str]:
 
 
 def hang_up(server: Server, said: str = "") -> None:
-    """SIGHUP; returns when the server has written ``said``, of its output or errors."""
+    """SIGHUP; returns when the server has written a line with ``said``, of its output or errors."""
     server.process.send_signal(signal.SIGHUP)
     files = (server.process.stdout, server.process.stderr)
     assert files[0] and files[1]
     end, heard = time.monotonic() + SECONDS, ""
-    while said not in heard:
+    while said not in heard or not heard.endswith("\n"):
         ready, _, _ = select.select(files, [], [], end - time.monotonic())
         assert ready, heard
         heard += os.read(ready[0].fileno(), 65536).decode()
