@@ -85,14 +85,30 @@ def emit(
     shape: LinearShape, knobs: Knobs, tile: Tile, named: Mapping[str, Buffer], store: Store
 ) -> None:
     dot = dot_of(shape, tile.isa, knobs)
+
+    def add(group: Expr, sums: Registers) -> None:
+        _add_group(shape, tile, dot, knobs, named, group, sums)
+
+    sum_groups(shape, knobs, tile, store, add)
+
+
+def sum_groups(
+    shape: LinearShape,
+    knobs: Knobs,
+    tile: Tile,
+    store: Store,
+    add: Callable[[Expr, Registers], None],
+) -> None:
+    """The tile's sums: those that ``add`` adds of each group, ``knobs["gu"]`` in a round of the
+    loop, and what is added to them."""
     sums = Registers("float32", tile.isa.lanes, tile.rows * tile.vectors)
     together = min(knobs["gu"], shape.groups)
     whole = shape.groups // together * together
     with T.serial(shape.groups // together) as part:
         for i in range(together):
-            _add_group(shape, tile, dot, knobs, named, part * together + i, sums)
+            add(part * together + i, sums)
     for group in range(whole, shape.groups):
-        _add_group(shape, tile, dot, knobs, named, group, sums)
+        add(group, sums)
     for row, v in tile.cells():
         store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
 

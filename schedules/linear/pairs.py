@@ -158,16 +158,10 @@ def layout(shape: LinearShape, isa: Isa) -> str:
 def emit(
     shape: LinearShape, knobs: Knobs, tile: Tile, named: Mapping[str, Buffer], store: Store
 ) -> None:
-    sums = Registers("float32", tile.isa.lanes, tile.rows * tile.vectors)
-    together = min(knobs["gu"], shape.groups)
-    whole = shape.groups // together * together
-    with T.serial(shape.groups // together) as part:
-        for i in range(together):
-            _add_group(shape, tile, knobs, named, part * together + i, sums)
-    for group in range(whole, shape.groups):
+    def add(group: Expr, sums: Registers) -> None:
         _add_group(shape, tile, knobs, named, group, sums)
-    for row, v in tile.cells():
-        store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
+
+    grouped.sum_groups(shape, knobs, tile, store, add)
 
 
 def _add_group(

@@ -48,7 +48,7 @@ def test_a_pair_counts_as_two_loads_and_all_vector_arithmetic_shares_its_pipes()
 
 def test_a_kernel_of_a_model_has_a_loop_that_can_be_timed() -> None:
     if shutil.which(llvm_mca()) is None:
-        pytest.skip("no llvm-mca here")
+        pytest.skip("no llvm-mca here; on Debian and Ubuntu: apt install llvm")
     target = Target.load("cortex-a78")
     shape = LinearShape(m=1, n=64, k=256, format="int4", activation="block", group_size=32)
     kernel = linear.build(shape, isa.get(target.isa))

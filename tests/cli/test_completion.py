@@ -31,7 +31,7 @@ def script_of(shell: str) -> str:
 
 def run(shell: str, *arguments: str) -> str:
     if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
+        pytest.skip(f"no {shell} here; on Debian and Ubuntu: apt install {shell}")
     return subprocess.run(
         [shell, *arguments], check=True, capture_output=True, text=True, timeout=60
     ).stdout

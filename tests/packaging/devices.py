@@ -15,8 +15,7 @@ import pytest
 
 from slmtvm.bundle.signature import Signer
 from slmtvm.target import Target
-from tests.emulation.session import CPUS
-from tests.machines import is_native, lacking
+from tests.emulation.session import static_emulator
 
 TARGETS = ("cortex-a78", "riscv64-rvv")
 HOST = Target.load("host").name
@@ -25,15 +24,7 @@ DEVICES = (HOST, *TARGETS)
 
 def emulator(name: str) -> list[str]:
     """What a static program of target ``name`` is started with here; skips where nothing can."""
-    target = Target.load(name)
-    if reason := lacking(target):
-        pytest.skip(reason)
-    if is_native(target):
-        return []
-    qemu = f"qemu-{target.arch}-static"
-    if shutil.which(qemu) is None:
-        pytest.skip(f"no {qemu} here; on Debian and Ubuntu: apt install qemu-user-static")
-    return [qemu, "-cpu", CPUS[target.arch][0]]
+    return static_emulator(Target.load(name))
 
 
 def tool(name: str, package: str) -> str:

@@ -97,7 +97,7 @@ def stream(connection: http.client.HTTPConnection) -> Iterator[str]:
     raise AssertionError(f"the stream was cut: {lines}")
 
 
-def hang_up(server: Server, said: str = "") -> None:
+def hang_up(server: Server, said: str) -> None:
     """SIGHUP; returns when the server has written a line with ``said``, of its output or errors."""
     server.process.send_signal(signal.SIGHUP)
     files = (server.process.stdout, server.process.stderr)
