@@ -246,6 +246,9 @@ class Isa(ABC):
     divides_heads: ClassVar[bool] = False
     """Whether attention of one token is divided into more blocks than there are kv heads."""
 
+    skips_padding: ClassVar[bool] = True
+    """Whether tiles of padding alone can be left out: not where blocks compute together."""
+
     least_blocks: ClassVar[int] = 8
     """A matrix-vector product is cut in so many blocks where it can be, for threads to share."""
 

@@ -105,6 +105,7 @@ class _FieldsS8(_S8S8):
 class Cuda(Isa):
     prefetch = False
     rows_by_block = True
+    skips_padding = False
     divides_heads = True
     least_blocks = 4096  # teams that a GPU of any size can run at once
 

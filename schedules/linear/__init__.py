@@ -62,7 +62,7 @@ def build(
         kernel = define_unpacked(shape, isa, settings, dot, inputs, emit)
     else:
         kernel = frame(shape, isa, settings, inputs, emit)
-    return replace(kernel, tunable=Tunable("linear", shape, settings))
+    return replace(kernel, tunable=Tunable("linear", replace(shape, padded=False), settings))
 
 
 def packed_weights(shape: LinearShape, isa: Isa) -> list[Tensor]:

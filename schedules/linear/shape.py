@@ -61,6 +61,7 @@ class LinearShape:
     ``sparse``: of the weights only blocks that hold any but zeros are stored, see ``blocks``; or,
     where ``window`` names one of ``isa.base.WINDOWS``, only so many of each, see ``windows``. In
     groups these are PAIRS of int4 weights, see ``pairs``. float32 ones, see ``rows_in_lanes``.
+    ``padded``: rows from the step's ``valid`` on are padding; tiles of nothing else become 0.
     Raises TargetError where no kernel supports the combination.
     """
 
@@ -78,6 +79,7 @@ class LinearShape:
     group_channels: int = 0
     sparse: bool = False
     window: str = ""
+    padded: bool = False
 
     def __post_init__(self) -> None:
         if (self.format, self.activation) not in SUPPORTED:
@@ -179,7 +181,7 @@ class LinearShape:
         parts += ["zpf" if self.float_zero_points else "zp"] * self.has_zero_points + [
             "bias"
         ] * self.has_bias
-        parts += ["res"] * self.has_residual
+        parts += ["res"] * self.has_residual + ["valid"] * self.padded
         return "_".join(parts + [f"{name}{value}" for name, value in sorted(knobs.items())])
 
     def _unsupported(self, supported: str) -> TargetError:

@@ -103,7 +103,8 @@ def define_tiled(
     paired = row_blocks % 2 == 0 and shape.m % mr == 0
     tensors = [*inputs, *output_tensors(shape)]
 
-    def body(block: Expr, *buffers: Buffer) -> None:
+    def body(block: Expr, *arguments: Expr) -> None:
+        buffers, valid = arguments[: len(tensors)], arguments[len(tensors) :]
         named = dict(zip((t.name for t in tensors), buffers, strict=True))
         store = Store(shape.n, named["y"], named.get("bias"), named.get("residual"))
         if shape.in_lists:
@@ -117,7 +118,14 @@ def define_tiled(
             def tile(channels: int, panel: Expr, lane: Expr) -> None:
                 first = let(row_block * mr)
                 made = Tile(isa, rows, channels, first, panel, lane, paired=paired)
-                emit(made, named, store)
+                if not valid:
+                    emit(made, named, store)
+                    return
+                with T.If(first < valid[0]):
+                    with T.Then():
+                        emit(made, named, store)
+                    with T.Else():
+                        store.clear(made)
 
             split_channels(isa, shape.n, width, column_block, tile)
 
@@ -129,6 +137,7 @@ def define_tiled(
         body,
         grid=row_blocks * column_blocks,
         outputs=["y"],
+        scalars=["valid"] if shape.padded else [],
         work=Work(multiply_adds=shape.m * shape.n * shape.k),
     )
 
@@ -205,6 +214,11 @@ class Store:
         T.buffer_store(staged, value, [T.ramp(0, 1, lanes)])
         with T.serial(count) as lane:
             T.buffer_store(self.y, staged[lane], [at + lane])
+
+    def clear(self, tile: Tile) -> None:
+        """``y = 0`` in all of a tile."""
+        for row, vector in tile.cells():
+            self.write(tile, row, vector, splat(0.0, "float32", tile.isa.lanes))
 
     def add_and_write(self, tile: Tile, row: int, vector: int, value: Expr) -> None:
         """``y[row, vector] = value + bias + residual``."""

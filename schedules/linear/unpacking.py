@@ -69,7 +69,8 @@ def define_unpacked(
     scratch = Tensor("scratch", (scratch_bytes(shape, isa, knobs),), "uint8")
     tensors = [*inputs, *output_tensors(shape), scratch]
 
-    def body(block: Expr, *buffers: Buffer) -> None:
+    def body(block: Expr, *arguments: Expr) -> None:
+        buffers, valid = arguments[: len(tensors)], arguments[len(tensors) :]
         named = dict(zip((t.name for t in tensors), buffers, strict=True))
         store = Store(shape.n, named["y"], named.get("bias"), named.get("residual"))
         row_block = let(T.floormod(block, row_blocks))
@@ -80,13 +81,30 @@ def define_unpacked(
             def tile(rows: int, row: Expr) -> Tile:
                 return Tile(isa, rows, channels, row, panel, lane)
 
-            _unpack(shape, dot, tile(0, 0), named)
             count = tiles if whole % tiles == 0 else let(T.min(tiles, whole - first))
-            with T.serial(count) as i:
+            used = count
+            if valid:
+                some = T.floordiv(valid[0] + (mr - 1), mr) - first
+                used = let(T.max(0, T.min(count, some)))
+                with T.If(first * mr < valid[0]), T.Then():
+                    _unpack(shape, dot, tile(0, 0), named)
+                with T.serial(used, count) as i:
+                    store.clear(tile(mr, let((first + i) * mr)))
+            else:
+                _unpack(shape, dot, tile(0, 0), named)
+            with T.serial(used) as i:
                 emit(tile(mr, let((first + i) * mr)), named, store)
             if remainder:
                 with T.If(row_block == row_blocks - 1), T.Then():
-                    emit(tile(remainder, whole * mr), named, store)
+                    last = tile(remainder, whole * mr)
+                    if not valid:
+                        emit(last, named, store)
+                    else:
+                        with T.If(whole * mr < valid[0]):
+                            with T.Then():
+                                emit(last, named, store)
+                            with T.Else():
+                                store.clear(last)
 
         split_channels(isa, shape.n, width, column_block, columns)
 
@@ -96,6 +114,7 @@ def define_unpacked(
         body,
         grid=row_blocks * column_blocks,
         outputs=["y"],
+        scalars=["valid"] if shape.padded else [],
         work=Work(multiply_adds=shape.m * shape.n * shape.k),
     )
 

@@ -122,10 +122,13 @@ def function_calls(plan: Plan, workload: Workload) -> dict[tuple[str, int], floa
     if plan.kind == "encoder":
         return {("body", rows): 1.0 for rows in sizes["body"]}
     left = min(workload.prompt, plan.context)
+    padding = 1 if plan.kind == "encoder-decoder" else 1 / 8
     while left > 0:
-        rows = min(
-            sizes["body"], key=lambda r: ((r + _FIXED_COST_IN_ROWS) / min(r, left), r)
-        )  # fmt: skip
+        cost = {
+            rows: _FIXED_COST_IN_ROWS + min(rows, left) + padding * max(0, rows - left)
+            for rows in sizes["body"]
+        }
+        rows = min(cost, key=lambda rows: (cost[rows] / min(rows, left), -rows))
         calls["body", rows] += 1
         left -= rows
     calls["body", min(sizes["body"])] += workload.generate

@@ -91,13 +91,14 @@ class Case:
         isa: Isa,
         knobs: dict[str, int] | None = None,
         cuts: tuple[int, ...] = (),
+        valid: int = 0,
     ) -> np.ndarray:
-        """y (m, n) as the kernel computes it."""
+        """y (m, n) as the kernel computes it; of a padded shape, its first ``valid`` rows."""
         kernel = linear.build(self.shape, isa, knobs)
         packed = linear.pack(self.shape, isa, linear.Weights(**self.weights))
         inputs = {**self.activations, **packed, **self.addends}
         cuts = tuple(min(cut, kernel.grid) for cut in cuts)
-        return run(kernel, inputs, target, cuts=cuts)["y"]
+        return run(kernel, inputs, target, cuts=cuts, valid=valid)["y"]
 
 
 def random_case(shape: LinearShape, isa: Isa, *, extreme: bool = False, seed: int = 0) -> Case:

@@ -66,8 +66,21 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         operands.append(emitter.weight(named["bias"].name, emitter.array(named["bias"])))
     if "residual" in named:
         operands.append(named["residual"])
-    kernel = linear.build(shape, emitter.isa, emitter.knobs("linear", shape))
+    knobs = emitter.knobs("linear", shape)
+    shape = dataclasses.replace(shape, padded=_skips_padding(shape, emitter))
+    kernel = linear.build(shape, emitter.isa, knobs)
     return emitter.call(kernel, [*inputs, *operands])["y"]
+
+
+def _skips_padding(shape: linear.LinearShape, emitter: KernelEmitter) -> bool:
+    """Whether a step may have fewer tokens than the kernel has rows, and says how many: to the
+    kernels of an encoder-decoder it says how many the source has."""
+    return (
+        shape.m > 1
+        and not shape.in_lists
+        and emitter.isa.skips_padding
+        and emitter.model.kind != "encoder-decoder"
+    )
 
 
 def _turned(x: relax.Expr, shape: linear.LinearShape, emitter: KernelEmitter) -> relax.Expr:
