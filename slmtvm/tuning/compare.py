@@ -30,7 +30,7 @@ MOST_TURNS, LEAST_TURNS = 15, 7
 """Turns end early where all are faster, by chance less than one time in a hundred, and where half
 are not: such a setting is not confirmed."""
 _DECODED = 48  # tokens
-_AGAIN = 1000  # milliseconds, in which a prompt is computed as often as it can be
+_AGAIN = 500  # milliseconds of a turn, in which prompts are computed as often as they can be
 _COMPARED = 37  # tokens whose outputs must be equal: more than two chunks of 16, and no multiple
 _LOSSES = 3
 """Devices that may be lost in a row."""
@@ -76,9 +76,7 @@ def phases(plan: Plan, workload: Workload) -> list[Phase]:
     a text of each length that it has functions for."""
     if plan.kind == "encoder":
         rows = sorted(f.rows for f in plan.functions if f.name == "body")
-        return [
-            Phase(f"encode {r}", f"prefill:{r}:1:{_AGAIN}", frozenset({("body", r)})) for r in rows
-        ]
+        return [Phase(f"encode {r}", _step(r, len(rows)), frozenset({("body", r)})) for r in rows]
     count = min(_DECODED, max(workload.generate, 1), max(plan.context // 2, 1))
     prompt = max(1, min(workload.prompt, plan.context - count))
     position = min(workload.prompt + workload.generate // 2, plan.context - count)
@@ -88,20 +86,21 @@ def phases(plan: Plan, workload: Workload) -> list[Phase]:
         at for at, calls in called.items() if calls and at[0] == "body" and at[1] > least
     )
     return [
-        Phase("prefill", _step(prompt), many),
+        Phase("prefill", _step(prompt, 1), many),
         Phase("decode", f"decode:{position}:{count}", frozenset({("body", least), ("head", 1)})),
     ]
 
 
-def _step(tokens: int) -> str:
-    return f"prefill:{tokens}:1:{_AGAIN}"
+def _step(tokens: int, lengths: int) -> str:
+    """For slm-device: a prompt of so many tokens, one of so many that share a turn."""
+    return f"prefill:{tokens}:1:{_AGAIN // lengths}"
 
 
 def prompts(plan: Plan, workload: Workload) -> list[Phase]:
     """Prompts of several lengths: chunks that suit one length may not suit the next."""
     most = min(2 * workload.prompt, plan.context)
     lengths = sorted({max(1, most // part) for part in (12, 4, 2, 1)})
-    return [Phase(f"prefill {n}", _step(n), frozenset()) for n in lengths]
+    return [Phase(f"prefill {n}", _step(n, len(lengths)), frozenset()) for n in lengths]
 
 
 def tasks_of(plan: Plan, phase: Phase) -> set[TaskKey]:
