@@ -122,10 +122,10 @@ def function_calls(plan: Plan, workload: Workload) -> dict[tuple[str, int], floa
     if plan.kind == "encoder":
         return {("body", rows): 1.0 for rows in sizes["body"]}
     left = min(workload.prompt, plan.context)
-    padding = 1 if plan.kind == "encoder-decoder" else 1 / 8
+    padding = 1 if plan.kind == "encoder-decoder" else 1 / 4
     while left > 0:
         cost = {
-            rows: _FIXED_COST_IN_ROWS + min(rows, left) + padding * max(0, rows - left)
+            rows: _FIXED_COST_IN_ROWS + min(rows, left) + rows / 16 + padding * max(0, rows - left)
             for rows in sizes["body"]
         }
         rows = min(cost, key=lambda rows: (cost[rows] / min(rows, left), -rows))
