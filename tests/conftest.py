@@ -6,7 +6,13 @@ import sys
 
 import pytest
 
+from slmtvm.without_torch import import_no_torch
 from tests.shared_folder import shared_folder
+
+# What imports them wherever they are installed takes seconds, and no test needs them: torch, which
+# exports models in a process of its own, and what tells jsonschema whether a text is an IRI.
+import_no_torch()
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="session", autouse=True)

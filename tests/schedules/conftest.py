@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import pytest
 
 _KEPT = 10  # of the slow cases of a test, one in so many is not exhaustive,
-_FAST = 4  # and of those that run a kernel of each target or variant, one in so many not slow
-_PRODUCTS = {"target", "target_name", "variant"}
+_FAST = 4  # and of those that run a product of kernels, one in so many is not slow
+_PRODUCTS = {"target", "target_name", "variant", "kv_dtype", "accumulators", "prologue"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

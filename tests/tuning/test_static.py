@@ -58,6 +58,7 @@ def test_the_loops_of_a_kernel_are_its_grid_and_its_groups() -> None:
     assert groups == 512 // shape.group_size // knobs["gu"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [HOST.name, "cortex-a78", "riscv64-rvv"])
 def test_code_that_spills_costs_more_than_the_default(name: str) -> None:
     target = Target.load(name)
