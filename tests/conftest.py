@@ -6,12 +6,9 @@ import sys
 
 import pytest
 
-from slmtvm.without_torch import import_no_torch
 from tests.shared_folder import shared_folder
 
-# What imports them wherever they are installed takes seconds, and no test needs them: torch, which
-# exports models in a process of its own, and what tells jsonschema whether a text is an IRI.
-import_no_torch()
+# By this jsonschema tells whether a text is an IRI, which no test asks; to import it takes seconds.
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 
 
