@@ -25,23 +25,28 @@ FILES = [f"{cell}/{name}" for cell, names in cells().items() for name in names i
 MOST_BYTES = 13_000_000
 
 
-def _with_something_new(together: int) -> set[str]:
-    """The first file that has each part of a name, or each ``together`` of them: of family, route
-    and quantization."""
-    chosen, seen = set(), set()
-    for file in FILES:
-        cell = file.split("/")[0]
-        family = family_of(cell)
-        parts = sorted({family, *cell.removeprefix(f"{family}-").split("-")})
-        found = {c for count in range(1, together + 1) for c in combinations(parts, count)}
-        if found - seen:
-            chosen.add(file)
-        seen |= found
+def _parts(file: str, together: int) -> set[tuple[str, ...]]:
+    """What a file's name says of it: family, route and quantization, and ``together`` of them."""
+    cell = file.split("/")[0]
+    family = family_of(cell)
+    parts = sorted({family, *cell.removeprefix(f"{family}-").split("-")})
+    return {c for count in range(1, together + 1) for c in combinations(parts, count)}
+
+
+def _with_all(together: int) -> set[str]:
+    """Few files that have all parts, or all pairs of parts, that there are in one file."""
+    parts = {file: _parts(file, together) for file in FILES}
+    chosen: set[str] = set()
+    while any(parts.values()):
+        best = max(parts, key=lambda file: len(parts[file]))
+        chosen.add(best)
+        covered = parts.pop(best)
+        parts = {file: left - covered for file, left in parts.items()}
     return chosen
 
 
-FAST = _with_something_new(1)
-SLOW = _with_something_new(2)
+FAST = _with_all(1)
+SLOW = _with_all(2)
 
 
 def _param(file: str) -> object:
