@@ -252,6 +252,7 @@ def test_what_cannot_be_encrypted_is_left_alone(
     assert list((tmp_path / "other").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_encrypted_package_is_installed_where_the_key_is(
     encrypted: Encrypted, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

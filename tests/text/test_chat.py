@@ -66,6 +66,7 @@ def conversations(count: int) -> list[list[dict[str, str]]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_pieces_write_what_the_template_writes(name: str) -> None:
     pieces = compile_chat(ChatTemplate(TEMPLATES[name], TOKENS))
