@@ -187,6 +187,7 @@ exec "$@"
 """Starts what it is given, and says of one tool that it found something."""
 
 
+@pytest.mark.exhaustive
 def test_the_script_that_checks_a_gpu_finds_what_there_is(toy: Machine, tmp_path: Path) -> None:
     sanitizer = tmp_path / "compute-sanitizer"
     sanitizer.write_text(SANITIZER)
