@@ -326,4 +326,6 @@ def _chat(model: Path, tables: bytes | None, note: Progress) -> bytes | None:
     pieces = chat_pieces(model)
     if pieces is not None and pieces.reason is not None:
         note(f"the chat template cannot be compiled for devices: {pieces.reason}")
+    elif pieces is not None and pieces.names_tools and pieces.tools_reason is not None:
+        note(f"the chat template is compiled without tools: {pieces.tools_reason}")
     return None if pieces is None else pieces.to_json()

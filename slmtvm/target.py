@@ -27,7 +27,7 @@ _OPTIONAL = {"read_gb_per_second": float, "cuda": dict}
 _CUDA_FIELDS = {
     "arch": str, "multiprocessors": int, "fallback": str, "read_gb_per_second": float,
 }  # fmt: skip
-_CUDA_OPTIONAL = {"release": int, "persistent": bool}
+_CUDA_OPTIONAL = {"release": int, "persistent": bool, "ptx": bool}
 CUDA_RELEASES = (11, 12, 13)
 _TOML_NAMES = {
     bool: "true or false", int: "an integer", str: "a string", dict: "a table", list: "a list",
@@ -46,7 +46,7 @@ class CudaTarget:
     ``read_gb_per_second`` is the memory's, as data sheets have it: models of speed are made with
     it, nothing else.
     ``persistent``: a decoded token is one kernel that stays on the GPU from the first step to the
-    last.
+    last. ``ptx``: the library holds PTX as well, which drivers compile for later GPUs.
     """
 
     arch: str
@@ -55,6 +55,7 @@ class CudaTarget:
     read_gb_per_second: float
     release: int = 12
     persistent: bool = False
+    ptx: bool = False
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def test_other_keys_are_right_as_often_as_chance_has_it(marked: Path) -> None:
     assert found.mean() > 0.4
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_key_of_a_thousand_finds_a_mark_by_chance(marked: Path) -> None:
     ballot = read_ballot(marked)
     evidence = [ballot.evidence(some_key(n)) for n in range(KEYS)]
@@ -79,6 +79,7 @@ def test_no_key_of_a_thousand_finds_a_mark_by_chance(marked: Path) -> None:
     assert np.mean([e.right / e.votes for e in evidence]) == pytest.approx(0.5, abs=0.003)
 
 
+@pytest.mark.slow
 def test_the_probability_is_that_of_a_binomial_distribution() -> None:
     stats = pytest.importorskip("scipy.stats")
     for votes, right in ((1, 1), (10, 3), (64, 50), (2000, 1100), (50_000, 26_000), (100, 0)):

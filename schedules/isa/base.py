@@ -141,6 +141,33 @@ class Picking(ABC):
         return state[0]
 
 
+class RowPairs(ABC):
+    """An exact int32 dot product of int8 weights, of which two pick from each 4 of k, with
+    activations stored as "row_u8" says; see ``linear.row_pairs``. A step multiplies 4 weights."""
+
+    @abstractmethod
+    def places(self, buffer: Buffer, at: Expr) -> Expr:
+        """The places of 4 steps."""
+
+    @abstractmethod
+    def weights(self, buffer: Buffer, at: Expr) -> Expr:
+        """The weights of a step."""
+
+    @abstractmethod
+    def row(self, buffer: Buffer, at: Expr) -> Any:
+        """The 8 activations of a step."""
+
+    @abstractmethod
+    def step(self, total: Expr, weight: Expr, places: Expr, number: int, row: Any) -> Expr:
+        """``total`` plus the step of ``number``."""
+
+    def of_tile(
+        self, shape: Any, tile: Any, named: Mapping[str, Buffer]
+    ) -> dict[tuple[int, int], Expr] | None:
+        """The sums of all cells of a tile at once; None where steps have to make them."""
+        return None
+
+
 class PairPicking(ABC):
     """An exact int32 dot product of int4 weights, -8..7, of which two pick from each 4 of k.
 
@@ -226,6 +253,12 @@ class Isa(ABC):
     pair_times: ClassVar[tuple[float, float] | None] = None
     """The same of int4 weights in groups, of PAIRS, but for one row with weights from memory; None
     where there is no such kernel."""
+
+    most_rows: ClassVar[int] = 4
+    """Rows of a tile of int8 weights on whole rows, at most."""
+
+    row_pair_times: ClassVar[tuple[float, float] | None] = None
+    """The same of int8 weights on whole rows, of PAIRS."""
 
     native_f16: ClassVar[bool] = True
     """Whether one instruction converts a vector between float16 and float32."""
@@ -327,6 +360,10 @@ class Isa(ABC):
     def pair_picking(self) -> PairPicking:
         """int4 weights that pick from PAIRS, where there are ``pair_times``."""
         raise NotImplementedError(f"{self.name} picks no pairs")
+
+    def row_pairs(self) -> RowPairs:
+        """int8 weights that pick from PAIRS, where there are ``row_pair_times``."""
+        raise NotImplementedError(f"{self.name} picks no pairs of whole rows")
 
 
 def let(value: Expr) -> Expr:

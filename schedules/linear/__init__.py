@@ -17,6 +17,7 @@ from slmtvm.schedules.linear import (
     floating,
     grouped,
     pairs,
+    row_pairs,
     rows_in_lanes,
     weight_only,
     windows,
@@ -34,9 +35,9 @@ __all__ = [
 ]  # fmt: skip
 
 _SCHEMES: dict[str, Scheme] = {"f32": floating, "block": grouped, "row_u8": by_row}
-"""By activation; sparse weights are ``blocks``, ``windows``, ``pairs`` or ``rows_in_lanes``, those
-with scales on float32 activations ``weight_only``, and ``channel_blocks`` where blocks of channels
-share them."""
+"""By activation; sparse weights are ``blocks``, ``windows``, ``pairs``, ``row_pairs`` or
+``rows_in_lanes``, those with scales on float32 activations ``weight_only``, and ``channel_blocks``
+where blocks of channels share them."""
 
 
 def build(
@@ -83,6 +84,8 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> dict[str, np.ndarray
 
 def layout(shape: LinearShape, isa: Isa) -> str:
     """Two targets, and two kernels, for which this is equal share packed weights byte for byte."""
+    if shape.in_row_pairs:
+        return row_pairs.layout(isa)
     if shape.window:
         return (pairs if shape.group_size else windows).layout(shape, isa)
     if shape.in_lists:
@@ -150,6 +153,8 @@ def reference(
 
 
 def _scheme(shape: LinearShape) -> Scheme:
+    if shape.in_row_pairs:
+        return row_pairs
     if shape.window:
         return pairs if shape.group_size else windows
     if shape.in_lists:

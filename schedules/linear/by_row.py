@@ -138,7 +138,7 @@ def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
-    tile = tile_knobs(shape, isa, len(isa.s8_row().state), max_rows=4)
+    tile = tile_knobs(shape, isa, len(isa.s8_row().state), isa.most_rows)
     return {**tile, "ku": 16, "pf": int(prefetches(shape, isa))}
 
 

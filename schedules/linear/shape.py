@@ -105,7 +105,8 @@ class LinearShape:
                 "sparse weights of int8 for whole rows, of float32, and "
                 f"{PAIRS.name} of int4 in groups of {PAIR_UNIT} and more"
             )
-        if self.window and not (self.sparse and (in_pairs or self.window in WINDOWS)):
+        in_rows = self.activation == "row_u8" and self.window in (*WINDOWS, PAIRS.name)
+        if self.window and not (self.sparse and (in_pairs or in_rows)):
             raise self._unsupported(f"windows {', '.join(WINDOWS)} of sparse weights")
         if self.window and self.has_zero_points:
             raise self._unsupported("windows of weights without zero points")
@@ -125,6 +126,11 @@ class LinearShape:
     def in_lists(self) -> bool:
         """Whether float weights that are not zero are listed, see ``rows_in_lanes``."""
         return self.sparse and self.format == "f32" and not self.window
+
+    @property
+    def in_row_pairs(self) -> bool:
+        """Whether two of four int8 weights are kept, see ``row_pairs``."""
+        return self.window == PAIRS.name and not self.group_size
 
     @property
     def weight_only(self) -> bool:

@@ -57,7 +57,9 @@ def add_cores(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_constraint(parser: argparse.ArgumentParser, *, required: bool) -> None:
+def add_constraint(
+    parser: argparse.ArgumentParser, *, required: bool
+) -> argparse._MutuallyExclusiveGroup:
     """``--json-schema``, ``--choices`` and ``--regex``, of which one at most may be given."""
     group = parser.add_mutually_exclusive_group(required=required)
     group.add_argument(
@@ -69,6 +71,7 @@ def add_constraint(parser: argparse.ArgumentParser, *, required: bool) -> None:
         help="write one of these texts",
     )  # fmt: skip
     group.add_argument("--regex", help="write a text that this regex matches from end to end")
+    return group
 
 
 def json_file(name: str) -> object:

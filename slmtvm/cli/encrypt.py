@@ -10,8 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="the bundle, x.slm")
     parser.add_argument(
         "--weights-key", required=True, metavar="SOURCE",
-        help="where the key comes from, 32 bytes or 64 hexadecimal digits: file:PATH, fd:NUMBER "
-        "or command:COMMAND, which writes it to its standard output",
+        help="where the key comes from, 32 bytes or 64 hexadecimal digits: file:PATH, fd:NUMBER, "
+        "keyring:NAME or command:COMMAND, which writes it to its standard output",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="the encrypted bundle, y.slm"

@@ -1,4 +1,4 @@
-"""The C runtime as one object for each link triple: compiled once, kept, linked every time."""
+"""C sources as one object for each link triple: compiled once, kept, linked every time."""
 
 from __future__ import annotations
 
@@ -29,37 +29,54 @@ def runtime_object(
     flags: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Path:
-    """The object of all C files of ``sources`` for ``link_triple``: in the cache, or ``folder``.
+    """``kept_object`` of all C files of ``sources``, which has their headers, too."""
+    files = sorted(sources.glob("*.c"))
+    return kept_object(
+        link_triple, sources.name, files, folder,
+        headers=[sources, *headers], flags=flags, progress=progress,
+    )  # fmt: skip
 
-    ``headers``: other folders whose headers they include. ``flags``: more of the compiler's. Equal
+
+def kept_object(
+    link_triple: str,
+    name: str,
+    files: Sequence[Path],
+    folder: Path,
+    *,
+    headers: Sequence[Path],
+    flags: Sequence[str] = (),
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """The object ``name`` of C ``files`` for ``link_triple``: in the cache, or made in ``folder``.
+
+    ``headers``: folders whose headers they include. ``flags``: more of the compiler's. Equal
     sources give equal bytes, kept or compiled anew. Raises SlmError where that fails.
     """
-    kept = (
-        cache_folder().parent / f"{sources.name}-{_key(link_triple, [sources, *headers], flags)}.o"
-    )
+    kept = cache_folder().parent / f"{name}-{_key(link_triple, files, headers, flags)}.o"
     if kept.is_file():
         return kept
     if progress:
-        progress(f"compiling the C {sources.name} for {link_triple}: once for this version")
-    made = folder / f"{sources.name}.o"
-    files = sorted(str(path) for path in sources.glob("*.c"))
+        progress(f"compiling the C {name} for {link_triple}: once for this version")
+    made = folder / f"{name}.o"
     zig_cc(
         link_triple,
-        [*C_FLAGS, *flags, *(f"-I{path}" for path in headers), "-c", *files, "-o", made.name],
+        [*C_FLAGS, *flags, *(f"-I{path}" for path in headers), "-c", *map(str, files), "-o",
+         made.name],
         folder=folder,
         progress=progress,
-    )
+    )  # fmt: skip
     _keep(made, kept)
     return made
 
 
-def _key(link_triple: str, folders: Sequence[Path], flags: Sequence[str]) -> str:
+def _key(
+    link_triple: str, files: Sequence[Path], headers: Sequence[Path], flags: Sequence[str]
+) -> str:
     """Of all that the object depends on: the files, the flags, the compiler."""
     digest = hashlib.sha256(repr((link_triple, C_FLAGS, *flags, version("ziglang"))).encode())
-    for folder in folders:
-        for path in sorted((*folder.glob("*.c"), *folder.glob("*.h"))):
-            content = path.read_bytes()
-            digest.update(f"{path.name} {len(content)} ".encode() + content)
+    for path in (*files, *(header for folder in headers for header in sorted(folder.glob("*.h")))):
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)} ".encode() + content)
     return digest.hexdigest()[:32]
 
 

@@ -84,10 +84,15 @@ def write_object(kernels: Mapping[str, tirx.PrimFunc], target: Target, path: Pat
 
     Raises OSError where ``path`` cannot be written, SlmError where files may not be large enough.
     """
-    path.write_bytes(_object_bytes(build_module(kernels, target)))
+    path.write_bytes(object_bytes(kernels, target))
 
 
-def _object_bytes(module: Any) -> bytes:
+def object_bytes(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> bytes:
+    """The object file of ``kernels``; raises SlmError as ``write_object`` does."""
+    return _bytes_of(build_module(kernels, target))
+
+
+def _bytes_of(module: Any) -> bytes:
     """The object of a compiled module.
 
     LLVM ends the whole process where a write fails, so that it gets a file in memory, where only

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from slmtvm.bundle import Bundle
-from slmtvm.codegen.c_runtime import C_FLAGS, runtime_object
+from slmtvm.codegen.c_runtime import C_FLAGS, kept_object, runtime_object
 from slmtvm.codegen.zig import cache_folder, zig_cc
 from slmtvm.errors import SlmError
 
@@ -106,12 +106,15 @@ def build_program(
                 sources = [programs / f"{name}.c", *sorted(programs.glob(f"{name}_*.c"))]
                 if name in PROGRAMS:
                     sources += sorted(programs.glob(_SHARED))
+                own = kept_object(
+                    triple, f"slm-{name}", sources, folder,
+                    headers=[runtime, programs], progress=progress,
+                )  # fmt: skip
                 zig_cc(
                     triple,
                     [
-                        *C_FLAGS, f"-I{runtime}", f"-I{programs}", "-o", path.name,
-                        *map(str, sources), str(model.absolute()), str(built.absolute()),
-                        *_LINK_FLAGS,
+                        *C_FLAGS, "-o", path.name, str(own.absolute()), str(model.absolute()),
+                        str(built.absolute()), *_LINK_FLAGS,
                     ],
                     folder=folder,
                     progress=progress,

@@ -13,6 +13,7 @@ from typing import Any
 from slmtvm.errors import SlmError
 from slmtvm.matrix.result import CellResult
 from slmtvm.matrix.spec import Cell
+from slmtvm.without_torch import import_no_torch
 
 
 def run_cell(cell: Cell) -> CellResult:
@@ -54,6 +55,7 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    import_no_torch()
     request = json.load(sys.stdin)
     Path(request["output"]).parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,4 +1,5 @@
-"""image: the model in a copy of a root file system, an ext4 image or a tar archive, none mounted.
+"""image: the model in a copy of a root file system, none mounted: an ext4 image, alone or as a
+partition of a disk's image, or a tar archive.
 
 It lies where slm-install would have put it, with slm-install, so that updates can follow.
 """
@@ -15,11 +16,13 @@ from slmtvm.packaging.command import run
 from slmtvm.packaging.contents import Contents
 from slmtvm.packaging.file import File
 from slmtvm.packaging.options import Options, given
+from slmtvm.packaging.partitions import Partition, read_partitions
 from slmtvm.packaging.tarball import DESCRIPTION, DESCRIPTION_SIGNATURE, describe
 
 ROOT = "opt/slm"
 _TOOLS = {"bin/slm-install": "usr/bin/slm-install", "bin/slm-verify": "usr/bin/slm-verify"}
 _EXT_MAGIC, _EXT_MAGIC_AT = b"\x53\xef", 1080
+_COPIED = 1 << 20  # bytes at a time
 _SPARE = 64  # blocks for what ext4 needs besides files' contents
 
 
@@ -31,13 +34,56 @@ def write_image(several: Sequence[Contents], output: Path, options: Options) -> 
     if _is_ext(source):  # which begins with zeros, as an empty archive does
         shutil.copyfile(source, output)
         _into_ext(output, files, links, f"{source}")
+    elif partitions := read_partitions(source):
+        _into_disk(source, partitions, output, files, links)
     elif tarfile.is_tarfile(source):
         _into_tar(source, files, links, output)
     else:
         raise SlmError(
-            "is neither an ext4 image nor a tar archive; of a whole disk, take the partition",
+            "is neither an ext4 image, nor a disk with partitions, nor a tar archive",
             where=f"{source}",
         )
+
+
+def _into_disk(
+    source: Path, partitions: list[Partition], output: Path, files: list[File],
+    links: dict[str, str],
+) -> None:  # fmt: skip
+    """Into the one partition that is a root file system: ext4, with a folder /etc."""
+    part = output.with_name("partition.ext4")
+    roots = []
+    for partition in partitions:
+        if _is_ext(source, partition.begin):
+            _copy(source, partition.begin, part, 0, partition.size)
+            if _exists(part, "etc"):
+                roots.append(partition)
+    if len(roots) != 1:
+        numbers = ", ".join(f"{p.number}" for p in roots)
+        raise SlmError(
+            f"has {len(partitions)} partitions, of which "
+            + (f"{numbers} are" if roots else "none is")
+            + " a root file system of ext4; take the one that is meant out of it",
+            where=f"{source}",
+        )
+    (root,) = roots
+    _copy(source, root.begin, part, 0, root.size)
+    _into_ext(part, files, links, f"{source}, partition {root.number}")
+    shutil.copyfile(source, output)
+    _copy(part, 0, output, root.begin, root.size)
+    part.unlink()
+
+
+def _copy(source: Path, begin: int, target: Path, to: int, size: int) -> None:
+    """Bytes of a file into another one, which is begun anew where ``to`` is 0."""
+    with source.open("rb") as old, target.open("r+b" if to else "wb") as new:
+        old.seek(begin)
+        new.seek(to)
+        while size:
+            block = old.read(min(size, _COPIED))
+            if not block:
+                raise SlmError("ends too early", where=f"{source}")
+            new.write(block)
+            size -= len(block)
 
 
 def _laid_out(
@@ -119,9 +165,9 @@ def _folders(places: set[str]) -> list[str]:
     return sorted(found)
 
 
-def _is_ext(path: Path) -> bool:
+def _is_ext(path: Path, begin: int = 0) -> bool:
     with path.open("rb") as file:
-        file.seek(_EXT_MAGIC_AT)
+        file.seek(begin + _EXT_MAGIC_AT)
         return file.read(len(_EXT_MAGIC)) == _EXT_MAGIC
 
 

@@ -18,10 +18,14 @@ _MOST_BYTES = 4 << 30  # of address space
 
 
 class LocalRunner:
-    """Runs programs here; ``prefix`` is a command that runs those of another ISA (qemu-user)."""
+    """Runs programs here; ``prefix`` is a command that runs those of another ISA (qemu-user).
 
-    def __init__(self, prefix: Sequence[str] = ()) -> None:
+    ``gpu``: programs use a GPU, whose driver reserves addresses as it likes.
+    """
+
+    def __init__(self, prefix: Sequence[str] = (), *, gpu: bool = False) -> None:
         self._prefix = list(prefix)
+        self._bounds_addresses = not prefix and not gpu  # so does an emulator
 
     def __call__(self, executable: bytes, arguments: Sequence[str], timeout: float) -> Ran:
         with tempfile.TemporaryDirectory(prefix="slmtvm-measure-") as folder:
@@ -55,7 +59,7 @@ class LocalRunner:
     def _bound(self) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        if not self._prefix:  # an emulator reserves addresses as it likes
+        if self._bounds_addresses:
             resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
 
 

@@ -12,6 +12,7 @@ from slmtvm.schedules import isa as isas
 from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.target import Target
+from slmtvm.tuning.gpu_program import build_gpu_program
 from slmtvm.tuning.program import Situation, build_program
 from slmtvm.tuning.tasks import TaskKey
 
@@ -101,7 +102,8 @@ class BatchProgram:
         self._batch = batch
         self._settings = [template.default_knobs(batch.key.shape, isa), *batch.settings]
         kernels = [template.build(batch.key.shape, isa, knobs) for knobs in self._settings]
-        self._program = build_program(kernels, target, batch.situation, progress)
+        build = build_program if target.cuda is None else build_gpu_program
+        self._program = build(kernels, target, batch.situation, progress)
 
     def run(self, run: RunProgram, device: Mapping[str, Any]) -> list[Measurement]:
         """Have ``run`` run it, again without each setting that fails; as ``Measurer.measure``."""

@@ -59,8 +59,16 @@ def build_program(
         write_object(
             {s: k.func for s, k in zip(symbols, kernels, strict=True)}, target, folder / "kernels.o"
         )
+        calls = [_call(k, s) for k, s in zip(kernels, symbols, strict=True)]
         (folder / "table.c").write_text(
-            _table(kernels, symbols, situation, fills), encoding="utf-8"
+            "\n".join(
+                [
+                    *candidates_table(kernels, calls, [1] * len(kernels), situation, fills),
+                    "const slm_place *const slm_measured_place = 0;",
+                    "",
+                ]
+            ),
+            encoding="utf-8",
         )
         zig_cc(
             triple,
@@ -71,35 +79,46 @@ def build_program(
         return (folder / "measure").read_bytes()
 
 
-def _table(
+def candidates_table(
     kernels: Sequence[Kernel],
-    symbols: Sequence[str],
+    calls: Sequence[Sequence[str]],
+    scratches: Sequence[int],
     situation: Situation,
     fills_of: Callable[[Kernel], list[Fill]],
-) -> str:
+) -> list[str]:
+    """The lines of C that measure.h describes, but where buffers lie.
+
+    ``calls``: of each kernel the lines that stand before, and in, the function that calls it;
+    ``scratches``: how often each needs its scratch.
+    """
     lines = ['#include "measure.h"']
     entries = []
-    for kernel, symbol in zip(kernels, symbols, strict=True):
-        fills = fills_of(kernel)
+    for number, (kernel, call) in enumerate(zip(kernels, calls, strict=True)):
+        symbol, fills = f"candidate_{number}", fills_of(kernel)
         given = [_given(f"{symbol}_{i}", f) for i, f in enumerate(fills)]
         lines += [text for _, text in given if text]
         lines.append(f"static const slm_measured_buffer {symbol}_buffers[] = {{")
         lines += [_buffer(f, pointer) for f, (pointer, _) in zip(fills, given, strict=True)]
-        lines += ["};", *_wrapper(kernel, symbol)]
+        lines += [
+            "};",
+            *call[:-1],
+            f"static void run_{symbol}(void **a, int32_t position, int32_t valid, int32_t begin, "
+            "int32_t end) {",
+            f"  (void)position, (void)valid, (void)begin, (void)end;\n  {call[-1]}\n}}",
+        ]
         entries.append(
             f"  {{run_{symbol}, {kernel.grid}, {len(fills)}, {symbol}_buffers, "
-            f"{_scratch_bytes(kernel)}}},"
+            f"{scratches[number] * _scratch_bytes(kernel)}}},"
         )
-    return "\n".join(
-        [
-            *lines,
-            f"const int slm_candidate_count = {len(kernels)};",
-            "const slm_candidate slm_candidates[] = {", *entries, "};",
-            f"const int32_t slm_measured_position = {situation.position};",
-            f"const int32_t slm_measured_valid = {situation.valid};",
-            "",
-        ]
-    )  # fmt: skip
+    return [
+        *lines,
+        f"const int slm_candidate_count = {len(kernels)};",
+        "const slm_candidate slm_candidates[] = {",
+        *entries,
+        "};",
+        f"const int32_t slm_measured_position = {situation.position};",
+        f"const int32_t slm_measured_valid = {situation.valid};",
+    ]
 
 
 def _given(name: str, fill: Fill) -> tuple[str, str]:
@@ -117,17 +136,12 @@ def _buffer(fill: Fill, given: str) -> str:
     )
 
 
-def _wrapper(kernel: Kernel, symbol: str) -> list[str]:
-    """The C function that takes a kernel's buffers as an array."""
+def _call(kernel: Kernel, symbol: str) -> list[str]:
+    """A kernel's declaration, and its call with its buffers from an array."""
     count = len(kernel.tensors)
     types = ", ".join(["void *"] * count + ["int32_t"] * (len(kernel.scalars) + 2))
     values = ", ".join([*(f"a[{i}]" for i in range(count)), *kernel.scalars, "begin", "end"])
-    return [
-        f"void {symbol}({types});",
-        f"static void run_{symbol}(void **a, int32_t position, int32_t valid, int32_t begin, "
-        "int32_t end) {",
-        f"  (void)position, (void)valid;\n  {symbol}({values});\n}}",
-    ]
+    return [f"void {symbol}({types});", f"{symbol}({values});"]
 
 
 def _scratch_bytes(kernel: Kernel) -> int:

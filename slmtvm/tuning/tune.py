@@ -67,7 +67,8 @@ def tune(
     has under the key, by default the target's name; this machine measures where there is no
     tracker. tls: folder of the tuner's keys. confirm: compare the whole
     model as tuned with the default, in so many ``turns`` at most, after ``minutes`` are over;
-    then try other chunks, and what several threads compute. static_filter: rank twice as many
+    then try other chunks, and what several threads compute (not on a GPU: programs that compare
+    whole models are static, and find no driver). static_filter: rank twice as many
     settings by their code as are measured, and leave the worse half out.
     cluster: a Ray cluster, "ray://HOST:PORT", that builds what the devices of a tracker measure.
     options: as
@@ -87,6 +88,8 @@ def tune(
     if resume and file.path.exists():
         known += read_records(file.path)
     file.append([])  # where it cannot be written, that is known now
+    if resolved.cuda is not None:
+        _check_gpu(resolved, threads, static_filter=static_filter)
     if cluster and tracker is None:
         raise SlmError("builds for the devices of a tracker: name one", where="cluster")
     with ExitStack() as stack:
@@ -107,8 +110,10 @@ def tune(
         planner = model_planner(model, progress=step, **options)
         step(f"kernels for {resolved.name}")
         plan = planner.plan(resolved)
-        step("limits of the device")
-        limits = measurer.limits(working_set(plan), threads)
+        limits = None
+        if resolved.cuda is None:  # what is read and multiplied there is a CPU's
+            step("limits of the device")
+            limits = measurer.limits(working_set(plan), threads)
         work = workload or Workload()
         report = tune_plan(
             plan, resolved, measurer, file,
@@ -116,11 +121,24 @@ def tune(
             threads=threads, limits=limits, progress=progress,
             judge=StaticModel(resolved) if static_filter else None,
         )  # fmt: skip
-        if not confirm or report.interrupted:
+        if not confirm or report.interrupted or resolved.cuda is not None:
             return report
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="slmtvm-confirm-")))
         comparer = Comparer(planner, resolved, measurer, folder, step, turns)
         return _ask_the_model(report, comparer, file, work, threads, said)
+
+
+def _check_gpu(target: Target, threads: int, *, static_filter: bool) -> None:
+    """Raises TargetError where more is asked for than is done on a GPU."""
+    if threads != 1:
+        raise TargetError(
+            f"a GPU computes, {threads} threads do not: leave that out", where=target.name
+        )
+    if static_filter:
+        raise TargetError(
+            "the code of a GPU's kernels cannot be ranked: leave the static filter out",
+            where=target.name,
+        )
 
 
 def _ask_the_model(
@@ -158,7 +176,8 @@ class LocalMeasurer(ProgramMeasurer):
     """Measures on this machine."""
 
     def __init__(self, target: Target, progress: Callable[[str], None]) -> None:
-        super().__init__(target, LocalRunner(), this_machine(), progress)
+        runner = LocalRunner(gpu=target.cuda is not None)
+        super().__init__(target, runner, this_machine(), progress)
         self._limited = target
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""The demo model compiled for this machine by the command itself, once for a test process."""
+"""The demo model compiled for this machine by the command itself, once for all tests of a run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import pytest
 
 from tests.cli.command import slmtvm
 from tests.models import model_path
+from tests.shared_folder import made_once
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("cli") / "demo.slm"
+    return made_once(tmp_path_factory, "by-command.slm", _compile)
+
+
+def _compile(path: Path) -> None:
     result = slmtvm("compile", model_path("demo"), "-o", path)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -22,7 +26,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "weights", "KV", _host_library(path), "checked:"
     ]  # fmt: skip
     assert re.fullmatch(r"  checked: KL \de-\d over 64 tokens", lines[-1])
-    return path
 
 
 def _host_library(bundle: Path) -> str:

@@ -35,6 +35,7 @@ def test_every_verb_has_help(verb: str) -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -48,6 +48,7 @@ def _compile(head: Head, folder: Path, capsys: pytest.CaptureFixture[str], *more
     return folder / "x.slm"
 
 
+@pytest.mark.slow
 def test_labels_come_for_texts_pairs_and_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +83,7 @@ def test_labels_come_for_texts_pairs_and_files(
     assert lines[2] == "w7 w8" and lines[3].split()[1] == want([7, 8])[0]
 
 
+@pytest.mark.slow
 def test_outputs_are_chosen_and_those_left_out_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +105,7 @@ def test_outputs_are_chosen_and_those_left_out_are_said(
     assert slmtvm.inspect(tmp_path / "model.onnx").outputs[1].name == "sentence_embedding"
 
 
+@pytest.mark.slow
 def test_an_answer_needs_a_text_to_stand_in(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -205,6 +205,7 @@ def test_masks_are_compiled_reported_and_verified(tmp_path: Path) -> None:
     assert json.loads((path / "manifest.json").read_text())["model"]["mask"] == "keys"
 
 
+@pytest.mark.slow
 def test_a_mask_that_cannot_be_compiled_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     options = ("-o", tmp_path / "x.slm", "--mask", "arbitrary")
     result = command("compile", model_path("demo"), *options)
@@ -213,6 +214,7 @@ def test_a_mask_that_cannot_be_compiled_is_refused_and_leaves_nothing(tmp_path: 
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_inspect_tells_what_was_recognised() -> None:
     result = command("inspect", model_path("demo"))
     assert result.returncode == 0, result.stderr

@@ -51,6 +51,7 @@ def test_a_library_needs_only_libc_and_exports_only_its_interface(
     assert path.stat().st_size < MAX_TOY_BYTES
 
 
+@pytest.mark.usefixtures("compiled_anew")
 def test_a_library_built_twice_is_the_same_to_the_byte(tmp_path: Path) -> None:
     target = Target.load("cortex-a78")
     (tmp_path / "other").mkdir()
@@ -91,6 +92,7 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, size: str) -> Non
         assert list(disk.iterdir()) == []
 
 
+@pytest.mark.usefixtures("compiled_anew")
 def test_a_process_that_may_not_write_large_files_is_told_so_by_code_generation(
     tmp_path: Path,
 ) -> None:

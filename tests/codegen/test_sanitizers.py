@@ -48,6 +48,7 @@ def build(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     return build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["none", pytest.param("keys", marks=pytest.mark.slow), "skip"])
 @pytest.mark.parametrize("toy", [toy_decoder, toy_encoder], ids=["decoder", "encoder"])
 @pytest.mark.parametrize(
@@ -60,6 +61,7 @@ def test_random_calls_from_three_threads_leave_the_sanitizers_silent(
     run([str(program), str(tmp_path), "1", str(CALLS), "3"], sanitizers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", ["0", "1"], ids=["equal cores", "mixed cores"])
 @pytest.mark.parametrize(
     "sanitizers", ["address,undefined", pytest.param("thread", marks=pytest.mark.slow)]

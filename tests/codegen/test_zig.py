@@ -25,6 +25,7 @@ def write(folder: Path, text: str = "int seven(void) { return 7; }\n") -> list[s
     return ["-shared", "-o", "seven.so", "seven.c"]
 
 
+@pytest.mark.slow
 def test_what_is_linked_lies_alone_in_its_folder_and_nothing_new_in_the_cache(
     tmp_path: Path,
 ) -> None:
@@ -61,6 +62,7 @@ def test_without_a_home_the_variable_to_set_is_named(monkeypatch: pytest.MonkeyP
         cache_folder()
 
 
+@pytest.mark.slow
 def test_a_full_cache_is_one_line_that_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.shared_folder import shared_folder
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -22,13 +24,16 @@ def _blocks(document: Path) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> Path:
+def reader(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that looks like the repository's root, with a ``slmtvm`` command."""
     for name in ("models", "examples", "slmtvm"):
         (tmp_path / name).symlink_to(ROOT / name)
     command = tmp_path / "bin" / "slmtvm"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m slmtvm.cli "$@"\n')
+    objects = shared_folder(tmp_path_factory) / "objects"
+    objects.mkdir(exist_ok=True)
+    run = f"PYTHONPATH={ROOT} exec {sys.executable} -m tests.docs.command {objects}"
+    command.write_text(f'#!/bin/sh\n{run} "$@"\n')
     command.chmod(0o755)
     if shutil.which("cc") is None:
         compiler = command.with_name("cc")

@@ -19,6 +19,7 @@ LINEARS = 8
 EXACT = 2e-4  # of the logits' range
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activations", "exact", "rounded"), [("int8", False, LINEARS), ("file", True, 0)]
 )

@@ -46,8 +46,14 @@ def compare(bundle: Path, threads: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", [*CACHES, "demo"])
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("form", "threads"),
+    [
+        ("demo", 1),
+        *((form, 3) for form in [*CACHES, "demo"]),
+        *(pytest.param(form, 1, marks=pytest.mark.exhaustive) for form in CACHES),
+    ],
+)
 def test_the_bits_are_those_of_one_session(
     form: str, threads: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

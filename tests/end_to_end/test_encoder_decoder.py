@@ -82,6 +82,7 @@ def test_a_decoder_without_its_source_is_refused(bundle):
             session.eval_all(np.zeros(CONTEXT + 1, np.int64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["keys", "skip"])
 def test_hidden_tokens_of_a_source_are_those_of_the_reference(model, kind, tmp_path):
     target, masked = host_target(), replace(model, mask=kind)

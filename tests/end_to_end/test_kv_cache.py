@@ -25,10 +25,11 @@ MAX_KL = {
 SIZES = {"f16": 1 / 2, "int8": (32 + 4) / (32 * 4), "int4": (16 + 4) / (32 * 4)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "kv"),
     [
-        pytest.param(*key, marks=pytest.mark.slow if key[0] == "demo" or key[1] == "int4" else ())
+        pytest.param(*key, marks=pytest.mark.exhaustive if key == ("demo", "int8") else ())
         for key in MAX_KL
     ],
 )

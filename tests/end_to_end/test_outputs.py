@@ -39,6 +39,7 @@ def _close(got: np.ndarray, want: np.ndarray) -> bool:
     return bool(np.abs(got.reshape(want.shape) - want).max() <= RANGE * size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classifier", "tokens_and_embedding", "span"])
 def test_all_outputs_of_an_encoder_come_by_their_names(name: str, tmp_path: Path) -> None:
     bundle, reference = _compile(ENCODERS[name], tmp_path)
@@ -61,6 +62,7 @@ def test_all_outputs_of_an_encoder_come_by_their_names(name: str, tmp_path: Path
             assert pooled or not ours[~visible].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mean_embedding", "max_embedding"])
 def test_padding_on_either_side_enters_no_embedding(name: str, tmp_path: Path) -> None:
     bundle, reference = _compile(ENCODERS[name], tmp_path, "arbitrary")
@@ -74,6 +76,7 @@ def test_padding_on_either_side_enters_no_embedding(name: str, tmp_path: Path) -
         np.testing.assert_array_equal(session.encode(TOKENS, holes), session.encode(TOKENS, holes))
 
 
+@pytest.mark.slow
 def test_no_number_of_threads_and_no_bucket_changes_a_bit_of_a_mean(tmp_path: Path) -> None:
     path = save_head(ENCODERS["tokens_and_embedding"], tmp_path)
     found = []
@@ -86,6 +89,7 @@ def test_no_number_of_threads_and_no_bucket_changes_a_bit_of_a_mean(tmp_path: Pa
     assert all(np.array_equal(row, found[0]) for row in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["last_logits", "score_of_last_not_padding"])
 def test_a_decoder_scores_its_last_token_however_a_text_is_divided(
     name: str, tmp_path: Path
@@ -124,6 +128,7 @@ def test_a_decoder_gives_several_outputs_after_its_last_token(tmp_path: Path) ->
         np.testing.assert_array_equal(last["value"], got["value"])
 
 
+@pytest.mark.slow
 def test_a_text_that_both_halves_of_a_classifier_read_must_end(tmp_path: Path) -> None:
     bundle, reference = _compile(BOTH_HALVES["classifier_that_wraps_around"], tmp_path)
     tokens = TOKENS.copy()
@@ -139,6 +144,7 @@ def test_a_text_that_both_halves_of_a_classifier_read_must_end(tmp_path: Path) -
             session.encode(TOKENS[:5])
 
 
+@pytest.mark.slow
 def test_a_mean_of_rows_that_see_only_earlier_ones_has_the_same_bits_everywhere(
     tmp_path: Path,
 ) -> None:
@@ -156,6 +162,7 @@ def test_a_mean_of_rows_that_see_only_earlier_ones_has_the_same_bits_everywhere(
     assert all(np.array_equal(row, found[0]) for row in found)
 
 
+@pytest.mark.slow
 def test_there_is_no_output_before_a_model_has_run(tmp_path: Path) -> None:
     bundle, _ = _compile(ENCODERS["classifier"], tmp_path)
     with slmtvm.load(bundle) as session:
@@ -169,6 +176,7 @@ def test_there_is_no_output_before_a_model_has_run(tmp_path: Path) -> None:
         assert call("slm_output_get", handle, 0, None) == 1
 
 
+@pytest.mark.slow
 def test_segments_say_of_which_text_a_token_is(tmp_path: Path) -> None:
     path = save_head(ENCODERS["classifier"], tmp_path, types="table")
     compile_model(path, output=tmp_path / "x.slm")

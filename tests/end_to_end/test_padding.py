@@ -37,6 +37,7 @@ def write(folder: Path, norm: bool) -> Path:
     return save(model, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [True, False])
 def test_what_padded_rows_compute_stays_with_them(norm: bool, tmp_path: Path) -> None:
     file = write(tmp_path, norm)

@@ -107,6 +107,7 @@ def write(layers: Callable[[GraphBuilder, str], str], folder: Path) -> Path:
     return save(model, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [nbits, dequantized, one_scale, like_the_compilers_own])
 def test_each_layer_computes_with_its_own_arrays(
     layers: Callable[[GraphBuilder, str], str], tmp_path: Path

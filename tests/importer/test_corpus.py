@@ -6,6 +6,8 @@ once they pass: whoever makes a file work takes it out of there.
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 from corpus.agreement import compare, rule_of
 from corpus.check import CONTEXT
@@ -23,24 +25,34 @@ FILES = [f"{cell}/{name}" for cell, names in cells().items() for name in names i
 MOST_BYTES = 13_000_000
 
 
-def _with_something_new() -> set[str]:
-    """The first file of each family, route and quantization, as they are named."""
-    chosen, seen = set(), set()
-    for file in FILES:
-        cell = file.split("/")[0]
-        family = family_of(cell)
-        parts = {family, *cell.removeprefix(f"{family}-").split("-")}
-        if parts - seen:
-            chosen.add(file)
-        seen |= parts
+def _parts(file: str, together: int) -> set[tuple[str, ...]]:
+    """What a file's name says of it: family, route and quantization, and ``together`` of them."""
+    cell = file.split("/")[0]
+    family = family_of(cell)
+    parts = sorted({family, *cell.removeprefix(f"{family}-").split("-")})
+    return {c for count in range(1, together + 1) for c in combinations(parts, count)}
+
+
+def _with_all(together: int) -> set[str]:
+    """Few files that have all parts, or all pairs of parts, that there are in one file."""
+    parts = {file: _parts(file, together) for file in FILES}
+    chosen: set[str] = set()
+    while any(parts.values()):
+        best = max(parts, key=lambda file: len(parts[file]))
+        chosen.add(best)
+        covered = parts.pop(best)
+        parts = {file: left - covered for file, left in parts.items()}
     return chosen
 
 
-FAST = _with_something_new()
+FAST = _with_all(1)
+SLOW = _with_all(2)
 
 
 def _param(file: str) -> object:
     marks = [] if file in FAST else [pytest.mark.slow]
+    if file not in FAST | SLOW:
+        marks.append(pytest.mark.exhaustive)
     if missing := reason(file):
         marks.append(
             pytest.mark.xfail(strict=True, reason=missing, raises=(SlmError, AssertionError))
@@ -61,6 +73,7 @@ def test_a_file_of_the_corpus_computes_what_onnxruntime_computes(file: str) -> N
     assert agreement.holds, str(agreement)
 
 
+@pytest.mark.slow
 def test_the_corpus_has_heads_of_every_awkward_size() -> None:
     cells = ("gpt2", "llama", "qwen3", "gemma2", "mistral")
     models = [import_onnx(corpus_path(f"{c}-optimum-past"), context=CONTEXT) for c in cells]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,12 @@ FLIP = 2e-2
 TOKENS = 40
 
 
+@cache
+def imported(form: str) -> CanonicalModel:
+    """A form as it is imported; no test changes it."""
+    return import_onnx(model_path(form))
+
+
 def kl(reference: np.ndarray, logits: np.ndarray) -> float:
     def log_softmax(x: np.ndarray) -> np.ndarray:
         x = x.astype(np.float64)
@@ -42,7 +50,7 @@ def kl(reference: np.ndarray, logits: np.ndarray) -> float:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_has_the_same_ops_in_the_same_order(form):
-    model = import_onnx(model_path(form))
+    model = imported(form)
     expected = ["slm.embedding", *LAYER * 6, "slm.rms_norm", "slm.linear"]
     assert op_names(model) == expected
     assert (model.kind, model.family, model.context) == ("decoder", "llama", 1024)
@@ -57,7 +65,7 @@ def test_every_form_has_the_same_ops_in_the_same_order(form):
 def test_exact_forms_compute_what_onnxruntime_computes(form):
     tokens = heldout_ids()[:TOKENS]
     want = run_onnxruntime(model_path(form), tokens)
-    got = evaluate(import_onnx(model_path(form)), tokens)
+    got = evaluate(imported(form), tokens)
     assert np.abs(got - want).max() <= TOLERANCE * np.ptp(want)
 
 
@@ -65,7 +73,7 @@ def test_exact_forms_compute_what_onnxruntime_computes(form):
 def test_quantized_forms_stay_near_onnxruntime(form):
     tokens = heldout_ids()[:TOKENS]
     want = run_onnxruntime(model_path(form), tokens)
-    got = evaluate(import_onnx(model_path(form)), tokens)
+    got = evaluate(imported(form), tokens)
     # onnxruntime gives all rows of a dynamic int8 product one scale, the canonical op one each.
     assert kl(want, got) < (1e-2 if form.startswith("int8") else 1e-3)
 
@@ -74,7 +82,7 @@ def test_quantized_forms_stay_near_onnxruntime(form):
 @pytest.mark.parametrize("form", [f for f in FORMS if f not in EXACT])
 def test_a_single_token_of_a_quantized_form_is_exact_but_for_rounding_flips(form):
     path = model_path(form)
-    model = import_onnx(path)
+    model = imported(form)
     errors = []
     for token in heldout_ids()[100:116]:
         want = run_onnxruntime(path, np.array([token]))
@@ -110,7 +118,7 @@ def formats(model: CanonicalModel) -> set[tuple[str, str, str, int]]:
     ],
 )
 def test_weights_keep_the_format_of_the_file(form, embedding, linear):
-    model = import_onnx(model_path(form))
+    model = imported(form)
     assert formats(model) == linear
     assert model.layers[0].format == embedding
     for call in calls_of(model, "slm.linear"):
@@ -129,6 +137,6 @@ def test_the_rotary_tables_are_the_formula_s(form):
 
 @pytest.mark.parametrize("form", ["float32", "int8_tied_head"])
 def test_a_tied_head_is_stored_once(form):
-    model = import_onnx(model_path(form))
+    model = imported(form)
     table = calls_of(model, "slm.embedding")[0].args[1]
     assert calls_of(model, "slm.linear")[-1].args[1].same_as(table)

@@ -269,6 +269,7 @@ def quantized(folder: Path, quant_format: QuantFormat, way: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("quant_format", QuantFormat, ids=str)
 def test_every_move_of_keys_and_values_may_be_rounded(way, quant_format, tmp_path):

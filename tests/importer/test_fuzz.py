@@ -103,6 +103,7 @@ def fuzz(make, folder: Path, count: int, seed: int) -> Counter[str]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("make", MODELS, ids=lambda f: f.__name__)
 def test_damaged_files_end_in_an_error_that_names_them(make, tmp_path):

@@ -84,6 +84,7 @@ def test_an_encoder_caches_nothing(tmp_path: Path) -> None:
     assert model.kind == "encoder" and beyond_half(model) == 0.0
 
 
+@pytest.mark.slow
 def test_the_cache_is_float32_where_float16_does_not_hold_it(tmp_path: Path) -> None:
     file, wanted = write(tmp_path, weights=2e4), None
     for kv in (None, "f16"):

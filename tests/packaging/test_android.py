@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,14 +17,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import slmtvm
 from slmtvm.codegen.zig import cache_folder, zig_cc
 from slmtvm.errors import SlmError
 from slmtvm.packaging import Options, package
 from slmtvm.packaging.android import ABIS, BIONIC, PAGE_BYTES, write_android
 from slmtvm.packaging.contents import Contents
 from slmtvm.runtime import load
+from slmtvm.runtime.text import generate_text
 from slmtvm.target import Target
 from tests.emulation.session import EmulatedSession
+from tests.importer.graph_builder import save
+from tests.importer.graphs import Tiny, build
+from tests.models import TOKENIZER
+from tests.packaging.android_stubs import write_stubs
 from tests.packaging.conftest import Release
 from tests.packaging.devices import HOST, tool
 
@@ -152,6 +159,64 @@ def test_the_sample_compiles_and_kotlin_declares_what_it_defines(
         env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(cache_folder())},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def run_tool(*command: object, environment: dict[str, str] | None = None) -> str:
+    """Its output; it succeeds."""
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=300,
+        env={**os.environ, **(environment or {})},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.exhaustive
+def test_the_sample_in_kotlin_writes_the_text_of_a_session(tmp_path: Path) -> None:
+    """Compiled against stubs of Android's classes, and run on Java with the library of this ABI."""
+    kotlinc, javac = tool("kotlinc", "kotlin"), tool("javac", "default-jdk-headless")
+    java = tool("java", "default-jdk-headless")
+    headers = sorted(JVM.glob("*/include/jni.h"))
+    standard = Path("/usr/share/java/kotlin-stdlib.jar")
+    if not headers or not standard.is_file():
+        pytest.skip("no jni.h or kotlin-stdlib.jar; apt install default-jdk-headless kotlin")
+    save(build(Tiny(vocab=4096)), tmp_path)
+    bundle = slmtvm.compile(
+        tmp_path / "model.onnx", output=tmp_path / "toy.slm", context=64, tokenizer=TOKENIZER
+    )
+    target = Target.load(bundle.targets[0])
+    module = package(bundle.path, "android", tmp_path / "module", license="Apache-2.0")
+    sources = write_stubs(tmp_path / "stubs")
+    classes, libraries = tmp_path / "out", tmp_path / "lib"
+    run_tool(kotlinc, "-no-reflect", module / "sample/Model.kt", tmp_path / "stubs", "-d", classes)
+    run_tool(javac, "-cp", f"{classes}:{standard}", "-d", classes, *sources)
+    libraries.mkdir()
+    shutil.copy(module / "jniLibs" / ABIS[target.arch] / "libslm_toy.so", libraries)
+    # Java asks sysconf for other numbers, those of this machine's library.
+    stands_in = IN_BIONICS_PLACE.replace("abort()", "return real(name)")
+    (tmp_path / "place.c").write_text(stands_in)
+    (tmp_path / "maths.c").write_text("double exp(double); double use(double x) { return exp(x); }")
+    for name, source in (("libc.so", "place.c"), ("libm.so", "maths.c")):
+        zig_cc(target.link, ["-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", f"lib/{name}", source,
+                             "-ldl", "-lm"], folder=tmp_path)  # fmt: skip
+    jni = headers[0].parent
+    run_tool(
+        sys.executable, "-m", "ziglang", "c++", "-target", f"{os.uname().machine}-linux-gnu",
+        "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{jni}", f"-I{jni / 'linux'}",
+        f"-I{module / 'include'}", module / "sample/slm_jni.cpp", libraries / "libslm_toy.so",
+        "-Wl,--allow-shlib-undefined", "-o", libraries / "libslm_jni.so",
+        environment={"ZIG_GLOBAL_CACHE_DIR": str(cache_folder())},
+    )  # fmt: skip
+    (tmp_path / "files").mkdir()
+    prompt, most = "def f(x):", 12
+    told = run_tool(
+        java, "-cp", f"{classes}:{standard}", f"-Djava.library.path={libraries}", "Main",
+        module / "assets", tmp_path / "files", prompt, most,
+        environment={"LD_LIBRARY_PATH": str(libraries), "LD_PRELOAD": str(libraries / "libc.so")},
+    )  # fmt: skip
+    with load(bundle.path) as session:
+        text = "".join(generate_text(session, prompt, most))
+    assert told == f"{text}\n{text}\nthe model is closed\n"
 
 
 def test_a_package_has_the_bundle_but_for_other_libraries(module: Path, release: Release) -> None:

@@ -59,6 +59,7 @@ def test_an_older_version_is_taken_only_where_that_is_asked_for(
     device.refuse("counter is 2, 9 was here", "install", release.tarball(2, HOST))
 
 
+@pytest.mark.slow
 def test_what_is_not_signed_by_a_trusted_key_is_refused(
     device: Device, release: Release, keys: Keys, other_keys: Keys, tmp_path: Path
 ) -> None:

@@ -114,7 +114,11 @@ def test_roundings_of_experts_do_not_depend_on_how_a_bundle_is_called(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weight_format", VARIANTS)
+@pytest.mark.parametrize(
+    "weight_format",
+    # Its experts are those that every target is compared with below.
+    ["f32", "int4", pytest.param("int8", marks=pytest.mark.exhaustive)],
+)
 def test_a_bundle_computes_what_the_ops_mean_however_it_is_called(
     weight_format: str, tmp_path: Path
 ) -> None:
@@ -136,8 +140,11 @@ def test_a_bundle_computes_what_the_ops_mean_however_it_is_called(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "names"),
-    [(VARIANTS["int8"], RUNNABLE), (ROUNDED, TARGETS_OF_THREE)],
-    ids=["plain", "rounded"],
+    [
+        pytest.param(VARIANTS["int8"], RUNNABLE, id="plain"),
+        # Of the kernels that round, tests/schedules runs each on every target.
+        pytest.param(ROUNDED, TARGETS_OF_THREE, id="rounded", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_experts_and_convolutions_have_the_same_bits_on_every_target(
     variant: dict[str, object], names: tuple[str, ...], tmp_path: Path

@@ -78,8 +78,19 @@ def _weights_used(model: CanonicalModel) -> int:
     return sum(math.prod(shape) for shape in (*used, *chosen))
 
 
+def _cells() -> list[object]:
+    """The first of each family and of each route, and, exhaustively, all."""
+    params, seen = [], set()
+    for cell in _decoders():
+        family = family_of(cell)
+        parts = {family, cell.removeprefix(f"{family}-")}
+        params.append(pytest.param(cell, marks=[] if parts - seen else pytest.mark.exhaustive))
+        seen |= parts
+    return params
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", _decoders())
+@pytest.mark.parametrize("cell", _cells())
 def test_a_decoded_token_is_multiplied_by_every_weight_once(cell: str) -> None:
     model = import_onnx(corpus_path(cell), context=CONTEXT)
     plan = build_plan(lower(fuse(model), Target.load("x86-64-v3"), "float32"), {})

@@ -112,6 +112,7 @@ def test_layers_that_lose_most_stay_dense_within_the_part_that_may(folder):
     assert report.accuracy.kl < whole.accuracy.kl
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_what_it_costs(folder):
     result = command(
         "prune", folder / "model.onnx", "-o", folder / "out.onnx", "--pattern", "block:8x4",

@@ -215,6 +215,7 @@ def test_a_damaged_file_is_refused(tmp_path):
         slmtvm.quantize(tmp_path / "bad.onnx", tmp_path / "out.onnx")
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_writes_the_numbers(folder):
     result = command(
         "quantize", folder / "model.onnx", "-o", folder / "command.onnx", "--calibration",

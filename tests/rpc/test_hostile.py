@@ -88,6 +88,7 @@ def test_random_bytes_do_nothing_and_are_logged(
     assert runner.descriptors() < 30
 
 
+@pytest.mark.slow
 def test_random_packets_within_a_session_end_at_most_the_session(
     tracker: Tracker, runner: Runner
 ) -> None:

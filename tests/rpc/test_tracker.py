@@ -55,7 +55,8 @@ def test_a_device_that_dies_is_an_error_and_the_next_one_serves(
 @pytest.mark.slow
 def test_a_client_that_goes_without_a_word_frees_its_device(tracker: Tracker, job: bytes) -> None:
     code = (
-        "import sys, time\nfrom slmtvm.rpc.client import devices\n"
+        "import sys, time\nfrom slmtvm.without_torch import import_no_torch\n"
+        "import_no_torch()\nfrom slmtvm.rpc.client import devices\n"
         f"device = next(devices({tracker.address!r}, 'left', wait_s=30))\n"
         "print('has it', flush=True)\ntime.sleep(600)\n"
     )

@@ -44,6 +44,7 @@ def write(session: Session, constraint: Constraint, most: int = 60, **more: Any)
     return TOKENIZER.decode(list(session.generate(PROMPT, most, constraint=constraint, **more)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 200.0])
 def test_texts_are_valid_by_their_schemas(session: Session, temperature: float) -> None:
     written = 0

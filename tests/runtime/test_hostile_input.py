@@ -19,6 +19,7 @@ MUTANTS = 4000
 CALLS = 50000
 
 
+@pytest.mark.slow
 def test_thousands_of_mutated_bundles_are_refused_or_work(decoder: Path, tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "tests.runtime.open_mutants", str(decoder), str(tmp_path), "1",
@@ -37,6 +38,7 @@ def test_thousands_of_mutated_bundles_are_refused_or_work(decoder: Path, tmp_pat
         assert outcomes[wanted] > MUTANTS // 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("mask", ["none", pytest.param("keys", marks=pytest.mark.slow), "skip"])
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])

@@ -1,21 +1,26 @@
 """Runs one kernel on numpy arrays: on this machine where it can, else under qemu-user.
 
-The kernel's object is linked with a small driver into a static program, so that a foreign ISA needs
-no sysroot, only qemu.
+The kernel's object is linked with driver.c into a static program, so that a foreign ISA needs no
+sysroot, only qemu.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
+import shlex
 import shutil
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ziglang
 
 from slmtvm.codegen.objects import write_object
-from slmtvm.codegen.zig import zig_cc
+from slmtvm.codegen.zig import cache_folder, zig_cc
 from slmtvm.schedules.kernel import Kernel
 from slmtvm.target import Target
 from tests.machines import is_native, lacking
@@ -28,29 +33,7 @@ QEMU = {
     ],
 }
 
-_DRIVER = r"""
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-void %(name)s(%(signature)s);
-static const size_t sizes[] = {%(sizes)s};
-int main(int argc, char **argv) {
-  void *buffer[%(count)d];
-  FILE *in = fopen(argv[1], "rb"), *out = fopen(argv[2], "wb");
-  for (int i = 0; i < %(count)d; ++i) {
-    buffer[i] = aligned_alloc(64, (sizes[i] + 127) / 64 * 64);
-    if (fread(buffer[i], 1, sizes[i], in) != sizes[i]) return 2;
-  }
-  int32_t position = atoi(argv[3]), valid = atoi(argv[4]);
-  (void)position, (void)valid;
-  for (int i = 5; i + 1 < argc; ++i) {
-    int32_t begin = atoi(argv[i]), end = atoi(argv[i + 1]);
-    %(name)s(%(arguments)s);
-  }
-  for (int i = 0; i < %(count)d; ++i) fwrite(buffer[i], 1, sizes[i], out);
-  return fclose(out);
-}
-"""
+_DRIVER = Path(__file__).with_name("driver.c")
 
 
 def emulators(target: Target) -> list[list[str]]:
@@ -90,32 +73,21 @@ def run(
         fits = tensor.takes(given.shape) if tensor.at_most else given.shape == tensor.shape
         assert fits and given.dtype == tensor.dtype, (tensor, given.shape, given.dtype)
         blobs.append(np.ascontiguousarray(given).tobytes())
-    name = str(kernel.func.attrs["global_symbol"])
-    count = len(blobs)
-    source = _DRIVER % {
-        "name": name,
-        "signature": ", ".join(["void *"] * count + ["int32_t"] * (len(kernel.scalars) + 2)),
-        "sizes": ", ".join(str(len(b)) for b in blobs),
-        "count": count,
-        "arguments": ", ".join(
-            [f"buffer[{i}]" for i in range(count)] + [*kernel.scalars, "begin", "end"]
-        ),
-    }
+    bounds = [0, *(c for c in cuts if c < kernel.grid), kernel.grid]
+    ambient = {"position": position, "valid": valid}
+    numbers = [
+        len(blobs), len(kernel.scalars), len(bounds),
+        *map(len, blobs), *(ambient[name] for name in kernel.scalars), *bounds,
+    ]  # fmt: skip
     results = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        (path / "driver.c").write_text(source)
-        (path / "in").write_bytes(b"".join(blobs))
-        write_object({name: kernel.func}, target, path / "kernel.o")
-        zig_cc(
-            f"{target.arch}-linux-musl",
-            ["-O1", "-static", "-o", str(path / "run"), str(path / "driver.c"),
-             str(path / "kernel.o"), "-lm"],
-        )  # fmt: skip
-        bounds = [str(b) for b in (0, *(c for c in cuts if c < kernel.grid), kernel.grid)]
+        (path / "in").write_bytes(np.array(numbers, np.int64).tobytes() + b"".join(blobs))
+        write_object({"kernel": kernel.func}, target, path / "kernel.o")
+        _link(f"{target.arch}-linux-musl", path)
         for prefix in prefixes:
             command = [*prefix, str(path / "run"), str(path / "in"), str(path / "out")]
-            subprocess.run([*command, str(position), str(valid), *bounds], check=True, timeout=300)
+            subprocess.run(command, check=True, timeout=300)
             results.append((path / "out").read_bytes())
     assert all(r == results[0] for r in results), "results differ between vector lengths"
     outputs, at = {}, 0
@@ -124,3 +96,42 @@ def run(
         outputs[tensor.name] = values if tensor.at_most else values.reshape(tensor.shape)
         at += len(blob)
     return outputs
+
+
+@cache
+def _made() -> Path:
+    """A folder for what all kernels are linked with, while this process lives."""
+    folder = Path(tempfile.mkdtemp(prefix="kernel-driver-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def _linker(triple: str) -> tuple[str, ...]:
+    """The command by which zig links ``kernel.o`` and the driver into ``run``.
+
+    It is far quicker than ``zig cc``, which looks for all that it may have to build each time.
+    """
+    folder = _made() / triple
+    folder.mkdir()
+    (folder / "kernel.c").write_text("void kernel(void) {}\n")
+    zig_cc(triple, ["-c", "kernel.c", "-o", "kernel.o"], folder=folder)
+    zig_cc(triple, ["-O1", "-c", str(_DRIVER), "-o", "driver.o"], folder=folder)
+    arguments = ["-O1", "-static", "-o", "run", str(folder / "driver.o"), "kernel.o", "-lm"]
+    zig_cc(triple, arguments, folder=folder)  # builds what of a libc there is not yet
+    environment = {
+        **os.environ, "ZIG_VERBOSE_LINK": "1", "ZIG_GLOBAL_CACHE_DIR": str(cache_folder()),
+        "ZIG_LOCAL_CACHE_DIR": str(folder),
+    }  # fmt: skip
+    zig = str(Path(ziglang.__file__).with_name("zig"))
+    said = subprocess.run(
+        [zig, "cc", "-target", triple, "-fno-sanitize=all", *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (line,) = (line for line in said.stderr.splitlines() if line.startswith("ld.lld "))
+    return (zig, *shlex.split(line))
+
+
+def _link(triple: str, folder: Path) -> None:
+    """Link ``kernel.o`` in ``folder`` with the driver into the static program ``run``."""
+    subprocess.run(_linker(triple), cwd=folder, check=True, timeout=60)

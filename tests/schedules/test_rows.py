@@ -323,6 +323,7 @@ def test_activations_leave_what_is_no_number(prologue: str, target: Target) -> N
     np.testing.assert_array_equal(np.isnan(got), np.isnan(x))
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     many = row_op("layer_norm", "block", 100, m=5, keep_f32=True)
     one = row_op("layer_norm", "block", 100, m=1, keep_f32=True)

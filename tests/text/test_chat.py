@@ -66,6 +66,7 @@ def conversations(count: int) -> list[list[dict[str, str]]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_pieces_write_what_the_template_writes(name: str) -> None:
     pieces = compile_chat(ChatTemplate(TEMPLATES[name], TOKENS))
@@ -85,14 +86,15 @@ def test_what_a_template_does_with_a_word_of_its_own_is_refused_by_that_word() -
     source = TEMPLATES["turns"].replace("m['content']", "m['content'].split('</think>')[-1]")
     pieces = compile_chat(ChatTemplate(source, TOKENS))
     assert pieces.reason is None
-    assert set(pieces.refused) == {"system", "user", "assistant"}
-    assert all(words == ("</think>",) for words in pieces.refused.values())
+    assert set(pieces.plain.refused) == {"system", "user", "assistant"}
+    assert all(words == ("</think>",) for words in pieces.plain.refused.values())
 
 
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("{{ strftime_now('%d') }}" + TEMPLATES["turns"], "writes the date"),
+        ("{{ strftime_now('%d') | upper }}" + TEMPLATES["turns"], "the date in a form of its own"),
+        ("{{ now() }}" + TEMPLATES["turns"], "writes the date"),
         ("{% for m in messages %", "is no jinja2 template"),
         ("{{ raise_exception('no') }}", "the texts of no conversation"),
         ("nothing of them", "the texts of no conversation"),
@@ -107,7 +109,7 @@ def test_what_a_template_does_with_a_word_of_its_own_is_refused_by_that_word() -
 def test_a_template_that_does_more_is_said_to(source: str, reason: str) -> None:
     pieces = compile_chat(ChatTemplate(source, TOKENS))
     assert pieces.reason is not None and reason in pieces.reason
-    assert not pieces.between
+    assert not pieces.plain.between
 
 
 def test_a_template_is_found_where_exporters_write_it(tmp_path: Path) -> None:

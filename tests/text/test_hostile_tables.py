@@ -49,6 +49,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("hostile")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["llama 2", *(pytest.param(n, marks=_SLOW) for n in ("bert", "xlm-roberta", "roberta"))]
 )

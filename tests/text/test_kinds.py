@@ -23,6 +23,7 @@ def _marked(name: str) -> object:
     return pytest.param(name, marks=[] if first else pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [_marked(name) for name in KINDS])
 def test_a_trained_tokenizer_gives_the_same(name: str, tmp_path: Path) -> None:
     _compare(make(name, normalized=len(name) % 2 == 0), TEXTS, tmp_path)

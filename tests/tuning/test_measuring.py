@@ -61,6 +61,7 @@ def other_settings(of: TaskKey, isa: Isa) -> list[Knobs]:
     return random.Random(0).sample(TEMPLATES[of.kind].settings(of.shape, isa)[1:], 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", KINDS, ids=lambda of: of.label)
 def test_settings_of_every_kind_give_the_bytes_of_the_default(of: TaskKey) -> None:
     settings = other_settings(of, isas.get(HOST.isa))
@@ -112,6 +113,7 @@ WRONG, CRASHING, HANGING = 1, 2, 3  # of ku
 GOOD = {"mr": 1, "nv": 2, "pf": 0, "gu": 1, "ku": 32}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_misbehaving")
 def test_what_is_wrong_crashes_or_hangs_is_told_and_the_rest_is_measured() -> None:
     settings = [{**GOOD, "ku": ku} for ku in (32, WRONG, CRASHING, HANGING, 32)]

@@ -29,6 +29,7 @@ def _texts(path: Path) -> list[str]:
     return ["".join(t.itertext()).strip() for t in ElementTree.parse(path).iter(f"{_SVG}text")]
 
 
+@pytest.mark.slow
 def test_a_row_for_each_kernel_shows_its_trials_and_the_knobs_that_differ(tmp_path: Path) -> None:
     path = tmp_path / "plot.svg"
     assert plot(_records(), path) == 0
@@ -43,12 +44,14 @@ def test_a_row_for_each_kernel_shows_its_trials_and_the_knobs_that_differ(tmp_pa
     assert sorted(points) == [1, 6, 6, 6]  # failures have no time
 
 
+@pytest.mark.slow
 def test_only_the_kernels_with_the_most_records_are_shown(tmp_path: Path) -> None:
     records = [record(key(n=16 * n), knobs=KNOBS) for n in range(1, 15)]
     assert plot(records, tmp_path / "plot.png") == 2
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_plotted_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SlmError, match="no setting was measured"):
         plot([], tmp_path / "x.svg")

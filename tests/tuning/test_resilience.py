@@ -21,6 +21,8 @@ _SECONDS = 120.0
 # A tuner by itself, of a small decoder's kernels: tracker, file, trials.
 _TUNER = f"""
 import sys
+from slmtvm.without_torch import import_no_torch
+import_no_torch()
 from slmtvm.passes.pipeline import fuse, lower
 from slmtvm.plan.build import build_plan
 from slmtvm.target import Target

@@ -56,6 +56,7 @@ def run(search: TaskSearch, noise: float, seed: int, most: int) -> None:
         search.update(measured)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_good_setting_is_found_in_a_small_part_of_the_space(seed: int) -> None:
     search = search_of(PREFILL, CostModel(), seed)

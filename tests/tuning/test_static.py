@@ -26,6 +26,7 @@ ISA = isas.get(HOST.isa)
 DEFAULT, *OTHERS = TEMPLATES["linear"].settings(KEY.shape, ISA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [HOST.name, "cortex-a78", "riscv64-rvv"])
 def test_code_that_spills_costs_more_than_the_default(name: str) -> None:
     target = Target.load(name)

@@ -82,6 +82,7 @@ class Fake:
         return [(b.key.text, *sorted(k.items())) for b in searched for k in b.settings]
 
 
+@pytest.mark.slow
 def test_measurements_of_this_machine_become_records(plan: Plan, tmp_path: Path) -> None:
     file = RecordFile(tmp_path / "r.jsonl")
     heard: list[Progress] = []
@@ -191,6 +192,7 @@ def _logits(path: Path, chunks: Sequence[int]) -> list[np.ndarray]:
         return found
 
 
+@pytest.mark.slow
 def test_knobs_change_no_bit_of_a_model(fused: CanonicalModel, tmp_path: Path) -> None:
     plain = build_plan(lower(fused, HOST), {})
     choice = RecordedChoice(RecordLog.of(any_records(plain)), HOST)

@@ -152,6 +152,7 @@ def test_what_onnxruntime_cannot_run_is_not_checked(
     assert check_line(record) == f"not checked: {record['skipped']}"
 
 
+@pytest.mark.slow
 def test_a_failed_check_leaves_nothing_and_ends_with_a_code_of_its_own(
     file: Path,
     model: CanonicalModel,
@@ -173,6 +174,7 @@ def test_a_failed_check_leaves_nothing_and_ends_with_a_code_of_its_own(
     assert slmtvm.Bundle.open(output).manifest.extra == {}
 
 
+@pytest.mark.slow
 def test_for_another_machine_a_build_for_this_one_is_checked(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def test_a_bundle_of_another_model_is_an_error(tmp_path: Path) -> None:
         compare(Imported(path), Reference(other))
 
 
+@pytest.mark.slow
 def test_a_compiled_bundle_agrees_in_every_output(tmp_path: Path) -> None:
     path = save_head(ENCODERS["pooler"], tmp_path, types="table")
     compile_model(path, output=tmp_path / "x.slm", mask="arbitrary")

@@ -80,6 +80,7 @@ def test_half_of_the_floats_move_by_one_bit_towards_zero(half: bool) -> None:
     assert integers.tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_how_far_both_are_from_the_float_model_is_shown() -> None:
     reference, float_model = Reference(model_path("int8")), Reference(model_path("float32"))
     session = ReferenceSession(float_model)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slmtvm.codegen.cuda.nodes import MAX_THREADS, SHARED_BYTES, Node, nodes_of
-from slmtvm.codegen.cuda.nvrtc import compile_cubin
+from slmtvm.codegen.cuda.nvrtc import compile_both
 from slmtvm.codegen.cuda.text import PERSISTENT, module_text, translate_plan
 from slmtvm.codegen.tables import functions_in_order
 from slmtvm.plan.model import Function, Plan
@@ -106,23 +106,32 @@ def write_cuda(plan: Plan, gpu: CudaTarget, folder: Path) -> str:
     Raises TargetError where NVRTC is missing, UnsupportedOpError where a kernel has no CUDA text.
     """
     made = schedule(plan, gpu)
-    image = compile_cubin(made.text, gpu.arch, gpu.release)
+    image, text = compile_both(made.text, gpu.arch, gpu.release)
+    ptx = text.encode() if gpu.ptx else b""
     (folder / "kernels.cubin").write_bytes(image)
+    (folder / "kernels.ptx").write_bytes(ptx + b"\0")
     return "\n".join(
         [
             '#include "cuda/plan.h"',
             "",
             # The compiler's cache does not see the included file, but this.
-            f"/* {hashlib.sha256(image).hexdigest()} */",
-            '__asm__(".pushsection .rodata\\n.balign 64\\n.hidden slm_cuda_image\\n"',
-            '        ".globl slm_cuda_image\\nslm_cuda_image:\\n.incbin \\"kernels.cubin\\"\\n"',
-            '        ".popsection\\n");',
-            'extern const char slm_cuda_image[] __attribute__((visibility("hidden")));',
+            f"/* {hashlib.sha256(image + ptx).hexdigest()} */",
+            *_included("slm_cuda_image", "kernels.cubin"),
+            *_included("slm_cuda_ptx", "kernels.ptx"),
             "",
             *_tables(plan, made, gpu),
             "",
         ]
     )
+
+
+def _included(symbol: str, file: str) -> list[str]:
+    """The C text of a constant that is a file's content."""
+    return [
+        f'__asm__(".pushsection .rodata\\n.balign 64\\n.hidden {symbol}\\n"',
+        f'        ".globl {symbol}\\n{symbol}:\\n.incbin \\"{file}\\"\\n.popsection\\n");',
+        f'extern const char {symbol}[] __attribute__((visibility("hidden")));',
+    ]
 
 
 def _tables(plan: Plan, made: Schedule, gpu: CudaTarget) -> list[str]:
@@ -161,7 +170,7 @@ def _tables(plan: Plan, made: Schedule, gpu: CudaTarget) -> list[str]:
         *refs,
         "};",
         "const slm_cuda_plan slm_cuda = {",
-        "  entries, functions, launches, refs, slm_cuda_image, "
+        f'  entries, functions, launches, refs, slm_cuda_image, slm_cuda_ptx, "{gpu.arch}", '
         f"{plan.scratch_bytes * most_teams}u,",
         f"  {len(entries)}, {len(refs)}u, {{{entry}, {blocks}u, {teams * LANES}, "
         f"{made.persistent_bytes(teams)}}}}};",

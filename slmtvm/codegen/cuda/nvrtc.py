@@ -36,6 +36,21 @@ def compile_cubin(text: str, arch: str, release: int = 12) -> bytes:
     Raises TargetError where it is not installed or does not know the architecture, SlmError where
     the text does not compile.
     """
+    return compile_both(text, arch, release)[0]
+
+
+def compile_ptx(text: str, arch: str, release: int = 12) -> str:
+    """What NVIDIA's front end makes of ``text`` before its assembler does ``compile_cubin``'s."""
+    return _compile(text, arch, release, arch.replace("sm_", "compute_"))[1]
+
+
+def compile_both(text: str, arch: str, release: int = 12) -> tuple[bytes, str]:
+    """``compile_cubin``'s and ``compile_ptx``'s result."""
+    return _compile(text, arch, release, arch)
+
+
+def _compile(text: str, arch: str, release: int, made_for: str) -> tuple[bytes, str]:
+    """Machine code, none where what it is ``made_for`` is no architecture of machines, and PTX."""
     nvrtc = _library(release)
     known = _architectures(release)
     if arch not in known:
@@ -46,14 +61,15 @@ def compile_cubin(text: str, arch: str, release: int = 12) -> bytes:
     program = ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernels.cu", 0, None, None)
     try:
-        options = [o.encode() for o in (f"--gpu-architecture={arch}", *_OPTIONS)]
+        options = [o.encode() for o in (f"--gpu-architecture={made_for}", *_OPTIONS)]
         given = (ctypes.c_char_p * len(options))(*options)
         with _own_locale():
             failed = nvrtc.nvrtcCompileProgram(program, len(options), given)
         if failed:
             log = _get(nvrtc, program, "ProgramLog").rstrip(b"\0").decode()
             raise SlmError(f"NVRTC does not compile the kernels:\n{log}", where=arch)
-        return _get(nvrtc, program, "CUBIN")
+        ptx = _get(nvrtc, program, "PTX").rstrip(b"\0").decode()
+        return _get(nvrtc, program, "CUBIN") if made_for == arch else b"", ptx
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 

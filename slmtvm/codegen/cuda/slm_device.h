@@ -129,6 +129,43 @@ SLM_DEVICE void slm_mma_16x8x32(int *d, const unsigned *a, const unsigned *b) {
 }
 #endif
 
+/* dp4a of four weights, two of every four values of k, and those of 8 values that the lowest byte of
+ * `places` names. */
+SLM_DEVICE int slm_dp4a_2of4(int weights, int places, int low, int high, int sum) {
+  const unsigned pairs = ((unsigned)places & 0xfu) | ((unsigned)places & 0xf0u) << 4;
+  const unsigned from = ((pairs | pairs << 2) & 0x3333u) | 0x4400u;
+  return slm_dp4a(weights, (int)__byte_perm((unsigned)low, (unsigned)high, from), sum);
+}
+
+#ifdef __CUDA_ARCH__
+/* d += A B of signed bytes, 16 by 64 and 64 by 8. Of every four in a row of A two are given; lane
+ * 4 g + 2 h + i has the places of row g + 8 i, columns 32 h to 32 h + 31. */
+SLM_DEVICE void slm_mma_sparse_16x8x64(int *d, const unsigned *a, const unsigned *b, unsigned e) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sp::ordered_metadata.sync.aligned.m16n8k64.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, "
+      "{%4,%5,%6,%7}, {%8,%9,%10,%11}, {%0,%1,%2,%3}, %12, 0x0;"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]),
+        "r"(e));
+#else /* without such instructions: every thread fetches its operands */
+  const int lane = (int)(threadIdx.x % 32);
+  for (int window = 0; window < 8; ++window) {
+    int left[2], places[2], low[2], high[2];
+    for (int i = 0; i < 2; ++i) {
+      const int column = lane % 4 * 2 + i, word = 2 * window;
+      left[i] = __shfl_sync(0xffffffffu, (int)a[window / 4 * 2 + i], lane / 4 * 4 + window % 4, 32);
+      places[i] = __shfl_sync(0xffffffffu, (int)e, lane / 4 * 4 + window / 4 * 2 + i, 32);
+      low[i] = __shfl_sync(0xffffffffu, (int)b[word / 4], column * 4 + word % 4, 32);
+      high[i] = __shfl_sync(0xffffffffu, (int)b[word / 4], column * 4 + word % 4 + 1, 32);
+    }
+    for (int i = 0; i < 4; ++i)
+      d[i] = slm_dp4a_2of4(left[i / 2], places[i / 2] >> window % 4 * 8, low[i % 2], high[i % 2], d[i]);
+  }
+#endif
+}
+#endif
+
 /* Sums of 16 channels by the 8 rows of each of a warp's two teams. As the tensor cores leave them: of
  * team q, channel half h and row parity i in v[4 * q + 2 * h + i]. Settled: a thread's own channel, by
  * row. All threads of the warp do all of this together. */
@@ -195,6 +232,25 @@ SLM_DEVICE slm_tile slm_mma(slm_team t, const unsigned *weights, int bits, const
 SLM_MMA(2)
 SLM_MMA(4)
 SLM_MMA(8)
+
+/* 64 values of k: `weights` and `rows` as slm_mma has them, of the weights two of every four; `places`
+ * say which, 2 bits each, a word for 32 values of k. */
+SLM_DEVICE slm_tile slm_mma_2of4(slm_team t, const void *weights, const void *places,
+                                 const signed char *rows, int stride, slm_tile sums) {
+  const int lane = (int)(threadIdx.x % 32), g = lane / 4, c = lane % 4;
+  const int channel = g % 4 * 4 + g / 4 * 2;
+  const unsigned *own = (const unsigned *)weights + channel;
+  const unsigned where = ((const unsigned *)places + channel)[c / 2 * 16 + c % 2];
+  unsigned a[4], b[4];
+  for (int i = 0; i < 4; ++i) a[i] = own[(i / 2 * 4 + c) * 16 + i % 2];
+  const signed char *first = rows - (t.mask == 0xffffu ? 0 : 8 * stride) + g * stride + 4 * c;
+  for (int team = 0; team < 2; ++team) {
+    const unsigned *row = (const unsigned *)(const void *)(first + team * 8 * stride);
+    for (int i = 0; i < 4; ++i) b[i] = row[4 * i];
+    slm_mma_sparse_16x8x64(sums.v + 4 * team, a, b, where);
+  }
+  return sums;
+}
 
 /* Floats of 16 bits are held as their bits. */
 #ifdef __CUDA_ARCH__

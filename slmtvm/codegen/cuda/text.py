@@ -121,7 +121,7 @@ def _entry_text(node: Node) -> str:
     names = "".join(f"{p.name}, " for p in node.parameters)
     return "\n".join(
         [
-            f'extern "C" __global__ void __launch_bounds__({MAX_THREADS})',
+            f'extern "C" __global__ void __launch_bounds__({MAX_THREADS}, 2)',
             f"    {node.name}({takes}const int *ambient, int grid) {{",
             f"  const slm_team t = slm_this_team({node.between_bytes}, {node.team_bytes});",
             f"  run_{node.name}(t, {names}ambient[0], ambient[1], grid);",

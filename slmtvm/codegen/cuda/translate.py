@@ -90,7 +90,9 @@ def translate(
     buffers = [p for p in func.params if isinstance(p.ty, tirx.BufferType)]
     written = {aliases.get(a.buffer, a.buffer) for a in accesses(loop.body) if a.stores}
     pointers = {b: b.name for b in buffers} | {alias: b.name for alias, b in aliases.items()}
-    writer = _Writer(loop, pointers, func.params[len(buffers) : -2])
+    # What needs memory of its own is long, and unrolled where that gains: to unroll it once more,
+    # NVIDIA's compiler would need more registers than there are.
+    writer = _Writer(loop, pointers, func.params[len(buffers) : -2], unrolls=not scratch)
     body = writer.write()
     read = {aliases.get(a.buffer, a.buffer) for a in accesses(loop.body) if not a.stores}
     parameters = tuple(
@@ -124,7 +126,8 @@ SCRATCH_ALIGNMENT = 64  # bytes
 class _Writer:
     """Writes the statements of one block of the grid."""
 
-    def __init__(self, loop: Any, pointers: dict[Any, str], scalars: Any) -> None:
+    def __init__(self, loop: Any, pointers: dict[Any, str], scalars: Any, *, unrolls: bool) -> None:
+        self._unrolls = unrolls
         self._lines: list[str] = []
         self._depth = 0
         self._count = 0
@@ -209,6 +212,8 @@ class _Writer:
         self._forget_registers()
         before = self._hazards.copy()
         self._values.bind(loop.loop_var, Value("int32", 1, (name,)))
+        if not self._unrolls:
+            self._emit("#pragma unroll 1")
         with self._indented(f"for (int {name} = {first}; {name} < {end}; ++{name}) {{"):
             self._statement(loop.body)
         self._emit("}")

@@ -16,7 +16,7 @@ from tvm import tirx
 from tvm.ir import Call, TensorLoad
 
 from slmtvm.errors import UnsupportedOpError
-from slmtvm.schedules.isa.cuda import DP4A, LANES, MMA
+from slmtvm.schedules.isa.cuda import DP4A, DP4A_PAIRS, LANES, MMA
 
 Expr = Any
 
@@ -157,8 +157,10 @@ class Values:
             return self._combine(kind, lanes, "fmaf({}, {}, {})", expr.args)
         if name == "tirx.if_then_else":
             return self._combine(kind, lanes, "({} ? {} : {})", expr.args)
-        if name == "tirx.call_extern" and str(expr.args[0].value) == DP4A:
-            return self._combine(kind, lanes, f"{DP4A}({{}}, {{}}, {{}})", expr.args[1:])
+        if name == "tirx.call_extern" and str(expr.args[0].value) in (DP4A, DP4A_PAIRS):
+            called, operands = str(expr.args[0].value), expr.args[1:]
+            given = ", ".join(["{}"] * len(operands))
+            return self._combine(kind, lanes, f"{called}({given})", operands)
         if name == "tirx.call_extern" and str(expr.args[0].value) in MMA:
             return self._mma(kind, lanes, str(expr.args[0].value), expr.args[1:])
         if name == "tirx.call_llvm_pure_intrin":

@@ -29,10 +29,10 @@ static int add_message(const runner *r, conversation *c, const char *role, const
   chat_refusal why;
   for (;;) {
     writer w = {c->text.bytes, c->text.length, c->text.room, 0};
-    if (chat_begin(&r->chat, c->before, role, &w, &why) < 0) return failed("%s", why.message);
+    if (chat_begin(r->chat.pieces, c->before, role, &w, &why) < 0) return failed("%s", why.message);
     const size_t begin = w.length;
     put_bytes(&w, text, bytes);
-    if (!w.full && chat_end(&r->chat, role, &w, begin, &why) < 0) return failed("%s", why.message);
+    if (!w.full && chat_end(r->chat.pieces, role, &w, begin, &why) < 0) return failed("%s", why.message);
     if (!w.full) {
       c->text.length = w.length;
       strcpy(c->before, role);
@@ -47,7 +47,7 @@ static int tokens_of(const runner *r, conversation *c, tokenized *prompt) {
   chat_refusal why;
   for (;;) {
     writer w = {c->text.bytes, c->text.length, c->text.room, 0};
-    if (chat_answer(&r->chat, c->before, &w, &why) < 0) return failed("%s", why.message);
+    if (chat_answer(r->chat.pieces, c->before, &w, &why) < 0) return failed("%s", why.message);
     const text_pair whole = {w.bytes, w.length, NULL, 0};
     if (!w.full) return tokenize(r, &whole, SLM_NO_SPECIAL, prompt);
     if (make_room(c) != OK) return FAILED;

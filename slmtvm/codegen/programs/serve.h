@@ -21,6 +21,7 @@ enum {
   MOST_BIASES = 300, /* of OpenAI's logit_bias */
   MOST_CONSTRAINTS = 32,
   MOST_LIKELY = 5,   /* alternatives of a token with logprobs */
+  MOST_CALLS = 16,   /* of tools, in one answer */
   HEAD_BYTES = 16 << 10,
   OUT_BYTES = 32 << 10,
   EVENT_BYTES = 12 << 10, /* what one step of an answer may write */
@@ -48,6 +49,11 @@ typedef struct {
   int32_t token;
 } likely;
 
+/* In an answer's text, both of JSON: where a call's name and its arguments begin and end. */
+typedef struct {
+  const char *name, *name_end, *arguments, *arguments_end;
+} tool_call;
+
 /* What a session holds, and who uses it. */
 typedef struct {
   slm_session *session;
@@ -70,6 +76,8 @@ typedef struct {
   int end_count;
   session_slot *slots;
   chat_template chat;
+  int reads_calls; /* of tools, which stand in texts so: begin {"name": ..., key: {...}} end */
+  char call_begin[STOP_BYTES], call_key[STOP_BYTES], call_end[STOP_BYTES];
 } served_model;
 
 typedef enum {
@@ -91,6 +99,8 @@ typedef struct {
   char stops[MOST_STOPS][STOP_BYTES];
   size_t stop_bytes[MOST_STOPS];
   int stop_count;
+  json tools; /* in the body; nothing where none are offered */
+  int reads_calls, one_call;
   uint64_t number; /* in the order of arrival */
   int64_t created;
   double began, first_token, last_token;
@@ -103,6 +113,10 @@ typedef struct {
   slm_text_state text_state;
   finish_reason finish;
   int cut; /* at a stop string */
+  int said; /* some of the text is written */
+  tool_call calls[MOST_CALLS];
+  int call_count, call;   /* call: that is being written */
+  const char *call_sent; /* of its arguments; NULL: not even its name */
   size_t text_length, text_sent;
   int32_t told; /* tokens whose logprobs or ids are written */
   const char *cursor; /* in the body: the next input of an embedding */
@@ -206,8 +220,20 @@ int32_t read_prompt(server *s, json prompt, const char *param, uint32_t flags, i
                     size_t room, refusal *r);
 int read_generation(server *s, connection *c, refusal *r); /* all fields; 0, or -1 refused */
 
-/* serve_chat.c: `messages` as one text in the scratch; its bytes, or -1 refused. */
-ptrdiff_t chat_text(server *s, json messages, refusal *r);
+/* serve_chat.c: `messages`, and tools that are offered, as one text in the scratch; its bytes, or -1. */
+ptrdiff_t chat_text(server *s, json messages, json tools, refusal *r);
+int refuse_chat_here(const chat_refusal *why, int status, refusal *r);
+
+/* serve_tools.c. `before` is the kind of item that was written last. */
+void open_calls(served_model *m);
+int read_tools(server *s, job *j, json body, refusal *r); /* and tool_choice; 0, or -1 refused */
+int put_tools(json table, json tools, char *before, writer *w, refusal *r);
+int put_calls(json table, json calls, char *before, writer *w, refusal *r);
+size_t held_for_call(const server *s, const connection *c); /* bytes of the text that may be of one */
+void find_calls(const server *s, connection *c);            /* in a text that is over */
+
+/* serve_dump.c: as json.dumps(..., ensure_ascii=False, indent=indent); < 0: on one line. NULL, or what is wrong. */
+const char *put_dumped(writer *w, json value, int indent);
 
 /* serve_audit.c */
 int audit_open(server *s); /* 0, or -1 after saying why not */
@@ -221,6 +247,7 @@ void audit_end(server *s, connection *c, int whole);
 int open_constraints(server *s); /* 0, or -1 after saying why not */
 void close_constraints(server *s);
 int read_format(server *s, job *j, json body, refusal *r); /* response_format; 0, or -1 refused */
+int constrain_to_tools(server *s, job *j, json tools, const char *name, refusal *r); /* "": any of them */
 int check_room(const server *s, const job *j, refusal *r);
 int32_t most_to_come(const server *s, const job *j); /* tokens */
 typedef enum { GOES_ON, ENDS_BEFORE, ENDS_BEHIND, FOLLOW_FAILED } follow;

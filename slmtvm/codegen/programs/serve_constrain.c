@@ -40,22 +40,19 @@ void close_constraints(server *s) {
     slm_constraint_close(s->constraints[i].constraint);
 }
 
-/* SHA-256 of a JSON value without the white space between its parts. */
-static void digest_of(json value, uint8_t digest[SLM_SHA256_BYTES]) {
-  slm_sha256 hash;
+/* A JSON value without the white space between its parts. */
+static void add_compact(slm_sha256 *hash, json value) {
   int in_string = 0;
   const char *begin = value.at, *at = value.at;
-  slm_sha256_init(&hash);
   for (; at < value.end; ++at) {
     if (in_string && *at == '\\') ++at;
     else if (*at == '"') in_string = !in_string;
     else if (!in_string && strchr(" \t\r\n", *at)) {
-      slm_sha256_update(&hash, begin, (size_t)(at - begin));
+      slm_sha256_update(hash, begin, (size_t)(at - begin));
       begin = at + 1;
     }
   }
-  if (begin < value.end) slm_sha256_update(&hash, begin, (size_t)(value.end - begin));
-  slm_sha256_final(&hash, digest);
+  if (begin < value.end) slm_sha256_update(hash, begin, (size_t)(value.end - begin));
 }
 
 static int no_such(const server *s, json name, refusal *r) {
@@ -84,11 +81,37 @@ int read_format(server *s, job *j, json body, refusal *r) {
   json schema = json_field(wanted, "schema");
   if (!schema.at) return 0;
   uint8_t digest[SLM_SHA256_BYTES];
-  digest_of(schema, digest);
+  slm_sha256 hash;
+  slm_sha256_init(&hash);
+  add_compact(&hash, schema);
+  slm_sha256_final(&hash, digest);
   if (memcmp(digest, j->sampling.constraint->source_digest, sizeof digest) == 0) return 0;
   return refuse(r, 400, field, "unsupported_value",
                 "%s: json_schema.schema is not the one that was compiled under this name: leave it out, "
                 "or compile it and start the server with it", field);
+}
+
+/* Tools are known by their JSON, and the name of the one that has to be called. */
+int constrain_to_tools(server *s, job *j, json tools, const char *name, refusal *r) {
+  static const char kind[] = "tools";
+  uint8_t digest[SLM_SHA256_BYTES];
+  slm_sha256 hash;
+  if (j->sampling.constraint)
+    return refuse(r, 400, "tool_choice", "unsupported_value",
+                  "tool_choice asks for a call, and %s for something else", field);
+  slm_sha256_init(&hash);
+  slm_sha256_update(&hash, kind, sizeof kind);
+  slm_sha256_update(&hash, name, strlen(name) + 1);
+  add_compact(&hash, tools);
+  slm_sha256_final(&hash, digest);
+  for (int i = 0; i < s->options.constraint_count; ++i)
+    if (memcmp(digest, s->constraints[i].constraint->source_digest, sizeof digest) == 0)
+      j->sampling.constraint = s->constraints[i].constraint;
+  if (j->sampling.constraint) return 0;
+  return refuse(r, 400, "tool_choice", "unsupported_value",
+                "calls of these tools%s%s were not compiled before this server started (slmtvm constraint "
+                "--tools FILE%s%s, --constraint NAME=FILE): leave tool_choice out, or start it with them",
+                *name ? " by name " : "", name, *name ? " --tool " : "", name);
 }
 
 int32_t most_to_come(const server *s, const job *j) {
@@ -105,7 +128,7 @@ int check_room(const server *s, const job *j, refusal *r) {
   const int32_t most = j->most_tokens < room ? j->most_tokens : room;
   if (least <= most) return 0;
   return refuse(r, 400, j->most_tokens < room ? "max_tokens" : "prompt", "invalid_value",
-                "what %s asks for takes at least %d tokens, and %d may come", field, least, most);
+                "what may be written takes at least %d tokens, and %d may come", least, most);
 }
 
 follow follow_constraint(job *j, int32_t token) {

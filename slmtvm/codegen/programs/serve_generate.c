@@ -253,6 +253,7 @@ void step_generation(server *s, connection *c) {
   release_session(s, c);
   observe(&s->whole, seconds_now() - j->began);
   ++s->counters.finished[j->finish];
+  find_calls(s, c);
   c->state = ANSWERING;
   finish_generation(s, c);
 }

@@ -89,7 +89,9 @@ int open_model(server *s) {
   if (slm_tokenizer_open(s->options.bundle, &m->tokenizer) < 0)
     snprintf(m->no_tokenizer, sizeof m->no_tokenizer, "%s", slm_last_error());
   find_marked_tokens(m);
-  return open_constraints(s) < 0 ? -1 : chat_open("slm-serve", s->options.bundle, &m->chat);
+  if (open_constraints(s) < 0 || chat_open("slm-serve", s->options.bundle, &m->chat) < 0) return -1;
+  open_calls(m);
+  return 0;
 }
 
 void close_model(server *s) {

@@ -160,7 +160,7 @@ static int read_stops(job *j, json body, refusal *r) {
 static int refuse_unknown(json body, refusal *r) {
   static const struct { const char *name; double neutral; } numbers[] = {
       {"n", 1}, {"best_of", 1}};
-  static const char *const others[] = {"tools", "functions", "suffix"};
+  static const char *const others[] = {"functions", "suffix"};
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; ++i) {
     json field = json_field(body, numbers[i].name);
     if (field.at && json_number(field) != numbers[i].neutral)
@@ -209,7 +209,7 @@ static int read_most_tokens(server *s, job *j, json body, refusal *r) {
 static int32_t read_tokens(server *s, connection *c, refusal *r) {
   json body = c->body;
   if (c->job.route == ROUTE_CHAT) {
-    ptrdiff_t bytes = chat_text(s, json_field(body, "messages"), r);
+    ptrdiff_t bytes = chat_text(s, json_field(body, "messages"), c->job.tools, r);
     if (bytes < 0) return -1;
     int32_t count = tokenize_text(s, s->scratch, (size_t)bytes, SLM_NO_SPECIAL, c->tokens,
                                   s->token_room);
@@ -234,7 +234,7 @@ int read_generation(server *s, connection *c, refusal *r) {
   if (read_flag(c->body, "stream", &j->stream, r) < 0 ||
       read_flag(c->body, "return_token_ids", &j->ids, r) < 0 || refuse_unknown(c->body, r) < 0 ||
       read_sampling(c->body, &j->sampling, r) < 0 || read_biases(m, j, c->body, r) < 0 ||
-      read_format(s, j, c->body, r) < 0 || read_stops(j, c->body, r) < 0 ||
+      read_format(s, j, c->body, r) < 0 || read_tools(s, j, c->body, r) < 0 || read_stops(j, c->body, r) < 0 ||
       read_logprobs(s, j, c->body, r) < 0 || read_most_tokens(s, j, c->body, r) < 0 ||
       read_flag(json_field(c->body, "stream_options"), "include_usage", &j->include_usage, r) < 0)
     return -1;

@@ -5,15 +5,27 @@
 
 enum { TOKEN_DIGITS = 12, BEGIN = 0, REST, END };
 
+/* Messages, and tools, as a chat's prompt has them. */
+static int32_t read_chat(server *s, connection *c, json messages, refusal *r) {
+  if (read_tools(s, &c->job, c->body, r) < 0) return -1;
+  const ptrdiff_t bytes = chat_text(s, messages, c->job.tools, r);
+  if (bytes < 0) return -1;
+  const int32_t count = tokenize_text(s, s->scratch, (size_t)bytes, SLM_NO_SPECIAL, c->tokens,
+                                      s->token_room);
+  return count < 0 ? refuse(r, 400, "messages", "invalid_value", "%s", slm_last_error()) : count;
+}
+
 int begin_tokens(server *s, connection *c, refusal *r) {
+  json messages = json_field(c->body, "messages");
   json text = json_field(c->body, "content"), special = json_field(c->body, "add_special");
-  const char *param = text.at ? "content" : "prompt";
+  const char *param = messages.at ? "messages" : text.at ? "content" : "prompt";
   if (!text.at) text = json_field(c->body, "prompt");
   if (!special.at) special = json_field(c->body, "add_special_tokens");
-  if (json_kind(text) != '"')
+  if (!messages.at && json_kind(text) != '"')
     return refuse(r, 400, "content", "invalid_value", "content must be the text to tokenize");
   uint32_t flags = !special.at || json_is_true(special) ? 0 : SLM_NO_SPECIAL;
-  int32_t count = read_prompt(s, text, param, flags, c->tokens, s->token_room, r);
+  int32_t count = messages.at ? read_chat(s, c, messages, r)
+                              : read_prompt(s, text, param, flags, c->tokens, s->token_room, r);
   if (count < 0) return -1;
   if ((size_t)count > s->token_room)
     return refuse(r, 400, param, "context_length_exceeded",

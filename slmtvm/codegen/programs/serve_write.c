@@ -27,7 +27,8 @@ static void put_usage(const connection *c, writer *w) {
 }
 
 static void put_finish(const connection *c, int last, writer *w) {
-  const char *reason = c->job.finish == FINISH_STOP ? "\"stop\"" : "\"length\"";
+  const char *reason = c->job.call_count ? "\"tool_calls\""
+                       : c->job.finish == FINISH_STOP ? "\"stop\"" : "\"length\"";
   put_format(w, "\"finish_reason\":%s", last ? reason : "null");
 }
 
@@ -121,6 +122,52 @@ static void put_ids(const connection *c, int32_t from, int32_t to, writer *w) {
   put(w, "],");
 }
 
+/* ---- calls of tools ---- */
+
+/* The inside of what tells one: its name, then its arguments, which are JSON in a string. */
+static void put_call_name(server *s, const connection *c, writer *w) {
+  const job *j = &c->job;
+  const tool_call *call = &j->calls[j->call];
+  put_format(w, "\"id\":\"call_%016llx%02d\",\"type\":\"function\",\"function\":{\"name\":",
+             (unsigned long long)(s->nonce + j->number), j->call);
+  put_json_string(w, (json){call->name, call->name_end});
+  put(w, ",\"arguments\":\"");
+}
+
+static size_t piece_of(const char *text, size_t length);
+
+/* Some of its arguments; 0 where that was all, and the next call begins. */
+static int put_some_arguments(connection *c, writer *w) {
+  job *j = &c->job;
+  const tool_call *call = &j->calls[j->call];
+  const size_t bytes = piece_of(j->call_sent, (size_t)(call->arguments_end - j->call_sent));
+  put_escaped(w, j->call_sent, bytes);
+  j->call_sent += bytes;
+  if (j->call_sent < call->arguments_end) return 1;
+  ++j->call;
+  j->call_sent = NULL;
+  return 0;
+}
+
+static void write_call(server *s, connection *c) {
+  job *j = &c->job;
+  writer w = begin_part(c);
+  put(&w, "data: ");
+  put_head(s, c, &w);
+  put_format(&w, "\"choices\":[{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":%d,", j->call);
+  if (!j->call_sent) {
+    put_call_name(s, c, &w);
+    j->call_sent = j->calls[j->call].arguments;
+  } else {
+    put(&w, "\"function\":{\"arguments\":\"");
+    put_some_arguments(c, &w);
+  }
+  put(&w, "\"}}]},\"logprobs\":null,");
+  put_finish(c, 0, &w);
+  put(&w, "}]}\n\n");
+  end_part(c, &w);
+}
+
 /* ---- events ---- */
 
 void write_begin(server *s, connection *c) {
@@ -136,9 +183,9 @@ void write_begin(server *s, connection *c) {
 }
 
 /* The longest end of the text that may become a stop string. */
-static size_t held_back(const connection *c) {
+static size_t held_back(const server *s, const connection *c) {
   const job *j = &c->job;
-  size_t most = 0;
+  size_t most = held_for_call(s, c);
   if (j->finish) return 0;
   for (int i = 0; i < j->stop_count; ++i)
     for (size_t n = j->stop_bytes[i] - 1; n > most; --n)
@@ -168,6 +215,7 @@ static void write_event(server *s, connection *c, size_t bytes, int32_t told) {
   put(&w, "}]}\n\n");
   end_part(c, &w);
   memmove(c->text, c->text + bytes, c->job.text_length -= bytes);
+  c->job.said |= bytes > 0;
   c->job.told = told;
 }
 
@@ -194,23 +242,32 @@ static void write_last(server *s, connection *c) {
 void write_events(server *s, connection *c) {
   job *j = &c->job;
   for (;;) {
-    size_t bytes = piece_of(c->text, j->text_length - held_back(c));
+    size_t bytes = piece_of(c->text, j->text_length - held_back(s, c));
     int32_t told = (j->logprobs || j->ids) && j->told < j->made ? j->told + 1 : j->told;
     if (out_room(c) < EVENT_BYTES) return; /* later, when what is there was read */
     if (bytes == 0 && told == j->told) break;
     write_event(s, c, bytes, told);
   }
-  if (j->finish && c->state == ANSWERING) write_last(s, c);
+  for (; c->state == ANSWERING && j->call < j->call_count; write_call(s, c))
+    if (out_room(c) < EVENT_BYTES) return;
+  if (j->finish && c->state == ANSWERING && out_room(c) >= EVENT_BYTES) write_last(s, c);
 }
 
 /* ---- a whole answer, in as many parts as its buffer needs ---- */
 
-enum { BEGIN, TEXT, AFTER_TEXT, TOKENS, SCORES, OTHERS, IDS, MORE_IDS, END };
+enum { BEGIN, TEXT, CALLS, ARGUMENTS, AFTER_MESSAGE, TOKENS, SCORES, OTHERS, IDS, MORE_IDS, END };
 
 static void put_whole_begin(server *s, connection *c, writer *w) {
   put_head(s, c, w);
-  put(w, is_chat(c) ? "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\""
-                    : "\"choices\":[{\"index\":0,\"text\":\"");
+  put(w, is_chat(c) ? "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":"
+                    : "\"choices\":[{\"index\":0,\"text\":");
+  if (!c->job.call_count || c->job.text_length) {
+    put(w, "\"");
+    c->job.phase = TEXT;
+  } else {
+    put(w, "null");
+    c->job.phase = CALLS;
+  }
 }
 
 /* One element of the arrays of the log probabilities; 0 where the array is over. */
@@ -250,17 +307,34 @@ static void put_phase(server *s, connection *c, writer *w) {
   switch (j->phase) {
     case BEGIN:
       put_whole_begin(s, c, w);
-      j->phase = TEXT;
       break;
     case TEXT: {
       size_t bytes = piece_of(c->text + j->text_sent, j->text_length - j->text_sent);
       put_escaped(w, c->text + j->text_sent, bytes);
       j->text_sent += bytes;
-      if (j->text_sent == j->text_length) j->phase = AFTER_TEXT;
+      if (j->text_sent < j->text_length) break;
+      put(w, "\"");
+      j->phase = j->call_count ? CALLS : AFTER_MESSAGE;
       break;
     }
-    case AFTER_TEXT:
-      put(w, is_chat(c) ? "\",\"refusal\":null}," : "\",");
+    case CALLS:
+      if (j->call == j->call_count) {
+        put(w, "]");
+        j->phase = AFTER_MESSAGE;
+        break;
+      }
+      put(w, j->call ? ",{" : ",\"tool_calls\":[{");
+      put_call_name(s, c, w);
+      j->call_sent = j->calls[j->call].arguments;
+      j->phase = ARGUMENTS;
+      break;
+    case ARGUMENTS:
+      if (put_some_arguments(c, w)) break;
+      put(w, "\"}}");
+      j->phase = CALLS;
+      break;
+    case AFTER_MESSAGE:
+      put(w, is_chat(c) ? ",\"refusal\":null}," : ",");
       j->told = 0;
       j->phase = j->logprobs ? TOKENS : IDS;
       put(w, !j->logprobs ? "\"logprobs\":null,"

@@ -1,8 +1,10 @@
 /* Conversations as one text, by the pieces that the compiler took the model's chat template apart into.
  *
- * chat.json (slmtvm/text/chat.py): "between" has what stands between two messages, by their roles, before
- * the first ("") and after the last; "trims" the roles whose texts lose the white space around them,
- * "refused" texts that the template treats in a way of its own; or "reason", why there are no pieces. */
+ * chat.json (slmtvm/text/chat/pieces.py) is a table: "between" has what stands between two items, by their
+ * kinds, before the first ("") and after the last; "forms" how values are written, by kind: of texts
+ * "trimmed", without the white space around them, or "quoted", as a string of JSON; "refused" texts that the
+ * template treats in a way of its own. Kinds are the roles of messages, and those of serve_tools.c. In it,
+ * "offering" is the table where tools may be called; "reason" and "tools_reason" say why there is none. */
 #ifndef SLM_SHARED_CHAT_H
 #define SLM_SHARED_CHAT_H
 
@@ -12,7 +14,7 @@ enum { ROLE_BYTES = 24 };
 
 typedef struct {
   char *bytes; /* chat.json, checked; NULL where the bundle has none */
-  json pieces;
+  json pieces; /* the table of conversations without tools */
 } chat_template;
 
 typedef struct {
@@ -29,13 +31,12 @@ void chat_close(chat_template *t);
 /* Whether there are pieces. */
 int chat_ready(const chat_template *t, chat_refusal *r);
 
-/* A message: what stands between one of `before` ("": none) and one of `role`; the caller then appends its
- * text, and ends it with where that began. */
-int chat_begin(const chat_template *t, const char *before, const char *role, writer *w,
-               chat_refusal *r);
-int chat_end(const chat_template *t, const char *role, writer *w, size_t begin, chat_refusal *r);
+/* A message, by a table: what stands between one of `before` ("": none) and one of `kind`; the caller then
+ * appends its text, and ends it with where that began. */
+int chat_begin(json table, const char *before, const char *kind, writer *w, chat_refusal *r);
+int chat_end(json table, const char *kind, writer *w, size_t begin, chat_refusal *r);
 
 /* What begins an answer to the last message, which is of `before`. */
-int chat_answer(const chat_template *t, const char *before, writer *w, chat_refusal *r);
+int chat_answer(json table, const char *before, writer *w, chat_refusal *r);
 
 #endif

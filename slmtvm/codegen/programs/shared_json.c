@@ -185,6 +185,15 @@ const char *json_check(const char *text, size_t length, json *value, size_t *pla
   return c.wrong;
 }
 
+const char *json_check_first(const char *text, size_t length, json *value) {
+  checker c = {(const uint8_t *)text, (const uint8_t *)text + length, NULL};
+  pass_space(&c);
+  value->at = (const char *)c.at;
+  check_value(&c);
+  value->end = (const char *)c.at;
+  return c.wrong;
+}
+
 /* ---- looking into what was checked ---- */
 
 static const char *skip_space(const char *at) {
@@ -325,25 +334,40 @@ static size_t write_character(uint32_t c, char *bytes) {
   return bytes[3] = (char)(0x80 | (c & 0x3f)), 4;
 }
 
-ptrdiff_t json_text(json string, char *text, size_t room) {
+/* The character at `*at`, which moves behind it; 0 at the string's end. Bytes of UTF-8 come one by one. */
+static size_t next_in_text(const char **at, char *bytes) {
   static const char named[] = "\"\\/bfnrt", stands_for[] = "\"\\/\b\f\n\r\t";
-  size_t length = 0;
-  for (const char *at = string.at + 1; *at != '"';) {
-    char bytes[4];
-    size_t count = 1;
-    if (*at != '\\') {
-      bytes[0] = *at++;
-    } else if (at[1] == 'u') {
-      count = write_character(unicode(&at), bytes);
-    } else {
-      bytes[0] = stands_for[strchr(named, at[1]) - named];
-      at += 2;
-    }
+  if (**at == '"') return 0;
+  if (**at != '\\') return bytes[0] = *(*at)++, 1;
+  if ((*at)[1] == 'u') return write_character(unicode(at), bytes);
+  bytes[0] = stands_for[strchr(named, (*at)[1]) - named];
+  return *at += 2, 1;
+}
+
+ptrdiff_t json_text(json string, char *text, size_t room) {
+  size_t length = 0, count;
+  char bytes[4];
+  for (const char *at = string.at + 1; (count = next_in_text(&at, bytes));) {
     if (count > room - length) return -1;
     memcpy(text + length, bytes, count);
     length += count;
   }
   return (ptrdiff_t)length;
+}
+
+int json_same_text(json first, json second) {
+  const char *at[2] = {first.at + 1, second.at + 1};
+  char bytes[2][4];
+  size_t count[2] = {0, 0}, used[2] = {0, 0};
+  for (;;) {
+    for (int i = 0; i < 2; ++i) {
+      if (used[i] < count[i]) continue;
+      count[i] = next_in_text(&at[i], bytes[i]);
+      used[i] = 0;
+    }
+    if (count[0] == 0 || count[1] == 0) return count[0] == count[1];
+    if (bytes[0][used[0]++] != bytes[1][used[1]++]) return 0;
+  }
 }
 
 int json_is(json string, const char *text) {
@@ -404,6 +428,15 @@ void put_escaped(writer *w, const char *bytes, size_t length) {
     else
       put_bytes(w, bytes + i, 1);
   }
+}
+
+void put_json_string(writer *w, json string) {
+  char bytes[4];
+  size_t count;
+  put(w, "\"");
+  for (const char *at = string.at + 1; !w->full && (count = next_in_text(&at, bytes));)
+    put_escaped(w, bytes, count);
+  put(w, "\"");
 }
 
 size_t escaped_fit(const char *bytes, size_t length, size_t room) {

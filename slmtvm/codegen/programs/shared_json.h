@@ -16,6 +16,9 @@ enum { JSON_DEPTH = 32 }; /* objects and arrays inside each other */
  * says at which byte. */
 const char *json_check(const char *text, size_t length, json *value, size_t *place);
 
+/* The same of a value that a text begins with, whatever follows. */
+const char *json_check_first(const char *text, size_t length, json *value);
+
 /* Whether all of a text is UTF-8. */
 int is_utf8(const char *text, size_t length);
 
@@ -40,6 +43,7 @@ double json_number(json value);
 ptrdiff_t json_text(json string, char *text, size_t room);
 
 int json_is(json string, const char *text);
+int json_same_text(json first, json second); /* of two strings */
 
 /* Text that is put together in memory of a fixed size. What does not fit is left out, and said. */
 typedef struct {
@@ -53,6 +57,7 @@ void put(writer *w, const char *text);
 __attribute__((format(printf, 2, 3))) void put_format(writer *w, const char *format, ...);
 
 void put_json_text(writer *w, json string); /* its characters */
+void put_json_string(writer *w, json string); /* between quotes, nothing escaped that need not be */
 
 /* A string's inside: quotes, controls and backslashes escaped. */
 void put_escaped(writer *w, const char *bytes, size_t length);

@@ -18,7 +18,15 @@ from slmtvm.passes.lower_kernels.linear import linear_shape, without_rows
 from slmtvm.passes.lower_kernels.registry import shape_of
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import PAIRS, WINDOWS
-from slmtvm.schedules.linear import LinearShape, Weights, blocks, pairs, rows_in_lanes, windows
+from slmtvm.schedules.linear import (
+    LinearShape,
+    Weights,
+    blocks,
+    pairs,
+    row_pairs,
+    rows_in_lanes,
+    windows,
+)
 from slmtvm.schedules.linear.shape import PAIR_UNIT
 
 KERNELS = ("blocks", *WINDOWS, PAIRS.name, rows_in_lanes.NAME)
@@ -113,6 +121,10 @@ def _kinds(shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]) 
             sparse = dataclasses.replace(shape, sparse=True, window=name, has_zero_points=False)
             left = windows.bytes_left(window)
             found.append(_Kind(sparse, window.kept / window.size, time, left))
+    if isa.row_pair_times is not None and row_pairs.fits(shape, weights):
+        time = max(isa.row_pair_times[m > 1] for m in rows)
+        sparse = dataclasses.replace(shape, sparse=True, window=PAIRS.name, has_zero_points=False)
+        found.append(_Kind(sparse, PAIRS.kept / PAIRS.size, time, row_pairs.BYTES_LEFT))
     return found
 
 

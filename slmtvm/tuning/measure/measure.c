@@ -10,7 +10,7 @@
  *
  * On standard output, a JSON object a line: {"begin": i} before a candidate runs, for one that does not
  * come back to be known; {"checked": i, "equal": bool}; {"index": i, "seconds": [...]}, of a call in
- * each round. With one thread, time is that in which the thread was running. */
+ * each round. With one thread, time is that in which the thread was running; on a GPU, until it is done. */
 #define _GNU_SOURCE
 #include "measure.h"
 
@@ -113,6 +113,7 @@ static void fill(const slm_measured_buffer *b, char *data, void **args) {
 static size_t aligned(size_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
 
 static char *mapped(size_t bytes) {
+  if (slm_measured_place) return slm_measured_place->memory(bytes);
   char *data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) die("no memory for the buffers");
   /* Weights are mapped from a file, whose pages are small on most systems. */
@@ -129,6 +130,7 @@ static int shared(const slm_measured_buffer *a, const slm_measured_buffer *b) {
 static void refill(const slm_candidate *c, memory *m, int index) {
   random_state = 0x9E3779B97F4A7C15u + (uint64_t)index;
   fill(&c->buffer[index], m->args[index], m->args);
+  if (slm_measured_place) slm_measured_place->written(m->args[index], c->buffer[index].bytes);
 }
 
 /* The buffers of a candidate, those that are like the reference's at its places. */
@@ -163,8 +165,10 @@ static memory prepare(const slm_candidate *c, size_t working_set) {
     *place += aligned(c->buffer[i].bytes);
     refill(c, &m, i);
   }
-  for (size_t i = 1; i < m.copies; ++i)
+  for (size_t i = 1; i < m.copies; ++i) {
     memcpy(cycled + i * m.copy_bytes, cycled, m.copy_bytes);
+    if (slm_measured_place) slm_measured_place->written(cycled + i * m.copy_bytes, m.copy_bytes);
+  }
   m.scratch_bytes = aligned(c->scratch_bytes);
   if (m.scratch_bytes) m.scratch = mapped(m.scratch_bytes * (size_t)thread_count);
   return m;
@@ -202,7 +206,7 @@ static void run(const slm_candidate *c, memory *m) {
 
 static double now(void) {
   struct timespec t;
-  clock_gettime(pool ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID, &t);
+  clock_gettime(pool || slm_measured_place ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
@@ -210,8 +214,15 @@ static double now(void) {
 static double seconds(const slm_candidate *c, memory *m, long number) {
   double start = now();
   for (long i = 0; i < number; ++i) run(c, m);
+  if (slm_measured_place) slm_measured_place->wait();
   double each = (now() - start) / (double)number;
   return each > 1e-9 ? each : 1e-9; /* clocks may be coarse */
+}
+
+/* Has the host see what a candidate computed. */
+static void look_at_results(const slm_candidate *c, const memory *m) {
+  for (int i = 0; i < c->buffers && slm_measured_place; ++i)
+    if (c->buffer[i].result) slm_measured_place->wanted(m->args[i], c->buffer[i].bytes);
 }
 
 static int results_equal(const slm_candidate *c, const memory *m, char *const *expected) {
@@ -255,6 +266,7 @@ int main(int argc, char **argv) {
     die("--rounds and --threads must be reasonable");
   setvbuf(stdout, NULL, _IOLBF, 1 << 16);
   if (thread_count > 1) start_pool();
+  if (slm_measured_place) slm_measured_place->start();
 
   memory *memories = calloc((size_t)slm_candidate_count, sizeof *memories);
   double *once = calloc((size_t)slm_candidate_count, sizeof *once); /* 0: not to be timed */
@@ -273,6 +285,7 @@ int main(int argc, char **argv) {
       if (c->buffer[b].result) refill(c, m, b);
     once[i] = seconds(c, m, 1);
     int equal = 1;
+    look_at_results(c, m);
     if (i == 0) {
       for (int b = 0; b < c->buffers; ++b)
         if (c->buffer[b].result) {

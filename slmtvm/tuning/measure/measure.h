@@ -33,6 +33,16 @@ typedef struct {
   size_t scratch_bytes; /* of each thread; where not 0, it is the last argument */
 } slm_candidate;
 
+/* Where buffers lie that the host does not reach by itself. What it is given are the host's copies. */
+typedef struct {
+  void (*start)(void);
+  void *(*memory)(size_t bytes);                     /* zeroed */
+  void (*written)(const void *data, size_t bytes);   /* the host has */
+  void (*wanted)(void *data, size_t bytes);          /* the host will see what candidates wrote */
+  void (*wait)(void);                                /* for all calls so far */
+} slm_place;
+
+extern const slm_place *const slm_measured_place; /* NULL: the host's memory */
 extern const int slm_candidate_count; /* the first is the reference */
 extern const slm_candidate slm_candidates[];
 extern const int32_t slm_measured_position, slm_measured_valid;

@@ -90,6 +90,23 @@ def _linear(shape: LinearShape) -> Case:
     return Case(shape.kernel_name("", {}).replace(".", "_"), make)
 
 
+def _row_pairs(m: int, n: int, k: int, **fields: Any) -> Case:
+    """Weights of which two of every four are not 0 at most; a CPU's dense kernel of them."""
+    dense = LinearShape(m, n, k, "int8", "row_u8", **fields)
+
+    def make(isa: Isa) -> Made:
+        case = random_case(dense, isa)
+        rng = np.random.default_rng(11)
+        order = rng.random((n, k // 4, 4)).argsort(axis=2)
+        kept = order < rng.integers(0, 3, (n, k // 4, 1))
+        weights = {**case.weights, "weight": case.weights["weight"] * kept.reshape(n, k)}
+        shape = replace(dense, sparse=True, window="2of4") if isa is CUDA else dense
+        packed = linear.pack(shape, isa, linear.Weights(**weights))
+        return linear.build(shape, isa), {**case.activations, **packed, **case.addends}
+
+    return Case(f"linear_pairs_m{m}_n{n}_k{k}", make)
+
+
 def _row(prologue: str, epilogue: str, d: int) -> Case:
     op = row_op(prologue, epilogue, d)
     inputs = random_inputs(op)
@@ -157,9 +174,13 @@ CASES = [
     # Two teams' rows: by tensor cores.
     _linear(LinearShape(16, 33, 70, "int4", group_size=32, has_residual=True, **BLOCK16)),
     _linear(LinearShape(32, 17, 200, "int8", group_size=64, **BLOCK16)),
+    _linear(LinearShape(16, 33, 96, "int8", "row_u8", has_bias=True)),
     _linear(LinearShape(16, 33, 70, "int2", group_size=32, **BLOCK16)),
     _linear(LinearShape(1, 33, 300, "int2", "block", 32, has_bias=True)),
     _linear(LinearShape(2, 33, 70, "f32", has_bias=True)),
+    _row_pairs(1, 33, 192, has_residual=True),
+    _row_pairs(5, 17, 64),
+    _row_pairs(32, 33, 192, has_bias=True),
     _row("rms_norm", "block", 70),
     _row("layer_norm", "block", 100),
     _row("silu_glu", "block", 45),

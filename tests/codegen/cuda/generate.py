@@ -2,8 +2,9 @@
 
 python -m tests.codegen.cuda.generate BUNDLE TARGET FILE TOKEN...
 
-TARGET may be "best", what the bundle chooses itself, or "again": the same, and calls that fail are
-made a second time. Prints the target that was chosen, why no GPU was, and the errors.
+TARGET may be "best", what the bundle chooses itself, "again": the same, and calls that fail are
+made a second time, or "lives": the same until one fails for the second time, then the CPU's. Prints
+the target that was chosen, why no GPU was, and the errors.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from slmtvm.errors import DeviceError, SlmError
 from slmtvm.runtime.model import Model
 from slmtvm.runtime.session import Session
 
+CPU = "x86-64-v3"
+
 
 def main() -> None:
     bundle, target, path, *words = sys.argv[1:]
     tokens = [int(word) for word in words]
+    if target == "lives":
+        outlive(bundle, tokens)
+        target = CPU
     model = Model(bundle, target=None if target in ("best", "again") else target)
     print(model.target, model.how.get("no_gpu", "-"))
 
@@ -46,6 +52,20 @@ def main() -> None:
     np.savez(path, **found)
     session.close()
     other.close()
+    model.close()
+
+
+def outlive(bundle: str, tokens: list[int]) -> None:
+    """Uses the GPU until it has failed twice."""
+    model = Model(bundle)
+    print(model.target)
+    session = Session(model)
+    for _ in range(2):
+        try:
+            session.eval(tokens)
+        except DeviceError as error:
+            print(f"DeviceError: {error}")
+    session.close()
     model.close()
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,12 +64,14 @@ class Machine:
         )
 
     def start(
-        self, command: list[str], *, gpu: bool = True, **environment: str
+        self, command: list[str], *, gpu: bool = True, program: bool = True, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """A Python program, with the emulated GPU's driver where there is to be one."""
+        """A Python ``program`` or another command, with the emulated GPU's driver where there is to
+        be one."""
         found = {"LD_LIBRARY_PATH": str(self.driver.parent), "EMULATED_KERNELS": str(self.kernels)}
         return subprocess.run(
-            [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300,
+            [*([sys.executable] if program else []), *command],
+            cwd=ROOT, capture_output=True, text=True, timeout=300,
             env={**os.environ, "PYTHONPATH": str(ROOT), **(found if gpu else {}), **environment},
         )  # fmt: skip
 
@@ -173,14 +175,62 @@ def test_a_model_of_the_corpus_has_the_bits_of_the_cpu(file: str, tmp_path: Path
     assert_same_bits(got, logits(machine, CPU, tmp_path / "cpu.npz"))
 
 
-def test_the_script_that_checks_a_gpu_finds_no_difference(toy: Machine) -> None:
-    command = ["scripts/check_cuda.py", str(toy.bundle), "--tokens", "3"]
-    done = toy.start(command)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["targets"] == [GPU, CPU]
+SANITIZER = """#!/bin/sh
+while [ "${1#--}" != "$1" ]; do
+  [ "$1" = --error-exitcode ] && code=$2
+  [ "$1" = --tool ] && tool=$2
+  shift 2
+done
+[ "$tool" = synccheck ] && exit $code
+exec "$@"
+"""
+"""Starts what it is given, and says of one tool that it found something."""
+
+
+@pytest.mark.exhaustive
+def test_the_script_that_checks_a_gpu_finds_what_there_is(toy: Machine, tmp_path: Path) -> None:
+    sanitizer = tmp_path / "compute-sanitizer"
+    sanitizer.write_text(SANITIZER)
+    sanitizer.chmod(0o755)
+    script = [
+        str(ROOT / "scripts" / "check_cuda.sh"),
+        str(toy.bundle),
+        str(tmp_path / "report"),
+        "3",
+    ]
+    given = {"COMPUTE_SANITIZER": str(sanitizer), "PYTHON": sys.executable}
+    done = toy.start(script, program=False, **given)
+    report = json.loads((tmp_path / "report" / "check.json").read_text())
+    assert report["targets"] == [GPU, CPU] and report["gpu"]["name"] == "emulated"
     ways = ("as compiled", "graph", "direct")
     assert report["differing_logits"] == {way: {"prompt": 0, "decode": 0} for way in ways}
+    assert done.stdout.splitlines() == [
+        "bits and times: passed",
+        *(
+            f"{t}, {w}: passed"
+            for t in ("memcheck", "racecheck")
+            for w in ("as compiled", "direct")
+        ),
+        *(f"synccheck, {w}: FAILED with 9" for w in ("as compiled", "direct")),
+    ]
+    assert done.returncode == 1
+
+
+def test_a_check_without_nvidias_tools_says_what_is_left_out(toy: Machine, tmp_path: Path) -> None:
+    script = [
+        str(ROOT / "scripts" / "check_cuda.sh"),
+        str(toy.bundle),
+        str(tmp_path / "report"),
+        "3",
+    ]
+    done = toy.start(script, program=False, PYTHON=sys.executable)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "memcheck: left out, there is no compute-sanitizer here" in done.stdout
+    bundle = tmp_path / "cpu.slm"
+    write_bundle(bundle, [(Target.load(CPU), toy_decoder())])
+    done = toy.start(["scripts/check_cuda.py", str(bundle)])
+    assert done.returncode == 2
+    assert "needs libraries for a GPU and for this CPU" in done.stderr
 
 
 REFUSED = [
@@ -235,6 +285,39 @@ def test_a_library_needs_no_cuda_to_be_loaded_and_exports_only_its_interface(
     assert library.exports == cpu.exports
 
 
+def test_a_driver_that_is_too_old_is_named(toy: Machine, tmp_path: Path) -> None:
+    driver = build_driver(tmp_path, lacking="cuGraphInstantiateWithFlags")
+    done = replace(toy, driver=driver).run(GPU, tmp_path / "gpu.npz")
+    assert done.returncode == 1
+    assert "the CUDA driver lacks cuGraphInstantiateWithFlags: it is older than 11.4" in done.stderr
+
+
+def test_a_gpu_of_another_generation_is_named(toy: Machine, tmp_path: Path) -> None:
+    done = toy.run("best", tmp_path / "gpu.npz", EMULATED_ARCH="87")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{CPU} loading kernels: this GPU is an sm_87, the kernels are")
+    done = toy.run(GPU, tmp_path / "gpu.npz", EMULATED_ARCH="87")
+    assert "this GPU is an sm_87, the kernels are for sm_90" in done.stderr
+    assert "DeviceError" in done.stderr
+    # A later one's driver compiles the PTX.
+    assert toy.run("best", tmp_path / "gpu.npz", EMULATED_ARCH="100").stdout.split() == [GPU, "-"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_fault_in_a_kernel_is_an_error_and_the_process_lives(
+    way: str, toy: Machine, tmp_path: Path
+) -> None:
+    given = {"SLM_CUDA_LAUNCH": way, "EMULATED_FAULT": "2"}
+    done = toy.run("lives", tmp_path / "got.npz", **given)
+    assert done.returncode == 0, done.stderr
+    words = "CUDA_ERROR_ILLEGAL_ADDRESS (700)"  # which stays, whatever is asked for
+    assert done.stdout.splitlines() == [
+        GPU, f"DeviceError: running kernels: {words}", f"DeviceError: using the GPU: {words}",
+        f"{CPU} -",
+    ]  # fmt: skip
+    assert_same_bits(dict(np.load(tmp_path / "got.npz")), logits(toy, CPU, tmp_path / "cpu.npz"))
+
+
 def test_without_a_driver_the_error_says_so(toy: Machine, tmp_path: Path) -> None:
     done = toy.run(GPU, tmp_path / "gpu.npz", gpu=False)
     assert done.returncode == 1
@@ -264,7 +347,8 @@ def test_the_library_of_a_jetson_has_the_bits_of_its_cpu(
     gpu = Target.load("jetson-orin").with_persistent_kernel()
     assert gpu.cuda is not None
     cpu = Target.load(gpu.cuda.fallback)
-    plans = [plan_model(model_path("int4"), target, context=32) for target in (gpu, cpu)]
+    path = corpus_path("mistral-builder-int4", "model.onnx")
+    plans = [plan_model(path, target, context=32) for target in (gpu, cpu)]
     bundle = tmp_path / "model.slm"
     write_bundle(bundle, list(zip((gpu, cpu), plans, strict=True)))
     of_gpu, of_cpu = (open_sessions(bundle, t, tmp_path)[0] for t in (gpu, cpu))
@@ -273,7 +357,7 @@ def test_the_library_of_a_jetson_has_the_bits_of_its_cpu(
     # The emulated machine's: qemu itself is linked to nothing.
     monkeypatch.setenv("LD_LIBRARY_PATH", str(build_driver(tmp_path, gpu.link).parent))
     monkeypatch.setenv("EMULATED_KERNELS", str(kernels))
-    tokens = np.random.default_rng(3).integers(0, plans[0].vocab_size, 18)
+    tokens = np.random.default_rng(3).integers(0, plans[0].vocab_size, 9)
     got, want = (s.eval_all(tokens, len(tokens)) for s in (of_gpu, of_cpu))
     assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
     assert of_gpu.greedy(tokens, 3) == of_cpu.greedy(tokens, 3)

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from slmtvm.codegen.cuda.nodes import Node
+from slmtvm.codegen.cuda.nvrtc import is_installed
 from slmtvm.codegen.cuda.text import module_text
 from tests.codegen.cuda.cases import CASES, Case
-from tests.emulation.cuda.emulator import ORDERS, Emulated, build, build_text
+from tests.emulation.cuda.emulator import ORDERS, Emulated, build, build_ptx, build_text
 
 pytestmark = pytest.mark.slow
+needs_nvrtc = pytest.mark.skipif(
+    not is_installed(12), reason="NVRTC is not installed: pip install 'slmtvm[cuda]'"
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +60,15 @@ BUGS = {
     "a wrong lane": ("row_rms_norm_block_70", "(t.lane % 8 + 8)", "(t.lane % 8 + 7)"),
     "a sum contracted otherwise": ("row_layer_norm_block_100", "fmaf(", "slm_unfused("),
     "scratch of the next team": ("attend_float16_37", "(size_t)t.index *", "(size_t)0 *"),
+    # Only where blocks of one launch are there at once.
+    "scratch of another block": (
+        "attend_float16_37", "(size_t)t.index *", "(size_t)(threadIdx.x / SLM_LANES) *"
+    ),
 }  # fmt: skip
 _UNFUSED = "SLM_DEVICE float slm_unfused(float a, float b, float c) { return a * b + c; }\n"
 
 
-_EXEMPLARS = ("half of a team does not wait", "nobody waits")
+_EXEMPLARS = ("half of a team does not wait", "nobody waits", "scratch of another block")
 
 
 @pytest.mark.parametrize(
@@ -68,20 +76,69 @@ _EXEMPLARS = ("half of a team does not wait", "nobody waits")
     [pytest.param(bug, marks=[] if bug in _EXEMPLARS else pytest.mark.exhaustive) for bug in BUGS],
 )
 def test_the_emulator_finds(bug: str, kernels: dict[str, Node], tmp_path: pathlib.Path) -> None:
+    case, kernel, text = broken(bug, kernels)
+    assert found(case, kernel, Emulated(build_text(text, [kernel.name], tmp_path)))
+
+
+# By what they have of what kernels are made of: shuffles, shared memory and scratch, tensor cores.
+_BY_PTX = ("row_rms_norm_block_70", "attend_float16_37", "linear_int8_block__m32_n17_k200")
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(c, marks=[] if c.name.startswith(_BY_PTX) else pytest.mark.exhaustive)
+        for c in CASES
+    ],
+    ids=lambda case: case.name,
+)
+def test_what_nvidias_front_end_makes_of_a_kernel_has_the_bits_of_the_cpu(
+    case: Case, kernels: dict[str, Node], tmp_path: pathlib.Path
+) -> None:
+    kernel = kernels[case.name]
+    emulated = Emulated(build_ptx(module_text([kernel]), [kernel.name], tmp_path))
+    want = case.on_cpu()
+    for order in ORDERS:
+        wrong, got = case.emulated(kernel, emulated, order=order)
+        assert wrong is None
+        assert_same_bits(got, want)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(
+    "bug",
+    [
+        pytest.param(bug, marks=[] if bug == "nobody waits" else pytest.mark.exhaustive)
+        for bug in BUGS
+    ],
+)
+def test_the_emulator_of_ptx_finds(
+    bug: str, kernels: dict[str, Node], tmp_path: pathlib.Path
+) -> None:
+    case, kernel, text = broken(bug, kernels)
+    assert found(case, kernel, Emulated(build_ptx(text, [kernel.name], tmp_path)))
+
+
+def broken(bug: str, kernels: dict[str, Node]) -> tuple[Case, Node, str]:
+    """The kernel that a bug is planted in, and its text with it."""
     name, right, wrong = BUGS[bug]
     case = next(c for c in CASES if c.name == name)
-    kernel = kernels[name]
-    text = module_text([kernel])
+    text = module_text([kernels[name]])
     assert right in text
     before, after = text.split("SLM_DEVICE void case_")
-    broken = f"{before}{_UNFUSED}SLM_DEVICE void case_{after.replace(right, wrong)}"
-    emulated = Emulated(build_text(broken, [kernel.name], tmp_path))
+    planted = f"{before}{_UNFUSED}SLM_DEVICE void case_{after.replace(right, wrong)}"
+    return case, kernels[name], planted
+
+
+def found(case: Case, kernel: Node, emulated: Emulated) -> bool:
+    """Whether any order shows that something is wrong."""
     want = case.on_cpu()
 
-    def found(order: int) -> bool:
+    def shows(order: int) -> bool:
         message, got = case.emulated(kernel, emulated, order=order)
         return message is not None or any(
             (got[n].view(np.uint8) != want[n].view(np.uint8)).any() for n in want
         )
 
-    assert any(found(order) for order in ORDERS)
+    return any(shows(order) for order in ORDERS)

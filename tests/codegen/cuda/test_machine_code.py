@@ -19,43 +19,46 @@ pytestmark = pytest.mark.skipif(
 REGISTERS = 64 << 10  # of a multiprocessor
 
 
-@pytest.mark.slow
-def test_on_an_orin_kernels_take_no_local_memory_and_leave_registers_for_two_blocks() -> None:
-    gpu = Target.load("jetson-orin").cuda
-    assert gpu is not None
-    kernels = [case.translated() for case in CASES]
-    # The persistent kernel holds itself to the registers of two blocks. Attention to an int4 cache
-    # keeps 112 bytes of local memory there; alone it keeps none.
-    together = [k for case, k in zip(CASES, kernels, strict=True) if "int4_ring" not in case.name]
-    cubin = Cubin(compile_cubin(module_text(kernels, together), gpu.arch))
-    assert cubin.local_bytes(PERSISTENT) == 0
-    assert 2 * MAX_THREADS * cubin.registers(PERSISTENT) <= REGISTERS
-    for case, kernel in zip(CASES, kernels, strict=True):
-        # Attention to a float16 cache has a frame of 16 bytes; no array of its text is in it.
-        most = 16 if case.name == "decode_float16_37" else 0
-        assert cubin.local_bytes(kernel.name) <= most, kernel.name
-        assert 2 * MAX_THREADS * cubin.registers(kernel.name) <= REGISTERS, kernel.name
-        integers = case.name.startswith("linear_int")
-        tensor_cores = "slm_mma" in kernel.parts[0].kernel.text
-        assert (cubin.count(kernel.name, IMMA) > 0) == tensor_cores, kernel.name
-        assert (cubin.count(kernel.name, DP4A) > 0) == (integers and not tensor_cores), kernel.name
-    assert any("slm_mma" in kernel.parts[0].kernel.text for kernel in kernels)
+BOARDS = ("jetson-orin", "jetson-thor", "jetson-xavier")
+TENSOR_CORES = BOARDS[:2]  # for int8
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["jetson-thor", "jetson-xavier"])
-def test_kernels_compile_for_other_boards_without_local_memory(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [BOARDS[0], *(pytest.param(b, marks=pytest.mark.exhaustive) for b in BOARDS[1:])]
+)
+def test_kernels_take_no_local_memory_and_leave_registers_for_two_blocks(name: str) -> None:
     gpu = Target.load(name).cuda
     assert gpu is not None
     if not is_installed(gpu.release):
         pytest.skip(
             f"NVRTC {gpu.release} is not installed: pip install 'slmtvm[cuda{gpu.release}]'"
         )
-    cases = [case for case in CASES if case.name.startswith(("linear_int4", "attend"))]
+    kernels = [case.translated() for case in CASES]
+    cubin = Cubin(compile_cubin(module_text(kernels, kernels), gpu.arch, gpu.release))
+    for entry in (*(kernel.name for kernel in kernels), PERSISTENT):
+        assert cubin.local_bytes(entry) == 0, entry
+        assert 2 * MAX_THREADS * cubin.registers(entry) <= REGISTERS, entry
+    for case, kernel in zip(CASES, kernels, strict=True):
+        integers = case.name.startswith(("linear_int", "linear_pairs"))
+        tensor_cores = name in TENSOR_CORES and "slm_mma" in kernel.parts[0].kernel.text
+        assert (cubin.count(kernel.name, IMMA) > 0) == tensor_cores, kernel.name
+        assert (cubin.count(kernel.name, DP4A) > 0) == (integers and not tensor_cores), kernel.name
+    assert any("slm_mma" in kernel.parts[0].kernel.text for kernel in kernels)
+
+
+@pytest.mark.slow
+def test_a_thors_tensor_cores_are_used() -> None:
+    if not is_installed(13):
+        pytest.skip("NVRTC 13 is not installed: pip install 'slmtvm[cuda13]'")
+    cases = [case for case in CASES if case.name.startswith(("linear_int4", "linear_pairs"))]
     kernels = [case.translated() for case in cases]
-    cubin = Cubin(compile_cubin(module_text(kernels), gpu.arch, gpu.release))
+    cubin = Cubin(compile_cubin(module_text(kernels), "sm_110", 13))
     for kernel in kernels:
         assert cubin.local_bytes(kernel.name) == 0, kernel.name
+        used = "slm_mma" in kernel.parts[0].kernel.text
+        assert bool(cubin.count(kernel.name, IMMA)) == used, kernel.name
+        assert bool(cubin.count(kernel.name, DP4A)) != used, kernel.name
 
 
 def test_an_unknown_architecture_is_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.codegen.cuda.nodes import Node, single
+from slmtvm.codegen.cuda.nvrtc import is_installed
 from slmtvm.codegen.cuda.text import PERSISTENT, module_text
 from slmtvm.codegen.cuda.translate import translate
 from slmtvm.plan.model import Ref, Space
 from slmtvm.schedules import vector as vec
 from slmtvm.schedules.kernel import Tensor, define
-from tests.emulation.cuda.emulator import ORDERS, build_text
+from tests.emulation.cuda.emulator import ORDERS, build_ptx, build_text
 
 pytestmark = pytest.mark.slow
 
@@ -68,9 +70,14 @@ def run(library: Path, order: int, launches: int) -> tuple[str | None, np.ndarra
 WANT = np.roll(np.arange(SIZE, dtype=np.float32), -16 * NODES) + NODES
 
 
-def test_every_order_of_threads_gives_the_same_launch_after_launch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [build_text, build_ptx])
+def test_every_order_of_threads_gives_the_same_launch_after_launch(
+    make: Callable[..., Path], tmp_path: Path
+) -> None:
+    if make is build_ptx and not is_installed(12):
+        pytest.skip("NVRTC is not installed: pip install 'slmtvm[cuda]'")
     node = shift()
-    library = build_text(module_text([], [node]), [PERSISTENT], tmp_path)
+    library = make(module_text([], [node]), [PERSISTENT], tmp_path)
     for order in ORDERS:
         wrong, got = run(library, order, launches=2)
         assert wrong is None

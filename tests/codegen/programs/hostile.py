@@ -17,6 +17,7 @@ _WORDS = (
     "prompt", "messages", "role", "content", "user", "system", "input", "tokens", "stop", "stream",
     "temperature", "max_tokens", "logprobs", "seed", "model", "type", "text", "encoding_format",
     "logit_bias", "response_format", "json_schema", "schema", "name", "presence_penalty", "7",
+    "tools", "tool_calls", "tool_choice", "function", "arguments", "parameters",
 )  # fmt: skip
 _NUMBERS = (
     0, 1, -1, 2, 5, 63, 4095, 4096, 2**31 - 1, 2**31, 2**63, 2**64, -(2**63), 1e300, -0.0, 0.5,
@@ -46,11 +47,37 @@ def any_text(r: random.Random) -> str:
     return "".join(chr(r.randrange(*r.choice(ranges))) for _ in range(count))
 
 
+def any_messages(r: random.Random) -> list[dict[str, object]]:
+    """With calls of tools, and what these gave."""
+    made: list[dict[str, object]] = [
+        {"role": r.choice(("user", "user", "system", "x")), "content": any_text(r)}
+    ]
+    while r.random() < 0.5:
+        arguments = json.dumps(any_value(r)) if r.random() < 0.8 else any_text(r)
+        calls = [
+            {"function": {"name": r.choice(("f", "stop", "a b", "")), "arguments": arguments}}
+            for _ in range(r.randrange(3))
+        ]
+        made += [
+            {"role": "assistant", "content": r.choice((None, any_text(r))), "tool_calls": calls},
+            {"role": "tool", "content": any_text(r)},
+        ]
+    return made
+
+
+def any_tool(r: random.Random) -> dict[str, object]:
+    """One that may be offered, or nearly."""
+    function = {"name": r.choice(("f", "stop", "f", "x" * 65)), "parameters": any_value(r)}
+    return {"type": r.choice(("function", "function", "x")), "function": function}
+
+
 def sound_body(r: random.Random) -> dict[str, object]:
     """A body that a server could answer, some of its fields perhaps not as they should be."""
     body: dict[str, object] = {
         "prompt": r.choice(("def f(x):", "x", [1, 2, 3], ["y"], [[4, 5]])),
-        "messages": [{"role": r.choice(("user", "system", "x")), "content": any_text(r)}],
+        "messages": any_messages(r),
+        "tools": r.choice((None, [any_tool(r) for _ in range(r.randrange(4))])),
+        "tool_choice": r.choice((None, None, "auto", "none", "required", any_tool(r))),
         "input": r.choice(("x", ["x", "y"], [1, 2], [[1], [2]])),
         "content": any_text(r),
         "tokens": [r.randrange(4096) for _ in range(r.randrange(400))],

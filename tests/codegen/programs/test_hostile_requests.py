@@ -13,10 +13,12 @@ import pytest
 from slmtvm.audit import verify_log
 from slmtvm.compiler import compile_model
 from slmtvm.target import host_target
+from slmtvm.text.chat import ChatTemplate, compile_chat
 from tests.codegen.programs.hostile import any_request, send
 from tests.codegen.programs.serving import Server, save_words, serving
 from tests.codegen.sanitized import gcc, objects
 from tests.importer.heads import ENCODERS, save_head
+from tests.text.chat_templates import TAGS, TOKENS
 
 pytestmark = pytest.mark.slow
 SANITIZERS = "address,undefined"
@@ -84,14 +86,27 @@ def answers_again(server: Server) -> None:
     pytest.fail("the server does not answer any more")
 
 
+@pytest.fixture
+def tools_bundle(chat_bundle: Path, tmp_path: Path) -> Path:
+    """The bundle with a template that has tools."""
+    bundle = tmp_path / "tools.slm"
+    bundle.mkdir()
+    for file in chat_bundle.iterdir():
+        if file.name != "chat.json":
+            (bundle / file.name).symlink_to(file.resolve())
+    pieces = compile_chat(ChatTemplate(TAGS, TOKENS))
+    (bundle / "chat.json").write_bytes(pieces.to_json())
+    return bundle
+
+
 @pytest.mark.parametrize(
     "count", [REQUESTS, pytest.param(MOST_REQUESTS, marks=pytest.mark.exhaustive)]
 )
 def test_hostile_requests_leave_the_sanitizers_silent_and_the_server_alive(
-    checked_program: Path, chat_bundle: Path, tmp_path: Path, count: int
+    checked_program: Path, tools_bundle: Path, tmp_path: Path, count: int
 ) -> None:
     log = tmp_path / "audit.jsonl"
-    with serving(checked_program, chat_bundle, [*OPTIONS, "--audit", str(log)]) as server:
+    with serving(checked_program, tools_bundle, [*OPTIONS, "--audit", str(log)]) as server:
         attack(server, 1, count)
         answers_again(server)
     assert verify_log(log).lines > 0

@@ -197,12 +197,12 @@ def test_a_template_that_is_not_compiled_says_why(
     bundle.mkdir()
     for file in demo.iterdir():
         (bundle / file.name).symlink_to(file)
-    pieces = compile_chat(ChatTemplate("{{ strftime_now('%d') }}", {}))
+    pieces = compile_chat(ChatTemplate("{{ now() }}", {}))
     (bundle / "chat.json").write_bytes(pieces.to_json())
     with serving(program, bundle) as server:
         asked = {"messages": [{"role": "user", "content": "x"}]}
         status, said = server.ask("/v1/chat/completions", asked)
-    assert status == 501 and "it writes the date (strftime_now)" in said["error"]["message"]
+    assert status == 501 and "it writes the date (now)" in said["error"]["message"]
 
 
 def test_the_template_beside_a_model_comes_into_its_bundle(tmp_path: Path) -> None:

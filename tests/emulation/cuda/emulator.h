@@ -8,8 +8,10 @@
 #define EMULATOR_H
 
 #include <setjmp.h>
+#include <signal.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -33,8 +35,10 @@ struct uint3 {
 namespace emu {
 
 enum { WARP = 32, MAX_THREADS = 1024, SHARED = 48 << 10, GUARD = 4 << 10, STACK = 64 << 10 };
-/* Which of the threads that can run runs next: the first, the last, or any, by a seed. */
-enum { FORWARD, BACKWARD, RANDOM };
+/* Which of the threads that can run runs next: the first, the last, or, by a seed, any (of an odd one),
+ * or as long as it can one that is preferred for a while (of an even one). Only by seeds are several
+ * blocks of a launch there at once: as many as MAX_THREADS allows. */
+enum { FORWARD, BACKWARD, SEED };
 
 struct Block {
   uint3 index;
@@ -50,6 +54,7 @@ struct Thread {
   std::vector<char> stack;
   bool started, done;
   const char *waits_at; /* nullptr: can run */
+  uint32_t preferred;
   unsigned mask;
   uint32_t given, taken[WARP];
 };
@@ -137,22 +142,44 @@ inline void enter() {
   _longjmp(scheduler, 1);
 }
 
+inline uint32_t any_number() {
+  state = state * 1664525u + 1013904223u;
+  return state >> 8;
+}
+
+/* Whether thread `a` is to run before thread `b`. */
+inline bool before(int a, int b) {
+  if (order == FORWARD) return a < b;
+  if (order == BACKWARD) return a > b;
+  return threads[(size_t)a].preferred > threads[(size_t)b].preferred;
+}
+
 /* Takes one of the threads that can run. */
 inline int next() {
+  enum { ONE_OF = 32 };
   size_t at = 0;
-  for (size_t i = 1; i < ready.size() && order < RANDOM; ++i)
-    if ((ready[i] < ready[at]) == (order == FORWARD)) at = i;
-  if (order >= RANDOM) {
-    state = state * 1664525u + 1013904223u;
-    at = (state >> 8) % ready.size();
-  }
+  if (order >= SEED && order % 2)
+    at = any_number() % ready.size();
+  else
+    for (size_t i = 1; i < ready.size(); ++i)
+      if (before(ready[i], ready[at])) at = i;
   int chosen = ready[at];
-  ready.erase(ready.begin() + (long)at);
+  if (order >= SEED && any_number() % ONE_OF == 0) threads[(size_t)chosen].preferred = any_number();
+  ready[at] = ready.back();
+  ready.pop_back();
   return chosen;
 }
 
-/* Runs `count` blocks from `first` on at once. */
-inline const char *run_blocks(unsigned first, unsigned count, size_t shared) {
+/* What follows may happen after what other threads do meanwhile. */
+inline void step() {
+  enum { ONE_OF = 8 };
+  if (order < SEED || any_number() % ONE_OF) return;
+  ready.push_back((int)(self - threads.data()));
+  yield();
+}
+
+/* Runs `count` blocks at once. */
+inline const char *run_blocks(const unsigned *which, unsigned count, size_t shared) {
   static long seen;
   static int stuck;
   ready.clear();
@@ -161,7 +188,7 @@ inline const char *run_blocks(unsigned first, unsigned count, size_t shared) {
   if (threads.size() < count * block_size.x) threads.resize(count * block_size.x);
   blocks.resize(count);
   for (unsigned n = 0; n < count; ++n) {
-    blocks[n].index.x = first + n;
+    blocks[n].index.x = which[n];
     blocks[n].first = n * block_size.x;
     blocks[n].shared.assign(shared + GUARD, (char)0xa5);
   }
@@ -171,6 +198,7 @@ inline const char *run_blocks(unsigned first, unsigned count, size_t shared) {
     t.block = &blocks[i / block_size.x];
     t.started = t.done = false;
     t.waits_at = nullptr;
+    t.preferred = any_number();
     if (t.stack.empty()) t.stack.resize(STACK);
     getcontext(&t.start);
     t.start.uc_stack.ss_sp = t.stack.data();
@@ -200,6 +228,35 @@ inline const char *run_blocks(unsigned first, unsigned count, size_t shared) {
   return nullptr;
 }
 
+/* Ends the launch of a kernel that touches what is not there, as a GPU does. */
+inline void touched(int) { fail("an illegal address"); }
+
+/* While it exists, kernels that touch what is not there do not end the process. */
+class Guard {
+ public:
+  Guard() {
+    static char own[32 << 10]; /* a fiber's stack may be what is touched */
+    stack_t other = {};
+    other.ss_sp = own;
+    other.ss_size = sizeof own;
+    sigaltstack(&other, &stack_);
+    struct sigaction action = {};
+    action.sa_handler = touched;
+    action.sa_flags = SA_ONSTACK | SA_NODEFER;
+    sigaction(SIGSEGV, &action, &before_[0]);
+    sigaction(SIGBUS, &action, &before_[1]);
+  }
+  ~Guard() {
+    sigaction(SIGSEGV, &before_[0], nullptr);
+    sigaction(SIGBUS, &before_[1], nullptr);
+    sigaltstack(&stack_, nullptr);
+  }
+
+ private:
+  stack_t stack_;
+  struct sigaction before_[2];
+};
+
 template <class... A, size_t... I>
 void call(void (*kernel)(A...), void **params, std::index_sequence<I...>) {
   kernel(*static_cast<std::remove_reference_t<A> *>(params[I])...);
@@ -219,13 +276,16 @@ const char *launch(void (*kernel)(A...), unsigned count, unsigned size, size_t s
   body = &bound;
   grid.x = count;
   block_size.x = size;
-  state = order;
-  if (together) return run_blocks(0, count, shared);
-  for (unsigned i = 0; i < count; ++i) {
-    const char *wrong = run_blocks(order == BACKWARD ? count - 1 - i : i, 1, shared);
-    if (wrong) return wrong;
-  }
-  return nullptr;
+  std::vector<unsigned> which(count);
+  for (unsigned i = 0; i < count; ++i) which[i] = order == BACKWARD ? count - 1 - i : i;
+  for (unsigned i = count; order >= SEED && i > 1; --i)
+    std::swap(which[i - 1], which[any_number() % i]);
+  Guard guard;
+  unsigned at_once = together ? count : order >= SEED ? MAX_THREADS / size : 1;
+  const char *wrong = nullptr;
+  for (unsigned i = 0; i < count && !wrong; i += at_once)
+    wrong = run_blocks(&which[i], std::min(at_once, count - i), shared);
+  return wrong;
 }
 
 /* Bytes of each of a kernel's arguments; how many there are. */
@@ -279,6 +339,34 @@ static inline void slm_mma_16x8x32(int *d, const unsigned *a, const unsigned *b)
       int left = (int8_t)(all[half * 2 + row / 8][row % 8 * 4 + from] >> byte);
       int right = (int8_t)(all[4 + half][column * 4 + from] >> byte);
       d[i] += left * right;
+    }
+  }
+}
+static inline unsigned __byte_perm(unsigned low, unsigned high, unsigned from) {
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) {
+    unsigned byte = from >> 4 * i & 7;
+    result |= (byte < 4 ? low >> 8 * byte : high >> 8 * (byte - 4)) << 24 >> (24 - 8 * i);
+  }
+  return result;
+}
+/* The same of a left side of which two of every four are given, with their places. */
+static inline void slm_mma_sparse_16x8x64(int *d, const unsigned *a, const unsigned *b, unsigned e) {
+  uint32_t all[9][emu::WARP];
+  for (int r = 0; r < 9; ++r)
+    std::memcpy(all[r], emu::meet(~0u, "mma.sp", r < 4 ? a[r] : r < 8 ? b[r - 4] : e), sizeof all[r]);
+  int lane = (int)(emu::self->index.x % emu::WARP);
+  for (int i = 0; i < 4; ++i) {
+    int row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
+    for (int four = 0; four < 16; ++four) { /* columns 4 * four to 4 * four + 3 of the left side */
+      uint32_t places = all[8][row % 8 * 4 + four / 8 * 2 + row / 8] >> four % 8 * 4;
+      if ((places & 3) >= (places >> 2 & 3)) emu::fail("places of a sparse operand are not in order");
+      for (int n = 0; n < 2; ++n) {
+        int k = four * 4 + (int)(places >> 2 * n & 3), given = four * 2 + n;
+        int left = (int8_t)(all[given / 16 * 2 + row / 8][row % 8 * 4 + given % 16 / 4] >> given % 4 * 8);
+        int right = (int8_t)(all[4 + k / 16][column * 4 + k % 16 / 4] >> k % 4 * 8);
+        d[i] += left * right;
+      }
     }
   }
 }

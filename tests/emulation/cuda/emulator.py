@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from slmtvm.codegen.cuda.nodes import Node
+from slmtvm.codegen.cuda.nvrtc import compile_ptx
 from slmtvm.codegen.cuda.text import PERSISTENT, module_text
+from tests.emulation.cuda.ptx import translate_ptx
 
 _HERE = Path(__file__).parent
 _FLAGS = (
@@ -22,8 +24,9 @@ _FLAGS = (
 )  # fmt: skip
 _OWN = ("g++", "-mfma", "-mf16c")
 _DRIVER_FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared")
-ORDERS = (0, 1, 12345)
-"""Forward, backward, and any order of threads."""
+ORDERS = (0, 1, 12345, 2468)
+"""Forward, backward, any order of threads, and some preferred for a while; in the last two several
+blocks of a launch are there at once."""
 
 
 def build(
@@ -39,6 +42,11 @@ def build(
     )
 
 
+def build_ptx(text: str, entries: Sequence[str], folder: Path, arch: str = "sm_87") -> Path:
+    """``build`` of what NVIDIA's front end makes of a CUDA text."""
+    return build_text(translate_ptx(compile_ptx(text, arch)), entries, folder)
+
+
 def build_text(text: str, entries: Sequence[str], folder: Path, triple: str | None = None) -> Path:
     """``build`` of a CUDA text and its entries."""
     if triple is None and shutil.which("g++") is None:
@@ -50,14 +58,14 @@ def build_text(text: str, entries: Sequence[str], folder: Path, triple: str | No
         f'extern "C" int emu_sizes_{name}(size_t *to) {{ return emu::sizes({name}, to); }}'
         for name in entries
     ]
-    order = 'extern "C" void emu_order(unsigned order) { emu::order = order; }'
+    order = 'extern "C" void emu_order(unsigned order) { emu::order = emu::state = order; }'
     source, library = folder / "kernels.cpp", folder / "kernels.so"
     source.write_text("\n".join(['#include "emulator.h"', text, *exports, order, ""]))
     compiler = _OWN if triple is None else (*_zig(), "c++")
     subprocess.run(
         [*compiler, *_FLAGS, *(["-fno-sanitize=all", "-target", triple] if triple else []),
          f"-I{_HERE}", "-o", str(library), str(source)],
-        check=True, timeout=300,
+        check=True, timeout=600,  # the first time for a triple zig builds a C++ library, too
     )  # fmt: skip
     return library
 
@@ -104,12 +112,14 @@ class Emulated:
         return wrong.decode() if wrong else None
 
 
-def build_driver(folder: Path, triple: str | None = None) -> Path:
-    """A libcuda.so.1 that runs the kernels of a library that ``build`` made."""
+def build_driver(folder: Path, triple: str | None = None, lacking: str | None = None) -> Path:
+    """A libcuda.so.1 that runs the kernels of a library that ``build`` made; an old one may be
+    ``lacking`` a function."""
     path = folder / "libcuda.so.1"
     other = [*_zig(), "cc", "-target", str(triple), "-fno-sanitize=all"]
     subprocess.run(
-        [*(["gcc"] if triple is None else other), *_DRIVER_FLAGS, "-o", str(path),
+        [*(["gcc"] if triple is None else other), *_DRIVER_FLAGS,
+         *([f"-D{lacking}={lacking}_"] if lacking else []), "-o", str(path),
          str(_HERE / "libcuda.c"), "-ldl"],
         check=True, timeout=300,
     )  # fmt: skip

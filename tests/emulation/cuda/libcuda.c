@@ -3,7 +3,9 @@
  * EMULATED_KERNELS names a library with `emu_NAME` and `emu_params_NAME` for each kernel, EMULATED_ORDER
  * is an order of threads. As late as allowed: work runs when its stream is waited for. As strict as it
  * can be: the host cannot touch the device's memory, which begins as garbage and ends at a page that
- * nobody can touch. EMULATED_FAIL=NAME:N makes the Nth call of a function fail. */
+ * nobody can touch. EMULATED_FAIL=NAME:N makes the Nth call of a function fail. EMULATED_ARCH=87 is what
+ * the GPU can run the machine code of (of any where it is not set). EMULATED_FAULT=N makes the Nth kernel
+ * touch what is not there. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdint.h>
@@ -44,7 +46,7 @@ typedef struct {
 } task;
 
 enum { OK, INVALID = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, BAD_CONTEXT = 201,
-       NOT_FOUND = 500, LAUNCH_FAILED = 719 };
+       NO_BINARY = 209, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719 };
 
 static int initialized, contexts, broken;
 static void *library;
@@ -64,7 +66,7 @@ static int injected(const char *name) {
 }
 #define ENTER(error)                                   \
   if (!initialized) return NOT_INITIALIZED;            \
-  if (broken) return LAUNCH_FAILED;                    \
+  if (broken) return broken;                           \
   if (injected(__func__)) return error
 #define NEEDS_CONTEXT \
   if (!contexts) return BAD_CONTEXT
@@ -84,6 +86,8 @@ int cuGetErrorName(int code, const char **name) {
           : code == NO_DEVICE      ? "CUDA_ERROR_NO_DEVICE"
           : code == NOT_FOUND      ? "CUDA_ERROR_NOT_FOUND"
           : code == LAUNCH_FAILED  ? "CUDA_ERROR_LAUNCH_FAILED"
+          : code == NO_BINARY      ? "CUDA_ERROR_NO_BINARY_FOR_GPU"
+          : code == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS"
           : code == BAD_CONTEXT    ? "CUDA_ERROR_INVALID_CONTEXT"
                                    : "CUDA_ERROR_INVALID_VALUE";
   return OK;
@@ -93,12 +97,27 @@ int cuDeviceGet(int *device, int i) {
   *device = i;
   return i ? INVALID : OK;
 }
+int cuDeviceGetName(char *name, int size, int device) {
+  snprintf(name, (size_t)size, "emulated");
+  return device ? INVALID : OK;
+}
+int cuDriverGetVersion(int *version) {
+  *version = 12090;
+  return OK;
+}
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
-  enum { MULTIPROCESSORS = 16, COOPERATIVE = 95 };
-  const char *together = getenv("EMULATED_COOPERATIVE");
+  enum { MULTIPROCESSORS = 16, MAJOR = 75, MINOR = 76, COOPERATIVE = 95 };
+  const char *together = getenv("EMULATED_COOPERATIVE"), *arch = getenv("EMULATED_ARCH");
   ENTER(INVALID);
-  *value = attribute == MULTIPROCESSORS ? 3 : together ? atoi(together) : 1;
-  return device || (attribute != MULTIPROCESSORS && attribute != COOPERATIVE) ? INVALID : OK;
+  switch (attribute) {
+  case MULTIPROCESSORS: *value = 3; break;
+  case COOPERATIVE: *value = together ? atoi(together) : 1; break;
+  case MAJOR: *value = arch ? atoi(arch) / 10 : 9; break;
+  case MINOR: *value = arch ? atoi(arch) % 10 : 0; break;
+  case 13: case 18: case 36: case 37: case 38: *value = 0; break; /* clocks, caches, memory */
+  default: return INVALID;
+  }
+  return device ? INVALID : OK;
 }
 int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *f, int size, size_t shared) {
   ENTER(INVALID);
@@ -127,8 +146,18 @@ int cuModuleLoadData(void **module, const void *image) {
   ENTER(OUT_OF_MEMORY);
   NEEDS_CONTEXT;
   const unsigned char *elf = image;
+  const char *ptx = image, *target = ".target sm_";
+  const char *wanted = !strncmp(ptx, "//", 2) ? strstr(ptx, target) : NULL;
   enum { CUDA = 190 };
+  if (wanted) {
+    if (atoi(wanted + strlen(target)) > atoi(getenv("EMULATED_ARCH"))) return NO_BINARY;
+    goto good;
+  }
   if (memcmp(elf, "\177ELF", 4) || (elf[18] | elf[19] << 8) != CUDA) return 200;
+  /* Of the same generation, and no later one. */
+  int own = elf[48], here = getenv("EMULATED_ARCH") ? atoi(getenv("EMULATED_ARCH")) : own;
+  if (own / 10 != here / 10 || own > here) return NO_BINARY;
+good:
   library = dlopen(getenv("EMULATED_KERNELS"), RTLD_NOW | RTLD_LOCAL);
   if (!library) {
     fprintf(stderr, "EMULATED_KERNELS: %s\n", dlerror());
@@ -226,6 +255,18 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stre
   char *place = (char *)(uintptr_t)to;
   return inside(place, bytes) ? add((task){1, NULL, 0, place, from, bytes, 0}) : INVALID;
 }
+int cuStreamSynchronize(void *stream);
+int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {
+  ENTER(INVALID);
+  NEEDS_CONTEXT;
+  const char *source = (const char *)(uintptr_t)from;
+  int code = inside(source, bytes) ? cuStreamSynchronize(NULL) : INVALID;
+  if (code != OK) return code;
+  protect(PROT_READ);
+  memcpy(to, source, bytes);
+  protect(PROT_NONE);
+  return OK;
+}
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
   (void)stream;
   ENTER(INVALID);
@@ -257,11 +298,15 @@ static int run_graph(const graph *g) {
     launch *l = &g->work[i];
     void *params[MAX_PARAMS];
     for (int p = 0; p < l->f->params; ++p) params[p] = &l->values[p];
+    static int kernels;
+    const char *fault = getenv("EMULATED_FAULT");
+    uint64_t first = l->values[0];
+    if (fault && ++kernels == atoi(fault)) l->values[0] += (uint64_t)1 << 44;
     const char *wrong = l->f->run(l->grid, l->size, l->shared, params);
+    l->values[0] = first;
     if (!wrong) continue;
     fprintf(stderr, "emulated GPU: %s\n", wrong);
-    broken = 1;
-    return LAUNCH_FAILED;
+    return broken = strstr(wrong, "illegal address") ? ILLEGAL_ADDRESS : LAUNCH_FAILED;
   }
   return OK;
 }

@@ -404,6 +404,7 @@ def test_a_function_that_calls_itself(tmp_path):
     assert "calls itself" in refused(path, InvalidModelError)
 
 
+@pytest.mark.slow
 def test_functions_that_multiply_beyond_measure(tmp_path):
     def edit(model):
         opsets = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1)]

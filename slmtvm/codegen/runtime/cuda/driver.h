@@ -38,6 +38,7 @@ typedef struct slm_cuda_node {
   F(cuMemFreeHost, (void *))                                                               \
   F(cuMemHostGetDevicePointer_v2, (slm_cuda_pointer *, void *, unsigned))                  \
   F(cuMemcpyHtoDAsync_v2, (slm_cuda_pointer, const void *, size_t, void *))                \
+  F(cuMemcpyDtoH_v2, (void *, slm_cuda_pointer, size_t))                                   \
   F(cuMemcpyDtoDAsync_v2, (slm_cuda_pointer, slm_cuda_pointer, size_t, void *))            \
   F(cuMemsetD8Async, (slm_cuda_pointer, unsigned char, size_t, void *))                    \
   F(cuStreamCreate, (void **, unsigned))                                                   \

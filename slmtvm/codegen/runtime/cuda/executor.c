@@ -15,7 +15,8 @@
 
 /* Pointers of a launch: buffers of a few steps, and the ambient scalars. */
 enum { MAX_POINTERS = 3 * SLM_MAX_ARGS + 1, AMBIENT_BYTES = 64, MAPPED = 2, NON_BLOCKING = 1 };
-enum { MULTIPROCESSORS = 16, COOPERATIVE = 95 }; /* attributes of a device */
+enum { MULTIPROCESSORS = 16, MAJOR = 75, MINOR = 76, COOPERATIVE = 95 }; /* attributes of a device */
+enum { NO_BINARY_FOR_GPU = 209 };
 typedef enum { BY_GRAPH, DIRECT, PERSISTENT } launch_way;
 
 typedef struct {
@@ -77,11 +78,25 @@ static int32_t find_persistent(cuda_model *m) {
   return SLM_OK;
 }
 
+/* Loads the kernels; says which GPU they are for where this is another one. */
+static int32_t load_module(cuda_model *m) {
+  int major = 0, minor = 0, failed = m->cu.cuModuleLoadData(&m->module, slm_cuda.image);
+  if (failed == NO_BINARY_FOR_GPU && *slm_cuda.ptx &&
+      m->cu.cuModuleLoadData(&m->module, slm_cuda.ptx) == 0)
+    return SLM_OK;
+  if (failed != NO_BINARY_FOR_GPU) return slm_cuda_check(&m->cu, failed, "loading kernels");
+  m->cu.cuDeviceGetAttribute(&major, MAJOR, m->device);
+  m->cu.cuDeviceGetAttribute(&minor, MINOR, m->device);
+  return slm_fail(SLM_ERR_DEVICE,
+                  "loading kernels: this GPU is an sm_%d%d, the kernels are for %s; compile the model "
+                  "for a target of this GPU",
+                  major, minor, slm_cuda.arch);
+}
+
 static int32_t load(cuda_model *m, const void *weights) {
-  int32_t code = SLM_OK;
   const char *way = getenv("SLM_CUDA_LAUNCH");
   m->way = way && !strcmp(way, "direct") ? DIRECT : BY_GRAPH;
-  TRY(cuModuleLoadData(&m->module, slm_cuda.image), "loading kernels");
+  int32_t code = load_module(m);
   for (int32_t i = 0; i < slm_cuda.entry_count; ++i)
     TRY(cuModuleGetFunction(&m->entries[i], m->module, slm_cuda.entries[i]), "finding a kernel");
   if (code == SLM_OK && slm_cuda.persistent.entry && !(way && *way)) code = find_persistent(m);

@@ -35,6 +35,8 @@ typedef struct slm_cuda_plan {
   const slm_cuda_launch *launches;
   const uint64_t *refs;
   const void *image;      /* a cubin */
+  const char *ptx;        /* of the same, for later GPUs; empty where there is none */
+  const char *arch;       /* that it is for, as "sm_87" */
   uint64_t scratch_bytes; /* of a session, for the launch with most teams */
   int32_t entry_count;
   uint32_t ref_count;

@@ -190,6 +190,7 @@ def large_loop(b: GraphBuilder, x: str, hidden: int) -> str:
     return loop_over_experts(b, x, hidden, ffn=LARGE_FFN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [large_loop, interleaved_operator])
 def test_weights_of_experts_are_imported_without_a_copy(
     block: Callable[[GraphBuilder, str, int], str], tmp_path: Path

@@ -159,6 +159,7 @@ def test_columns_of_experts_in_the_order_of_activations_are_refused(tmp_path: Pa
         import_onnx(save(model, tmp_path), context=24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight_type", [QuantType.QInt8, QuantType.QUInt8], ids=str)
 @pytest.mark.parametrize("per_channel", [False, True], ids=["tensor", "channel"])
 @pytest.mark.parametrize("scales", ["together", "one by one"])

@@ -82,6 +82,7 @@ def tables(model: CanonicalModel) -> dict[str, np.ndarray]:
     return {p: model.params[var.name] for p, var in among(operands(call)).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_experts_of_a_loop_have_roundings_of_their_own(form: str, tmp_path: Path) -> None:
     model = check(quantized(loop_with_sums, tmp_path, form))

@@ -1,0 +1,29 @@
+"""What holds for all tests."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.shared_folder import shared_folder
+
+# By this jsonschema tells whether a text is an IRI, which no test asks; to import it takes seconds.
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """See tests/kept_objects.py; tests that compile nothing need not wait until TVM is imported."""
+    if "slmtvm.codegen.objects" in sys.modules:
+        from tests.kept_objects import keep_in
+
+        keep_in(shared_folder(tmp_path_factory) / "objects")
+
+
+@pytest.fixture
+def compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test of compiling itself: nothing is taken from what other tests compiled."""
+    from tests.kept_objects import compile_anew, objects
+
+    monkeypatch.setattr(objects, "object_bytes", compile_anew)
