@@ -94,7 +94,7 @@ ENTRY = ("targets", "cortex-a72")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("format", value=1), "format 1, this slmtvm reads format 6; compile the model again"),
+        (put("format", value=1), "format 1, this slmtvm reads format 7; compile the model again"),
         (put("format", value=7), "bundle format 7"),
         (put("format", value="1"), "field format must be a whole number"),
         (put("format", value=True), "field format must be a whole number"),
