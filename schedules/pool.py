@@ -1,4 +1,4 @@
-"""One row of all rows of a sequence: the first, the last, their mean, or the greatest of each."""
+"""One row of all rows of a sequence: the first, the last, a mean, or the greatest of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from slmtvm.schedules import vector as vec
 from slmtvm.schedules.kernel import Kernel, Tensor, define
 from slmtvm.schedules.vector import LANES, Buffer, Expr
 
-HOW = ("first", "last", "mean", "max")
+HOW = ("first", "last", "mean", "weightedmean", "max")
+_MEANS = ("mean", "weightedmean")
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,10 @@ class PoolOp:
     """y float32 (1, d) of the first ``valid`` rows of x float32 (m, d).
 
     With ``mask_positions``, rows of which float32 (mask_positions,) ``limits`` are not above 0
-    count for neither mean nor max; with none of them visible the mean is no number. A mean's sum
-    goes from the first row to the last, so that it depends neither on m nor on how the grid is
-    divided: its blocks are 16 features each.
+    count for neither means nor max; with none of them visible a mean is no number. In a weighted
+    mean row i weighs i + 1, counted over hidden ones too. A mean's sum goes from the first row to
+    the last, so that it depends neither on m nor on how the grid is divided: its blocks are 16
+    features each.
     """
 
     how: str
@@ -37,7 +39,7 @@ class PoolOp:
     @property
     def reads_limits(self) -> bool:
         """Whether hidden rows make a difference."""
-        return self.mask_positions > 0 and self.how in ("mean", "max")
+        return self.mask_positions > 0 and self.how in (*_MEANS, "max")
 
     @property
     def limits(self) -> tuple[Tensor, ...]:
@@ -90,16 +92,22 @@ def _pool(
         row = T.int32(0) if op.how == "first" else T.bind(valid - 1)
         vec.store(y, column, vec.load(x, T.bind(row * op.d + column), lanes), lanes)
         return
-    mean = op.how == "mean"
+    mean, weighted = op.how in _MEANS, op.how == "weightedmean"
     made = vec.Accumulators(1, 0.0 if mean else float(np.finfo(np.float32).min), lanes)
-    count = vec.Accumulators(1, 0.0, 1)
+    count, place = vec.Accumulators(1, 0.0, 1), vec.Accumulators(1, 0.0, 1)
     with T.serial(0, valid) as row:
         value = vec.load(x, T.bind(row * op.d + column), lanes)
         shown = None if not limits else T.bind(vec.load(limits[0], row, 1) > T.float32(0))
         if mean:
-            new = T.bind(made[0] + value)
-            one = T.float32(1) if shown is None else T.Select(shown, T.float32(1), T.float32(0))
-            count[0] = T.bind(count[0] + one)
+            weight = T.float32(1)
+            if weighted:
+                place[0] = weight = T.bind(place[0] + weight)
+                new = T.bind(vec.fma(value, vec.splat(weight, lanes), made[0]))
+            else:
+                new = T.bind(made[0] + value)
+            if shown is not None:
+                weight = T.Select(shown, weight, T.float32(0))
+            count[0] = T.bind(count[0] + weight)
         else:
             new = T.bind(vec.maximum(made[0], value))
         made[0] = new if shown is None else T.bind(T.Select(_each(shown, lanes), new, made[0]))
@@ -119,7 +127,12 @@ def reference(op: PoolOp, inputs: Mapping[str, np.ndarray], valid: int) -> np.nd
     shown = x[inputs["limits"][:valid] > 0] if op.reads_limits else x
     if op.how == "max":
         return np.asarray(shown.max(axis=0, keepdims=True))
+    weights = np.ones(valid, np.float32)
+    if op.how == "weightedmean":
+        weights = np.arange(1, valid + 1, dtype=np.float32)
+    if op.reads_limits:
+        weights = weights[inputs["limits"][:valid] > 0]
     total = np.zeros_like(x[:1])
-    for row in shown:
-        total += row
-    return np.asarray(total / np.float32(len(shown)))
+    for row, weight in zip(shown, weights, strict=True):
+        total = (total + row.astype(np.float64) * weight).astype(np.float32)  # rounded once
+    return np.asarray(total / weights.sum(dtype=np.float32))

@@ -1,13 +1,14 @@
 """What a sentence-transformer does to rows of tokens behind its graph: modules.json, its folders.
 
 Its ONNX file ends with rows of tokens. Behind it come a pooling and often dense layers, norms and a
-division by the length, each with its settings and its weights (model.safetensors) in a folder.
+division by the length, each with its settings and its weights in a folder: model.safetensors, or
+pytorch_model.bin in older ones.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,23 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from slmtvm.errors import InvalidModelError
+from slmtvm.torch_archive import read_torch_archive
 
 Array = npt.NDArray[np.float32]
 
 EMBEDDING = "sentence_embedding"  # what the output is called
 ROWS = ("token_embeddings", "last_hidden_state")  # what they read, the first that a file has
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid")  # torch's, of dense layers
-_WEIGHTS = "model.safetensors"
+_READERS: dict[str, Callable[[Path], dict[str, npt.NDArray[Any]]]] = {
+    "model.safetensors": load_file,
+    "pytorch_model.bin": read_torch_archive,
+}
 _EPS = 1e-5  # of torch's layer norms
 # Of 1_Pooling/config.json, in the order in which one is taken.
 _POOLING_FIELDS = {
     "pooling_mode_cls_token": "first",
     "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_lasttoken": "last",
 }
@@ -136,12 +142,14 @@ def _pooling(path: Path) -> str:
 
 def _layer(kind: str, folder: Path) -> Dense | LayerNorm | None:
     """A layer; None where its weights are in another form, or its activation is another one."""
-    path, settings = folder / _WEIGHTS, folder / "config.json"
-    if not path.is_file() or not settings.is_file():
+    settings = folder / "config.json"
+    path = next((folder / name for name in _READERS if (folder / name).is_file()), None)
+    if path is None or not settings.is_file():
         return None
     fields, name = read_object(settings), "linear" if kind == "Dense" else "norm"
     try:
-        tensors = {key: value.astype(np.float32) for key, value in load_file(path).items()}
+        found = _READERS[path.name](path)
+        tensors = {key: value.astype(np.float32) for key, value in found.items()}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InvalidModelError(
             f"cannot be read: {error}; download it again", where=str(path)
@@ -149,9 +157,9 @@ def _layer(kind: str, folder: Path) -> Dense | LayerNorm | None:
     weight = tensors.get(f"{name}.weight")
     rank = 2 if kind == "Dense" else 1
     if weight is None or weight.ndim != rank or not weight.size:
-        found = ", ".join(f"{key} {list(value.shape)}" for key, value in tensors.items())
+        names = ", ".join(f"{key} {list(value.shape)}" for key, value in tensors.items())
         raise InvalidModelError(
-            f"holds {found or 'nothing'}, where {name}.weight of {rank} dimensions is needed",
+            f"holds {names or 'nothing'}, where {name}.weight of {rank} dimensions is needed",
             where=str(path),
         )
     bias = tensors.get(f"{name}.bias", np.zeros(len(weight), np.float32))

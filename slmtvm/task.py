@@ -15,7 +15,7 @@ from typing import Any
 from slmtvm.errors import InvalidModelError
 
 TASKS = ("generate", "classify", "entities", "answer", "fill", "embed")
-POOLINGS = ("mean", "first", "last", "max")
+POOLINGS = ("mean", "weightedmean", "first", "last", "max")
 _INDEPENDENT = "multi_label_classification"
 
 

@@ -53,7 +53,7 @@ def _module(name: str, folder: str) -> dict[str, str]:
     ("mode", "pooling"),
     [
         ("cls_token", "first"), ("mean_tokens", "mean"), ("max_tokens", "max"),
-        ("lasttoken", "last"), ("weightedmean_tokens", ""),
+        ("lasttoken", "last"), ("weightedmean_tokens", "weightedmean"),
     ],
 )  # fmt: skip
 def test_the_pooling_of_a_sentence_transformer_is_read(

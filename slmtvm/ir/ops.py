@@ -334,13 +334,14 @@ def earlier(tokens: Expr, *, first: int) -> relax.Call:
     return make_call(EARLIER, [tokens], first=first)
 
 
-POOLS = ("first", "last", "mean", "max")
+POOLS = ("first", "last", "mean", "weightedmean", "max")
 
 
 def pool(x: Expr, *, how: str) -> relax.Call:
     """One row of all rows of x float32 (m, features), as ``how`` says: its first or last row, or
-    the mean or greatest of each feature. Rows of hidden tokens count for none but "first", where
-    they are keys without weight. The sum of a mean goes from the first row to the last.
+    the mean or greatest of each feature; in a weighted mean row i weighs i + 1. Rows of hidden
+    tokens count for none but "first", where they are keys without weight. The sum of a mean goes
+    from the first row to the last.
     -> float32 (1, features)
     """
     return make_call(POOL, [x], how=how)

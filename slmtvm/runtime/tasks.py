@@ -208,8 +208,9 @@ def embed(
 ) -> Embedding:
     """The embedding of a text: the model's own, or its rows pooled.
 
-    ``pooling``: "mean", "first", "last" or "max" of the rows of tokens, in the place of what the
-    model does; by default, where its graph does not pool, what its settings say, else the mean.
+    ``pooling``: "mean", "weightedmean" (row i weighs i + 1), "first", "last" or "max" of the rows
+    of tokens, in the place of what the model does; by default, where its graph does not pool, what
+    its settings say, else the mean.
     ``normalize``: make its length 1; by default as the settings say.
     """
     encoding = _encode(session, text)
@@ -256,6 +257,9 @@ def _rows(session: Session, encoding: Encoding) -> Array:
 def _pool(rows: Array, how: str) -> Array:
     if how in ("first", "last"):
         return rows[0 if how == "first" else -1]
+    if how == "weightedmean":
+        weights = np.arange(1, len(rows) + 1, dtype=np.float32)
+        return np.asarray((rows * weights[:, None]).sum(axis=0) / np.float32(weights.sum()))
     return np.asarray(rows.mean(axis=0) if how == "mean" else rows.max(axis=0))
 
 

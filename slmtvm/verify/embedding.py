@@ -26,10 +26,12 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def embed(modules: Modules, rows: npt.NDArray[np.float32], visible: npt.NDArray[np.bool_]) -> Array:
     """The embedding float64 (features,) of rows (n, width), of which hidden ones do not count."""
     seen = rows[visible].astype(np.float64)
+    weights = 1.0 + np.flatnonzero(visible)
     x = {
         "first": lambda: rows[0].astype(np.float64),
         "last": lambda: rows[-1].astype(np.float64),
         "mean": lambda: seen.mean(axis=0),
+        "weightedmean": lambda: weights @ seen / weights.sum(),
         "max": lambda: seen.max(axis=0),
     }[modules.pooling]()
     for layer in modules.layers:

@@ -25,18 +25,24 @@ FORMS = {
     "cls_token": "Dense:Identity Dense:GELU",
     "max_tokens": "LayerNorm Dense:ReLU Normalize",
     "lasttoken": "Dense:Sigmoid LayerNorm",
+    "weightedmean_tokens": "Dense:Tanh Normalize",
 }
+# Of rows and their places in the sequence.
 _POOLS = {
-    "mean_tokens": lambda x: x.mean(axis=0),
-    "cls_token": lambda x: x[0],
-    "max_tokens": lambda x: x.max(axis=0),
-    "lasttoken": lambda x: x[-1],
+    "mean_tokens": lambda x, at: x.mean(axis=0),
+    "cls_token": lambda x, at: x[0],
+    "max_tokens": lambda x, at: x.max(axis=0),
+    "lasttoken": lambda x, at: x[-1],
+    "weightedmean_tokens": lambda x, at: (at + 1) @ x / (at + 1).sum(),
 }
 
 
-def _wanted(pooling: str, made: list[dict], rows: np.ndarray) -> np.ndarray:
+def _wanted(
+    pooling: str, made: list[dict], rows: np.ndarray, visible: np.ndarray | None = None
+) -> np.ndarray:
     """What sentence-transformers' modules compute, by their formulas."""
-    x = _POOLS[pooling](rows.astype(np.float64))
+    at = np.arange(len(rows)) if visible is None else np.flatnonzero(visible)
+    x = _POOLS[pooling](rows[at].astype(np.float64), at)
     for layer in made[1:]:
         if layer["kind"] == "Dense":
             x = layer["linear.weight"] @ x + layer["linear.bias"]
@@ -73,9 +79,10 @@ def test_a_graphs_rows_go_through_the_modules_beside_it(pooling: str, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_bundle_gives_the_embedding_and_verify_compares_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pooling", ["mean_tokens", "weightedmean_tokens"])
+def test_a_bundle_gives_the_embedding_and_verify_compares_it(pooling: str, tmp_path: Path) -> None:
     path = save_head(CAUSAL_ROWS, tmp_path)
-    made = save_modules(tmp_path, "mean_tokens", FORMS["mean_tokens"])
+    made = save_modules(tmp_path, pooling, FORMS[pooling])
     bundle = tmp_path / "x.slm"
     compile_model(path, output=bundle, mask="arbitrary")
     reference = Reference(path)
@@ -85,7 +92,7 @@ def test_a_bundle_gives_the_embedding_and_verify_compares_it(tmp_path: Path) -> 
         for visible in (np.ones(41, bool), np.arange(41) < 30, np.arange(41) >= 6):
             got = session.outputs(TOKENS, visible)["sentence_embedding"]
             rows = reference.run(TOKENS, ["token_embeddings"], mask=visible)[0][0]
-            assert _close(got, _wanted("mean_tokens", made, rows[visible]))
+            assert _close(got, _wanted(pooling, made, rows, visible))
     report = slmtvm.verify(bundle, path)
     assert "sentence_embedding: cosine 1.000000" in str(report)
 
@@ -93,7 +100,7 @@ def test_a_bundle_gives_the_embedding_and_verify_compares_it(tmp_path: Path) -> 
 def test_modules_whose_weights_are_not_there_stay_outside(tmp_path: Path) -> None:
     path = save_head(ROWS, tmp_path)
     save_modules(tmp_path, "mean_tokens", "Dense:Tanh")
-    (tmp_path / "2_Dense" / "model.safetensors").rename(tmp_path / "2_Dense" / "pytorch_model.bin")
+    (tmp_path / "2_Dense" / "model.safetensors").rename(tmp_path / "2_Dense" / "model.h5")
     assert embedding_modules(path).missing == ("Dense",)
     assert [o.name for o in import_onnx(path).outputs] == ["token_embeddings"]
 
@@ -113,6 +120,21 @@ def test_damaged_modules_are_named(tmp_path: Path) -> None:
     (other / "3_Dense" / "model.safetensors").replace(weights)
     with pytest.raises(InvalidModelError, match=rf"takes {DIM + 5} features, and gets {DIM}"):
         import_onnx(path)
+
+
+@pytest.mark.slow
+def test_weights_in_torchs_own_form_are_read(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="pip install '.[fixtures]'")
+    path = save_head(ROWS, tmp_path)
+    save_modules(tmp_path, "mean_tokens", "Dense:Tanh")
+    (wanted,) = embedding_modules(path).layers
+    weights = tmp_path / "2_Dense" / "model.safetensors"
+    saved = {f"linear.{name}": torch.tensor(getattr(wanted, name)) for name in ("weight", "bias")}
+    torch.save(saved, weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    (found,) = embedding_modules(path).layers
+    np.testing.assert_array_equal(found.weight, wanted.weight)
+    np.testing.assert_array_equal(found.bias, wanted.bias)
 
 
 def test_another_activation_is_left_to_the_user(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ static const char usage[] =
     "  --task TASK       generate, classify, entities, answer, fill or embed (what the outputs say)\n"
     "  --json            a JSON object for each text\n"
     "  --top N           most labels or fills (5)\n"
-    "  --pool HOW        rows of tokens as an embedding: mean, first, last or max\n"
+    "  --pool HOW        rows of tokens as an embedding: mean, weightedmean, first, last, max\n"
     "  --normalize, --no-normalize   make the length of embeddings 1, or do not\n"
     "  --chat            what is given are a user's messages, by the model's chat template\n"
     "  --system TEXT     what the chat begins with\n"
@@ -244,7 +244,7 @@ static int is_one_of(const char *const *names, const char *name) {
 static int take(settings *s, const char *name, const char *value) {
   static const char *const tasks[] = {"generate", "classify", "entities", "answer",
                                       "fill",     "embed",    NULL};
-  static const char *const pools[] = {"mean", "first", "last", "max", NULL};
+  static const char *const pools[] = {"mean", "weightedmean", "first", "last", "max", NULL};
   const struct { const char *name, **text; const char *const *one_of; } texts[] = {
       {"--prompt", &s->prompt, NULL}, {"--file", &s->file, NULL}, {"--system", &s->system, NULL},
       {"--constraint", &s->constraint, NULL}, {"--cores", &s->open.cores, NULL},

@@ -24,16 +24,16 @@ static float *rows_of(const runner *r, const tokenized *t, int32_t index, size_t
   return NULL;
 }
 
-static void settings_pooling(const runner *r, char how[8]) {
+static void settings_pooling(const runner *r, char how[POOLING_BYTES]) {
   json pooling = json_field(json_field(r->info, "task"), "pooling");
-  const ptrdiff_t length = json_kind(pooling) == '"' ? json_text(pooling, how, 7) : 0;
+  const ptrdiff_t length = json_kind(pooling) == '"' ? json_text(pooling, how, POOLING_BYTES - 1) : 0;
   how[length > 0 ? length : 0] = 0;
 }
 
 /* The embedding of a text, `*width` floats in memory that the caller frees. */
 static float *embedding_of(const runner *r, const settings *s, const tokenized *t, size_t *width) {
   const known_outputs known = look_at_outputs();
-  char how[8];
+  char how[POOLING_BYTES];
   size_t rows;
   if (known.embedding >= 0 && !s->pool) {
     if (compute_outputs(r, t->tokens, t->segments, t->count) != OK) return NULL;
@@ -75,7 +75,7 @@ int embed(const runner *r, const settings *s, const text_pair *text, int many) {
 int begin_embed(const runner *r, const settings *s) {
   json said = json_field(r->info, "task"), missing = json_field(said, "missing"), word;
   const char *cursor = NULL;
-  char name[LABEL_BYTES];
+  char name[LABEL_BYTES], how[POOLING_BYTES];
   int count = 0;
   if (s->pool || look_at_outputs().embedding >= 0) return OK;
   while (json_next(missing, &cursor, &word)) {
@@ -84,7 +84,7 @@ int begin_embed(const runner *r, const settings *s) {
             (int)(length > 0 ? length : 0), name);
   }
   if (count) fputs(" too, which is left out\n", stderr);
-  settings_pooling(r, name);
-  if (!*name) fputs("slm-run: the mean of the tokens' rows: choose with --pool\n", stderr);
+  settings_pooling(r, how);
+  if (!*how) fputs("slm-run: the mean of the tokens' rows: choose with --pool\n", stderr);
   return OK;
 }

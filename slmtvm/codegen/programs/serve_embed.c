@@ -88,7 +88,7 @@ static int compute(server *s, connection *c, int32_t count) {
   if (slm_encode(session, c->tokens, (size_t)count, NULL) < 0) return -1;
   if (slm_output_get(session, index, output.pooled ? values : s->values) < 0) return -1;
   if (!output.pooled) {
-    char how[8] = "";
+    char how[POOLING_BYTES] = "";
     json pooling = json_field(task, "pooling");
     ptrdiff_t length = json_kind(pooling) == '"' ? json_text(pooling, how, sizeof how - 1) : 0;
     how[length > 0 ? length : 0] = 0;

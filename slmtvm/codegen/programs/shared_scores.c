@@ -6,6 +6,7 @@
 
 void pool_rows(const float *rows, size_t count, size_t width, const char *how, float *values) {
   const int last = strcmp(how, "last") == 0, greatest = strcmp(how, "max") == 0;
+  const int weighted = strcmp(how, "weightedmean") == 0;
   if (last || strcmp(how, "first") == 0) {
     memcpy(values, rows + (last ? count - 1 : 0) * width, width * sizeof *values);
     return;
@@ -13,11 +14,12 @@ void pool_rows(const float *rows, size_t count, size_t width, const char *how, f
   memcpy(values, rows, width * sizeof *values);
   for (size_t i = 1; i < count; ++i)
     for (size_t k = 0; k < width; ++k) {
-      const float value = rows[i * width + k];
+      const float value = rows[i * width + k] * (weighted ? (float)(i + 1) : 1);
       if (!greatest) values[k] += value;
       else if (value > values[k]) values[k] = value;
     }
-  for (size_t k = 0; !greatest && k < width; ++k) values[k] /= (float)count;
+  const float weight = (float)(weighted ? count * (count + 1) / 2 : count);
+  for (size_t k = 0; !greatest && k < width; ++k) values[k] /= weight;
 }
 
 void make_length_one(float *values, size_t width) {

@@ -8,8 +8,10 @@
 #include "shared_json.h"
 #include "slm.h"
 
-/* One row of `count` rows of `width` floats: by `how`, "mean" (which everything else is, too), "first",
- * "last" or "max". */
+enum { POOLING_BYTES = 16 }; /* of the name of a pooling, with its end */
+
+/* One row of `count` rows of `width` floats: by `how`, "mean" (which everything else is, too),
+ * "weightedmean" (row i weighs i + 1), "first", "last" or "max". */
 void pool_rows(const float *rows, size_t count, size_t width, const char *how, float *values);
 
 void make_length_one(float *values, size_t width);

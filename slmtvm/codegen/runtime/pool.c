@@ -9,10 +9,16 @@
  * and only then sleeps in the kernel. Only pthread_create and pthread_join come from libpthread
  * (weak: see error.c); sleeping is a futex.
  *
- * Memory: a part is claimed by decrementing its owner's `left`, which acquires what the caller
- * wrote before; who computed parts adds them to `finished`, which releases what they wrote. The
- * caller writes the next step only when all parts are finished, when nobody holds a claim. A thread
- * that comes late finds nothing left, or parts of a newer step, which are as good.
+ * Memory: parts are numbered over all steps. The caller raises a seat's `granted`, which releases what
+ * it wrote of the step; who reads it and raises `claimed` below it owns that part. Workers add the
+ * parts that they computed to `finished`, which releases what they wrote. The caller grants new parts
+ * only when all are finished, when nobody holds a claim. A thread that comes late finds nothing to
+ * claim, or parts of a newer step, which are as good.
+ *
+ * Handing a step over and back costs transfers of cache lines between cores, some 50 ns each, where a
+ * step may take 2 us. Two are needed: of what the caller writes to a seat, and of `finished`. So what
+ * a worker claims by has a line of its own, which others read only where somebody is late: the caller
+ * is patient for a moment before it looks for parts that were not begun, unless there lately were some.
  */
 #define _GNU_SOURCE
 #include "pool.h"
@@ -47,17 +53,25 @@ enum {
   /* A wait that is longer is no difference between threads that all run. */
   STALL_NANOSECONDS = 50000,
   /* Of cores that differ in speed, a fast one takes over what a slow one has not begun. */
-  PARTS_OF_MIXED_CORES = 4
+  PARTS_OF_MIXED_CORES = 4,
+  PATIENT_PAUSES = 32, /* a microsecond or less */
+  EAGER_STEPS = 64     /* after one in which a thread was late */
 };
 
-/* A thread's place: what it spins on and claims from, in a cache line of its own. */
+/* A thread's place. */
 typedef struct {
-  alignas(CACHE_LINE) _Atomic uint32_t epoch; /* changes with each step that the thread may join */
-  _Atomic int32_t left;                       /* of its own parts, those that nobody claimed */
-  _Atomic uint64_t sleeping;                  /* 1 + the epoch that the thread sleeps in, or 0 */
+  /* Written by the caller at each step that the thread may join. */
+  alignas(CACHE_LINE) _Atomic uint32_t epoch; /* changes with the step */
+  _Atomic uint32_t granted;                   /* its own parts, of all steps; wraps around */
+  _Atomic int32_t helps;                      /* threads whose parts it may take over, or 0 */
+  _Atomic uint32_t ending;
   int32_t each, parts; /* of the step: parts of a thread, of all */
   slm_task task;
   void *context;
+  /* Written by the thread, and by who takes over its parts. */
+  alignas(CACHE_LINE) _Atomic uint32_t claimed; /* of the granted ones */
+  /* Written by the thread, and by the caller where it wakes it. */
+  alignas(CACHE_LINE) _Atomic uint64_t sleeping; /* 1 + the epoch that the thread sleeps in, or 0 */
   /* Not changed while the thread runs. */
   slm_pool *pool;
   int index;
@@ -70,19 +84,17 @@ struct slm_pool {
   pid_t process; /* that has the workers: a child made by fork() has none */
   slm_cores cores;
   _Atomic uint32_t lock; /* 0 free, 1 taken, 2 taken and waited for */
-  uint32_t epoch;
   slm_pace *paces; /* by kind of work */
-  slm_pace *pace;  /* of the present one; NULL where all threads always take part */
+  /* The caller's own. */
+  alignas(CACHE_LINE) uint32_t epoch;
+  uint32_t wanted; /* what `finished` is to become; both wrap around */
+  slm_pace *pace;  /* of the present kind; NULL where all threads always take part */
   slm_preemptions preemptions;
-  _Atomic uint32_t ending;
-  /* Seats whose threads may hold unclaimed parts; workers that read an older number only look at
-   * fewer or at empty seats. */
-  _Atomic int32_t seated;
+  int eager; /* steps for which nobody is patient */
   alignas(CACHE_LINE) _Atomic uint32_t sleepers; /* workers that sleep, or are about to */
   /* Written by the workers, read by the caller. */
-  alignas(CACHE_LINE) _Atomic uint32_t finished; /* parts of this step */
+  alignas(CACHE_LINE) _Atomic uint32_t finished; /* parts, of all steps */
   _Atomic uint32_t sleeping_caller;
-  uint32_t wanted; /* parts of this step in all */
   seat seats[];
 };
 
@@ -120,23 +132,38 @@ static int spin_while(_Atomic uint32_t *word, uint32_t value, int64_t nanosecond
   return atomic_load_explicit(word, memory_order_acquire) != value;
 }
 
-/* Claims and computes parts until none is left, the thread's own first; how many it were. */
-static uint32_t compute(slm_pool *pool, int thread) {
+/* Claims and computes parts of `owner` until none is left; how many it were. */
+static uint32_t compute(slm_pool *pool, int thread, int owner) {
+  seat *s = &pool->seats[owner];
   uint32_t done = 0;
-  int seated = atomic_load_explicit(&pool->seated, memory_order_relaxed);
-  for (int i = 0; i < seated; ++i) {
-    int owner = (thread + i) % seated;
-    seat *s = &pool->seats[owner];
-    while (atomic_load_explicit(&s->left, memory_order_relaxed) > 0) {
-      int32_t left = atomic_fetch_sub_explicit(&s->left, 1, memory_order_acquire);
-      if (left <= 0) break;
-      int part = (owner + 1) * s->each - left;
-      SLM_POOL_DELAY(thread, part);
-      s->task(s->context, thread, part, s->parts);
-      ++done;
-    }
+  for (;;) {
+    uint32_t granted = atomic_load_explicit(&s->granted, memory_order_acquire);
+    uint32_t claimed = atomic_load_explicit(&s->claimed, memory_order_relaxed);
+    /* More are claimed than were granted then, where a step has passed between the two loads. */
+    if ((int32_t)(granted - claimed) <= 0) return done;
+    if (!atomic_compare_exchange_weak_explicit(&s->claimed, &claimed, claimed + 1,
+                                               memory_order_relaxed, memory_order_relaxed))
+      continue;
+    int part = (owner + 1) * s->each - (int)(granted - claimed);
+    SLM_POOL_DELAY(thread, part);
+    s->task(s->context, thread, part, s->parts);
+    ++done;
   }
+}
+
+/* The same of the other `seated` threads, those after this one first. */
+static uint32_t compute_others(slm_pool *pool, int thread, int seated) {
+  uint32_t done = 0;
+  for (int owner = thread + 1; owner < seated; ++owner) done += compute(pool, thread, owner);
+  for (int owner = 0; owner < thread && owner < seated; ++owner)
+    done += compute(pool, thread, owner);
   return done;
+}
+
+static void finish(slm_pool *pool, uint32_t done) {
+  if (done == 0) return;
+  atomic_fetch_add(&pool->finished, done);
+  if (atomic_load(&pool->sleeping_caller)) futex_wake(&pool->finished, 1);
 }
 
 /* Sleeps until the seat's epoch is no longer `seen`. The caller advances the epoch before it looks
@@ -163,23 +190,16 @@ static void *work(void *argument) {
     int64_t deadline = 0;
     if (!spin_while(&self->epoch, seen, pool->spin_nanoseconds, &deadline)) sleep_while(self, seen);
     seen = atomic_load_explicit(&self->epoch, memory_order_acquire);
-    if (atomic_load_explicit(&pool->ending, memory_order_relaxed)) return NULL;
-    uint32_t done = compute(pool, self->index);
-    if (done == 0) continue;
-    /* What is wanted does not change before these parts are counted. */
-    uint32_t wanted = pool->wanted;
-    if (atomic_fetch_add(&pool->finished, done) + done == wanted &&
-        atomic_load(&pool->sleeping_caller))
-      futex_wake(&pool->finished, 1);
+    if (atomic_load_explicit(&self->ending, memory_order_relaxed)) return NULL;
+    /* The caller may be waiting for these: what others left comes after they are counted. */
+    finish(pool, compute(pool, self->index, self->index));
+    int helps = atomic_load_explicit(&self->helps, memory_order_relaxed);
+    finish(pool, compute_others(pool, self->index, helps));
   }
 }
 
-/* Tells the first `seated` threads that there is something new; wakes those that sleep. */
-static void call(slm_pool *pool, int seated) {
-  ++pool->epoch;
-  for (int i = 1; i < seated; ++i)
-    atomic_store_explicit(&pool->seats[i].epoch, pool->epoch, memory_order_release);
-  atomic_thread_fence(memory_order_seq_cst); /* see sleep_while */
+/* Wakes those of the first `seated` threads that sleep. */
+static void wake(slm_pool *pool, int seated) {
   if (!atomic_load_explicit(&pool->sleepers, memory_order_relaxed)) return;
   for (int i = 1; i < seated; ++i) {
     seat *s = &pool->seats[i];
@@ -192,46 +212,78 @@ static void call(slm_pool *pool, int seated) {
   }
 }
 
-/* Waits until all parts are finished; `finished` of them are. */
-static void wait(slm_pool *pool, uint32_t finished) {
+/* Waits until all parts are finished. */
+static void wait(slm_pool *pool) {
   int64_t deadline = 0;
-  while (finished != pool->wanted) {
-    if (!spin_while(&pool->finished, finished, pool->spin_nanoseconds, &deadline)) {
-      atomic_store(&pool->sleeping_caller, 1);
-      while (atomic_load(&pool->finished) == finished) futex_wait(&pool->finished, finished);
-      atomic_store(&pool->sleeping_caller, 0);
-    }
-    finished = atomic_load_explicit(&pool->finished, memory_order_acquire);
+  uint32_t finished;
+  while ((finished = atomic_load_explicit(&pool->finished, memory_order_acquire)) != pool->wanted) {
+    if (spin_while(&pool->finished, finished, pool->spin_nanoseconds, &deadline)) continue;
+    atomic_store(&pool->sleeping_caller, 1);
+    while (atomic_load(&pool->finished) == finished) futex_wait(&pool->finished, finished);
+    atomic_store(&pool->sleeping_caller, 0);
   }
   if (deadline == 0 || !pool->pace) return;
   int64_t now = slm_now_nanoseconds(), waited = now - (deadline - pool->spin_nanoseconds);
   if (waited > STALL_NANOSECONDS) slm_pace_stalled(pool->pace, waited, now);
 }
 
+/* Whether all parts are finished within a moment. */
+static int are_finished_soon(slm_pool *pool) {
+  for (int i = 0; i < PATIENT_PAUSES; ++i) {
+    if (atomic_load_explicit(&pool->finished, memory_order_acquire) == pool->wanted) return 1;
+    pause_briefly();
+  }
+  return 0;
+}
+
+/* Takes over what others have not begun. */
+static void help(slm_pool *pool, int threads) {
+  uint32_t done = compute_others(pool, 0, threads);
+  pool->wanted -= done;
+  if (done) pool->eager = EAGER_STEPS;
+  else if (pool->eager) --pool->eager;
+}
+
+/* Grants a thread its parts of a step, of which it has begun `begun`. */
+static void grant(slm_pool *pool, int thread, int threads, uint32_t begun, slm_task task,
+                  void *context) {
+  seat *s = &pool->seats[thread];
+  s->task = task;
+  s->context = context;
+  s->each = pool->each;
+  s->parts = threads * pool->each;
+  /* Nobody claims of a seat without parts: all before are finished. */
+  uint32_t granted = atomic_load_explicit(&s->granted, memory_order_relaxed);
+  if (begun) atomic_store_explicit(&s->claimed, granted + begun, memory_order_relaxed);
+  atomic_store_explicit(&s->granted, granted + (uint32_t)pool->each, memory_order_release);
+}
+
 void slm_pool_run(slm_pool *pool, slm_task task, void *context) {
-  int threads = pool->pace ? pool->pace->threads : pool->threads;
+  int threads = pool->pace ? pool->pace->threads : pool->threads, parts = threads * pool->each;
   if (threads == 1) {
     task(context, 0, 0, 1);
     return;
   }
-  int32_t each = pool->each, parts = threads * each;
-  pool->wanted = (uint32_t)parts;
-  atomic_store_explicit(&pool->finished, 0, memory_order_relaxed);
-  atomic_store_explicit(&pool->seated, threads, memory_order_relaxed);
-  for (int i = 0; i < threads; ++i) {
-    seat *s = &pool->seats[i];
-    s->task = task;
-    s->context = context;
-    s->each = each;
-    s->parts = parts;
-    /* The caller's first part is its own at once. */
-    atomic_store_explicit(&s->left, i == 0 ? each - 1 : each, memory_order_release);
+  int eager = pool->each > 1 || pool->eager;
+  ++pool->epoch;
+  for (int i = 1; i < threads; ++i) {
+    grant(pool, i, threads, 0, task, context);
+    atomic_store_explicit(&pool->seats[i].helps, eager ? threads : 0, memory_order_relaxed);
+    atomic_store_explicit(&pool->seats[i].epoch, pool->epoch, memory_order_release);
   }
-  call(pool, threads);
+  /* The caller's first part is its own at once; where it has no other, nobody looks at its seat. */
+  if (pool->each > 1) grant(pool, 0, threads, 1, task, context);
+  wake(pool, threads);
   SLM_POOL_DELAY(0, 0);
   task(context, 0, 0, parts);
-  uint32_t done = 1 + compute(pool, 0);
-  wait(pool, atomic_fetch_add(&pool->finished, done) + done);
+  /* Again, for a thread that was about to sleep (see sleep_while): a fence before the first part
+   * would wait until the seats have reached the other cores. */
+  atomic_thread_fence(memory_order_seq_cst);
+  wake(pool, threads);
+  pool->wanted += (uint32_t)parts - 1 - (pool->each > 1 ? compute(pool, 0, 0) : 0);
+  if (!eager && are_finished_soon(pool)) return;
+  help(pool, threads);
+  wait(pool);
 }
 
 void slm_pool_begin(slm_pool *pool, int kind) {
@@ -269,8 +321,13 @@ void slm_pool_release(slm_pool *pool) {
 int slm_pool_threads(const slm_pool *pool) { return pool->threads; }
 
 static void stop_workers(slm_pool *pool) {
-  atomic_store(&pool->ending, 1);
-  call(pool, pool->threads);
+  ++pool->epoch;
+  for (int i = 1; i < pool->threads; ++i) {
+    atomic_store_explicit(&pool->seats[i].ending, 1, memory_order_relaxed);
+    atomic_store_explicit(&pool->seats[i].epoch, pool->epoch, memory_order_release);
+  }
+  atomic_thread_fence(memory_order_seq_cst); /* see sleep_while */
+  wake(pool, pool->threads);
   for (int i = 1; i < pool->threads; ++i) pthread_join(pool->seats[i].thread, NULL);
 }
 

@@ -23,11 +23,13 @@ from slmtvm.importer.recognise.cover import Cover, Root
 from slmtvm.importer.recognise.evidence.regions import evaluate
 from slmtvm.importer.recognise.steps import Pool, Rows, Step, resolve
 
-POOLS: dict[str, Callable[[Array], Array]] = {
-    "first": lambda x: x[0],
-    "last": lambda x: x[-1],
-    "mean": lambda x: x.mean(axis=0),
-    "max": lambda x: x.max(axis=0),
+# Of rows and their places in the sequence.
+POOLS: dict[str, Callable[[Array, Array], Array]] = {
+    "first": lambda x, at: x[0],
+    "last": lambda x, at: x[-1],
+    "mean": lambda x, at: x.mean(axis=0),
+    "weightedmean": lambda x, at: (at + 1) @ x / (at + 1).sum(),
+    "max": lambda x, at: x.max(axis=0),
 }
 _SEED = 0
 _TOLERANCE = 1e-6
@@ -138,11 +140,22 @@ def pooled_frame(frame: Frame, roots: Sequence[Root]) -> PooledFrame:
 
 
 def _match_pool(frame: Frame, value: str) -> Root | None:
-    """``value`` as a pooling of the nearest rows that it follows from."""
+    """``value`` as a pooling of the nearest rows that it follows from, or of what they are where
+    each is weighed by its place."""
     region = _region(frame, value)
     if region is None or frame.small.dtypes[value].kind != "f":
         return None
-    source, nodes = region
+    root = _as_pool(frame, value, *region)
+    weighing = frame.producers.get(region[0])
+    if root is None and weighing is not None and weighing.op_type == "Mul":
+        dynamic = frame.dynamic(weighing)
+        if len(dynamic) == 1 and dynamic[0] in frame.small.shapes:
+            root = _as_pool(frame, value, dynamic[0], [weighing, *region[1]])
+    return root
+
+
+def _as_pool(frame: Frame, value: str, source: str, nodes: list[Node]) -> Root | None:
+    """``value``, which ``nodes`` make of rows ``source``, as a pooling of them."""
     width = int(np.prod(frame.small.shapes[value], dtype=np.int64))
     if frame.small.dtypes[source].kind != "f" or frame.features(source) != width:
         return None
@@ -151,7 +164,8 @@ def _match_pool(frame: Frame, value: str) -> Root | None:
     for frozen in (frame.small, frame.full):
         rows = random.normal(size=(frozen.length, width))
         got = pooled_by(frame, frozen, nodes, source, value, rows)
-        names = {n for n in names if got is not None and _same(got, POOLS[n](rows))}
+        at = np.arange(frozen.length)
+        names = {n for n in names if got is not None and _same(got, POOLS[n](rows, at))}
         if not names:
             return None
     return Root(value, source, min(names))

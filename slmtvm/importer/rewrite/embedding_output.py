@@ -73,17 +73,30 @@ class _Writer:
         if how in ("first", "last"):
             place = self.constant(np.array(0 if how == "first" else -1, np.int64))
             return self.op("Gather", rows, place, axis=1)
-        if not masked:
+        if not masked and how in ("mean", "max"):
             kind = "ReduceMean" if how == "mean" else "ReduceMax"
             return self.op(kind, rows, along, keepdims=0)
-        last = self.constant(np.array([2], np.int64))
-        seen = self.op("Unsqueeze", self.op("Cast", _MASK, to=_FLOAT), last)
+        seen = self.op("Cast", _MASK, to=_FLOAT) if masked else ""
         if how == "max":
-            hidden = self.op("Equal", seen, zero)
+            hidden = self.op("Equal", self.column(seen), zero)
             shown = self.op("Where", hidden, self.constant(np.array(_HIDDEN, "f4")), rows)
             return self.op("ReduceMax", shown, along, keepdims=0)
-        total = self.op("ReduceSum", self.op("Mul", rows, seen), along, keepdims=0)
-        return self.op("Div", total, self.op("ReduceSum", seen, along, keepdims=0))
+        weights = self.column(self.weights(rows, how, seen))
+        total = self.op("ReduceSum", self.op("Mul", rows, weights), along, keepdims=0)
+        return self.op("Div", total, self.op("ReduceSum", weights, along, keepdims=0))
+
+    def weights(self, rows: str, how: str, seen: str) -> str:
+        """What each row weighs in a mean, float32 (batch, length)."""
+        if how == "mean":
+            return seen
+        first, one = (self.constant(np.array(n, np.int64)) for n in ([0], 1))
+        size = self.op("Gather", self.op("Shape", rows), one, axis=0)
+        places = self.op("Range", one, self.op("Add", size, one), one)
+        weights = self.op("Unsqueeze", self.op("Cast", places, to=_FLOAT), first)
+        return self.op("Mul", weights, seen) if seen else weights
+
+    def column(self, x: str) -> str:
+        return self.op("Unsqueeze", x, self.constant(np.array([2], np.int64)))
 
     def layer(self, x: str, layer: Dense | LayerNorm) -> str:
         weight, bias = self.constant(layer.weight), self.constant(layer.bias)

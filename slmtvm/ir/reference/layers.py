@@ -67,6 +67,10 @@ def pool(attrs: Attrs, x: Array, *, visible: Array | None = None) -> Array:
     how = str(attrs["how"])
     if how == "first":
         return x[:1]
+    if how == "weightedmean":
+        weights = np.arange(1, len(x) + 1, dtype=x.dtype)[:, None]
+        weights = weights if visible is None else weights * visible[:, None]
+        return np.asarray((x * weights).sum(axis=0) / weights.sum())[None]
     seen = x if visible is None or how == "last" else x[visible]
     if how == "last":
         return seen[-1:]

@@ -122,7 +122,7 @@ ARGUMENTS = {
     "the embedding as JSON": ["--task", "embed", "--prompt", TEXT, "--json"],
     **{
         f"rows pooled by {how}": ["--task", "embed", "--prompt", TEXT, "--pool", how, "--json"]
-        for how in ("mean", "first", "last", "max")
+        for how in ("mean", "weightedmean", "first", "last", "max")
     },
     "rows of length 1": [
         "--task", "embed", "--prompt", TEXT, "--pool", "max", "--normalize", "--json",
