@@ -1,20 +1,25 @@
 #!/usr/bin/env python3
 """The tuner's search against an exhaustive sweep, on layers as real models have them.
 
-    python scripts/bench_tuner.py sweep OUT.jsonl [--layers decode prefill int8]
-    python scripts/bench_tuner.py search OUT.jsonl
+    python scripts/bench_tuner.py build FOLDER [--layers decode prefill int8] [--minutes M]
+    python scripts/bench_tuner.py sweep FOLDER OUT.jsonl [--minutes M]
+    python scripts/bench_tuner.py search OUT.jsonl [--plot FILE.svg]
 
-`sweep` measures every setting of each layer on this machine; run again, it goes on where it was.
-`search` replays searches on what was swept, for several seeds: a search sees half of the rounds of
-a setting, what it found is judged by the other half. It prints how far from the best of the sweep a
-search is after so many trials, and the same for a second layer after the first one's was learnt.
+`build` compiles every setting of each layer for this machine, which takes long but no quiet
+machine; `sweep` measures what was built. Both go on where they were when run again.
+`search` replays searches on what was swept, for several seeds, without measuring anything again.
+It prints how far from the best of the sweep a search is after so many trials, and the same for a
+second layer after the first one's was learnt.
 """
 
 from __future__ import annotations
 
 import argparse
+import pickle
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -27,82 +32,108 @@ from slmtvm.schedules.linear import LinearShape
 from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.target import Target
 from slmtvm.tuning.cost_model import CostModel
-from slmtvm.tuning.measuring import Batch, Measurement
+from slmtvm.tuning.local import LocalRunner
+from slmtvm.tuning.measuring import Batch, BatchProgram, Measurement
 from slmtvm.tuning.program import Situation
 from slmtvm.tuning.records import Record, RecordFile, read_records
 from slmtvm.tuning.search import TaskSearch
 from slmtvm.tuning.tasks import TaskKey, TuningTask, setting_of
-from slmtvm.tuning.tune import local_measurer
+from slmtvm.tuning.tune import this_machine
 
-# The gate of smol135 for a token and for a chunk, its other projection, and one of MiniLM.
+# The gate of smol135 for a token and for a chunk, its other projection, and those of MiniLM.
 GROUPED = {"format": "int4", "activation": "block", "group_size": 32, "scale_dtype": "float16"}
 LAYERS = {
     "decode": LinearShape(1, 1536, 576, **GROUPED),
-    "prefill": LinearShape(128, 1536, 576, **GROUPED),
-    "prefill2": LinearShape(128, 576, 1536, **GROUPED),
+    "decode2": LinearShape(1, 576, 1536, **GROUPED),
     "int8": LinearShape(128, 1536, 384, "int8", "row_u8"),
+    "int8_2": LinearShape(128, 384, 1536, "int8", "row_u8"),
+    "prefill": LinearShape(128, 1536, 576, **GROUPED),
 }
-PAIR = ("prefill", "prefill2")
+PAIRS = (("decode", "decode2"), ("int8", "int8_2"))
 WORKING_SET = 84_000_000  # bytes, smol135's
-AT_ONCE, BATCH, ROUNDS = 24, 8, 8
-SEEDS, WITHIN = range(10), 1.05
+AT_ONCE, BATCH, ROUNDS = 24, 8, 40
+SEEN, CONFIRMED = 7, 3  # as the tuner has them
+SEEDS, WITHIN, PART = range(20), 1.05, 0.15
 
 Table = dict[tuple[tuple[str, int], ...], tuple[float, ...]]
 
 
-def sweep(path: Path, layers: Sequence[str]) -> None:
+def build(folder: Path, layers: Sequence[str], minutes: float) -> None:
     target = Target.load("host")
-    isa, measurer, file = isas.get(target.isa), local_measurer(target), RecordFile(path)
-    known = read_records(path) if path.exists() else []
+    isa, end = isas.get(target.isa), time.monotonic() + 60 * minutes
+    folder.mkdir(parents=True, exist_ok=True)
     for name in layers:
         key = TaskKey("linear", LAYERS[name])
-        done = {setting_of(r.knobs) for r in known if r.key == key}
-        settings = [
-            s for s in TEMPLATES["linear"].settings(key.shape, isa) if setting_of(s) not in done
-        ]
+        settings = TEMPLATES["linear"].settings(key.shape, isa)
         for at in range(0, len(settings), AT_ONCE):
+            path = folder / f"{name}-{at:04}.pickle"
+            if path.exists():
+                continue
+            if time.monotonic() > end:
+                return
             batch = Batch(
                 key, settings[at : at + AT_ONCE], working_set=WORKING_SET, rounds=ROUNDS,
                 milliseconds=2,
             )  # fmt: skip
-            file.append(
-                Record(
-                    key, m.knobs, target.name, target.isa, m.seconds, m.default_seconds,
-                    m.failure, working_set=WORKING_SET, device=m.device,
-                )
-                for m in measurer.measure(batch)
-            )  # fmt: skip
+            made = path.with_suffix(".new")
+            made.write_bytes(pickle.dumps((batch, BatchProgram(batch, target))))
+            made.replace(path)
             print(f"{name}: {at + len(batch.settings)} of {len(settings)}", file=sys.stderr)
 
 
-def search(path: Path) -> None:
+def sweep(folder: Path, path: Path, minutes: float) -> None:
+    target, run, device = Target.load("host"), LocalRunner(), this_machine()
+    file, end = RecordFile(path), time.monotonic() + 60 * minutes
+    known = read_records(path) if path.exists() else []
+    done = {(r.key.text, setting_of(r.knobs)) for r in known}
+    for each in sorted(folder.glob("*.pickle")):
+        if time.monotonic() > end:
+            return
+        batch, program = pickle.loads(each.read_bytes())
+        if all((batch.key.text, setting_of(s)) in done for s in batch.settings):
+            continue
+        file.append(
+            Record(
+                batch.key, m.knobs, target.name, target.isa, m.seconds, m.default_seconds,
+                m.failure, working_set=WORKING_SET, device=m.device,
+            )
+            for m in program.run(run, device)
+        )  # fmt: skip
+        print(each.stem, file=sys.stderr)
+
+
+def search(path: Path) -> list[Curve]:
+    """What searches reach on what was swept; printed, and as curves."""
     records = read_records(path)
     isa = isas.get(records[0].isa)
     tables: dict[str, Table] = {
         name: {setting_of(r.knobs): r.ratios for r in records if r.key.shape == shape}
         for name, shape in LAYERS.items()
     }
+    curves = []
     for name, table in tables.items():
         if not table:
             continue
-        most = round(0.15 * len(table))
+        most = round(PART * len(table))
         runs = [replay(searching(name, isa, s), table, s, most) for s in SEEDS]
         by_chance = [replay(RandomSearch(table, s), table, s, most) for s in SEEDS]
-        report(f"{name}, search", table, runs)
-        report(f"{name}, at random", table, by_chance)
-    first, second = PAIR
-    if tables[first] and tables[second]:
-        most = round(0.15 * len(tables[second]))
-        fresh, taught = [], []
+        curves.append(Curve(name, "search", table, runs))
+        curves.append(Curve(name, "at random", table, by_chance))
+    for first, second in PAIRS:
+        if not (tables[first] and tables[second]):
+            continue
+        most = round(PART * len(tables[second]))
+        taught = []
         for seed in SEEDS:
-            fresh.append(replay(searching(second, isa, seed), tables[second], seed, most))
             model = CostModel()
             before = searching(first, isa, seed, model)
-            replay(before, tables[first], seed, round(0.15 * len(tables[first])))
+            replay(before, tables[first], seed, round(PART * len(tables[first])))
             after = searching(second, isa, seed, model)
             taught.append(replay(after, tables[second], seed, most))
-        report(f"{second} alone", tables[second], fresh)
-        report(f"{second} after {first}", tables[second], taught)
+        curves.append(Curve(second, f"after {first}", tables[second], taught))
+    for curve in curves:
+        print(curve)
+    return curves
 
 
 def searching(name: str, isa: isas.Isa, seed: int, model: CostModel | None = None) -> TaskSearch:
@@ -111,26 +142,27 @@ def searching(name: str, isa: isas.Isa, seed: int, model: CostModel | None = Non
 
 
 def replay(run: TaskSearch | RandomSearch, table: Table, seed: int, most: int) -> list[float]:
-    """What the best setting found so far takes, by the other half of the rounds, by trial."""
+    """What the best setting found so far takes, by trial.
+
+    As the tuner does, a search sees SEEN rounds of a setting; the CONFIRMED best of them are then
+    compared by all rounds, which is counted as so many trials.
+    """
     rng = np.random.default_rng(seed)
-    found: list[float] = []
+    found = [1.0] * CONFIRMED
     seen: dict[tuple[tuple[str, int], ...], float] = {}
     while len(found) < most and (batch := run.propose(min(BATCH, most - len(found)))):
         measured = []
         for knobs in batch:
-            ratios = table.get(setting_of(knobs), ())
-            half = rng.permutation(len(ratios))[: max(1, len(ratios) // 2)]
-            part = tuple(ratios[i] for i in half) if ratios else ()
-            rest = [r for i, r in enumerate(ratios) if i not in half] or part
+            setting = setting_of(knobs)
+            ratios = table.get(setting, ())
+            part = tuple(rng.choice(ratios, SEEN, replace=False)) if ratios else ()
             measured.append(
                 Measurement(knobs, part, (1.0,) * len(part), None if part else "failed")
             )
             if part:
-                seen[setting_of(knobs)] = median(part)
-            best = min(seen, key=lambda s: seen[s], default=None)
-            if best == setting_of(knobs):
-                judged = median(rest)
-            found.append(min(1.0, judged) if seen else 1.0)
+                seen[setting] = median(part)
+            best = sorted(seen, key=lambda s: seen[s])[:CONFIRMED]
+            found.append(min([1.0, *(median(table[s]) for s in best)]))
         run.update(measured)
     return found
 
@@ -150,31 +182,87 @@ class RandomSearch:
         pass
 
 
-def report(title: str, table: Table, runs: Sequence[Sequence[float]]) -> None:
-    best = min(1.0, *(median(r) for r in table.values() if r))
-    needed = [next((n + 1 for n, v in enumerate(run) if v <= WITHIN * best), None) for run in runs]
-    reached = [n for n in needed if n is not None]
-    middle = median(reached) if reached else float("nan")
-    ends = median(run[-1] for run in runs) / best
-    print(
-        f"{title:28} {len(table):4} settings, best {1 / best:.3f} of the default's speed; "
-        f"{len(runs[0]):3} trials end at {ends:.3f} of the best time; within 5%: "
-        f"{len(reached)} of {len(runs)} runs, after {middle} trials (median)"
+@dataclass(frozen=True)
+class Curve:
+    """Runs of one way to search a layer."""
+
+    layer: str
+    how: str
+    table: Table
+    runs: Sequence[Sequence[float]]
+
+    @property
+    def best(self) -> float:
+        """Of the sweep."""
+        return min(1.0, *(median(r) for r in self.table.values() if r))
+
+    @property
+    def needed(self) -> list[int]:
+        """Trials until a run is within the bar; one more than there were where it never is."""
+        bar = WITHIN * self.best
+        return [next((n for n, v in enumerate(r, 1) if v <= bar), len(r) + 1) for r in self.runs]
+
+    def __str__(self) -> str:
+        reached = sum(n <= len(self.runs[0]) for n in self.needed)
+        ends = median(run[-1] for run in self.runs) / self.best
+        return (
+            f"{self.layer + ', ' + self.how:24} {len(self.table):4} settings, best "
+            f"{1 / self.best:.3f} of the default's speed; {len(self.runs[0]):3} trials end at "
+            f"{ends:.3f} of the best time; within 5%: {reached} of {len(self.runs)} runs, after "
+            f"{median(self.needed)} trials (median), {max(self.needed)} (most)"
+        )
+
+
+def plot(curves: Sequence[Curve], path: Path) -> None:
+    """The best time found so far, of the sweep's best, over trials: median and all runs."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.hashsalt"] = "slmtvm"
+    layers = list(dict.fromkeys(c.layer for c in curves))
+    figure, axes = pyplot.subplots(
+        1, len(layers), figsize=(3 * len(layers), 3), sharey=True, layout="constrained"
     )
+    for ax, layer in zip(np.atleast_1d(axes), layers, strict=True):
+        for colour, curve in enumerate(c for c in curves if c.layer == layer):
+            runs = np.array(curve.runs) / curve.best
+            trials = np.arange(1, runs.shape[1] + 1)
+            ax.fill_between(trials, *np.quantile(runs, [0.1, 0.9], axis=0), color=f"C{colour}",
+                            alpha=0.15, linewidth=0)  # fmt: skip
+            ax.plot(trials, np.median(runs, axis=0), color=f"C{colour}", label=curve.how)
+        ax.axhline(WITHIN, color="grey", linestyle=":", linewidth=1)
+        ax.set_title(f"{layer}, {len(curve.table)} settings", fontsize=9)
+        ax.set_xlabel("trials")
+        ax.legend(fontsize=7)
+    np.atleast_1d(axes)[0].set_ylabel("time of the best found / of the sweep's best")
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     actions = parser.add_subparsers(dest="action", required=True)
+    building = actions.add_parser("build")
+    building.add_argument("folder", type=Path)
+    building.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
     sweeping = actions.add_parser("sweep")
+    sweeping.add_argument("folder", type=Path)
     sweeping.add_argument("records", type=Path)
-    sweeping.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
-    actions.add_parser("search").add_argument("records", type=Path)
+    for action in (building, sweeping):
+        action.add_argument("--minutes", type=float, default=1e9)
+    searching = actions.add_parser("search")
+    searching.add_argument("records", type=Path)
+    searching.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    if options.action == "sweep":
-        sweep(options.records, options.layers)
+    if options.action == "build":
+        build(options.folder, options.layers, options.minutes)
+    elif options.action == "sweep":
+        sweep(options.folder, options.records, options.minutes)
     else:
-        search(options.records)
+        curves = search(options.records)
+        if options.plot:
+            plot(curves, options.plot)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from slmtvm.schedules import isa
 from slmtvm.target import Target
 from slmtvm.text import chat_pieces, compile_tokenizer, find_tokenizer, read_tokenizer
 from slmtvm.tuning.choice import RecordedChoice, chosen_setup
-from slmtvm.tuning.records import NO_RECORDS, RecordLog, read_log
+from slmtvm.tuning.records import RecordLog, read_log
+from slmtvm.tuning.shipped import shipped_records
 
 if TYPE_CHECKING:
     from slmtvm.verify.cases import Tokens
@@ -90,7 +91,8 @@ def compile_model(
     for this machine is compared, whose bits are theirs.
     check_tokens: what to compare on, by default 64 tokens: half at random, half those with the
     largest embeddings. Ids (n,) or (windows, n), or a file: a text, or ids in a .npy.
-    records: a file that ``slmtvm.tune`` wrote. Kernels take the fastest knobs measured for their
+    records: a file that ``slmtvm.tune`` wrote; where None, those that come with slmtvm (an empty
+    file stands for no records). Kernels take the fastest knobs measured for their
     shape, or a near one, on the same target, those first that made a whole model faster, and none
     that did not; what they took is the manifest's ``extra["tuning"]``. Chunks and threads are those
     that were fastest for this model (``extra["setup"]``, where they are not the default). Results
@@ -133,7 +135,7 @@ def compile_model(
         sparse=sparse,
         check=check,
         check_tokens=check_tokens,
-        records=read_log(records) if records is not None else NO_RECORDS,
+        records=read_log(records) if records is not None else None,
         exits=chosen,
         progress=progress,
         note=note,
@@ -197,13 +199,16 @@ def compile_imported(
     sparse: str = "auto",
     check: bool = True,
     check_tokens: str | Path | Tokens | None = None,
-    records: RecordLog = NO_RECORDS,
+    records: RecordLog | None = None,
     exits: Sequence[ChosenExit] = (),
     progress: Progress = lambda _: None,
     note: Progress = lambda _: None,
 ) -> Bundle:
     """``compile_model`` from what ``import_onnx`` and ``read_tokenizer`` gave."""
     check_options(kv, kv_keep, activations, sparse)
+    shipped = records is None
+    if records is None:
+        records = shipped_records(targets)
     for text in model.notes:
         note(text)
     tables = _tokenizer_tables(tokenizer, note)
@@ -221,8 +226,10 @@ def compile_imported(
         setup = chosen_setup(records.setups, planner.architecture, target)
         lowered = planner.lower(target, choice, setup)
         plans.append((target, build_plan(lowered, planner.info, setup)))
-        if records:
-            tuning[target.name] = [chosen.to_json() for chosen in choice.used]
+        if choice.used if shipped else records:
+            tuning[target.name] = [
+                {**chosen.to_json(), "shipped": shipped} for chosen in choice.used
+            ]
         if setup != DEFAULT_SETUP:
             setups[target.name] = setup.to_json()
         if lowered.sparse:

@@ -121,8 +121,8 @@ def effective_knobs(shape: LinearShape, isa: Isa, knobs: Knobs) -> Knobs:
         used["gu"] = min(used["gu"], shape.groups)
     if "rt" in used:
         used["rt"] = min(used["rt"], shape.m // used["mr"])
-    if used.get("rt", 1) > 1:
-        used["pf"] = used["ps"] = 0
+    if used.get("rt", 1) > 1:  # a whole tile is unpacked at once: no distance within it
+        used["pf"], used["ps"] = min(used["pf"], BY_TILE), 0
     if "ps" in used and used["pf"] <= BY_TILE:
         used["ps"] = 0
     if "ku" not in used:

@@ -30,6 +30,9 @@ from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile
 from slmtvm.schedules.linear.unpacking import Unpacked
 
+_UNPACKED_ROWS = 16
+"""From more rows than this on, weights are unpacked once for several tiles."""
+
 
 def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
     """xq int8 (m, padded_k), xs and xsum float32 (m, groups)."""
@@ -281,10 +284,23 @@ def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     gu = 2 if one_row or rows else 1
     knobs = {**tile, "ku": 32, "gu": gu, "ps": 0, "pf": int(prefetches(shape, isa))}
     if _can_unpack(shape, isa):
-        # Float sums of two vectors do not fit the registers beside the integer ones, but their way
-        # through memory, once a group, costs less than what the vectors share saves.
-        knobs |= {"nv": 2, "rt": min(8, shape.m // tile["mr"])}
+        knobs |= {"nv": 2, "pf": int(isa.prefetch), **_shared_rows(shape, isa, tile["mr"])}
     return knobs
+
+
+def _shared_rows(shape: LinearShape, isa: Isa, rows: int) -> Knobs:
+    """``mr`` and ``rt`` of tiles of two vectors.
+
+    Few rows: unpacking once costs more, on its way through memory, than it saves. The float sums of
+    two vectors do not fit the registers beside the integer ones, but their way through memory, once
+    a group, costs less than what the vectors share saves. Many rows: weights are unpacked once
+    for all of them where that leaves blocks enough for threads, and all sums of three rows fit.
+    """
+    if shape.m <= _UNPACKED_ROWS:
+        return {"mr": rows, "rt": 1}
+    blocks = shape.n // (2 * isa.lanes)
+    tiles = 32 if blocks >= 4 * isa.least_blocks else 8
+    return {"mr": 3, "rt": min(tiles, shape.m // 3)}
 
 
 def _can_unpack(shape: LinearShape, isa: Isa) -> bool:

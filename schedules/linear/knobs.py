@@ -49,7 +49,9 @@ def tile_space(shape: LinearShape, isa: Isa) -> KnobSpace:
     vectors = tuple(nv for nv in (1, 2, 4, 8) if nv * isa.lanes <= 4 * isa.panel)
     if shape.m == 1:
         return {"mr": (1,), "nv": vectors, "pf": (0, BY_TILE, 512, 1024, 2048, 4096)}
-    return {"mr": (1, 2, 3, 4, 6, 8), "nv": vectors, "pf": (0, BY_TILE, 1024)}
+    # More would leave no registers for a second row.
+    few = tuple(nv for nv in vectors if nv <= max(isa.registers // 4, isa.vectors))
+    return {"mr": (1, 2, 3, 4, 6, 8), "nv": few, "pf": (0, BY_TILE, 1024)}
 
 
 def ahead(knobs: Knobs, tile_elements: int, element_bytes: int) -> int:

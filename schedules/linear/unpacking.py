@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Dot, Isa
-from slmtvm.schedules.isa.base import Buffer, Expr, Row, Vectors, let, load
+from slmtvm.schedules.isa.base import Buffer, Expr, Row, Vectors, let, load, prefetch
 from slmtvm.schedules.kernel import Kernel, Tensor, Work, define
-from slmtvm.schedules.linear.knobs import Knobs
+from slmtvm.schedules.linear.knobs import Knobs, ahead
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import EmitTile, Store, Tile, output_tensors, split_channels
 
@@ -80,7 +80,7 @@ def define_unpacked(
             def tile(rows: int, row: Expr) -> Tile:
                 return Tile(isa, rows, channels, row, panel, lane)
 
-            _unpack(shape, dot, tile(0, 0), named)
+            _unpack(shape, knobs, dot, tile(0, 0), named)
             count = tiles if whole % tiles == 0 else let(T.min(tiles, whole - first))
             with T.serial(count) as i:
                 emit(tile(mr, let((first + i) * mr)), named, store)
@@ -100,13 +100,19 @@ def define_unpacked(
     )
 
 
-def _unpack(shape: LinearShape, dot: Dot, tile: Tile, named: Mapping[str, Buffer]) -> None:
-    """The weights of the tile's channels into scratch."""
+def _unpack(
+    shape: LinearShape, knobs: Knobs, dot: Dot, tile: Tile, named: Mapping[str, Buffer]
+) -> None:  # fmt: skip
+    """The weights of the tile's channels into scratch; those of the next are asked for meanwhile
+    where ``knobs["pf"]`` says so."""
     isa, steps = tile.isa, 8 // shape.bits
+    further = ahead(knobs, knobs["nv"] * shape.stored_k * isa.panel // isa.vectors, 1)
     with T.serial(shape.padded_k // (steps * isa.k_step)) as part:
         for v in range(tile.vectors):
             at = tile.panel(v) * shape.stored_k * isa.panel
             at += (part * isa.panel + tile.lane(v)) * isa.k_step
+            if further and v % isa.vectors == 0:
+                prefetch(named["weight"], at + further)
             operands = dot.weights(load(named["weight"], at, isa.raw_bytes))
             for i, operand in enumerate(operands):
                 place = ((part * steps + i) * tile.vectors + v) * isa.raw_bytes

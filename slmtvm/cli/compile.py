@@ -101,7 +101,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--records", type=Path, metavar="FILE",
-        help="what `slmtvm tune` measured: kernels take the fastest settings known for the target",
+        help="what `slmtvm tune` measured: kernels take the fastest settings known for the target "
+        "(default: the records that come with slmtvm; an empty file stands for none)",
     )  # fmt: skip
     parser.add_argument(
         "--tokenizer", type=Path, help="a tokenizer to include (default: the model's own)"
@@ -189,6 +190,7 @@ def _summary(bundle: Bundle) -> str:
             f"  {name}: {len(chosen)} kinds of kernels as tuned, {near} of them by a near shape, "
             f"{confirmed} confirmed in a whole model"
             + (f", {static} never measured" if static else "")
+            + (", by records that come with slmtvm" if any(k["shipped"] for k in chosen) else "")
         )
     for name, setup in bundle.manifest.extra.get("setup", {}).items():
         lines.append(f"  {name}: {Setup.from_json(setup)}")

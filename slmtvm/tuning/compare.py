@@ -30,6 +30,7 @@ MOST_TURNS, LEAST_TURNS = 15, 7
 """Turns end early where all are faster, by chance less than one time in a hundred, and where half
 are not: such a setting is not confirmed."""
 _DECODED = 48  # tokens
+_AGAIN = 500  # milliseconds of a turn, in which prompts are computed as often as they can be
 _COMPARED = 37  # tokens whose outputs must be equal: more than two chunks of 16, and no multiple
 _LOSSES = 3
 """Devices that may be lost in a row."""
@@ -75,7 +76,7 @@ def phases(plan: Plan, workload: Workload) -> list[Phase]:
     a text of each length that it has functions for."""
     if plan.kind == "encoder":
         rows = sorted(f.rows for f in plan.functions if f.name == "body")
-        return [Phase(f"encode {r}", f"prefill:{r}:1:0", frozenset({("body", r)})) for r in rows]
+        return [Phase(f"encode {r}", _step(r, len(rows)), frozenset({("body", r)})) for r in rows]
     count = min(_DECODED, max(workload.generate, 1), max(plan.context // 2, 1))
     prompt = max(1, min(workload.prompt, plan.context - count))
     position = min(workload.prompt + workload.generate // 2, plan.context - count)
@@ -85,16 +86,21 @@ def phases(plan: Plan, workload: Workload) -> list[Phase]:
         at for at, calls in called.items() if calls and at[0] == "body" and at[1] > least
     )
     return [
-        Phase("prefill", f"prefill:{prompt}:1:0", many),
+        Phase("prefill", _step(prompt, 1), many),
         Phase("decode", f"decode:{position}:{count}", frozenset({("body", least), ("head", 1)})),
     ]
+
+
+def _step(tokens: int, lengths: int) -> str:
+    """For slm-device: a prompt of so many tokens, one of so many that share a turn."""
+    return f"prefill:{tokens}:1:{_AGAIN // lengths}"
 
 
 def prompts(plan: Plan, workload: Workload) -> list[Phase]:
     """Prompts of several lengths: chunks that suit one length may not suit the next."""
     most = min(2 * workload.prompt, plan.context)
     lengths = sorted({max(1, most // part) for part in (12, 4, 2, 1)})
-    return [Phase(f"prefill {n}", f"prefill:{n}:1:0", frozenset()) for n in lengths]
+    return [Phase(f"prefill {n}", _step(n, len(lengths)), frozenset()) for n in lengths]
 
 
 def tasks_of(plan: Plan, phase: Phase) -> set[TaskKey]:
@@ -207,7 +213,8 @@ def _outputs(there: DeviceBundle) -> np.ndarray:
 def _timed(
     there: DeviceBundle, threads: int, timed: Sequence[Phase]
 ) -> tuple[dict[str, float], tuple[Stamp, Stamp]]:
-    """Seconds of each phase, in a process of its own; the machine before and after."""
+    """Seconds of a call or a token of each phase, in a process of its own; the machine before and
+    after."""
     sourced = there.info["kind"] == "encoder-decoder"
     source = str(there.info["source_context"] if sourced else 0)
     # Of one thread the time that it runs: what else the machine does counts for nothing.
@@ -217,7 +224,7 @@ def _timed(
     if len(found) != len(timed):
         raise DeviceError("measured something else than was asked for", where=there.where)
     # A stray interruption of one token is no fault of the code's.
-    seconds = {p.name: len(t) * median(t) for p, t in zip(timed, found, strict=True)}
+    seconds = {p.name: median(t) for p, t in zip(timed, found, strict=True)}
     stamps = [
         stamp(now, stat, own, entry["ticks"])
         for entry in entries

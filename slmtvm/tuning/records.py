@@ -117,9 +117,6 @@ class RecordLog:
         )
 
 
-NO_RECORDS = RecordLog()
-
-
 def read_log(path: str | Path) -> RecordLog:
     """The records of a file; raises as ``read_lines``."""
     return RecordLog.of(read_lines(path))

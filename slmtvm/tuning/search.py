@@ -16,7 +16,7 @@ from slmtvm.tuning.measuring import Measurement
 from slmtvm.tuning.records import Record
 from slmtvm.tuning.tasks import Setting, TuningTask, setting_of
 
-_AT_RANDOM = 0.25
+_AT_RANDOM = 0.125
 """Of a batch: for the model to learn of what it does not expect."""
 _STALE_BATCHES = 3
 """Batches without gain after which a task is done."""
@@ -42,6 +42,8 @@ class TaskSearch:
         self.trials = 0
         self.stale = 0
         self.default_seconds: float | None = None
+        # What all others are measured against is known without a measurement.
+        model.add(features(key.kind, key.shape, isa, default), 1.0)
         self._open: dict[Setting, Knobs] = {setting_of(k): k for k in others}
         self._rows = {s: features(key.kind, key.shape, isa, k) for s, k in self._open.items()}
         self._random = random.Random(f"{seed} {key.text}")

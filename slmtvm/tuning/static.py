@@ -1,9 +1,10 @@
 """What a setting costs by its code alone, without a device: a first pass, and a filter.
 
-The assembly of a kernel is a nest of loops whose counts are those of its TIR. Each level's
+Each basic block of a kernel's assembly is run as often as the marks of ``frequency`` say. Its
 instructions take the cycles that llvm-mca says of the target's core in a steady state, or where it
-is missing or does not know the core, one each. Memory and caches are not seen: kernels of one row
-are bound by these, and their order is little more than a guess.
+is missing or does not know the core, one each. Weights come from memory as fast as the target says
+that a core reads. Caches and latencies are not seen: kernels of one row are bound by memory, and
+their order is little more than a guess.
 """
 
 from __future__ import annotations
@@ -12,38 +13,23 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from tvm import tirx
-
-from slmtvm.codegen.cuda.hazards import children
 from slmtvm.codegen.objects import build_module
 from slmtvm.host import runs_here
 from slmtvm.schedules import isa as isas
-from slmtvm.schedules.kernel import Kernel
 from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.target import Target
+from slmtvm.tuning.frequency import Block, blocks, marked
 from slmtvm.tuning.tasks import TaskKey
 
 INSTRUCTIONS = "instructions"
 """How costs were found where llvm-mca was not asked."""
-_LABEL = re.compile(r"(\.LBB\d+_\d+):")
-_INSTRUCTION = re.compile(r"\s+([a-z][\w.]*)\b(.*)")
-_TARGET_OF_BRANCH = re.compile(r"(\.LBB\d+_\d+)\s*$")
 _CYCLES = re.compile(r"Total Cycles:\s+(\d+)")
 _ITERATIONS = 20
-_UNKNOWN_ROUNDS = 64  # of loops over positions
 _MCA_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Loop:
-    """Instructions that are run ``count`` times, those of loops inside left out."""
-
-    instructions: tuple[str, ...]
-    count: float
+_CLOCK = 3e9  # Hz, of no particular core: cycles are compared with a target's bytes a second
+_READ_GB_PER_SECOND = 10.0  # of a core, where the target does not say
 
 
 class StaticModel:
@@ -55,24 +41,37 @@ class StaticModel:
         self._program, self._cpu = _llvm_mca(), ""
         if self._program:
             self._cpu = next((c for c in _cores(target) if self._knows(c)), "")
+        read = target.read_gb_per_second or _READ_GB_PER_SECOND
+        self._bytes_a_cycle = read * 1e9 / _CLOCK
         self.by = f"llvm-mca {self._cpu}" if self._cpu else INSTRUCTIONS
 
     def costs(self, key: TaskKey, settings: Sequence[Knobs]) -> list[float]:
         """Of each setting: cycles of a whole call, or instructions."""
         template = TEMPLATES[key.kind]
         kernels = [template.build(key.shape, self._isa, knobs) for knobs in settings]
-        functions = {f"candidate_{i}": k.func for i, k in enumerate(kernels)}
-        text = build_module(functions, self._target).inspect_source("asm")
-        nests = [
-            loop_nest(function_lines(text, name), loop_counts(kernel))
-            for name, kernel in zip(functions, kernels, strict=True)
+        comment = "//" if self._target.arch == "aarch64" else "#"
+        functions = {f"candidate_{i}": marked(k, comment) for i, k in enumerate(kernels)}
+        module = build_module({name: m.func for name, m in functions.items()}, self._target)
+        text = module.inspect_source("asm")
+        found = [
+            blocks(function_lines(text, name), m.runs, m.streamed) for name, m in functions.items()
         ]
-        if self._cpu:
-            cycles = self._mca([loop.instructions for nest in nests for loop in nest], self._cpu)
-            if cycles is not None:
-                each = iter(cycles)
-                return [sum(next(each) * loop.count for loop in nest) for nest in nests]
-        return [sum(len(loop.instructions) * loop.count for loop in nest) for nest in nests]
+        code = [b.instructions for each in found for b in each]
+        cycles = self._mca(code, self._cpu) if self._cpu else None
+        left = iter(cycles if cycles is not None else map(float, map(len, code)))
+        return [
+            self._cost(each, [next(left) for _ in each], knobs.get("pf", 0) > 0)
+            for each, knobs in zip(found, settings, strict=True)
+        ]
+
+    def _cost(self, parts: Sequence[Block], cycles: Sequence[float], prefetched: bool) -> float:
+        """Of a call: what its blocks compute or wait for. Weights that are prefetched come while
+        anything is computed, others only while the block that reads them is."""
+        computing = [block.count * each for block, each in zip(parts, cycles, strict=True)]
+        reading = [block.streamed / self._bytes_a_cycle for block in parts]
+        if prefetched:
+            return max(sum(computing), sum(reading))
+        return sum(map(max, computing, reading))
 
     def _knows(self, cpu: str) -> bool:
         return self._mca([("nop",)], cpu) is not None
@@ -111,58 +110,6 @@ def function_lines(text: str, name: str) -> list[str]:
     start = lines.index(f"{name}:") + 1
     end = next(i for i in range(start, len(lines)) if lines[i].startswith(".Lfunc_end"))
     return lines[start:end]
-
-
-def loop_counts(kernel: Kernel) -> list[int]:
-    """How often each loop of a kernel goes round, in the order in which they begin; the first is
-    the one over the grid."""
-    found: list[int] = []
-
-    def visit(stmt: Any) -> None:
-        if isinstance(stmt, tirx.For):
-            extent = getattr(stmt.extent, "value", None)
-            unknown = _UNKNOWN_ROUNDS if found else kernel.grid
-            found.append(unknown if extent is None else int(extent))
-        for inner in children(stmt):
-            visit(inner)
-
-    visit(kernel.func.body)
-    return found
-
-
-def loop_nest(lines: Sequence[str], counts: Sequence[int]) -> list[Loop]:
-    """A function's loops with how often their instructions are run.
-
-    Loops that the compiler has unrolled are missing, the innermost first: what is left takes the
-    counts in order, and those of no loop multiply what is in the last one.
-    """
-    labels: dict[str, int] = {}
-    instructions: list[tuple[int, str]] = []
-    spans: list[tuple[int, int]] = []
-    for at, line in enumerate(lines):
-        if label := _LABEL.match(line):
-            labels[label[1]] = at
-        elif (found := _INSTRUCTION.fullmatch(line)) and not line.lstrip().startswith("."):
-            target = _TARGET_OF_BRANCH.search(found[2])
-            if target is None:
-                instructions.append((at, line.strip()))
-            elif target[1] in labels:
-                spans.append((labels[target[1]], at))
-    spans = sorted(set(spans), key=lambda span: (span[0], -span[1]))
-    loops = []
-    for first, last in spans:
-        inside = [s for s in spans if s != (first, last) and first <= s[0] and s[1] <= last]
-        around = [i for i, s in enumerate(spans) if s[0] <= first and last <= s[1]]
-        own = tuple(
-            text
-            for at, text in instructions
-            if first <= at <= last and not any(a <= at <= b for a, b in inside)
-        )
-        count = 1.0
-        for i in around:
-            count *= counts[i] if i < len(counts) else 1
-        loops.append(Loop(own, count))
-    return loops
 
 
 def _llvm_mca() -> str | None:

@@ -92,11 +92,8 @@ def test_a_fill_has_the_attentions_behind_its_exit_alone() -> None:
 
 
 def test_margins_are_the_least_that_agree_with_all_layers() -> None:
-    model = quiet_decoder(loudness=0.3)
+    model = quiet_decoder(loudness=0.5)
     windows = [np.random.default_rng(i).integers(0, VOCAB, CONTEXT) for i in range(4)]
-    chosen, report, notes = choose_exits(model, ["2"], windows, 0.9)
-    assert [e.layer for e in chosen.exits] == [2] and not notes
-    assert [e.layer for e in sorted_exits(model, [Exit(3), Exit(1)])] == [1, 3]
     cut = exiting(model, {2: 0.0})
     early, late = [], []
     for window in windows:
@@ -105,13 +102,19 @@ def test_margins_are_the_least_that_agree_with_all_layers() -> None:
         late.append(evaluate(model, window))
     lead = leads(np.concatenate(early))
     same = np.concatenate(early).argmax(1) == np.concatenate(late).argmax(1)
+    assert same.mean() < 1
+    asked = (1 + same.mean()) / 2  # more than all of them come to
+    chosen, report, notes = choose_exits(model, ["2"], windows, asked)
+    assert [e.layer for e in chosen.exits] == [2] and not notes
+    assert [e.layer for e in sorted_exits(model, [Exit(3), Exit(1)])] == [1, 3]
     margin = chosen.exits[0].margin
     taken = lead >= margin
-    assert same[taken].mean() >= 0.9 and report[0].agreement == pytest.approx(same[taken].mean())
-    assert report[0].ending == pytest.approx(taken.mean()) and 0.1 < taken.mean() < 1
-    # A few margins below, on the grid that margins are on, do not agree as often.
+    assert same[taken].mean() >= asked
+    assert report[0].agreement == pytest.approx(same[taken].mean())
+    assert report[0].ending == pytest.approx(taken.mean()) and 0 < taken.mean() < 1
+    # Lower ones, on the grid that margins are on, do not agree as often.
     lower = [margin - i / 64 for i in range(1, 200)]
-    assert all(same[lead >= m].mean() < 0.9 for m in lower if (lead >= m).sum() > taken.sum())
+    assert all(same[lead >= m].mean() < asked for m in lower if (lead >= m).sum() > taken.sum())
 
 
 def test_exits_that_cannot_be_are_refused() -> None:

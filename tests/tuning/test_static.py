@@ -14,7 +14,7 @@ from slmtvm.target import Target
 from slmtvm.tuning import static
 from slmtvm.tuning.choice import RecordedChoice
 from slmtvm.tuning.records import Line, RecordFile, RecordLog, read_log
-from slmtvm.tuning.static import INSTRUCTIONS, Loop, StaticModel, loop_counts, loop_nest
+from slmtvm.tuning.static import INSTRUCTIONS, StaticModel
 from slmtvm.tuning.static_record import StaticRecord
 from slmtvm.tuning.tasks import TaskKey
 from tests.cli.command import slmtvm
@@ -24,38 +24,6 @@ from tests.tuning.tasks import HOST, ROWS, key, record
 KEY = TaskKey("linear", replace(ROWS, m=16))
 ISA = isas.get(HOST.isa)
 DEFAULT, *OTHERS = TEMPLATES["linear"].settings(KEY.shape, ISA)
-
-ASSEMBLY = """\
-	pushq	%rbx
-	jge	.LBB0_5
-.LBB0_2:
-	xorl	%ebx, %ebx
-	.p2align	4
-.LBB0_3:
-	vmovdqu	(%r11), %ymm7
-	jne	.LBB0_3
-	addq	$1, %rax
-	jne	.LBB0_2
-.LBB0_5:
-	retq
-""".splitlines()
-
-
-def test_instructions_are_counted_as_often_as_their_loops_go_round() -> None:
-    assert loop_nest(ASSEMBLY, [96, 8]) == [
-        Loop(("xorl\t%ebx, %ebx", "addq\t$1, %rax"), 96),
-        Loop(("vmovdqu\t(%r11), %ymm7",), 96 * 8),
-    ]
-    assert [loop.count for loop in loop_nest(ASSEMBLY, [96])] == [96, 96]
-
-
-def test_the_loops_of_a_kernel_are_its_grid_and_its_groups() -> None:
-    shape = replace(ROWS, m=1, k=512)
-    knobs = TEMPLATES["linear"].settings(shape, ISA)[0]
-    kernel = TEMPLATES["linear"].build(shape, ISA, knobs)
-    grid, groups = loop_counts(kernel)
-    assert grid == kernel.grid
-    assert groups == 512 // shape.group_size // knobs["gu"]
 
 
 @pytest.mark.parametrize("name", [HOST.name, "cortex-a78", "riscv64-rvv"])

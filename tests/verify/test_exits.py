@@ -41,7 +41,7 @@ def test_a_report_counts_what_ends_where_and_what_it_costs(tmp_path: Path) -> No
     assert report is not None and report.tokens == 80 and report.layers == (1, 2)
     assert report.ended == (ended.count(1) / 80, ended.count(2) / 80)
     same = [whole[0].argmax(1) == whole[1].argmax(1), whole[2].argmax(1) == whole[3].argmax(1)]
-    assert report.top1 == pytest.approx(np.concatenate(same).mean()) and report.top1 < 1
+    assert report.top1 == pytest.approx(np.concatenate(same).mean())
     assert report.ppl != report.ppl_whole and report.speed > 0
     text = str(report)
     assert "after layer 1" in text and f"{report.ppl_whole:.4f} by all layers" in text
