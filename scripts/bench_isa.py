@@ -8,6 +8,8 @@ registers of 128 and 256 bits), in int4 and int8:
 
 - the instructions that one decoded token executes under qemu-user, counted by a plugin, with ours
   and with llama.cpp, which is built from the source of llama-cpp-python for the same instructions;
+- the instructions of linear kernels that skip zeros, over those of dense ones (--sparse alone does
+  this and needs no MODELS);
 - for cortex-a78, llvm-mca's cycles of the inner loops of linear kernels beside the bound that the
   core's ports give.
 
@@ -23,12 +25,14 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from isa.loops import Loop, linear_kernels, measure_loops
 from isa.programs import count_plugin, llama_program, slm_program
 from isa.requirements import SYSROOTS, missing_models, missing_tools
+from isa.sparse import PATTERNS, SparseCount, count_sparse, show_sparse
 
 import slmtvm
 from slmtvm.target import Target
@@ -133,20 +137,28 @@ def show_loops(rows: list[Loop]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, metavar="MODELS")
+    parser.add_argument("folder", type=Path, metavar="MODELS", nargs="?")
+    parser.add_argument("--sparse", action="store_true", help="count kernels with zeros alone")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["demo", "tiny15"])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--targets", nargs="+", choices=CPUS, default=list(CPUS))
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/slmtvm/bench-isa")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.folder is None and not options.sparse:
+        parser.error("MODELS is needed, but with --sparse")
+    return options
 
 
 def main() -> None:
     options = _arguments()
     targets = [Target.load(name) for name in options.targets]
-    if lines := missing_tools([target.arch for target in targets]):
+    if lines := missing_tools([target.arch for target in targets], emulated=options.sparse):
         sys.exit("not found here; Debian has\n  " + "\n  ".join(lines))
+    skipping = count_patterns(options.targets)
+    if options.sparse:
+        _write(options.json, [], [], skipping)
+        return
     if paths := missing_models(options.folder, options.models, options.precisions):
         sys.exit(f"no {paths[0]}: make it with scripts/make_bench_models.py {options.folder}")
     counts: list[Count] = []
@@ -166,12 +178,28 @@ def main() -> None:
                     found = measure_loops(linear_kernels(onnx, target), target, cpus)
                     loops += found
                     print(show_loops(found), flush=True)
-    if options.json:
-        report = {
-            "instructions": [{**asdict(r), "ratio": r.ratio} for r in counts],
-            "loops": [asdict(r) for r in loops],
-        }
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    _write(options.json, counts, loops, skipping)
+
+
+def count_patterns(targets: Sequence[str]) -> list[SparseCount]:
+    """Kernels that skip zeros, shown as they are counted."""
+    wanted = [pattern for pattern in PATTERNS if pattern.target in targets]
+    rows = [row for pattern in wanted for row in count_sparse(pattern, CPUS[pattern.target])]
+    print(show_sparse(rows), flush=True)
+    return rows
+
+
+def _write(
+    path: Path | None, counts: list[Count], loops: list[Loop], skipping: list[SparseCount]
+) -> None:
+    if path is None:
+        return
+    report = {
+        "instructions": [{**asdict(r), "ratio": r.ratio} for r in counts],
+        "loops": [asdict(r) for r in loops],
+        "sparse": [{**asdict(r), "ratio": r.ratio} for r in skipping],
+    }
+    path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

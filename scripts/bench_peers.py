@@ -4,6 +4,13 @@
     pip install '.[peers]'
     python scripts/bench_peers.py MODELS [--models NAME ...] [--threads 1 2] [--json FILE]
 
+Pruned encoders (--models pruned-f32-80 ...) are made on the way and need no MODELS; they are
+compared with DeepSparse as well, which wants older packages than slmtvm, so an environment of its
+own:
+
+    python3.11 -m venv deepsparse && deepsparse/bin/pip install --group peers-sparse
+    python scripts/bench_peers.py --models pruned-f32-80 --deepsparse deepsparse/bin/python
+
 MODELS is a folder made by scripts/make_bench_models.py. Every engine runs in a process of its own
 (scripts/peer_engines.py), is given token ids and chooses greedily. They take turns: in each round
 every engine measures once, the order rotating, and a ratio is taken within a round, so that what
@@ -22,12 +29,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
+from pruned_encoder import write_pruned_encoder
 
 import slmtvm
 from slmtvm.target import Target
@@ -35,6 +43,13 @@ from slmtvm.target import Target
 ENGINES = Path(__file__).with_name("peer_engines.py")
 DECODERS = ("demo", "tiny15", "smol135")
 ENCODERS = ("minilm",)
+PRUNED: dict[str, dict[str, Any]] = {  # what ``write_pruned_encoder`` takes
+    "pruned-f32-80": {"zeros": 0.8},
+    "pruned-f32-90": {"zeros": 0.9},
+    "pruned-int8-80": {"zeros": 0.8, "int8": True},
+    "pruned-int8-80-1x4": {"zeros": 0.8, "along_k": 4, "int8": True},
+}
+DEEPSPARSE = "deepsparse"
 OURS = "slmtvm"
 SEED = 0
 PROMPT_TOKENS = 128  # of a prefill, and of an encoder's text
@@ -57,7 +72,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class Result:
-    """One row: tokens/s, each the median over rounds, and ratios ours / peer, round by round."""
+    """One row: tokens/s, each the median over rounds, and ratios ours / peer, round by round, with
+    their quartiles."""
 
     model: str
     threads: int
@@ -67,15 +83,18 @@ class Result:
     ratios: dict[str, float]
     best: str  # the peer with the most tokens/s
     ratio_to_best: float
+    quartiles: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Worker:
-    """An engine's process."""
+    """An engine's process, in the environment of a Python."""
 
-    def __init__(self, engine: str, path: Path, threads: int) -> None:
+    def __init__(
+        self, engine: str, path: Path, threads: int, python: str = sys.executable
+    ) -> None:  # fmt: skip
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the process)
         self._process = subprocess.Popen(
-            [sys.executable, str(ENGINES), engine, str(path), str(threads)],
+            [python, str(ENGINES), engine, str(path), str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
         )  # fmt: skip
         self._name = f"{engine} on {path}"
@@ -117,7 +136,7 @@ def phases(model: str) -> list[Phase]:
     """What is measured of ``model``."""
     rng = np.random.default_rng(SEED)
     prompt = [int(t) for t in rng.integers(LOWEST_TOKEN, HIGHEST_TOKEN, PROMPT_TOKENS)]
-    if model in ENCODERS:
+    if model in ENCODERS or model in PRUNED:
         command = {"phase": "encode", "tokens": prompt}
         return [Phase(f"encode {PROMPT_TOKENS}", command, PROMPT_TOKENS)]
     decode = {"phase": "decode", "tokens": prompt[:DECODE_PROMPT], "count": DECODE_TOKENS}
@@ -129,6 +148,9 @@ def phases(model: str) -> list[Phase]:
 
 def engine_files(model: str, folder: Path) -> dict[str, Path]:
     """The peers that can run ``model``, and what each opens."""
+    if model in PRUNED:
+        path = write_pruned_encoder(folder / f"{model}.onnx", **PRUNED[model])
+        return {"onnxruntime-encoder": path, DEEPSPARSE: path}
     if model in ENCODERS:
         return {"onnxruntime-encoder": folder / "model_int8.onnx"}
     return {
@@ -140,17 +162,23 @@ def engine_files(model: str, folder: Path) -> dict[str, Path]:
 
 def compile_ours(model: str, folder: Path, target: str, output: Path) -> Path:
     """The bundle of the ONNX file that the peers run too."""
-    name = "model_int8.onnx" if model in ENCODERS else "int4/model.onnx"
-    context = None if model in ENCODERS else 1024
+    encodes = model in ENCODERS or model in PRUNED
+    name = "model_int8.onnx" if encodes else "int4/model.onnx"
+    name = f"{model}.onnx" if model in PRUNED else name
+    context = None if encodes else 1024
     slmtvm.compile(folder / name, [target], output=output, context=context)
     return output
 
 
 def measure(
-    model: str, files: dict[str, Path], threads: int, rounds: int
+    model: str, files: dict[str, Path], threads: int, rounds: int, deepsparse: str
 ) -> tuple[list[Result], dict[str, Any]]:
     """All phases of one model, engines in turns; and how each engine ran."""
-    workers = {name: Worker(name, path, threads) for name, path in files.items()}
+    pythons = {DEEPSPARSE: deepsparse}
+    workers = {
+        name: Worker(name, path, threads, pythons.get(name, sys.executable))
+        for name, path in files.items()
+    }
     settings = {name: worker.settings for name, worker in workers.items()}
     results = []
     for phase in phases(model):
@@ -170,21 +198,30 @@ def summarise(model: str, threads: int, phase: Phase, seconds: dict[str, list[fl
     """Seconds by engine and round -> a row."""
     rates = {name: phase.tokens / median(times) for name, times in seconds.items()}
     ours = rates.pop(OURS, float("nan"))
-    ratios = {
-        name: median(p / o for p, o in zip(seconds[name], seconds.get(OURS, ()), strict=True))
-        if OURS in seconds
-        else float("nan")
+    by_round = {
+        name: [p / o for p, o in zip(seconds[name], seconds[OURS], strict=True)]
         for name in rates
+        if OURS in seconds
+    }
+    ratios = {name: median(by_round.get(name, [float("nan")])) for name in rates}
+    quartiles = {
+        name: (cuts[0], cuts[2])
+        for name, found in by_round.items()
+        if len(found) > 1 and (cuts := quantiles(found, method="inclusive"))
     }
     best = max(rates, key=lambda name: rates[name])
-    return Result(model, threads, phase.name, ours, rates, ratios, best, ratios[best])
+    return Result(model, threads, phase.name, ours, rates, ratios, best, ratios[best], quartiles)
 
 
 def show(results: list[Result]) -> str:
     """The table for people."""
-    lines = [f"{'model':8} {'threads':>7} {'phase':12} {'ours':>10}  peers: tokens/s (ours / peer)"]
+    title = "peers: tokens/s (ours / peer [quartiles])"
+    lines = [f"{'model':8} {'threads':>7} {'phase':12} {'ours':>10}  {title}"]
     for r in results:
-        peers = "  ".join(f"{n} {rate:,.0f} ({r.ratios[n]:.2f})" for n, rate in r.peers.items())
+        spread = {n: f" [{low:.2f}..{high:.2f}]" for n, (low, high) in r.quartiles.items()}
+        peers = "  ".join(
+            f"{n} {rate:,.0f} ({r.ratios[n]:.2f}{spread.get(n, '')})" for n, rate in r.peers.items()
+        )
         lines.append(f"{r.model:8} {r.threads:>7} {r.phase:12} {r.ours:>10,.0f}  {peers}")
     return "\n".join(lines)
 
@@ -212,8 +249,10 @@ def _cpu() -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, metavar="MODELS")
-    parser.add_argument("--models", nargs="+", choices=(*DECODERS, *ENCODERS))
+    parser.add_argument("folder", type=Path, metavar="MODELS", nargs="?")
+    parser.add_argument("--models", nargs="+", choices=(*DECODERS, *ENCODERS, *PRUNED))
+    parser.add_argument("--deepsparse", default=sys.executable, metavar="PYTHON",
+                        help="the Python that has deepsparse installed")  # fmt: skip
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--target", default="host", help="what ours is compiled for (default host)")
@@ -221,7 +260,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier --json; exit code "
                         f"1 where a ratio fell by more than {REGRESSION:.0%}")  # fmt: skip
-    return parser.parse_args()
+    options = parser.parse_args()
+    models = options.models or (*DECODERS, *ENCODERS)
+    if options.folder is None and not set(models) <= set(PRUNED):
+        parser.error("MODELS is needed, but for pruned encoders")
+    return options
 
 
 def main() -> int:
@@ -230,15 +273,15 @@ def main() -> int:
     results: list[Result] = []
     settings: dict[str, Any] = {}
     for model in options.models or (*DECODERS, *ENCODERS):
-        folder = options.folder / model
         with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) if model in PRUNED else options.folder / model
             files = engine_files(model, folder)
             if OURS not in options.without:
                 bundle = Path(scratch) / "model.slm"
                 files = {OURS: compile_ours(model, folder, target, bundle), **files}
             files = {name: path for name, path in files.items() if name not in options.without}
             for threads in options.threads:
-                rows, how = measure(model, files, threads, options.rounds)
+                rows, how = measure(model, files, threads, options.rounds, options.deepsparse)
                 results += rows
                 settings[f"{model}, {threads} threads"] = how
                 print(show(rows), flush=True)

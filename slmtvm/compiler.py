@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmtvm.bundle import Bundle
 from slmtvm.bundle.write import Checked, TextFiles, write_bundle
-from slmtvm.errors import TargetError, UnsupportedTokenizerError
+from slmtvm.early_exit import AGREEMENT, ChosenExit, choose_exits
+from slmtvm.errors import SlmError, TargetError, UnsupportedTokenizerError
 from slmtvm.host import runs_here
 from slmtvm.importer import import_onnx
 from slmtvm.ir.lowered import sparse_note
@@ -48,6 +50,9 @@ def compile_model(
     encoder: str | Path | None = None,
     outputs: Sequence[str] | None = None,
     sparse: str = "auto",
+    exits: Sequence[str] = (),
+    exit_calibration: str | Path | None = None,
+    exit_agreement: float = AGREEMENT,
     check: bool = True,
     check_tokens: str | Path | Tokens | None = None,
     records: str | Path | None = None,
@@ -75,6 +80,12 @@ def compile_model(
     to compute with them, or a format of ``passes.lower_kernels.SPARSE`` for every layer that it
     fits, faster or not; results are the same bits. What became of each layer that has such zeros
     is the manifest's ``extra["sparse"]``.
+    exits: where a decoded token may end before all layers, each a number of layers ("4": the
+    model's own head reads what they made) or an output of the file whose logits come from there.
+    Each ends tokens from a margin between the first two logits on, which is the least one at which,
+    of the tokens of ``exit_calibration`` (a text, or ids in a .npy) that end there,
+    ``exit_agreement`` have the same most likely next one after all layers. What came out is the
+    manifest's ``extra["exits"]``. Prompts run all layers.
     check: compare what was made with onnxruntime on the file before it becomes the bundle; what
     came out is the manifest's ``extra["check"]``. For targets that this machine cannot run, a build
     for this machine is compared, whose bits are theirs.
@@ -106,6 +117,12 @@ def compile_model(
         encoder=encoder,
         outputs=outputs,
     )
+    chosen: list[ChosenExit] = []
+    if exits:
+        progress("exits")
+        canonical, chosen = _with_exits(
+            canonical, resolved, exits, exit_calibration, exit_agreement, tokenizer, note
+        )
     return compile_imported(
         canonical,
         resolved,
@@ -119,6 +136,7 @@ def compile_model(
         check=check,
         check_tokens=check_tokens,
         records=read_log(records) if records is not None else None,
+        exits=chosen,
         progress=progress,
         note=note,
     )
@@ -182,6 +200,7 @@ def compile_imported(
     check: bool = True,
     check_tokens: str | Path | Tokens | None = None,
     records: RecordLog | None = None,
+    exits: Sequence[ChosenExit] = (),
     progress: Progress = lambda _: None,
     note: Progress = lambda _: None,
 ) -> Bundle:
@@ -244,9 +263,40 @@ def compile_imported(
             **({"tuning": tuning} if tuning else {}),
             **({"setup": setups} if setups else {}),
             **({"sparse": skipping} if skipping else {}),
+            **({"exits": [asdict(chosen) for chosen in exits]} if exits else {}),
         },
         progress=progress,
     )
+
+
+def _with_exits(
+    model: CanonicalModel,
+    targets: Sequence[Target],
+    exits: Sequence[str],
+    calibration: str | Path | None,
+    agreement: float,
+    tokenizer: str | Path | None,
+    note: Progress,
+) -> tuple[CanonicalModel, list[ChosenExit]]:
+    gpus = [target.name for target in targets if target.cuda is not None]
+    if gpus:
+        raise TargetError(
+            f"early exits are computed on CPUs: leave out {', '.join(gpus)}, or the exits"
+        )
+    if calibration is None:
+        raise SlmError(
+            "what an exit is sure of is learned from a text: name one with --exit-calibration",
+            where="exits",
+        )
+    from slmtvm.quantize.calibration import read_tokens
+
+    beside = Path(tokenizer) if tokenizer else find_tokenizer(model.source)
+    windows = read_tokens(Path(calibration), beside)
+    most = min(model.context, min(map(len, windows)))
+    model, chosen, notes = choose_exits(model, exits, [w[:most] for w in windows], agreement)
+    for text in (*map(str, chosen), *notes):
+        note(text)
+    return model, chosen
 
 
 def _prepare_check(

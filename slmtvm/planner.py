@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 
 from slmtvm.errors import SlmError
 from slmtvm.generation import generation_tokens
@@ -121,6 +122,7 @@ def _info(
         "left_out": dict(model.left_out),  # outputs of the file, and why
         "padding": list(model.padding),
         "final_token": model.final_token,
+        "exits": [asdict(exit_) for exit_ in model.exits],
         "start": tokens.start,
         "end": list(tokens.end),
         "task": task_settings(model.source, [o.name for o in model.outputs]).to_dict(),

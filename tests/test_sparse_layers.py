@@ -27,7 +27,8 @@ def test_layers_of_one_kind_share_a_line():
 def test_fewer_blocks_take_less_time_and_dense_ones_more_than_a_dense_kernel():
     few, many = (expected_times(layer("8x4", used)) for used in (0.1, 1.0))
     assert few.keys() == many.keys()
-    assert all(few[name] < 0.5 and many[name] > 1 for name in few)
+    # Blocks of RISC-V are of other shapes, of which three times as many are left.
+    assert all(few[name] < (0.8 if "riscv" in name else 0.5) and many[name] > 1 for name in few)
 
 
 @pytest.mark.parametrize(("format", "group"), [("int4", 32), ("f32", 0), ("int8", 32)])

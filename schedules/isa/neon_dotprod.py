@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slmtvm.schedules.isa._neon import LANES, LaneRow, NeonIsa, fields
-from slmtvm.schedules.isa.base import Dot, Expr, Vectors, intrinsic, let, splat
+from slmtvm.schedules.isa.base import Dot, Expr, ListCost, Vectors, intrinsic, let, splat
 
 
 class _S8S8(LaneRow, Dot):
@@ -33,6 +33,10 @@ class _FieldsS8(_S8S8):
 
 
 class NeonDotprod(NeonIsa):
+    # A dense kernel loads four steps of a row at once, a list each of its own, and an address.
+    list_cost = ListCost(step=1.9, ends=11)
+    list_cost_of_rows = ListCost(step=2.3, ends=8)
+
     def fields_s8(self, bits: int, rows: int) -> Dot:
         return _FieldsS8(bits)
 

@@ -9,7 +9,18 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Row, Vectors, byte_fields, let, splat
+from slmtvm.schedules.isa.base import (
+    Buffer,
+    Dot,
+    Expr,
+    Isa,
+    ListCost,
+    Row,
+    Vectors,
+    byte_fields,
+    let,
+    splat,
+)
 from slmtvm.schedules.vector import half_to_float
 
 LANES = 32
@@ -96,6 +107,10 @@ class _S8S8(_S8Row):
 class Rvv(Isa):
     native_f16 = False
     prefetch = False
+    # Instructions, counted as those of Arm are: a step of one row widens its products, and a dense
+    # kernel adds several of these before it does.
+    list_cost = ListCost(step=2.3, ends=10)
+    list_cost_of_rows = ListCost(step=1.25, ends=4)
 
     def f16_to_f32(self, halves: Expr) -> Expr:
         return half_to_float(T.reinterpret(f"uint16x{LANES}", halves))

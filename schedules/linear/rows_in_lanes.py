@@ -1,14 +1,15 @@
 """Linear layers with free zeros in float32 weights, for many rows: a vector holds rows.
 
-What ``floating`` computes, to the same bits where activations are finite: each element of y is one
-chain of fused multiply-adds over the k whose weights are not zero, in order. A channel lists these
-weights and where in k they are; the activations come turned, all rows of a k together, so that a
-weight is multiplied by whole vectors of them wherever it is.
+What ``floating`` computes, to the same bits: each element of y is one chain of fused multiply-adds
+over the k whose weights are not zero, in order. A channel lists these weights and where in k they
+are; the activations come turned, all rows of a k together, so that a weight is multiplied by whole
+vectors of them wherever it is. Zero times infinity is no number, so behind the activations stands
+whether all are finite: where they are not, a tile takes every k.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T
@@ -46,9 +47,20 @@ def lane_rows(m: int, isa: Isa) -> int:
 
 
 def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
-    """xt (row blocks, k, lane_rows) as ``turning`` makes it."""
-    rows = lane_rows(shape.m, isa)
-    return [Tensor("xt", (-(-shape.m // rows), shape.k, rows), "float32")]
+    """xt as ``turning`` makes it."""
+    return [_turned_tensor(shape.m, shape.k, isa)]
+
+
+def _turned_tensor(m: int, k: int, isa: Isa) -> Tensor:
+    """(row blocks, k, lane_rows), and behind each block's k the rows of ``_flag_rows``: 0 for each
+    part of k, or NaN where some number of it is not finite; all numbers say it of some part."""
+    rows = lane_rows(m, isa)
+    return Tensor("xt", (-(-m // rows), k + _flag_rows(m, k, isa), rows), "float32")
+
+
+def _flag_rows(m: int, k: int, isa: Isa) -> int:
+    parts = -(-k // _TURNED)
+    return -(-parts // lane_rows(m, isa))
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
@@ -92,23 +104,28 @@ def layout(shape: LinearShape) -> str:
 def turning(m: int, k: int, isa: Isa) -> Kernel:
     """x float32 (m, k) -> xt as ``activations`` says; rows beyond m are zeros."""
     rows, lanes = lane_rows(m, isa), isa.lanes
-    blocks = -(-k // _TURNED)
+    blocks, flag_rows = -(-k // _TURNED), _flag_rows(m, k, isa)
+    stride = (k + flag_rows) * rows
 
     def body(block: Expr, x: Buffer, xt: Buffer) -> None:
         row_block, part = let(T.floordiv(block, blocks)), let(T.floormod(block, blocks))
+        flags = T.alloc_buffer((lanes,), "float32", scope="local")
+        T.buffer_store(flags, splat(0.0, "float32", lanes), [T.ramp(0, 1, lanes)])
 
         def turn(size: int) -> None:
             first = let(part * _TURNED)
             for begin in range(0, size // lanes * lanes, lanes):
                 with T.serial(rows // lanes) as group:
-                    _turn_square(x, xt, let(row_block), let(group), let(first + begin))
+                    _turn_square(x, xt, flags, let(row_block), let(group), let(first + begin))
             for rest in range(size // lanes * lanes, size):
                 with T.serial(rows) as lane:
                     row = let(row_block * rows + lane)
-                    to = (row_block * k + first + rest) * rows + lane
+                    to = row_block * stride + (first + rest) * rows + lane
                     with T.If(row < m):
                         with T.Then():
-                            T.buffer_store(xt, x[row * k + first + rest], [to])
+                            value = let(x[row * k + first + rest])
+                            T.buffer_store(xt, value, [to])
+                            T.buffer_store(flags, T.fma(value, T.float32(0), flags[0]), [0])
                         with T.Else():
                             T.buffer_store(xt, T.float32(0), [to])
 
@@ -123,8 +140,17 @@ def turning(m: int, k: int, isa: Isa) -> Kernel:
                     turn(_TURNED)
                 with T.Else():
                     turn(last)
+        flag = let(_sum_of(flags, lanes))
+        # Several places say the same, so that each of the flags' rows is written whole.
+        end = flag_rows * rows
+        with T.serial(T.floordiv(end - 1 - part, blocks) + 1) as turn_of:
+            to = row_block * stride + k * rows + part + turn_of * blocks
+            T.buffer_store(xt, flag, [to])
 
-    def _turn_square(x: Buffer, xt: Buffer, row_block: Expr, group: Expr, at: Expr) -> None:
+    def _turn_square(
+        x: Buffer, xt: Buffer, flags: Buffer, row_block: Expr, group: Expr, at: Expr
+    ) -> None:
+        every, zero = T.ramp(0, 1, lanes), splat(0.0, "float32", lanes)
         staged = T.alloc_buffer((lanes * lanes,), "float32", scope="local")
         for i in range(lanes):
             row = let(row_block * rows + group * lanes + i)
@@ -136,15 +162,27 @@ def turning(m: int, k: int, isa: Isa) -> Kernel:
                 with T.Then():
                     T.buffer_store(staged, load(x, row * k + at, lanes), [place])
                 with T.Else():
-                    T.buffer_store(staged, splat(0.0, "float32", lanes), [place])
-        turned = transposed([let(load(staged, i * lanes, lanes)) for i in range(lanes)], lanes)
+                    T.buffer_store(staged, zero, [place])
+        square = [let(load(staged, i * lanes, lanes)) for i in range(lanes)]
+        seen = let(load(flags, 0, lanes))
+        for vector in square:
+            seen = let(T.fma(vector, zero, seen))
+        T.buffer_store(flags, seen, [every])
+        turned = transposed(square, lanes)
         for i, vector in enumerate(turned):
-            to = (row_block * k + at + i) * rows + group * lanes
+            to = row_block * stride + (at + i) * rows + group * lanes
             T.buffer_store(xt, vector, [T.ramp(to, 1, lanes)])
 
-    tensors = [Tensor("x", (m, k), "float32"), Tensor("xt", (-(-m // rows), k, rows), "float32")]
+    tensors = [Tensor("x", (m, k), "float32"), _turned_tensor(m, k, isa)]
     name = f"turn_rows_{isa.name}_m{m}_k{k}"
     return define(name, tensors, body, grid=-(-m // rows) * blocks, outputs=["xt"])
+
+
+def _sum_of(vector: Buffer, lanes: int) -> Expr:
+    total = vector[0]
+    for lane in range(1, lanes):
+        total = total + vector[lane]
+    return total
 
 
 def transposed(vectors: list[Expr], lanes: int) -> list[Expr]:
@@ -167,16 +205,25 @@ def emit(
     lanes, rows = isa.lanes, lane_rows(shape.m, isa)
     vectors = -(-tile.rows // lanes)
     staged = T.alloc_buffer((lanes * vectors * lanes,), "float32", scope="local")
-    start = let(tile.first_row * shape.k)  # of the row block in xt
+    flag_rows = _flag_rows(shape.m, shape.k, isa)
+    start = let(tile.first_row * (shape.k + flag_rows))  # of the row block in xt
+    flag = let(_flag(named["xt"], let(start + shape.k * rows), flag_rows * rows, lanes))
     with T.serial(tile.channels) as channel:
         at = let(tile.channel(0) + channel)
         sums = Registers("float32", lanes, vectors)
-        with T.serial(named["starts"][at], named["starts"][at + 1]) as index:
-            k = let(T.Cast("int32", named["places"][index]))
-            weight = let(T.Broadcast(named["values"][index], lanes))
+
+        def add(k: Expr, weight: Expr, sums: Registers = sums) -> None:
             row = let(start + k * rows)
+            wide = let(T.Broadcast(weight, lanes))
             for v in range(vectors):
-                sums[v] = T.fma(load(named["xt"], row + v * lanes, lanes), weight, sums[v])
+                sums[v] = T.fma(load(named["xt"], row + v * lanes, lanes), wide, sums[v])
+
+        begin, end = let(named["starts"][at]), let(named["starts"][at + 1])
+        with T.If(flag == T.float32(0)):
+            with T.Then(), T.serial(begin, end) as index:
+                add(let(T.Cast("int32", named["places"][index])), named["values"][index])
+            with T.Else():
+                _add_every_k(shape, named, begin, end, add)
         for v in range(vectors):
             to = (v * lanes + channel) * lanes
             T.buffer_store(staged, sums[v], [T.ramp(to, 1, lanes)])
@@ -196,6 +243,37 @@ def emit(
             write(let(group * lanes), lanes)
     if last:
         write(T.int32(whole * lanes), last)
+
+
+def _flag(xt: Buffer, at: Expr, count: int, lanes: int) -> Expr:
+    """The sum of ``count`` numbers of ``xt``, whole vectors, from ``at`` on."""
+    total = let(load(xt, at, lanes))
+    for i in range(lanes, count, lanes):
+        total = let(total + load(xt, at + i, lanes))
+    kept = T.alloc_buffer((lanes,), "float32", scope="local")
+    T.buffer_store(kept, total, [T.ramp(0, 1, lanes)])
+    return _sum_of(kept, lanes)
+
+
+def _add_every_k(
+    shape: LinearShape,
+    named: Mapping[str, Buffer],
+    begin: Expr,
+    end: Expr,
+    add: Callable[[Expr, Expr], None],
+) -> None:
+    """What a channel's list from ``begin`` to ``end`` adds, and the zeros between."""
+    place = T.alloc_buffer((1,), "int32", scope="local")
+    weight = T.alloc_buffer((1,), "float32", scope="local")
+    T.buffer_store(place, begin, [0])
+    with T.serial(shape.k) as k:
+        T.buffer_store(weight, T.float32(0), [0])
+        with T.If(place[0] < end), T.Then():
+            listed = let(T.Cast("int32", named["places"][place[0]]))
+            with T.If(listed == k), T.Then():
+                T.buffer_store(weight, named["values"][place[0]], [0])
+                T.buffer_store(place, place[0] + 1, [0])
+        add(let(k), weight[0])
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:

@@ -14,14 +14,18 @@ _LIBC = {"aarch64": "libc6-arm64-cross", "riscv64": "libc6-riscv64-cross"}
 MODEL_FILES = ("{precision}/model.onnx", "{precision}.gguf")
 
 
-def missing_tools(archs: Sequence[str]) -> list[str]:
-    """A line for each program or C library that is not here, and the package that has it."""
+def missing_tools(archs: Sequence[str], *, emulated: bool = False) -> list[str]:
+    """A line for each program or C library that is not here, and the package that has it; where
+    kernels alone are ``emulated``, of what that needs."""
     tools = {
         "cc": "gcc",
         "cmake": "cmake",
         llvm_mca(): "llvm",
         **{f"qemu-{arch}": "qemu-user (qemu-user-static has no plugins)" for arch in archs},
     }
+    if emulated:
+        tools = {name: has for name, has in tools.items() if name == "cc" or "qemu" in name}
+        archs = ()  # programs are static
     lines = [f"{tool}: package {has}" for tool, has in tools.items() if shutil.which(tool) is None]
     lines += [
         f"{SYSROOTS[arch]}: package {_LIBC[arch]}" for arch in archs if not SYSROOTS[arch].is_dir()

@@ -13,7 +13,7 @@ from typing import Any
 
 from slmtvm.errors import BundleError
 
-FORMAT = 6  # changes with what a library says of itself, or what its functions are
+FORMAT = 7  # changes with what a library says of itself, or what its functions are
 _TARGET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -66,6 +66,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "are the same",
     )  # fmt: skip
     parser.add_argument(
+        "--exit", type=_names, default=[], metavar="LAYER,...",
+        help="a decoded token may end after so many layers, with the model's own head, or at an "
+        "output of the file with logits of its own (by name), where these are sure enough",
+    )  # fmt: skip
+    parser.add_argument(
+        "--exit-calibration", type=Path, metavar="FILE",
+        help="a text, or token ids in a .npy file, from which is learned how sure is enough",
+    )  # fmt: skip
+    parser.add_argument(
+        "--exit-agreement", type=float, default=0.99, metavar="PART",
+        help="of the calibration tokens that end at an exit, how many must go on as after all "
+        "layers (default 0.99)",
+    )  # fmt: skip
+    parser.add_argument(
         "--cuda-persistent", action="store_true",
         help="on a GPU, compute a decoded token by one kernel instead of a graph of them; results "
         "are the same",
@@ -119,6 +133,9 @@ def run(options: argparse.Namespace) -> int:
                 encoder=options.encoder,
                 outputs=options.outputs,
                 sparse=options.sparse,
+                exits=options.exit,
+                exit_calibration=options.exit_calibration,
+                exit_agreement=options.exit_agreement,
                 cuda_persistent=options.cuda_persistent,
                 check=options.check,
                 check_tokens=options.check_tokens,

@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of all weights, in the layers that would lose most (default 0)",
     )  # fmt: skip
     parser.add_argument(
+        "--budget", type=float, metavar="TIMES",
+        help="the layers that would lose most stay dense until the perplexity is at most so many "
+        "times that of before (1.1; needs a calibration text)",
+    )  # fmt: skip
+    parser.add_argument(
         "--head", action="store_true", help="prune the layer that makes the output as well"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
@@ -64,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
             tokenizer=options.tokenizer,
             exclude=options.exclude,
             keep_dense=options.keep_dense,
+            budget=options.budget,
             head=options.head,
             structured=options.structured,
             progress=bar.set_description_str,

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from slmtvm.codegen.memory import predict_memory
 from slmtvm.codegen.weights import WeightsFile
+from slmtvm.passes.exits import FILL, HEAD, STEM
 from slmtvm.plan.model import Function, Plan, Space, Step
 from slmtvm.target import Target
 
@@ -115,6 +116,7 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
             _table("static const slm_function sources", rows["source"] or ["{0, 0, 0}"]),
             _table("static const slm_function batches", rows["batch"] or ["{0, 0, 0}"]),
             _table("static const slm_function batch_heads", rows["batchhead"] or ["{0, 0, 0}"]),
+            _table("static const slm_exit exits", _exits(plan, rows)),
             _table(
                 "static const slm_plan_output outputs",
                 [
@@ -142,12 +144,14 @@ def write_tables(plan: Plan, target: Target, weights: WeightsFile) -> str:
                     "sources": "sources",
                     "batches": "batches",
                     "batch_heads": "batch_heads",
+                    "exits": "exits",
                     "outputs": "outputs",
                     "kernel_count": len(names),
                     "body_count": len(bodies),
                     "head_count": len(heads),
                     "source_count": len(sources),
                     "batch_count": len(batches),
+                    "exit_count": len(plan.exits),
                     "output_count": len(plan.outputs),
                     "encoder": int(plan.kind == "encoder"),
                     "context": _context(plan),
@@ -206,6 +210,7 @@ def check_plan(plan: Plan, weights_bytes: int) -> None:
             plan.hidden.size >= most * plan.hidden_size * 4, f"hidden does not hold {most} rows"
         )
     _check_batches(plan)
+    _check_exits(plan)
     _check_outputs(plan)
     _check_mask(plan)
     _check_segments(plan)
@@ -261,6 +266,19 @@ def _check_batches(plan: Plan) -> None:
                 ref.space == Space.STATE for ref in step.args
             )
             _require(step.by_session or not knows, f"{step.kernel}: of which session?")
+
+
+def _check_exits(plan: Plan) -> None:
+    count = len(plan.exits)
+    if not count:
+        return
+    _require(plan.kind == "decoder", "exits of what is no decoder")
+    _require(len(plan.outputs) == 1 and not plan.outputs[0].pooled, "exits have one output")
+    _require(all(0 <= margin < float("inf") for margin in plan.exits), f"margins {plan.exits}")
+    _require(_functions(plan, "head")[-1].rows == 1, "no head of one row")
+    wanted = [f"{kind}{i}" for i in range(count) for kind in (STEM, HEAD, FILL)]
+    for name in (*wanted, f"{STEM}{count}"):
+        _require([f.rows for f in _functions(plan, name)] == [1], f"{name} is of one row")
 
 
 def _check_by_session(step: Step, function: Function, where: str) -> None:
@@ -333,7 +351,22 @@ def _functions(plan: Plan, name: str) -> list[Function]:
 def functions_in_order(plan: Plan) -> list[Function]:
     """The functions in the order in which the table of steps has theirs."""
     names = ("body", "head", "source", "batch", "batchhead")
-    return [f for name in names for f in _functions(plan, name)]
+    count = len(plan.exits)
+    exits = [f"{kind}{i}" for i in range(count) for kind in (STEM, HEAD, FILL)]
+    last = [f"{STEM}{count}"] if count else []
+    return [f for name in (*names, *exits, *last) for f in _functions(plan, name)]
+
+
+def _exits(plan: Plan, rows: dict[str, list[str]]) -> list[str]:
+    """An entry for each exit, and one for what lies behind the last, which has a stem alone."""
+    none, count = "{0, 0, 0}", len(plan.exits)
+    entries = [
+        f"{{{rows[f'{STEM}{i}'][0]}, {rows[f'{HEAD}{i}'][0]}, {rows[f'{FILL}{i}'][0]}, "
+        f"{float(margin).hex()}f}}"
+        for i, margin in enumerate(plan.exits)
+    ]
+    last = rows[f"{STEM}{count}"][0] if count else none
+    return [*entries, f"{{{last}, {none}, {none}, 0.0f}}"]
 
 
 def _context(plan: Plan) -> int:

@@ -60,6 +60,7 @@ from slmtvm.importer.rewrite.padding import (
     padding_notes,
 )
 from slmtvm.importer.rewrite.softmax import join_softmax
+from slmtvm.importer.rewrite.static_integers import static_products
 from slmtvm.ir.model import MASKS, CanonicalModel, KvSpec, Output
 
 _MOST_SOURCE = 512  # tokens of an encoder-decoder's source, where none are asked for
@@ -174,7 +175,8 @@ def _mask_notes(roles: Roles) -> Iterator[str]:
 
 
 def _load(path: Path) -> Graph:
-    return join_softmax(widen(drop_half_clamps(expand_four_bit_floats(load(path)))))
+    graph = static_products(expand_four_bit_floats(load(path)))
+    return join_softmax(widen(drop_half_clamps(graph)))
 
 
 @dataclass(frozen=True)

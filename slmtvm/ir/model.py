@@ -72,6 +72,17 @@ class Structure:
 
 
 @dataclass(frozen=True)
+class Exit:
+    """Where a decoded token may end: after ``layer`` of the attention layers, when the first of its
+    logits is ahead of the second by ``margin`` or more. ``name``: of the output that it gives, or
+    "" where the model's own head makes it."""
+
+    layer: int
+    name: str = ""
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
 class CanonicalModel:
     """One Relax function ``main(tokens, *params) -> (m, features)`` and its parameters' values.
 
@@ -80,7 +91,8 @@ class CanonicalModel:
     several: (m, features), an encoder's pooled ones (1, features); those of a decoder have a row
     after each token. An encoder-decoder's ``main`` is its decoder; its encoder is a function
     ``source`` of the same form, which returns hidden states and remembers what the decoder's
-    cross-attention reads.
+    cross-attention reads. Where a decoder has ``exits``, there are the functions of
+    ``passes.exits``.
 
     Of some tokens of a sequence may be said that they are hidden; of an encoder-decoder, tokens of
     its source. With ``mask`` "keys" a hidden token's key has no weight in attentions with mask
@@ -106,6 +118,7 @@ class CanonicalModel:
     segments: int = 0  # token types that an encoder tells apart; 0 where it takes none
     padding: tuple[int, ...] = ()  # tokens that the file leaves out when it counts positions
     final_token: int | None = None  # with which every sequence must end: its row is the last one's
+    exits: tuple[Exit, ...] = ()  # of a decoder, in order
     layers: tuple[LayerReport, ...] = field(default=())
     structures: tuple[Structure, ...] = field(default=())  # as the file has them, nothing cut out
     notes: tuple[str, ...] = field(default=())  # what was ignored or not recognised, and its cost

@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 
 from slmtvm.ir.model import CanonicalModel
+from slmtvm.passes.exits import exit_index
 from slmtvm.passes.rewrite import function_names
 from slmtvm.plan.setup import CHUNKS
 
@@ -44,10 +45,12 @@ class Specialize:
 
 def _labels(model: CanonicalModel, name: str, chunks: tuple[int, ...]) -> list[tuple[str, int]]:
     """What ``name`` becomes, each for a number of rows."""
+    if exit_index(name) >= 0:
+        return [(f"{name}_1", 1)]
     rows = _rows(model, name, chunks)
     labels = [(f"{name}_{r}", r) for r in rows]
-    if model.kind == "encoder" or name == "source":
-        return labels
+    if model.kind == "encoder" or name == "source" or model.exits:
+        return labels  # a token that may end early takes its turn
     # The memory that a session computes in is that of its body.
     most = max(_rows(model, "body", chunks))
     batch = {"body": "batch", "head": "batchhead"}[name]

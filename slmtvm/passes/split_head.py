@@ -34,16 +34,16 @@ class SplitHead:
         main = model.module["main"]
         given: dict[relax.Var, relax.Expr] = {p: p for p in main.params}
         if model.kind == "encoder":
-            body = _extract(main, "body", results(main), main.params[0], given)
+            body = extract(main, "body", results(main), main.params[0], given)
             return replace(model, module=tvm.IRModule({"body": body}))
         others = {n: model.module[n] for n in function_names(model.module) if n != "main"}
         outputs = results(main)
-        cuts = list(dict.fromkeys(_cut(main, output) for output in outputs))
-        body = _extract(main, "body", cuts, main.params[0], given, side_by_side=True)
+        cuts = list(dict.fromkeys(cut_of(main, output) for output in outputs))
+        body = extract(main, "body", cuts, main.params[0], given, side_by_side=True)
         width = sum(int(cut.ty.shape.values[1]) for cut in cuts)
         m = cuts[0].ty.shape.values[0]
         hidden = relax.Var("hidden", relax.TensorType((m, width), "float32"))
-        head = _extract(main, "head", outputs, hidden, given | _parts(hidden, cuts))
+        head = extract(main, "head", outputs, hidden, given | _parts(hidden, cuts))
         return replace(model, module=tvm.IRModule({"body": body, "head": head, **others}))
 
 
@@ -60,7 +60,7 @@ def _parts(hidden: relax.Var, cuts: list[relax.Var]) -> dict[relax.Var, relax.Ex
     return parts
 
 
-def _cut(main: relax.Function, output: relax.Var) -> relax.Var:
+def cut_of(main: relax.Function, output: relax.Var) -> relax.Var:
     """The hidden rows of an output: the value before the norm before its last linear layer."""
     values = {b.var: b.value for b in bindings(main)}
     params = set(main.params)
@@ -81,7 +81,7 @@ def _cut(main: relax.Function, output: relax.Var) -> relax.Var:
     return at
 
 
-def _needed(function: relax.Function, value: relax.Var, stop: set[relax.Var]) -> set[relax.Var]:
+def needed_by(function: relax.Function, value: relax.Var, stop: set[relax.Var]) -> set[relax.Var]:
     """The bound variables that ``value`` needs, itself included, not looking behind ``stop``."""
     values = {b.var: b.value for b in bindings(function)}
     needed: set[relax.Var] = set()
@@ -95,7 +95,7 @@ def _needed(function: relax.Function, value: relax.Var, stop: set[relax.Var]) ->
     return needed
 
 
-def _extract(
+def extract(
     function: relax.Function,
     name: str,
     outputs: list[relax.Var],
@@ -103,14 +103,15 @@ def _extract(
     given: dict[relax.Var, relax.Expr],
     *,
     side_by_side: bool = False,
+    in_place: bool = False,
 ) -> relax.Function:
     """A function of ``source`` and the parameters that returns ``outputs``, from ``given`` values.
 
     Several are a tuple, or ``side_by_side`` in one row. What is the source, or an earlier one of
-    them, is copied.
+    them, is copied; all are where they lie ``in_place`` of the source.
     """
     params = [source, *function.params[1:]]
-    only = set().union(*(_needed(function, output, set(given)) for output in outputs))
+    only = set().union(*(needed_by(function, output, set(given)) for output in outputs))
     environment: dict[relax.Var, relax.Expr] = {}
     builder = relax.BlockBuilder()
     with builder.function(name, params):
@@ -123,8 +124,8 @@ def _extract(
             values: list[relax.Expr] = []
             for output in outputs:
                 value = environment[output]
-                again = value is source or value in values
-                values.append(builder.emit(_copy(value)) if again else value)
+                again = in_place or value is source or value in values
+                values.append(builder.emit(copied(value)) if again else value)
             if len(values) == 1:
                 returned = values[0]
             else:
@@ -136,5 +137,5 @@ def _extract(
     return with_params(built, [p for i, p in enumerate(built.params) if i == 0 or p in used])
 
 
-def _copy(value: relax.Expr) -> relax.Call:
+def copied(value: relax.Expr) -> relax.Call:
     return fused.row(value, [], prologue="copy")

@@ -12,6 +12,7 @@ from tvm.ir import Op
 
 from slmtvm.ir.lowered import CALL_KERNEL, LoweredModel
 from slmtvm.ir.model import CanonicalModel, Output
+from slmtvm.passes.exits import FILL, STEM, takes_hidden_row
 from slmtvm.passes.lower_kernels.cross_attention import SOURCE_CACHE
 from slmtvm.passes.lower_kernels.masks import LIMITS
 from slmtvm.passes.lower_kernels.positions import SEGMENTS
@@ -80,6 +81,7 @@ def build_plan(
         kv_bytes=sum(map(_bytes, _own_cache(lowered).values())),
         ring=min(lowered.rings.values(), default=0),
         seek_reach=lowered.seek_reach,
+        exits=tuple(e.margin for e in model.exits),
         source_context=model.source_context,
         mask=model.mask,
         limits=state_refs.get(LIMITS),
@@ -119,7 +121,7 @@ def _places(kind: str, model_kind: str, outputs: tuple[PlanOutput, ...]) -> list
     """Offsets in the space OUTPUT of what a function returns; None where that is hidden rows."""
     if kind == "body":
         return [o.offset for o in outputs] if model_kind == "encoder" else None
-    if kind == "batch":
+    if kind == "batch" or kind.startswith((STEM, FILL)):
         return None
     return [0] if kind == "source" else [o.offset for o in outputs]
 
@@ -207,7 +209,7 @@ class _FunctionWriter:
         fixed: dict[relax.Var, Ref] = {p: self.params[p.name] for p in function.params[1:]}
         step_input = function.params[0]
         size = _type_bytes(step_input.ty)
-        is_head = kind in ("head", "batchhead")
+        is_head = kind in ("head", "batchhead") or takes_hidden_row(kind)
         fixed[step_input] = (
             Ref(Space.ARENA, hidden.offset, size) if is_head else Ref(Space.TOKENS, 0, size)
         )
@@ -227,6 +229,8 @@ class _FunctionWriter:
                 made[binding.var] = self._call(value, binding.var.ty, made, values, calls)
         returned = [made[v][0] for v in results(function)]
         outputs = [operand for operand in returned if isinstance(operand, int)]
+        if kind.startswith(FILL):
+            outputs, places = [], []  # what it makes is the state
         refs = self._place(values, outputs, hidden, places)
         steps = []
         for call in calls:
@@ -307,7 +311,8 @@ class _FunctionWriter:
             i: Ref(Space.ARENA, o, values[i].size) for i, o in zip(inside, offsets, strict=True)
         }
         space = Space.ARENA if places is None else Space.OUTPUT
-        for output, offset in zip(outputs, places or [hidden.offset], strict=True):
+        into = [hidden.offset] if places is None else places
+        for output, offset in zip(outputs, into, strict=True):
             refs[output] = Ref(space, offset, values[output].size)
         return [refs[i] for i in range(len(values))]
 

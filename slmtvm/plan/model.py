@@ -60,10 +60,11 @@ class Function:
     """``body`` turns ``rows`` tokens into hidden rows in the arena (an encoder's writes OUTPUT);
     ``head`` turns ``rows`` consecutive hidden rows, the first at Plan.hidden plus the row's offset,
     into logits in OUTPUT; ``batch`` and ``batchhead`` do the same with rows that are tokens of
-    different sessions; ``source`` turns the ``rows`` tokens of an encoder-decoder's source into
-    keys and values in STATE and hidden rows in OUTPUT."""
+    different sessions; ``stem0``, ``exithead0`` and ``fill0`` are those of ``passes.exits``, of one
+    token, and leave rows where ``body`` and ``head`` do; ``source`` turns the ``rows`` tokens of an
+    encoder-decoder's source into keys and values in STATE and hidden rows in OUTPUT."""
 
-    name: str  # "body", "head", "batch", "batchhead" or "source"
+    name: str  # "body", "head", "batch", "batchhead", "source", or one of an exit's
     rows: int
     steps: tuple[Step, ...]
 
@@ -156,6 +157,7 @@ class Plan:
     segment_types: int = 0  # that an encoder tells apart: which text a token is of
     segment_ids: Ref | None = None  # int32 by position, where there are such types
     final_token: int | None = None  # that every sequence must end with
+    exits: tuple[float, ...] = ()  # the margin from which a token ends there, in order
     source_context: int = 0  # tokens of an encoder-decoder's source
     parallel_bytes: int = PARALLEL_BYTES  # of operands, from which a step is divided over threads
     threads: int = 0  # as many as pay where that is known

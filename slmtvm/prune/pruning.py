@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from onnx import ModelProto
 from slmtvm.errors import SlmError
 from slmtvm.ir.model import Structure
 from slmtvm.prune import methods
+from slmtvm.prune.budget import fewest_dense
 from slmtvm.prune.patterns import Pattern, parse_pattern
 from slmtvm.prune.report import PrunedLayer, PruneReport
 from slmtvm.prune.structured import KINDS, find_structures, inputs_of, prune_inputs, zero_makers
@@ -45,6 +46,7 @@ def prune(
     tokenizer: str | Path | None = None,
     exclude: Sequence[str] = (),
     keep_dense: float = 0.0,
+    budget: float | None = None,
     head: bool = False,
     structured: str | None = None,
     progress: Progress = lambda _: None,
@@ -63,6 +65,8 @@ def prune(
     tokenizer: for a calibration text; by default the one beside the model.
     exclude: shell patterns of nodes or weights that are left as they are.
     keep_dense: the part of all weights that may stay dense: of the layers that lose most by it.
+    budget: instead, the layers that lose most stay dense until the perplexity is at most so many
+        times that of before, on the calibration tokens that perplexities are taken on.
     structured: "heads" (with their keys and values, and all query heads that share these) or
         "channels" (of the layers inside of blocks): so many of them go as ``sparsity`` says, and
         ``pattern`` is not looked at. A compiler cuts them out.
@@ -82,6 +86,8 @@ def prune(
         raise SlmError(f"method {method!r} needs a calibration text or token ids")
     if not 0 <= keep_dense < 1:
         raise SlmError(f"{keep_dense:g} of the weights to keep dense; it must be in [0, 1)")
+    if budget is not None:
+        _check_budget(budget, keep_dense, calibration)
     progress("read")
     reference = Reference(source)  # says what is wrong with the file
     proto = onnx.load(str(source))
@@ -115,15 +121,28 @@ def prune(
     }
     rows = [_row(proto, layer, found[layer.weight], moments) for layer in layers]
     dense = _dearest(rows, layers, keep_dense)
+
+    def put(into: ModelProto, left: Collection[str]) -> ModelProto:
+        for layer in layers:
+            if layer.weight not in left:
+                replace_weight(into, layer, found[layer.weight].T.astype(np.float32))
+                if layer.weight in known:
+                    zero_makers(into, every, known[layer.weight], found[layer.weight])
+        return into
+
+    def cost(left: Collection[str]) -> Accuracy:
+        tried = ModelProto()
+        tried.CopyFrom(proto)
+        return compare(reference, put(tried, left), windows)
+
+    accuracy = Accuracy()
+    if budget is not None:
+        progress("budget")
+        dense, accuracy = fewest_dense(_by_loss(rows, layers), cost, budget)
+    put(proto, dense)
     rows = [_left_dense(row) if layer.weight in dense else row
             for row, layer in zip(rows, layers, strict=True)]  # fmt: skip
-    for layer in layers:
-        if layer.weight not in dense:
-            replace_weight(proto, layer, found[layer.weight].T.astype(np.float32))
-            if layer.weight in known:
-                zero_makers(proto, every, known[layer.weight], found[layer.weight])
-    accuracy = Accuracy()
-    if windows:
+    if windows and budget is None:
         progress("compare")
         accuracy = compare(reference, proto, windows)
     write(proto, target)
@@ -199,21 +218,37 @@ def _ratio(square: float, whole: float) -> float:
     return float(np.sqrt(square / whole)) if whole else 0.0
 
 
-def _dearest(rows: Sequence[PrunedLayer], layers: Sequence[Layer], part: float) -> set[str]:
-    """The weights that stay dense: of those whose layers lose most, as many as ``part`` allows."""
-    budget = part * sum(row.shape[0] * row.shape[1] for row in rows)
-    kept: set[str] = set()
+def _by_loss(rows: Sequence[PrunedLayer], layers: Sequence[Layer]) -> list[str]:
+    """The weights, from the one whose layer loses most on."""
 
     def loss(index: int) -> float:
         error = rows[index].output_error
         return rows[index].weight_error if error is None else error
 
-    for index in sorted(range(len(rows)), key=loss, reverse=True):
-        size = rows[index].shape[0] * rows[index].shape[1]
-        if size <= budget and layers[index].weight not in kept:
-            kept.add(layers[index].weight)
-            budget -= size
-    return kept
+    order = sorted(range(len(rows)), key=loss, reverse=True)
+    return list(dict.fromkeys(layers[index].weight for index in order))
+
+
+def _dearest(rows: Sequence[PrunedLayer], layers: Sequence[Layer], part: float) -> frozenset[str]:
+    """The weights that stay dense: of those whose layers lose most, as many as ``part`` allows."""
+    sizes = {layer.weight: row.shape[0] * row.shape[1]
+             for row, layer in zip(rows, layers, strict=True)}  # fmt: skip
+    left = part * sum(row.shape[0] * row.shape[1] for row in rows)
+    kept: set[str] = set()
+    for weight in _by_loss(rows, layers):
+        if sizes[weight] <= left:
+            kept.add(weight)
+            left -= sizes[weight]
+    return frozenset(kept)
+
+
+def _check_budget(budget: float, keep_dense: float, calibration: str | Path | None) -> None:
+    if not budget >= 1:
+        raise SlmError(f"a budget of {budget:g} times the perplexity; it must be at least 1")
+    if keep_dense:
+        raise SlmError("a budget says how many layers stay dense: leave --keep-dense out")
+    if calibration is None:
+        raise SlmError("a budget is of perplexity: give a text with --calibration")
 
 
 def _left_dense(row: PrunedLayer) -> PrunedLayer:

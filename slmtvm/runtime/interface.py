@@ -130,6 +130,8 @@ PROTOTYPES = {
     "slm_eval_all_masked": (c_int32, (c_void_p, _TOKENS, _MASK, c_size_t, _FLOATS)),
     "slm_encode_masked": (c_int32, (c_void_p, _TOKENS, _MASK, c_size_t, _FLOATS)),
     "slm_encode_segments": (c_int32, (c_void_p, _TOKENS, _TOKENS, _MASK, c_size_t, _FLOATS)),
+    "slm_use_exits": (c_int32, (c_void_p, c_int32)),
+    "slm_exit_taken": (c_int32, (c_void_p,)),
     "slm_position": (c_int32, (c_void_p,)),
     "slm_seek": (c_int32, (c_void_p, c_int32)),
     "slm_profile": (c_int32, (c_void_p, POINTER(KernelTime), c_size_t)),

@@ -116,6 +116,18 @@ class Session:
         """The bundle that the session runs."""
         return self.model.bundle
 
+    def use_exits(self, use: bool) -> None:
+        """Whether ``eval`` of one token may end at one of ``info["exits"]``, as it does at first.
+
+        A bundle has exits where it was compiled with some; others do the same either way.
+        """
+        self._call("slm_use_exits", self._handle, int(use))
+
+    @property
+    def exit_taken(self) -> int:
+        """At which exit the last token ended, from 1 on; 0: behind all layers."""
+        return self._call("slm_exit_taken", self._handle)
+
     @property
     def position(self) -> int:
         """Tokens in the context so far."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from onnx import GraphProto, NodeProto
 
-_PAST = (3, 4)  # where GroupQueryAttention takes past keys and values
+_PAST = (3, 4)  # where GroupQueryAttention and SparseAttention take past keys and values
+_LAYOUT_ROWS = 5  # where SparseAttention takes the rows of its layouts
 
 
 def cache_sizes(graph: GraphProto) -> dict[str, tuple[int, int]]:
@@ -24,6 +25,21 @@ def cache_sizes(graph: GraphProto) -> dict[str, tuple[int, int]]:
         if heads > 0 and width % heads == 0:
             sizes = (positions, width // heads)
             found.update({node.input[i]: sizes for i in _PAST if i < len(node.input)})
+    return found
+
+
+def shared_caches(graph: GraphProto) -> dict[str, tuple[str, int]]:
+    """Of each past input that a SparseAttention reads the output that is the same buffer, as
+    onnxruntime wants it, and the positions of its layouts."""
+    shapes = {t.name: list(t.dims) for t in graph.initializer}
+    found: dict[str, tuple[str, int]] = {}
+    for node in graph.node:
+        if node.op_type != "SparseAttention" or len(node.input) <= _LAYOUT_ROWS:
+            continue
+        rows = shapes.get(node.input[_LAYOUT_ROWS], [1])[-1] - 1
+        positions = rows * _integer(node, "sparse_block_size")
+        pairs = zip(_PAST, node.output[1:], strict=False)
+        found |= {node.input[past]: (present, positions) for past, present in pairs}
     return found
 
 

@@ -15,9 +15,10 @@ from slmtvm.bundle.read import Bundle
 from slmtvm.errors import AccuracyError
 from slmtvm.rpc.device_bundle import Place, on_device
 from slmtvm.runtime import load
-from slmtvm.runtime.session import tokenizer_of
+from slmtvm.runtime.session import Session, tokenizer_of
 from slmtvm.verify.agreement import Figures, Limits
 from slmtvm.verify.cases import Case, Evaluator, Tokens, make_cases, masked_cases
+from slmtvm.verify.exits import compare_exits
 from slmtvm.verify.metrics import HiddenDifference, LogitsDifference
 from slmtvm.verify.on_device import DeviceSession
 from slmtvm.verify.outputs import (
@@ -135,6 +136,8 @@ def compare(
     )
     if isinstance(report, OutputsReport):
         return report
+    if isinstance(session, Session):
+        report = replace(report, exits=compare_exits(session, cases))
     if float_reference is not None:
         report = _with_float(report, session, reference, float_reference, cases)
     return replace(report, ppl=None, ppl_reference=None) if tokens is None else report

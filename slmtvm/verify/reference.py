@@ -16,7 +16,7 @@ from slmtvm.errors import InvalidModelError, SlmError, UnsupportedOpError
 from slmtvm.importer.encoder_decoder import encoder_file
 from slmtvm.importer.freeze.roles import pair_values
 from slmtvm.importer.read.hub import follow_links
-from slmtvm.verify.cache import cache_sizes
+from slmtvm.verify.cache import cache_sizes, shared_caches
 from slmtvm.verify.embedding import embed
 from slmtvm.verify.exact_sums import open_exact
 from slmtvm.verify.widening import computes_in, in_float32
@@ -84,6 +84,7 @@ class Reference:
             model = onnx.load(path, load_external_data=False)
             folder = follow_links(model, self.path)
             self._cache_sizes = cache_sizes(model.graph)
+            self._shared = shared_caches(model.graph)
             brain = computes_in(onnx.TensorProto.BFLOAT16, model)
             if change or brain:
                 load_external_data_for_model(model, str(folder))
@@ -187,11 +188,30 @@ class Reference:
         if segments is not None and _SEGMENTS in feeds:
             feeds[_SEGMENTS] = np.asarray(segments, feeds[_SEGMENTS].dtype)[None]
         try:
+            if self._shared:
+                return self._run_in_place(list(outputs), feeds)
             return [np.asarray(v) for v in self._session.run(list(outputs), feeds)]
         except SlmError:
             raise
         except Exception as error:
             raise _refusal(self.path, error) from error
+
+    def _run_in_place(self, outputs: list[str], feeds: _Values) -> list[np.ndarray]:
+        """Run a file whose attentions append to the very buffers that they are given."""
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            if name not in self._shared:
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+                continue
+            present, positions = self._shared[name]
+            shape = (*value.shape[:2], value.shape[2] or positions, value.shape[3])
+            cache = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, value.dtype))
+            binding.bind_ortvalue_input(name, cache)
+            binding.bind_ortvalue_output(present, cache)
+        for name in outputs:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        return [np.asarray(v) for v in binding.copy_outputs_to_cpu()[-len(outputs) :]]
 
     @property
     def _names(self) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slmtvm.verify.agreement import Figures, Limits, finite
+from slmtvm.verify.exits import ExitReport
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class VerifyReport(Figures):
     # The bundle's and onnxruntime's difference from a float model, where there is one.
     from_float: Figures | None = None
     reference_from_float: Figures | None = None
+    exits: ExitReport | None = None  # where the bundle has early exits, and it is evaluated here
     notes: tuple[str, ...] = ()  # what may be wrong with onnxruntime's numbers
 
     def to_json(self) -> dict[str, Any]:
@@ -52,6 +54,8 @@ class VerifyReport(Figures):
         ):
             if figures is not None:
                 table[key] = figures.to_json()
+        if self.exits is not None:
+            table["exits"] = self.exits.to_json()
         if self.notes:
             table["notes"] = list(self.notes)
         return table
@@ -74,6 +78,8 @@ class VerifyReport(Figures):
         if self.masked is not None:
             lines.append("under masks, visible tokens:")
             lines += [f"  {line}" for line in self.masked._lines()]
+        if self.exits is not None:
+            lines.append(str(self.exits))
         if self.rounded_layers:
             lines.append(
                 f"note: {self.rounded_layers} layers round activations to int8 where the file asks "

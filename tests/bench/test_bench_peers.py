@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import bench_peers
+import onnx
 import pytest
 from bench_peers import Phase, Result, regressions, show, summarise
+from onnx import numpy_helper
+
+from slmtvm.importer import import_onnx
 
 PHASE = Phase("decode", {"phase": "decode"}, 100)
 SECONDS = {
@@ -53,10 +58,26 @@ def test_the_table_names_every_engine() -> None:
     made = summarise("demo", 1, PHASE, SECONDS)
     header, line = show([made]).splitlines()
     assert "tokens/s" in header
-    assert "slow 25 (4.00)" in line and "fast 50 (2.00)" in line
+    assert "slow 25 (4.00 [3.00..4.00])" in line and "fast 50 (2.00 [2.00..2.25])" in line
 
 
-@pytest.mark.parametrize("model", [*bench_peers.DECODERS, *bench_peers.ENCODERS])
+def test_pruned_encoders_have_their_zeros_where_they_say_and_import(tmp_path: Path) -> None:
+    files = bench_peers.engine_files("pruned-int8-80-1x4", tmp_path)
+    path = files[bench_peers.DEEPSPARSE]
+    model = import_onnx(path)
+    linears = [layer for layer in model.layers if layer.kind == "linear"]
+    assert model.kind == "encoder" and len(linears) == 6 * 6
+    assert {layer.format for layer in linears} == {"int8"}
+    graph = onnx.load(path).graph
+    weights = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type == 3]
+    for weight in (w for w in weights if w.ndim == 2):
+        runs = (weight.reshape(-1, 4, weight.shape[1]) != 0).any(axis=1)
+        assert 0.18 < runs.mean() < 0.22
+
+
+@pytest.mark.parametrize(
+    "model", [*bench_peers.DECODERS, *bench_peers.ENCODERS, *bench_peers.PRUNED]
+)
 def test_every_model_has_phases_of_ordinary_tokens(model: str) -> None:
     for phase in bench_peers.phases(model):
         tokens = phase.command["tokens"]

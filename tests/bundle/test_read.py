@@ -94,8 +94,8 @@ ENTRY = ("targets", "cortex-a72")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("format", value=1), "format 1, this slmtvm reads format 6; compile the model again"),
-        (put("format", value=7), "bundle format 7"),
+        (put("format", value=1), "format 1, this slmtvm reads format 7; compile the model again"),
+        (put("format", value=8), "bundle format 8"),
         (put("format", value="1"), "field format must be a whole number"),
         (put("format", value=True), "field format must be a whole number"),
         (put("weights", value=None), r"manifest\.weights must be an object"),

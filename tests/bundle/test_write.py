@@ -43,7 +43,7 @@ def test_a_bundle_holds_a_library_for_each_target_and_the_weights_once(tmp_path:
         *(f"lib/{t}.{kind}" for t in TARGETS for kind in ("so", "o")),
     }  # fmt: skip
     manifest = json.loads(files["manifest.json"])
-    assert manifest["format"] == 6
+    assert manifest["format"] == 7
     assert manifest["source"] == {
         "file": "model.onnx", "sha256": hashlib.sha256(b"source").hexdigest(),
     }  # fmt: skip

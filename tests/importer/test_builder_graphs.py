@@ -49,6 +49,7 @@ class Built:
     attention: tuple[tuple[str, object], ...] = ()  # further attributes of the attention
     attention_inputs: tuple[str, ...] = ()  # further inputs, from position_ids on; see _further
     spelled_norms: bool = False  # norms of each head, before the attention
+    layouts: tuple[np.ndarray, ...] = ()  # of a SparseAttention instead, bool (blocks, blocks)
     seqlens: int | None = None  # a constant instead of what follows from the mask
 
 
@@ -82,11 +83,19 @@ def write(built: Built) -> onnx.ModelProto:
         dims = ["batch", "seq"]
         inputs.append(helper.make_tensor_value_info("position_ids", TensorProto.INT64, dims))
     dims = ["batch", "seq", built.vocab]
-    return b.model(inputs, [helper.make_tensor_value_info("logits", TensorProto.FLOAT, dims)])
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, dims)]
+    for name in [n for layer in range(built.layers) for n in _present_names(layer)]:
+        if built.layouts:
+            outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, past))
+    return b.model(inputs, outputs)
 
 
 def _past_names(layer: int) -> tuple[str, str]:
     return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+
+
+def _present_names(layer: int) -> tuple[str, str]:
+    return f"present.{layer}.key", f"present.{layer}.value"
 
 
 def _lengths(b: GraphBuilder, built: Built) -> tuple[str, str]:
@@ -156,6 +165,9 @@ def _attention(b: GraphBuilder, built: Built, x: str, lengths: tuple[str, str], 
         cos = sin = ""
     if built.spelled_norms:
         q, k = _norm_heads(b, built, q, built.heads), _norm_heads(b, built, k, built.kv_heads)
+    if built.layouts:
+        attention = _sparse_attention(b, built, (q, k, v), lengths, (cos, sin), layer)
+        return _linear(b, built, attention, width, built.hidden)
     further = [_further(b, built, name) for name in built.attention_inputs]
     attention = b.op(
         "GroupQueryAttention", q, k, v, *_past_names(layer), *lengths, cos, sin, *further,
@@ -164,6 +176,27 @@ def _attention(b: GraphBuilder, built: Built, x: str, lengths: tuple[str, str], 
         **dict(built.attention),
     )  # fmt: skip
     return _linear(b, built, attention, width, built.hidden)
+
+
+def _sparse_attention(
+    b: GraphBuilder, built: Built, projections: tuple[str, str, str], lengths: tuple[str, str],
+    tables: tuple[str, str], layer: int,
+) -> str:  # fmt: skip
+    most = max(int(layout.sum()) for layout in built.layouts)
+    rows = [[0, *np.cumsum(layout.sum(axis=1))] for layout in built.layouts]
+    columns = [np.nonzero(layout)[1] for layout in built.layouts]
+    padded = [np.pad(c, (0, most - len(c)), constant_values=-1) for c in columns]
+    seqlens, total = lengths
+    count = b.op("Reshape", b.op("Add", seqlens, b.constant([1], np.int32)), b.ints(-1))
+    y, *_ = b.ops(
+        "SparseAttention", *projections, *_past_names(layer), b.constant(rows, np.int32),
+        b.constant(padded, np.int32), total, count, *tables, outputs=3, domain=MICROSOFT,
+        num_heads=built.heads, kv_num_heads=built.kv_heads, sparse_block_size=16,
+        do_rotary=int(built.rotary == "inside"), rotary_interleaved=int(built.interleaved),
+    )  # fmt: skip
+    for index, name in enumerate(_present_names(layer)):
+        b.nodes[-1].output[1 + index] = name
+    return y
 
 
 def _norm_heads(b: GraphBuilder, built: Built, x: str, heads: int) -> str:

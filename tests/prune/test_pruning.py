@@ -113,6 +113,33 @@ def test_layers_that_lose_most_stay_dense_within_the_part_that_may(folder):
 
 
 @pytest.mark.slow
+def test_a_budget_leaves_the_fewest_of_those_that_lose_most_dense(folder):
+    whole = prune(folder, "whole", method="magnitude", sparsity=0.7, pattern="free")
+    before, worst = whole.accuracy.ppl_before, whole.accuracy.ppl_after / whole.accuracy.ppl_before
+    budget = 1 + (worst - 1) / 3
+    report = prune(
+        folder, "within", method="magnitude", sparsity=0.7, pattern="free", budget=budget
+    )
+    assert report.accuracy.ppl_before == before
+    assert report.accuracy.ppl_after <= budget * before
+    losses = sorted(whole.layers, key=lambda layer: layer.output_error, reverse=True)
+    dense = [layer.name for layer in report.layers if layer.dense]
+    assert 0 < len(dense) < LAYERS
+    assert set(dense) == {layer.name for layer in losses[: len(dense)]}
+    # One fewer, as it is left out here by name, costs more than the budget.
+    fewer = prune(
+        folder, "fewer", method="magnitude", sparsity=0.7, pattern="free",
+        exclude=[layer.name for layer in losses[: len(dense) - 1]],
+    )  # fmt: skip
+    assert fewer.accuracy.ppl_after > budget * before
+    model = weights(folder / "within.onnx")
+    assert all((weight == 0).mean() < 0.05 for name, weight in model.items() if name in dense)
+    with pytest.raises(SlmError, match="pruning any layer makes the perplexity more than 1 times"):
+        prune(folder, "none", method="magnitude", sparsity=0.99, pattern="free", budget=1.0)
+    assert not (folder / "none.onnx").exists()
+
+
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_what_it_costs(folder):
     result = command(
         "prune", folder / "model.onnx", "-o", folder / "out.onnx", "--pattern", "block:8x4",
@@ -131,6 +158,9 @@ def test_the_command_prints_the_table_and_what_it_costs(folder):
         ({"method": "guess"}, "there are sparsegpt, wanda, magnitude"),
         ({"calibration": None}, "needs a calibration text"),
         ({"keep_dense": 1.0}, "must be in"),
+        ({"budget": 0.9}, "must be at least 1"),
+        ({"budget": 1.1, "keep_dense": 0.1}, "leave --keep-dense out"),
+        ({"budget": 1.1, "calibration": None, "method": "magnitude"}, "is of perplexity"),
         ({"exclude": ["*"]}, "no linear layer in float"),
     ],
 )

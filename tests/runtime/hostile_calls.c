@@ -197,6 +197,13 @@ static void call_batch(conversation *c, slm_session *session, slm_session *const
     EXPECT(slm_position(i ? others[i - 1] : session) == before[i] + valid);
 }
 
+static void call_exits(conversation *c, slm_session *session) {
+  EXPECT(slm_use_exits(session, random_int(c, 2)) == SLM_OK);
+  EXPECT(slm_exit_taken(session) == 0); /* the model has none */
+  expect_refusal(slm_use_exits(NULL, 0));
+  expect_refusal(slm_exit_taken(NULL));
+}
+
 static void call_outputs(conversation *c, slm_session *session, float *rows) {
   int32_t count = slm_output_count(), index = random_int(c, count - 1);
   slm_output output = {.size = below(c, 10) ? sizeof output : random_bits(c) % sizeof output};
@@ -281,7 +288,7 @@ static void *converse(void *argument) {
   for (long i = 0; i < c->calls; ++i) {
     switch (below(c, 12)) {
       case 11: call_batch(c, session, others, rows); break;
-      case 10: call_outputs(c, session, rows); break;
+      case 10: call_outputs(c, session, rows); call_exits(c, session); break;
       case 0:
         expect_refusal(slm_close(c->model)); /* it has sessions */
         break;

@@ -38,7 +38,7 @@ def test_rows_in_lanes_compute_the_bits_of_channels_in_lanes(target_name: str) -
         x = case.activations["x"]
         turned = run(rows_in_lanes.turning(shape.m, shape.k, isa), {"x": x}, target, cuts=(1,))
         xt = turned["xt"]
-        rows = xt.transpose(0, 2, 1).reshape(-1, shape.k)
+        rows = xt[:, : shape.k].transpose(0, 2, 1).reshape(-1, shape.k)
         np.testing.assert_array_equal(rows[: shape.m], x)
         assert not rows[shape.m :].any()
         sparse = dataclasses.replace(
@@ -46,6 +46,28 @@ def test_rows_in_lanes_compute_the_bits_of_channels_in_lanes(target_name: str) -
         )
         given, expected = sparse.run(target, isa, cuts=(2,)), case.run(target, isa)
         np.testing.assert_array_equal(given.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_meets_the_zeros_too(bad: float) -> None:
+    target = Target.load("x86-64-v3")
+    isa = isas.get(target.isa)
+    # Places of k in the whole parts that are turned and in the rest, and rows of both row blocks.
+    shape = LinearShape(70, 19, 77, "f32", has_bias=True)
+    case = with_zeros(random_case(shape, isa), 0.8)
+    x = case.activations["x"].copy()
+    x[[3, 40, 40, 69], [5, 20, 76, 76]] = bad
+    case = dataclasses.replace(case, activations={"x": x})
+    turned = run(rows_in_lanes.turning(shape.m, shape.k, isa), {"x": x}, target, cuts=(1,))
+    sparse = dataclasses.replace(
+        case, shape=dataclasses.replace(shape, sparse=True), activations=turned
+    )
+    given, expected = sparse.run(target, isa), case.run(target, isa)
+    numbers = ~np.isnan(expected)
+    assert (~numbers).any() and (bad != bad or np.isinf(expected).any())
+    assert not (~numbers)[[0, 39, 41]].any()
+    np.testing.assert_array_equal(np.isnan(given), ~numbers)
+    np.testing.assert_array_equal(given[numbers].view("u4"), expected[numbers].view("u4"))
 
 
 def test_a_weight_of_zeros_alone_lists_one_that_no_channel_has() -> None:

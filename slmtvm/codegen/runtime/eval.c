@@ -161,6 +161,39 @@ static void run_heads(slm_session *session, int32_t position, int32_t first, int
   }
 }
 
+/* How far the largest of the logits is ahead of the next one; exact, so the same everywhere. */
+static float lead(const float *logits, int32_t count) {
+  float first = -INFINITY, second = -INFINITY;
+  for (int32_t i = 0; i < count; ++i) {
+    if (logits[i] > first) {
+      second = first;
+      first = logits[i];
+    } else if (logits[i] > second) {
+      second = logits[i];
+    }
+  }
+  return first - second;
+}
+
+/* Runs the one token of a step to the first exit that is sure of what follows, or to the end; leaves its
+ * logits in the outputs. Layers behind an exit keep what they make of the row that it ended with. */
+static void run_to_exit(slm_session *session, int32_t position) {
+  const float *output = (const float *)session->base[SLM_SPACE_OUTPUT];
+  int32_t valid = slm_valid(session, 1);
+  const slm_exit *at = slm_plan.exits;
+  for (int32_t i = 0; i < slm_plan.exit_count; ++i, ++at) {
+    slm_execute(session, &at->stem, position, valid);
+    slm_execute(session, &at->head, position, valid);
+    if (lead(output, slm_plan.output_size) < at->margin) continue;
+    slm_execute(session, &at->fill, position, valid);
+    session->logits = output;
+    session->exit = (int8_t)(i + 1);
+    return;
+  }
+  slm_execute(session, &at->stem, position, valid);
+  run_heads(session, position, 0, 1, NULL);
+}
+
 /* Runs `count` tokens of `s`. */
 static void eval_tokens(slm_session *session, sequence s, int32_t count, float *logits, int all) {
   const int32_t *step = (const int32_t *)session->base[SLM_SPACE_TOKENS];
@@ -172,8 +205,15 @@ static void eval_tokens(slm_session *session, sequence s, int32_t count, float *
     if (!slm_plan.source_count) limit_keys(session, &s, position, rows);
     put_tokens(session, &s, rows, body->rows);
     slm_pool_begin(session->model->pool, (int)(body - slm_plan.bodies));
-    slm_execute(session, body, position, slm_valid(session, rows));
-    if (all) {
+    int may_exit = slm_plan.exit_count && count == 1 && !all && !session->whole;
+    session->exit = 0;
+    if (may_exit)
+      run_to_exit(session, position);
+    else
+      slm_execute(session, body, position, slm_valid(session, rows));
+    if (may_exit) {
+      if (logits) memcpy(logits, session->logits, (size_t)slm_plan.output_size * sizeof *logits);
+    } else if (all) {
       run_heads(session, position, 0, rows, logits);
       logits += (size_t)rows * (size_t)slm_plan.output_size;
     } else if (rows == left) {
@@ -296,6 +336,19 @@ int32_t slm_eval_next(slm_session *session, const int32_t *token, float *logits)
 void slm_show_key(slm_session *session) {
   sequence s = {NULL, NULL, 1, NULL};
   if (!slm_plan.source_count) limit_keys(session, &s, session->position, 1);
+}
+
+int32_t slm_use_exits(slm_session *session, int32_t use) {
+  int32_t code = slm_enter(session);
+  if (code != SLM_OK) return code;
+  session->whole = !use;
+  slm_leave(session);
+  return SLM_OK;
+}
+
+int32_t slm_exit_taken(const slm_session *session) {
+  int32_t code = slm_check_session(session);
+  return code != SLM_OK ? code : session->exit;
 }
 
 int32_t slm_eval(slm_session *session, const int32_t *tokens, size_t count, float *logits) {

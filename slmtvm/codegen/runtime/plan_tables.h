@@ -49,6 +49,14 @@ typedef struct slm_function {
   uint32_t steps;
 } slm_function;
 
+/* Where a decoded token may end: `stem` goes on from the exit before, or begins with the token, to a
+ * hidden row, of which `head` makes logits and `fill` the keys and values of the layers behind. A token
+ * ends where its first logit is `margin` ahead of the second. */
+typedef struct slm_exit {
+  slm_function stem, head, fill;
+  float margin;
+} slm_exit;
+
 /* An output: rows of `features` floats from `offset` of SLM_SPACE_OUTPUT on, a pooled one's of an
  * encoder only one. */
 typedef struct slm_plan_output {
@@ -74,12 +82,14 @@ typedef struct slm_plan_tables {
   const slm_function *sources; /* most rows first; an encoder-decoder's only */
   const slm_function *batches; /* bodies of rows of different sessions, most rows first */
   const slm_function *batch_heads; /* one for each of these */
+  const slm_exit *exits; /* exit_count, and then a stem that goes on to what the heads read */
   const slm_plan_output *outputs; /* the one that slm_encode and slm_eval give first */
   int32_t kernel_count;
   int32_t body_count;
   int32_t head_count;
   int32_t source_count;
   int32_t batch_count;
+  int32_t exit_count;
   int32_t output_count;
   int32_t encoder;
   int32_t context;

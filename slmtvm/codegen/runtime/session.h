@@ -17,7 +17,9 @@ typedef struct slm_candidate {
 struct slm_session {
   uint32_t mark; /* SLM_SESSION_MARK */
   int32_t position;
-  int32_t has_logits;
+  int16_t has_logits;
+  int8_t whole; /* no token ends early */
+  int8_t exit;  /* at which the last token ended, from 1 on; 0: behind all layers */
   int32_t source; /* tokens of the source that was read; 0 before */
   int32_t rows;   /* tokens of the last encoding, hidden ones included; 0 before */
   atomic_int in_use; /* a call is running: two threads in one session would write over each other */

@@ -244,6 +244,17 @@ SLM_API int32_t slm_encode_segments(slm_session *session, const int32_t *tokens,
                                     const int32_t *segments, const uint8_t *mask, size_t count,
                                     float *output);
 
+/* A model that was compiled with --exit computes fewer layers for a token whose continuation it is sure
+ * of earlier ("exits" of slm_info()): slm_eval of exactly one token, the one way in which texts are
+ * generated, ends at the first exit whose first logit is ahead of the second by the exit's "margin".
+ * What the layers behind it keep of the token is made of the row that it ended with. Calls of several
+ * tokens, and slm_eval_all, run all layers. `use` 0: a session does so always; 1, as at first: it does
+ * not. Models without exits take both and do the same. */
+SLM_API int32_t slm_use_exits(slm_session *session, int32_t use);
+
+/* At which exit the last token that was evaluated ended, from 1 on; 0: behind all layers. */
+SLM_API int32_t slm_exit_taken(const slm_session *session);
+
 /* Tokens in the context so far; 0 for an encoder. */
 SLM_API int32_t slm_position(const slm_session *session);
 

@@ -61,7 +61,7 @@ _RANGES: dict[str, Range] = {
         (
             "K", "N", "bits", "dilation", "expert_weight_bits", "fc1_expert_weight_bits",
             "fc2_expert_weight_bits", "fc3_expert_weight_bits", "group", "k", "kv_num_heads",
-            "ndim", "num_heads", "num_outputs", "opset", "q_num_heads",
+            "ndim", "num_heads", "num_outputs", "opset", "q_num_heads", "sparse_block_size",
         ),
         _from(1),
     ),

@@ -36,6 +36,15 @@ GROUP_QUERY_INPUTS = (
     "q_norm_weight",
     "k_norm_weight",
 )
+SPARSE_INPUTS = (
+    *GROUP_QUERY_INPUTS[:5],
+    "block_row_indices",
+    "block_col_indices",
+    "total_sequence_length",
+    "key_total_sequence_lengths",
+    "cos_cache",
+    "sin_cache",
+)
 _COS = GROUP_QUERY_INPUTS.index("cos_cache")
 _POSITIONS = GROUP_QUERY_INPUTS.index("position_ids")
 
@@ -103,6 +112,36 @@ def _group_query_shapes(
     },
 )
 def group_query_attention(_attrs: Attrs, *_inputs: Array | None) -> Any:
+    raise ValueError(_ON_CONSTANTS)
+
+
+def _sparse_reach(attrs: Attrs, constants: Sequence[Constant | None]) -> int | None:
+    """How many positions the layouts of blocks serve, and the rotary tables where there are any."""
+    rows = _at(constants, SPARSE_INPUTS.index("block_row_indices"))
+    reaches = [None if rows is None else (rows.shape[-1] - 1) * attrs["sparse_block_size"]]
+    if attrs.get("do_rotary", 0):
+        reaches.append(_reach(_at(constants, SPARSE_INPUTS.index("cos_cache")), None))
+    return min((reach for reach in reaches if reach is not None), default=None)
+
+
+@register(
+    "SparseAttention",
+    1,
+    Kind.FUSED,
+    _MICROSOFT,
+    shapes=_group_query_shapes,
+    reach=_sparse_reach,
+    arity=(1, len(SPARSE_INPUTS)),
+    attributes={
+        "num_heads": (INT, True),
+        "kv_num_heads": (INT, True),
+        "sparse_block_size": (INT, True),
+        "scale": (FLOAT, False),
+        "do_rotary": (INT, False),
+        "rotary_interleaved": (INT, False),
+    },
+)
+def sparse_attention(_attrs: Attrs, *_inputs: Array | None) -> Any:
     raise ValueError(_ON_CONSTANTS)
 
 

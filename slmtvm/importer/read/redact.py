@@ -22,7 +22,7 @@ _SMALL = 64  # constants of so many elements stay: shapes, axes, frequencies
 _FEW = 4  # tables of so few different values are masks, and stay
 _STANDARD_DEVIATION = 0.02  # of random weights, as transformers are initialised
 # Their tables say what the graph computes.
-_TABLE_READERS = ("RotaryEmbedding", "GroupQueryAttention")
+_TABLE_READERS = ("RotaryEmbedding", "GroupQueryAttention", "SparseAttention")
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _BYTES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
 _FLOAT8 = tuple(value for name, value in TensorProto.DataType.items() if name.startswith("FLOAT8"))

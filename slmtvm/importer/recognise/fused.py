@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from slmtvm.errors import InvalidModelError, UnsupportedOpError
 from slmtvm.importer.freeze.frozen import Frozen
 from slmtvm.importer.graph import Array, Node
-from slmtvm.importer.operators.fused import GROUP_QUERY_INPUTS
+from slmtvm.importer.operators.fused import GROUP_QUERY_INPUTS, SPARSE_INPUTS
 from slmtvm.importer.recognise.attention.attention import head_bias, head_mask
 from slmtvm.importer.recognise.attention.scale import scaled_queries
 from slmtvm.importer.recognise.cover import Cover
@@ -35,12 +35,15 @@ _UNSUPPORTED_ATTRIBUTES: dict[str, tuple[tuple[object, ...], str]] = {
 }
 
 
+_ATTENTIONS = {"GroupQueryAttention": GROUP_QUERY_INPUTS, "SparseAttention": SPARSE_INPUTS}
+
+
 def match_fused(cover: Cover, node: Node, value: str) -> Step:
     """What the output ``value`` of ``node`` is; steps for what lies inside the layer are added.
 
     Raises UnsupportedOpError for a variant of the operator that cannot be compiled.
     """
-    if node.op_type == "GroupQueryAttention":
+    if node.op_type in _ATTENTIONS:
         return _group_query(cover, node)
     if node.op_type == "RotaryEmbedding":
         return _rotary(cover, node)
@@ -50,10 +53,11 @@ def match_fused(cover: Cover, node: Node, value: str) -> Step:
 def _group_query(cover: Cover, node: Node) -> Attention:
     frame, attrs = cover.frame, node.attrs
     where = frame.graph.where(node)
-    given = {n: v for n, v in zip(GROUP_QUERY_INPUTS, node.inputs, strict=False) if v}
+    names = _ATTENTIONS[node.op_type]
+    given = {n: v for n, v in zip(names, node.inputs, strict=False) if v}
     _refuse_variants(node, given, where)
-    _check_starts_empty(cover.frame.small, given, where)
-    _check_starts_empty(cover.frame.full, given, where)
+    for frozen in (frame.small, frame.full):
+        _check_starts_empty(frozen, given, names, where)
     heads, kv_heads = attrs["num_heads"], attrs["kv_num_heads"]
     head_dim = frame.features(node.outputs[0]) // heads
     for name in ("query", "key", "value"):
@@ -79,7 +83,10 @@ def _group_query(cover: Cover, node: Node) -> Attention:
         k = cover.add(f"{name}#k", Rope(k, cos, sin, kv_heads, head_dim, interleaved))
     scale = float(attrs.get("scale", 0.0)) or 1 / math.sqrt(head_dim)
     q, scale, softcap = scaled_queries(cover, q, scale, float(attrs.get("softcap", 0.0)), where)
-    mask = _mask(cover, node, given.get("attention_bias"), where)
+    if node.op_type == "SparseAttention":
+        mask = _mask_of_layouts(cover, node, given, where)
+    else:
+        mask = _mask(cover, node, given.get("attention_bias"), where)
     return Attention(
         q,
         k,
@@ -134,6 +141,51 @@ def _mask(cover: Cover, node: Node, bias: str | None, where: str) -> Mask:
     return read_mask(np.where(visible, added, 0), visible, where)
 
 
+def _mask_of_layouts(cover: Cover, node: Node, given: Mapping[str, str], where: str) -> Mask:
+    """Which positions a query of each head sees: those before it, in blocks that its layout has.
+
+    Layouts are in compressed rows: the blocks of row r stand at begins[r] .. begins[r + 1]. Head h
+    takes layout h modulo their number.
+    """
+    frozen, size = cover.frame.full, int(node.attrs["sparse_block_size"])
+    tables = [
+        frozen.constants.get(given[name]) for name in ("block_row_indices", "block_col_indices")
+    ]
+    if any(t is None or len(t.shape) != 2 or t.dtype.kind not in "iu" for t in tables):
+        raise UnsupportedOpError(
+            "its layouts of blocks must be constants, integers (layouts, n)", where=where
+        )
+    begins, blocks = (t.values().astype(np.int64) for t in tables if t is not None)
+    heads, rows = node.attrs["num_heads"], begins.shape[1] - 1
+    if len(begins) != len(blocks) or not len(begins) or heads % len(begins) or size < 1:
+        raise InvalidModelError(
+            f"layouts of blocks of {size}, rows {list(begins.shape)} and columns "
+            f"{list(blocks.shape)}, for {heads} heads",
+            where=where,
+        )
+    seen = np.zeros((len(begins), rows, rows), bool)
+    for layout, (bounds, columns) in enumerate(zip(begins, blocks, strict=True)):
+        for row in range(rows):
+            first, last = bounds[row], bounds[row + 1]
+            own = columns[max(first, 0) : last]
+            if not 0 <= first <= last <= len(columns) or (own < 0).any() or (own >= rows).any():
+                raise InvalidModelError(
+                    f"row {row} of layout {layout} of its blocks has {own.tolist()} of {rows}",
+                    where=where,
+                )
+            seen[layout, row, own] = True
+    n = frozen.length
+    if n > rows * size:
+        raise UnsupportedOpError(
+            f"{n} tokens; its layouts of blocks serve {rows * size}", where=where
+        )
+    places = np.arange(n) // size
+    visible = seen[:, places[:, None], places] & np.tri(n, dtype=bool)
+    if len(visible) > 1:
+        visible = np.tile(visible, (heads // len(visible), 1, 1))
+    return read_mask(np.zeros(visible.shape, np.float32), visible, where)
+
+
 def _normed(cover: Cover, node: Node, x: Rows, weight: str | None, name: str, heads: int) -> Rows:
     """``x`` with each of its heads normed on its own, where there is a weight."""
     if not weight:
@@ -156,12 +208,18 @@ def _refuse_variants(node: Node, given: Mapping[str, str], where: str) -> None:
         )
 
 
-def _check_starts_empty(frozen: Frozen, given: Mapping[str, str], where: str) -> None:
+def _check_starts_empty(
+    frozen: Frozen, given: Mapping[str, str], names: Sequence[str], where: str
+) -> None:
     """Raise where the lengths do not say that these tokens are all there are."""
-    for name, expected in (
-        ("seqlens_k", frozen.length - 1),
-        ("total_sequence_length", frozen.length),
-    ):
+    lengths = {
+        "seqlens_k": frozen.length - 1,
+        "total_sequence_length": frozen.length,
+        "key_total_sequence_lengths": frozen.length,
+    }
+    for name, expected in lengths.items():
+        if name not in names:
+            continue
         constant = frozen.constants.get(given.get(name, ""))
         found = [] if constant is None else constant.values().reshape(-1)[:2].tolist()
         if found != [expected]:

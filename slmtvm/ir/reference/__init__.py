@@ -77,6 +77,13 @@ def evaluate_outputs(
     return _run(model, "main", tokens, mask, memory, observe, segments)
 
 
+def evaluate_function(model: CanonicalModel, name: str, given: Array) -> Array:
+    """What a decoder's function of this name makes of tokens (m,) or rows (m, features)."""
+    types = np.zeros(len(given), np.int32)
+    run = _Run(model.kind, None, {}, lambda keys, values: None, types)
+    return _evaluate(model, name, given, run)[0]
+
+
 def encode_source(
     model: CanonicalModel, source: npt.ArrayLike, *, mask: npt.ArrayLike | None = None
 ) -> Array:
@@ -164,6 +171,9 @@ def _value(expr: relax.Expr, values: Mapping[relax.Var, Array], run: _Run) -> Ar
     if name == "slm.cross_attention":
         keys, values_kept, seen = run.memory[int(attrs["layer"])]
         return attention.attend(attrs, inputs[0], keys, values_kept, visible=seen)
+    if name == "slm.row":  # before rows are fused there are copies alone
+        assert attrs["prologue"] == "copy", attrs
+        return inputs[0]
     if name == "slm.pool":
         return layers.pool(attrs, *inputs, visible=run.visible)
     if name == "slm.attention":

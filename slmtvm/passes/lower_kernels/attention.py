@@ -93,9 +93,11 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         # Back at position p, the first one that is seen is p + 1 - sight.
         reach = shape.ring + 1 - shape.sight
         emitter.seek_reach = min(emitter.seek_reach or reach, reach)
-    if m == 1:
+    if m == 1 and not emitter.fills:
         return _decode(shape, [*inputs, *shared], sinks, caches, emitter)
     q = emitter.call(attention.build_append(shape), [*inputs, *caches])["q"]
+    if emitter.fills:
+        return q
     return emitter.call(_attend(shape, emitter), [q, *shared, *caches])["o"]
 
 

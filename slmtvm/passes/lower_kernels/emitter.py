@@ -17,6 +17,7 @@ from slmtvm.errors import UnsupportedOpError
 from slmtvm.ir.lowered import call_kernel
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.params import Params
+from slmtvm.passes.exits import FILL
 from slmtvm.passes.rewrite import bindings, function_names, rebuild, variables, with_params
 from slmtvm.schedules import linear
 from slmtvm.schedules.attention import BlockMask
@@ -70,6 +71,8 @@ class KernelEmitter:
     """As ``LoweredModel`` has it."""
     of_sessions: bool = False
     """Whether the rows of the function that is lowered are of different sessions."""
+    fills: bool = False
+    """Whether it keeps keys and values alone: what an attention makes of them is not wanted."""
     _rows_of: dict[relax.Var, relax.Var] | None = None
     """While an op is lowered for one row of a session: what each value of one row is a row of."""
     _builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
@@ -226,7 +229,7 @@ class KernelEmitter:
         """
         self._builder, self._params, self._made = relax.BlockBuilder(), {}, {}
         name = str(function.attrs["global_symbol"])
-        self.of_sessions = is_of_sessions(name)
+        self.of_sessions, self.fills = is_of_sessions(name), name.startswith(FILL)
         environment: dict[relax.Var, relax.Expr] = {p: p for p in function.params}
         source = function.params[0]
         self._given, self._rows = set(function.params[1:]), int(source.ty.shape.values[0])
