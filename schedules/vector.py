@@ -114,6 +114,12 @@ def store_part(buffer: Buffer, offset: Expr, value: Expr, count: int) -> None:
         store(buffer, offset + at, take_lanes(value, at, lanes), lanes)
 
 
+def store_zeros(buffer: Buffer, offset: Expr, count: int) -> None:
+    """Make ``count`` consecutive float32 elements 0."""
+    for at, lanes in pieces(count):
+        store(buffer, offset + at, splat(0.0, lanes), lanes)
+
+
 def sweep(count: int, emit: Callable[[Expr, int, int], None], unroll: int = 4) -> None:
     """Cover ``count`` elements: ``emit(offset, valid lanes, slot)`` for each vector of 16.
 

@@ -63,8 +63,18 @@ def build_attend(shape: AttentionShape) -> Kernel:
 
     def body(block: Expr, *arguments: Any) -> None:
         buffers = {t.name: a for t, a in zip(tensors, arguments, strict=False)}
-        scalar = arguments[-1]
+        scalar, *_ = arguments[len(tensors) :]
         head, first = T.bind(block // blocks), T.bind(block % blocks * count)
+        if not shape.padded:
+            rows_from(first, head, buffers, scalar)
+            return
+        with T.If(first < arguments[-1]):
+            with T.Then():
+                rows_from(first, head, buffers, scalar)
+            with T.Else():
+                _clear(shape, buffers["o"], head, first, count)
+
+    def rows_from(first: Expr, head: Expr, buffers: dict[str, Buffer], scalar: Expr) -> None:
         queries: list[Query] = []
         seen_by_all = None if shape.causal else T.bind(scalar - 1)
         for i in range(count):
@@ -83,6 +93,14 @@ def build_attend(shape: AttentionShape) -> Kernel:
         shape.name("attend"), tensors, body, grid=shape.num_kv_heads * blocks,
         outputs=["o"], scalars=shape.scalars, work=shape.work,
     )  # fmt: skip
+
+
+def _clear(shape: AttentionShape, o: Buffer, head: Expr, first: Expr, count: int) -> None:
+    """Makes what a block would write 0."""
+    width = shape.group * shape.head_dim
+    with T.serial(T.min(T.int32(count), shape.m - first)) as i:
+        start = T.bind(((first + i) * shape.num_kv_heads + head) * width)
+        vec.store_zeros(o, start, width)
 
 
 def build_decode(shape: AttentionShape) -> Kernel:

@@ -22,7 +22,7 @@ def build_tuned(kind: str, shape: AttentionShape, isa: Isa, knobs: Knobs | None 
     shape's own accumulators."""
     settings = knobs or default_knobs(shape, isa)
     kernel = _BUILD[kind](replace(shape, accumulators=settings["accumulators"]))
-    return replace(kernel, tunable=Tunable(kind, shape, settings))
+    return replace(kernel, tunable=Tunable(kind, replace(shape, padded=False), settings))
 
 
 def knob_space(shape: AttentionShape, isa: Isa) -> KnobSpace:

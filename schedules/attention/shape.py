@@ -106,6 +106,8 @@ class AttentionShape:
     largest magnitude is level -8 of -8 to 7); arithmetic is on float32. ``native_f16`` says whether
     the ISA converts between the first two; the values are the same.
 
+    ``padded``: rows from the step's ``valid`` on are padding; blocks of nothing else become 0.
+
     ``divided``: for one token, every kv head's work is divided among as many blocks as can be; it
     changes no result.
     """
@@ -141,6 +143,7 @@ class AttentionShape:
     has_sinks: bool = False
     blocks: BlockMask | None = None
     divided: bool = False
+    padded: bool = False
 
     def __post_init__(self) -> None:
         assert self.mask in MASKS, self.mask
@@ -212,8 +215,11 @@ class AttentionShape:
 
     @property
     def scalars(self) -> tuple[str, ...]:
-        """The ambient scalar that attending depends on."""
-        return ("position",) if self.causal else ("valid",)
+        """The ambient scalars that attending depends on: first where its rows are, or how many keys
+        they all see."""
+        if not self.causal:
+            return ("valid",)
+        return ("position", "valid") if self.padded else ("position",)
 
     @property
     def projections(self) -> tuple[Tensor, ...]:
@@ -382,6 +388,8 @@ class AttentionShape:
             parts.append(self.blocks.name())
         if self.mask_positions:
             parts.append(f"mask{self.mask_positions}")
+        if self.padded:
+            parts.append("valid")
         return parts
 
 

@@ -1,4 +1,4 @@
-"""Rows of padding are left out by linear layers, and change nothing of the others."""
+"""Rows of padding are left out by linear layers and attention, and change no other row."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from slmtvm.schedules import attention
 from slmtvm.schedules import isa as isas
+from slmtvm.schedules.attention.attend import rows_in_block
 from slmtvm.schedules.linear import LinearShape, default_knobs, effective_knobs
 from slmtvm.target import Target
 from tests.machines import EVERY_TARGET
+from tests.schedules.attention_cases import (
+    attention_shape,
+    cache,
+    parameters,
+    random_floats,
+    with_bias,
+)
+from tests.schedules.harness import run
 from tests.schedules.linear_cases import random_case
 
 M = 47
@@ -41,3 +51,25 @@ def test_rows_of_tokens_are_those_of_a_full_step_and_tiles_of_padding_are_zero(
         np.testing.assert_array_equal(y[:valid], full[:valid])
         tiles = -(-valid // knobs["mr"]) * knobs["mr"]
         assert (y[tiles:] == 0).all()
+
+
+@pytest.mark.parametrize("mask", ["causal", "bidirectional"])
+def test_attention_of_tokens_is_that_of_a_full_step_and_blocks_of_padding_are_zero(
+    mask: str, target: Target
+) -> None:
+    shape = with_bias(attention_shape(21, 6, 3, 20, mask=mask))
+    shape = replace(shape, capacity=shape.capacity if shape.causal else 32)
+    given = {"q": random_floats(*shape.q.shape, seed=1)}
+    if shape.causal:
+        given |= {**cache(shape, 61), **{t.name: parameters(shape)[t.name] for t in shape.bias}}
+    else:
+        given |= {t.name: random_floats(*t.shape, seed=2) for t in (*shape.bias, *shape.cache)}
+    position = 40 if shape.causal else 0
+    count = rows_in_block(shape)
+    for valid in (1, count + 1, 20):
+        full, padded = (
+            run(attention.build_attend(s), given, target, position=position, valid=valid)["o"]
+            for s in (shape, replace(shape, padded=True))
+        )
+        np.testing.assert_array_equal(padded[:valid], full[:valid])
+        assert (padded[-(-valid // count) * count :] == 0).all()

@@ -102,7 +102,9 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
 
 
 def _attend(shape: attention.AttentionShape, emitter: KernelEmitter) -> Kernel:
-    return attention.build_tuned("attend", shape, emitter.isa, emitter.knobs("attend", shape))
+    knobs = emitter.knobs("attend", shape)
+    shape = replace(shape, padded=emitter.skips_padding(shape.m))
+    return attention.build_tuned("attend", shape, emitter.isa, knobs)
 
 
 def _decode(

@@ -87,6 +87,11 @@ class KernelEmitter:
         """The knobs of a kernel of this kind and shape, see ``schedules.templates``."""
         return self.choose(kind, shape, self.isa)
 
+    def skips_padding(self, rows: int) -> bool:
+        """Whether a step may have fewer tokens than these ``rows``, and says how many: to the
+        kernels of an encoder-decoder it says how many the source has."""
+        return rows > 1 and self.isa.skips_padding and self.model.kind != "encoder-decoder"
+
     def array(self, expr: relax.Expr) -> np.ndarray:
         """The value of a parameter of the model."""
         return self.model.params[expr.name]

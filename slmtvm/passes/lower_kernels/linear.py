@@ -67,20 +67,10 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     if "residual" in named:
         operands.append(named["residual"])
     knobs = emitter.knobs("linear", shape)
-    shape = dataclasses.replace(shape, padded=_skips_padding(shape, emitter))
+    padded = emitter.skips_padding(shape.m) and not shape.in_lists
+    shape = dataclasses.replace(shape, padded=padded)
     kernel = linear.build(shape, emitter.isa, knobs)
     return emitter.call(kernel, [*inputs, *operands])["y"]
-
-
-def _skips_padding(shape: linear.LinearShape, emitter: KernelEmitter) -> bool:
-    """Whether a step may have fewer tokens than the kernel has rows, and says how many: to the
-    kernels of an encoder-decoder it says how many the source has."""
-    return (
-        shape.m > 1
-        and not shape.in_lists
-        and emitter.isa.skips_padding
-        and emitter.model.kind != "encoder-decoder"
-    )
 
 
 def _turned(x: relax.Expr, shape: linear.LinearShape, emitter: KernelEmitter) -> relax.Expr:
