@@ -210,9 +210,9 @@ def test_an_output_beside_the_first_that_cannot_be_compiled_is_left_out(tmp_path
 @pytest.mark.parametrize(
     ("node", "attributes", "reason"),
     [
-        ("ReduceSum", {"keepdims": 0}, "none of first, last, mean, max"),
-        ("ReduceMin", {"keepdims": 0}, "none of first, last, mean, max"),
-        ("Gather", {"axis": 1}, "none of first, last, mean, max"),
+        ("ReduceSum", {"keepdims": 0}, "none of first, last, mean, weightedmean, max"),
+        ("ReduceMin", {"keepdims": 0}, "none of first, last, mean, weightedmean, max"),
+        ("Gather", {"axis": 1}, "none of first, last, mean, weightedmean, max"),
     ],
 )
 def test_other_poolings_are_refused_by_name(
