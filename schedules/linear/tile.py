@@ -216,9 +216,19 @@ class Store:
             T.buffer_store(self.y, staged[lane], [at + lane])
 
     def clear(self, tile: Tile) -> None:
-        """``y = 0`` in all of a tile."""
-        for row, vector in tile.cells():
-            self.write(tile, row, vector, splat(0.0, "float32", tile.isa.lanes))
+        """``y = 0`` in all of a tile, in little code."""
+        lanes = tile.isa.lanes
+        whole, zeros = tile.channels // lanes, splat(0.0, "float32", lanes)
+        with T.serial(tile.rows) as row:
+            first = let(tile.row_of_y(row) * self.n)
+            if whole:
+                with T.serial(whole) as vector:
+                    at = let(first + tile.channel(vector))
+                    T.buffer_store(self.y, zeros, [T.ramp(at, 1, lanes)])
+            if tile.channels % lanes:
+                with T.serial(tile.channels % lanes) as lane:
+                    at = let(first + tile.channel(whole) + lane)
+                    T.buffer_store(self.y, T.float32(0), [at])
 
     def add_and_write(self, tile: Tile, row: int, vector: int, value: Expr) -> None:
         """``y[row, vector] = value + bias + residual``."""

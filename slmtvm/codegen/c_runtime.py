@@ -14,6 +14,7 @@ from slmtvm.codegen.zig import cache_folder, zig_cc
 
 C_FLAGS = (
     "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden",
+    "-fno-asynchronous-unwind-tables",  # a tenth of a program: nothing here unwinds
     # Their guard is a symbol of the dynamic loader on some architectures, outside libc.
     "-fno-stack-protector",
     "-ffunction-sections", "-fdata-sections",
