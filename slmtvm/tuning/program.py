@@ -40,8 +40,7 @@ def build_program(
     """The program of measure.c for ``kernels``, the first of which is the reference.
 
     It needs no library and no loader on the device. fills: how a kernel's buffers are filled.
-    Raises SlmError where something cannot be
-    compiled.
+    Raises SlmError where something cannot be compiled.
     """
     triple = f"{target.arch}-linux-musl"
     symbols = [f"candidate_{i}" for i in range(len(kernels))]
