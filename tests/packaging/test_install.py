@@ -243,6 +243,19 @@ def test_two_at_a_time_are_one_too_many(device: Device, release: Release) -> Non
     assert not lock.is_symlink()
 
 
+def test_what_was_killed_after_the_switch_is_finished_by_the_next_try(
+    device: Device, release: Release
+) -> None:
+    device.succeed("install", release.tarball(1, HOST))
+    device.succeed("install", release.tarball(2, HOST))
+    folder = device.root / "toy"
+    shutil.copytree(folder / "current", folder / "versions/0-1.0.0")
+    (folder / "counter").write_text("1\n")
+    device.succeed("install", release.tarball(2, HOST))
+    assert len(list((folder / "versions").iterdir())) == 2
+    assert (folder / "counter").read_text() == "2\n"
+
+
 @pytest.mark.parametrize(
     "kills",
     [

@@ -200,6 +200,10 @@ install() { # ARCHIVE
   id=$counter-$version
   if [ "$(readlink "$folder/current" 2>/dev/null)" = "versions/$id" ] &&
     cmp -s "$staging/package" "$folder/current/package"; then
+    # Whoever put it there may have been killed before the rest was done.
+    cd "$folder" || die "$folder: cannot be entered"
+    [ "$(cat counter 2>/dev/null)" = "$highest" ] || put counter "$highest"
+    clean
     echo "$name $version is installed already"
     return 0
   fi
