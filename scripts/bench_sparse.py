@@ -31,8 +31,9 @@ from slmtvm.schedules import linear
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import PAIRS, WINDOWS
 from slmtvm.schedules.kernel import Kernel
-from slmtvm.schedules.linear import LinearShape, blocks, pairs, windows
+from slmtvm.schedules.linear import LinearShape, blocks, listed_blocks, pairs, windows
 from slmtvm.schedules.linear.packed_rows import pack_rows
+from slmtvm.schedules.linear.shape import IN_LISTS
 from slmtvm.target import Target
 
 TURN_SECONDS = 0.02
@@ -42,7 +43,7 @@ SETTINGS = {  # rows, channels, inputs, whether the weights come from memory
     "decode, memory": (1, 4096, 4096, True),
     "64 rows": (64, 1536, 576, False),
 }
-PATTERNS = ((8, 4), (32, 4), (16, 1), (1, 4))
+PATTERNS = ((8, 4), (32, 4), (16, 1), (1, 4), (1, 1))
 SHARES = (0.5, 0.7, 0.8, 0.9)
 NEIGHBOURS = ((2, 4), (1, 4))
 GROUP = 32  # of int4 weights
@@ -102,7 +103,7 @@ def entry(
         for tensor in kernel.tensors
         if tensor.name == "scratch"
     ]
-    calls = [[*activations(shape), *map(aligned, packed), y, *beside] for _ in range(copies)]
+    calls = [[*activations(shape, isa), *map(aligned, packed), y, *beside] for _ in range(copies)]
     arguments = [
         [
             *(ctypes.c_void_p(a.ctypes.data) for a in arrays),
@@ -120,6 +121,9 @@ def entry(
     density, expected = 1.0, 1.0
     if shape.window == PAIRS.name:
         density, expected = PAIRS.kept / PAIRS.size, pairs.relative_time(isa, shape.m)
+    elif shape.in_lists:
+        density = listed_blocks.density(shape, weights)
+        expected = listed_blocks.relative_time(shape, isa, density)
     elif shape.window:
         window = WINDOWS[shape.window]
         density = window.kept / window.size
@@ -130,9 +134,13 @@ def entry(
     return Entry(name, DENSE[shape.format], setting, density, size, expected, run)
 
 
-def activations(shape: LinearShape) -> list[np.ndarray]:
-    """What the kernel takes of its rows."""
+def activations(shape: LinearShape, isa: Isa) -> list[np.ndarray]:
+    """What the kernel takes of its rows; where they come turned, that took no time."""
     rng = np.random.default_rng(0)
+    if shape.in_lists:
+        size = listed_blocks.activations(shape, isa)[0].shape
+        words = aligned(rng.integers(-(2**31), 2**31, size).astype(np.int32))
+        return [words, np.ones(shape.m, np.float32), np.full(shape.m, 128, np.int32)]
     if shape.activation == "block":
         xq = aligned(rng.integers(-127, 128, (shape.m, shape.padded_k)).astype(np.int8))
         sums = xq.reshape(shape.m, shape.groups, -1).sum(axis=2, dtype=np.int32)
@@ -180,6 +188,9 @@ def entries(setting: str, target: Target, folder: Path) -> list[Entry]:
             weight = pruned(n, k, block, share)
             name = f"{block[0]}x{block[1]}, {share:.0%}"
             found.append(made(name, replace(dense, sparse=True), weight))
+            if isa.listed_blocks is not None and m > 1:
+                shape = replace(dense, sparse=True, window=IN_LISTS)
+                found.append(made(f"{name} rows", shape, weight))
     for kept, size in NEIGHBOURS:
         weight = kept_of(n, k, kept, size)
         for window in isa.window_times:

@@ -141,6 +141,45 @@ class Picking(ABC):
         return state[0]
 
 
+class RowsDot:
+    """An exact int32 dot product of a vector of rows with ``k_step`` weights of one channel.
+
+    The steps are those of ``dot``, an ``Isa.s8_row``, that multiply as many weights as activations
+    and do not mind which is which: a lane holds the activations of a row, all lanes the weights.
+    """
+
+    def __init__(self, dot: Dot, lanes: int, row_dtype: str) -> None:
+        self.dot, self.lanes, self.row_dtype = dot, lanes, row_dtype
+        self.state = dot.state
+
+    def turned(self, words: Expr) -> Expr:
+        """Four activations in each int32 as ``row_dtype`` says -> as ``rows`` wants them."""
+        return words
+
+    def missing(self, weights: np.ndarray) -> np.ndarray | None:
+        """What sums of ``weights`` (n, k) lack, (n,) int32; None where that is nothing."""
+        return None
+
+    def weight(self, buffer: Buffer, at: Expr) -> Expr:
+        """The operand of a step that the weights from ``at`` are."""
+        word = T.Broadcast(T.reinterpret("int32", load(buffer, at, 4)), self.lanes)
+        return let(T.reinterpret(f"int8x{4 * self.lanes}", word))
+
+    def rows(self, buffer: Buffer, at: Expr) -> Expr:
+        """The operand of a step that ``lanes`` rows are, words from ``at``."""
+        return let(
+            T.reinterpret(f"{self.row_dtype}x{4 * self.lanes}", load(buffer, at, self.lanes))
+        )
+
+    def step(self, state: Vectors, weight: Expr, rows: Expr) -> Vectors:
+        """``state`` plus one step."""
+        return self.dot.step(state, weight, rows)
+
+    def finish(self, state: Vectors) -> Expr:
+        """The int32 vector of sums, one lane for each row."""
+        return self.dot.finish(state)
+
+
 class RowPairs(ABC):
     """An exact int32 dot product of int8 weights, of which two pick from each 4 of k, with
     activations stored as "row_u8" says; see ``linear.row_pairs``. A step multiplies 4 weights."""
@@ -249,6 +288,9 @@ class Isa(ABC):
     listed_rows: ClassVar[ListCost | None] = None
     """What a kernel on lists of weights takes, rows being lanes, of a dense kernel's time: ``step``
     for each weight, ``ends`` for what does not depend on k; None where there is none."""
+
+    listed_blocks: ClassVar[ListCost | None] = None
+    """The same of blocks of ``k_step`` int8 weights on whole rows."""
 
     pair_times: ClassVar[tuple[float, float] | None] = None
     """The same of int4 weights in groups, of PAIRS, but for one row with weights from memory; None
@@ -360,6 +402,11 @@ class Isa(ABC):
     def pair_picking(self) -> PairPicking:
         """int4 weights that pick from PAIRS, where there are ``pair_times``."""
         raise NotImplementedError(f"{self.name} picks no pairs")
+
+    def rows_dot(self) -> RowsDot:
+        """int8 weights -128..127, activations 0..255 stored as ``row_dtype`` says, rows in lanes,
+        where there are ``listed_blocks``."""
+        return RowsDot(self.s8_row(), self.lanes, self.row_dtype)
 
     def row_pairs(self) -> RowPairs:
         """int8 weights that pick from PAIRS, where there are ``row_pair_times``."""

@@ -16,6 +16,7 @@ from slmtvm.schedules.linear import (
     channel_blocks,
     floating,
     grouped,
+    listed_blocks,
     pairs,
     row_pairs,
     rows_in_lanes,
@@ -35,9 +36,9 @@ __all__ = [
 ]  # fmt: skip
 
 _SCHEMES: dict[str, Scheme] = {"f32": floating, "block": grouped, "row_u8": by_row}
-"""By activation; sparse weights are ``blocks``, ``windows``, ``pairs``, ``row_pairs`` or
-``rows_in_lanes``, those with scales on float32 activations ``weight_only``, and ``channel_blocks``
-where blocks of channels share them."""
+"""By activation; sparse weights are ``blocks``, ``windows``, ``pairs``, ``row_pairs``,
+``rows_in_lanes`` or ``listed_blocks``, those with scales on float32 activations ``weight_only``,
+and ``channel_blocks`` where blocks of channels share them."""
 
 
 def build(
@@ -86,10 +87,10 @@ def layout(shape: LinearShape, isa: Isa) -> str:
     """Two targets, and two kernels, for which this is equal share packed weights byte for byte."""
     if shape.in_row_pairs:
         return row_pairs.layout(isa)
+    if shape.in_lists:
+        return listed_blocks.layout(shape, isa) if shape.window else rows_in_lanes.layout(shape)
     if shape.window:
         return (pairs if shape.group_size else windows).layout(shape, isa)
-    if shape.in_lists:
-        return rows_in_lanes.layout(shape)
     if shape.sparse:
         return f"blocks{isa.for_blocks.block_channels}x{isa.k_step}-{shape.format}-row_u8"
     if shape.activation == "f32" and not shape.weight_only:
@@ -155,10 +156,10 @@ def reference(
 def _scheme(shape: LinearShape) -> Scheme:
     if shape.in_row_pairs:
         return row_pairs
+    if shape.in_lists:
+        return listed_blocks if shape.window else rows_in_lanes
     if shape.window:
         return pairs if shape.group_size else windows
-    if shape.in_lists:
-        return rows_in_lanes
     if shape.sparse:
         return blocks
     if shape.group_channels:

@@ -20,11 +20,8 @@ from slmtvm.schedules.kernel import Kernel, Tensor, define
 from slmtvm.schedules.linear import floating
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
 from slmtvm.schedules.linear.scheme import Weights
-from slmtvm.schedules.linear.shape import LinearShape
+from slmtvm.schedules.linear.shape import IN_LISTS, LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile
-
-NAME = "rows"
-"""What this format is called beside the windows' names."""
 
 MIN_ROWS = 16
 """Fewer fill too few vectors: the dense kernel takes them, with weights of its own."""
@@ -98,7 +95,7 @@ def bytes_left(density: float) -> float:
 
 def layout(shape: LinearShape) -> str:
     """See ``linear.layout``."""
-    return f"{NAME}-{shape.format}-f32"
+    return f"{IN_LISTS}-{shape.format}-f32"
 
 
 def turning(m: int, k: int, isa: Isa) -> Kernel:

@@ -21,6 +21,9 @@ GROUP_SIZES = (16, 32, 64, 128, 256)
 PAIR_UNIT = 32
 """Groups of sparse int4 weights are multiples of this many values."""
 
+IN_LISTS = "rows"
+"""The ``window`` of int8 weights on whole rows that are listed, see ``listed_blocks``."""
+
 LOAD_BYTES = 4
 """What one load of packed weights takes of each channel, at most."""
 
@@ -60,7 +63,8 @@ class LinearShape:
     "float32", see ``pick_scale_dtype``); ``float_zero_points`` are float32 ones instead of bytes.
     ``sparse``: of the weights only blocks that hold any but zeros are stored, see ``blocks``; or,
     where ``window`` names one of ``isa.base.WINDOWS``, only so many of each, see ``windows``. In
-    groups these are PAIRS of int4 weights, see ``pairs``. float32 ones, see ``rows_in_lanes``.
+    groups these are PAIRS of int4 weights, see ``pairs``. float32 ones, see ``rows_in_lanes``;
+    int8 ones where ``window`` is IN_LISTS, see ``listed_blocks``.
     ``padded``: rows from the step's ``valid`` on are padding; tiles of nothing else become 0.
     Raises TargetError where no kernel supports the combination.
     """
@@ -105,9 +109,9 @@ class LinearShape:
                 "sparse weights of int8 for whole rows, of float32, and "
                 f"{PAIRS.name} of int4 in groups of {PAIR_UNIT} and more"
             )
-        in_rows = self.activation == "row_u8" and self.window in (*WINDOWS, PAIRS.name)
+        in_rows = self.activation == "row_u8" and self.window in (*WINDOWS, PAIRS.name, IN_LISTS)
         if self.window and not (self.sparse and (in_pairs or in_rows)):
-            raise self._unsupported(f"windows {', '.join(WINDOWS)} of sparse weights")
+            raise self._unsupported(f"windows {', '.join((*WINDOWS, IN_LISTS))} of sparse weights")
         if self.window and self.has_zero_points:
             raise self._unsupported("windows of weights without zero points")
         if self.scale_dtype not in ("float16", "float32"):
@@ -124,8 +128,10 @@ class LinearShape:
 
     @property
     def in_lists(self) -> bool:
-        """Whether float weights that are not zero are listed, see ``rows_in_lanes``."""
-        return self.sparse and self.format == "f32" and not self.window
+        """Whether what is not zero is listed for rows in lanes: float weights, see
+        ``rows_in_lanes``, or blocks of int8 ones, see ``listed_blocks``."""
+        floats = self.format == "f32" and not self.window
+        return self.sparse and (floats or self.window == IN_LISTS)
 
     @property
     def in_row_pairs(self) -> bool:
@@ -183,7 +189,7 @@ class LinearShape:
             parts.append(f"c{self.group_channels}")
         if self.group_size:
             parts += [f"g{self.group_size}", f"s{self.scale_dtype[5:]}"]
-        parts += [self.window or ("rows" if self.in_lists else "blocks")] * self.sparse
+        parts += [self.window or (IN_LISTS if self.in_lists else "blocks")] * self.sparse
         parts += ["zpf" if self.float_zero_points else "zp"] * self.has_zero_points + [
             "bias"
         ] * self.has_bias

@@ -129,7 +129,7 @@ def _count(
     """Instructions of one call of the kernel."""
     isa = isas.get(target.isa)
     kernel = linear.build(shape, isa)
-    given = [*activations(shape), *linear.pack(shape, isa, weights).values()]
+    given = [*activations(shape, isa), *linear.pack(shape, isa, weights).values()]
     rest = kernel.tensors[len(given) :]
     arrays = [*given, *(np.zeros(tensor.shape, tensor.dtype) for tensor in rest)]
     program = _program(kernel, arrays, target, folder)

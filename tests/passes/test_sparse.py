@@ -12,7 +12,8 @@ from slmtvm.ir.model import CanonicalModel
 from slmtvm.passes.lower_kernels import lower_kernels
 from slmtvm.passes.pipeline import fuse
 from slmtvm.plan.build import build_plan
-from slmtvm.schedules.linear import blocks
+from slmtvm.schedules import isa as isas
+from slmtvm.schedules.linear import blocks, listed_blocks
 from slmtvm.schedules.linear.packed_rows import pack_rows, unpack_rows
 from slmtvm.target import Target
 from tests.passes.toy import decoder
@@ -25,6 +26,9 @@ def _as_in_large_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a list takes beside its blocks is left out: it is more than the toy's small layers."""
     monkeypatch.setattr(
         blocks, "relative_time", lambda shape, isa, density: isa.list_cost.step * density
+    )
+    monkeypatch.setattr(
+        listed_blocks, "relative_time", lambda shape, isa, density: isa.listed_blocks.step * density
     )
 
 
@@ -63,6 +67,7 @@ def test_a_layer_with_most_blocks_zero_skips_them_for_every_number_of_rows(targe
 
 def test_a_small_layer_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
+    monkeypatch.setattr(type(isas.get("avx2")), "listed_blocks", None)
     (layer,) = lowered(with_zeros(0.9, HEAD)).sparse
     assert not layer.taken
 
@@ -196,3 +201,24 @@ def test_free_zeros_of_floats_are_skipped_by_steps_of_many_rows_alone() -> None:
     stored = {name.split("@")[1].split(".")[0] for name in made.weights if name.startswith(DOWN)}
     assert len(stored) == 2, "few rows have their own weights"
     assert lowered(float_with_zeros(0.5), "riscv64-rvv", sparse="rows").sparse == ()
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4-vnni", "cortex-a78"])
+def test_short_blocks_of_int8_are_skipped_by_steps_of_many_rows_alone(target: str) -> None:
+    model = decoder("int8", layers=1)
+    weight = model.params[HEAD].copy()
+    zero = np.random.default_rng(0).random((len(weight), weight.shape[1] // 4)) < 0.8
+    weight[np.repeat(zero, 4, axis=1)] = 0
+    made = lowered(replace(model, params={**model.params, HEAD: weight}), target)
+    (layer,) = made.sparse
+    assert (layer.kernel, layer.taken) == ("rows", True) and layer.density < 0.25
+    lists = [n for n in made.kernels if n.startswith("linear_int8") and "_rows_" in n]
+    assert lists and all(int(n.split("_m")[1].split("_")[0]) >= 16 for n in lists)
+    assert any(n.startswith("turn_rows_") for n in made.kernels)
+
+
+def test_what_serves_one_row_too_comes_before_what_does_not() -> None:
+    (layer,) = lowered(with_zeros(0.9, HEAD)).sparse
+    assert layer.kernel == "blocks"
+    (layer,) = lowered(with_zeros(0.9, HEAD), sparse="rows").sparse
+    assert (layer.kernel, layer.taken) == ("rows", True)

@@ -13,7 +13,7 @@ from slmtvm.ir import ops
 from slmtvm.passes.lower_kernels.emitter import KernelEmitter
 from slmtvm.passes.lower_kernels.registry import handles, shape_of
 from slmtvm.schedules import linear
-from slmtvm.schedules.linear import rows_in_lanes
+from slmtvm.schedules.linear import listed_blocks, rows_in_lanes
 
 
 def linear_shape(
@@ -59,7 +59,7 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
             shape, sparse=True, window=chosen.window, has_zero_points=chosen.has_zero_points
         )
     if shape.in_lists:
-        inputs = [_turned(inputs[0], shape, emitter)]
+        inputs = [_turned(inputs[0], shape, emitter), *inputs[1:]]
     packed = packed_linear(emitter, named, shape)
     operands = [emitter.weight(name, array) for name, array in packed.values()]
     if "bias" in named:
@@ -75,7 +75,10 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
 
 def _turned(x: relax.Expr, shape: linear.LinearShape, emitter: KernelEmitter) -> relax.Expr:
     """Rows as a kernel takes them whose vectors hold rows: turned once for all layers of a step."""
-    kernel = rows_in_lanes.turning(shape.m, shape.k, emitter.isa)
+    if shape.activation == "f32":
+        kernel = rows_in_lanes.turning(shape.m, shape.k, emitter.isa)
+    else:
+        kernel = listed_blocks.turning(shape, emitter.isa)
     return emitter.once(("turned", x), lambda: emitter.call(kernel, [x])["xt"])
 
 

@@ -22,14 +22,15 @@ from slmtvm.schedules.linear import (
     LinearShape,
     Weights,
     blocks,
+    listed_blocks,
     pairs,
     row_pairs,
     rows_in_lanes,
     windows,
 )
-from slmtvm.schedules.linear.shape import PAIR_UNIT
+from slmtvm.schedules.linear.shape import IN_LISTS, PAIR_UNIT
 
-KERNELS = ("blocks", *WINDOWS, PAIRS.name, rows_in_lanes.NAME)
+KERNELS = ("blocks", *WINDOWS, PAIRS.name, IN_LISTS)
 SPARSE = ("auto", "off", *KERNELS)
 """A kernel's name: every layer that it fits takes it, expected to gain or not, and no other one."""
 
@@ -42,6 +43,10 @@ NOTABLE_FREE = 0.75
 LIMIT = 0.9
 """Of the dense kernel's expected time: what is nearer to it may as well be slower."""
 
+
+MOST_BESIDE = 0.5
+"""Bytes that lists of int8 blocks may take, of those of all weights, where these stay for steps of
+few rows."""
 
 _SERVED = (("int8", "row_u8"), ("int4", "block"), ("f32", "f32"))
 
@@ -75,7 +80,8 @@ def choose_sparse(
             kinds = [kind for kind in kinds if kind.name == sparse]
         if not kinds:
             continue
-        best = min(kinds, key=lambda kind: kind.time)
+        # What serves one row too comes before what leaves that to the dense kernel.
+        best = min(kinds, key=lambda kind: (kind.time > LIMIT, not kind.serves_all, kind.time))
         taken = (best.time <= LIMIT or sparse in KERNELS) and key not in tables
         if taken:
             emitter.sparse[key] = best.shape
@@ -92,10 +98,13 @@ class _Kind:
     density: float
     time: float
     left: float
+    serves_all: bool = True
+    """Whether it runs every number of rows: the dense kernel, with weights of its own, runs others.
+    """
 
     @property
     def name(self) -> str:
-        return rows_in_lanes.NAME if self.shape.in_lists else self.shape.window or "blocks"
+        return self.shape.window or (IN_LISTS if self.shape.in_lists else "blocks")
 
 
 def _kinds(shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]) -> list[_Kind]:
@@ -125,7 +134,7 @@ def _kinds(shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]) 
         time = max(isa.row_pair_times[m > 1] for m in rows)
         sparse = dataclasses.replace(shape, sparse=True, window=PAIRS.name, has_zero_points=False)
         found.append(_Kind(sparse, PAIRS.kept / PAIRS.size, time, row_pairs.BYTES_LEFT))
-    return found
+    return found + _kinds_in_lists(shape, weights, isa, rows)
 
 
 def _kinds_in_groups(
@@ -137,6 +146,27 @@ def _kinds_in_groups(
     sparse = dataclasses.replace(shape, sparse=True, window=PAIRS.name, has_zero_points=False)
     sparse = dataclasses.replace(sparse, float_zero_points=False)
     return [_Kind(sparse, PAIRS.kept / PAIRS.size, time, pairs.BYTES_LEFT)]
+
+
+def _kinds_in_lists(
+    shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]
+) -> list[_Kind]:
+    many = [m for m in rows if m >= rows_in_lanes.MIN_ROWS]
+    if isa.listed_blocks is None or not many:
+        return []
+    if shape.has_zero_points and blocks.centred(weights) is None:
+        return []
+    density = listed_blocks.density(shape, weights)
+    if density > NOTABLE:
+        return []
+    time = max(
+        listed_blocks.relative_time(dataclasses.replace(shape, m=m), isa, density) for m in many
+    )
+    sparse = dataclasses.replace(shape, sparse=True, window=IN_LISTS, has_zero_points=False)
+    all_, left = len(many) == len(rows), listed_blocks.bytes_left(density)
+    if not all_ and left > MOST_BESIDE:
+        return []
+    return [_Kind(sparse, density, time, left + (not all_), all_)]
 
 
 def _kinds_of_floats(
@@ -152,5 +182,6 @@ def _kinds_of_floats(
     time = max(
         rows_in_lanes.relative_time(dataclasses.replace(shape, m=m), isa, density) for m in many
     )
-    left = rows_in_lanes.bytes_left(density) + (len(many) < len(rows))
-    return [_Kind(dataclasses.replace(shape, sparse=True), density, time, left)]
+    all_, left = len(many) == len(rows), rows_in_lanes.bytes_left(density)
+    sparse = dataclasses.replace(shape, sparse=True)
+    return [_Kind(sparse, density, time, left + (not all_), all_)]

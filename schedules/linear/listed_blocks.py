@@ -1,0 +1,242 @@
+"""Linear layers with zeros in int8 weights, for many rows: a vector holds rows of 8-bit numbers.
+
+What ``by_row`` computes, to the same bits. A block is ``Isa.k_step`` consecutive k of one output
+channel; a channel lists those that hold any weight that is not zero. The activations come turned,
+the bytes of all rows that meet a block together, so that what a step loads is the block, broadcast,
+and whole vectors of rows wherever it is. Products left out are 0, and integers sum exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from tvm.script.ir_builder import tirx as T
+
+from slmtvm.schedules.isa import Isa
+from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load, splat
+from slmtvm.schedules.kernel import Kernel, Tensor, define
+from slmtvm.schedules.linear import by_row
+from slmtvm.schedules.linear.blocks import centred
+from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
+from slmtvm.schedules.linear.rows_in_lanes import transposed
+from slmtvm.schedules.linear.scheme import Weights
+from slmtvm.schedules.linear.shape import IN_LISTS, LinearShape
+from slmtvm.schedules.linear.tile import Registers, Store, Tile
+
+_WORD = 4  # bytes of activations that a lane holds: ``k_step`` of the ISAs that have this kernel
+
+_MOST_VECTORS = 8  # of rows in a tile: as many sums, and registers beside them
+_NEAR_BYTES = 64 * 1024  # of a tile's activations, that a list reads wherever it says
+_TURNED = 16  # words of each row that a block turns
+
+_PLACE_BYTES = 2
+
+operands = by_row.operands
+
+
+def lane_rows(m: int, k: int, isa: Isa) -> int:
+    """Rows of a tile, whole vectors, of rows of ``k`` bytes."""
+    near = max(1, _NEAR_BYTES // (isa.lanes * k))
+    return isa.lanes * min(_MOST_VECTORS, near, -(-m // isa.lanes))
+
+
+def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
+    """xt as ``turning`` makes it; xs and xz as ``by_row`` has them."""
+    return [_turned_tensor(shape, isa), *by_row.activations(shape, isa)[1:]]
+
+
+def _turned_tensor(shape: LinearShape, isa: Isa) -> Tensor:
+    """(row blocks, words of a row, lane_rows)."""
+    rows = lane_rows(shape.m, shape.padded_k, isa)
+    return Tensor("xt", (-(-shape.m // rows), shape.padded_k // _WORD, rows), "int32")
+
+
+def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
+    """starts int32 (channels + 1): where in the other two the list of each channel begins; places
+    uint16: which of a row's blocks each is; blocks int8 (., k_step); missing int32 (panels,
+    isa.panel), what sums lack, where they lack anything; then what ``by_row`` has beside the
+    weight."""
+    channels = isa.panels(shape.n) * isa.panel
+    most = channels * shape.padded_k // _WORD
+    tensors = [
+        Tensor("starts", (channels + 1,), "int32"),
+        Tensor("places", (most,), "uint16", at_most=True),
+        Tensor("blocks", (most, _WORD), "int8", at_most=True),
+    ]
+    if _lacks(isa):
+        tensors.append(Tensor("missing", (isa.panels(shape.n), isa.panel), "int32"))
+    return [*tensors, *by_row.weight_tensors(shape, isa)[1:]]
+
+
+def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
+    """As ``by_row`` takes them; zero points are taken off the weights, see ``blocks.centred``."""
+    whole, *beside, _ = by_row.padded(shape, isa, _without_zero_points(shape, weights))
+    split = whole.reshape(len(whole), -1, _WORD)
+    used = (split != 0).any(axis=2)
+    starts = np.concatenate([[0], used.sum(axis=1).cumsum()]).astype(np.int32)
+    if not starts[-1]:  # an array has to hold something; no list has this block
+        used[0, 0] = True
+    missing = isa.rows_dot().missing(whole)
+    lacking = [] if missing is None else [missing.reshape(-1, isa.panel)]
+    return [starts, used.nonzero()[1].astype(np.uint16), split[used], *lacking, *beside]
+
+
+def _without_zero_points(shape: LinearShape, weights: Weights) -> Weights:
+    if weights.zero_points is None:
+        return weights
+    plain = centred(weights)
+    assert plain is not None, shape
+    return plain
+
+
+def density(shape: LinearShape, weights: Weights) -> float:
+    """Which part of the blocks holds a weight that is not zero, padding of k included: 0..1."""
+    used = _without_zero_points(shape, weights).weight != 0
+    used = np.pad(used, ((0, 0), (0, shape.padded_k - shape.k)))
+    return float(used.reshape(len(used), -1, _WORD).any(axis=2).mean())
+
+
+def relative_time(shape: LinearShape, isa: Isa, density: float) -> float:
+    """What the kernel is expected to take, of the dense kernel's time."""
+    assert isa.listed_blocks is not None, isa.name
+    return density * isa.listed_blocks.step + isa.listed_blocks.ends * _WORD / shape.padded_k
+
+
+def bytes_left(density: float) -> float:
+    """Bytes of the lists, of those of all weights."""
+    return density * (1 + _PLACE_BYTES / _WORD)
+
+
+def layout(shape: LinearShape, isa: Isa) -> str:
+    """See ``linear.layout``."""
+    lacks = "-missing" if _lacks(isa) else ""
+    return f"{IN_LISTS}{_WORD}-panel{isa.panel}{lacks}-{shape.format}-row_u8"
+
+
+def _lacks(isa: Isa) -> bool:
+    return isa.rows_dot().missing(np.zeros((1, 1), np.int8)) is not None
+
+
+def turning(shape: LinearShape, isa: Isa) -> Kernel:
+    """xq as ``by_row`` has it -> xt as ``activations`` says; rows beyond m are zeros."""
+    m, k, lanes = shape.m, shape.padded_k, isa.lanes
+    rows, words = lane_rows(m, k, isa), k // _WORD
+    parts = -(-words // _TURNED)
+    dot = isa.rows_dot()
+
+    def body(block: Expr, xq: Buffer, xt: Buffer) -> None:
+        row_block, part = let(T.floordiv(block, parts)), let(T.floormod(block, parts))
+
+        def turn(size: int) -> None:
+            squares, rest = divmod(size, lanes)
+            with T.serial(rows // lanes) as group:
+                first_row = let(row_block * rows + group * lanes)
+                to = let(row_block * words * rows + group * lanes)
+                for square in range(squares + (rest > 0)):
+                    begin = let(part * _TURNED + square * lanes)
+                    count = lanes if square < squares else rest
+                    columns = _columns(xq, first_row, begin, count)
+                    for i, column in enumerate(columns):
+                        at = T.ramp(to + (begin + i) * rows, 1, lanes)
+                        T.buffer_store(xt, dot.turned(column), [at])
+
+        whole, last = divmod(words, _TURNED)
+        if not last:
+            turn(_TURNED)
+        elif not whole:
+            turn(last)
+        else:
+            with T.If(part < whole):
+                with T.Then():
+                    turn(_TURNED)
+                with T.Else():
+                    turn(last)
+
+    def _columns(xq: Buffer, first_row: Expr, begin: Expr, count: int) -> list[Expr]:
+        """Words ``begin`` to ``begin + count`` of ``lanes`` rows, a vector for each."""
+        staged = T.alloc_buffer((lanes * lanes,), "int32", scope="local")
+        for i in range(lanes):
+            row = let(first_row + i)
+
+            def stage(row: Expr = row, i: int = i) -> None:
+                raw = load(xq, row * k + begin * _WORD, count * _WORD)
+                vector = T.reinterpret(f"int32x{count}", raw)
+                T.buffer_store(staged, vector, [T.ramp(i * lanes, 1, count)])
+
+            if m % rows == 0:
+                stage()
+                continue
+            with T.If(row < m):
+                with T.Then():
+                    stage()
+                with T.Else():
+                    zero = splat(0, "int32", count)
+                    T.buffer_store(staged, zero, [T.ramp(i * lanes, 1, count)])
+        square = [let(load(staged, i * lanes, lanes)) for i in range(lanes)]
+        return transposed(square, lanes)[:count]
+
+    tensors = [by_row.activations(shape, isa)[0], _turned_tensor(shape, isa)]
+    name = f"turn_rows_{isa.row_dtype}_{isa.name}_m{m}_k{k}"
+    return define(name, tensors, body, grid=-(-m // rows) * parts, outputs=["xt"])
+
+
+def emit(
+    shape: LinearShape, knobs: Knobs, tile: Tile, named: Mapping[str, Buffer], store: Store
+) -> None:
+    isa, lanes = tile.isa, tile.isa.lanes
+    rows, vectors = lane_rows(shape.m, shape.padded_k, isa), -(-tile.rows // lanes)
+    dot = isa.rows_dot()
+    width = len(dot.state)
+    start = let(tile.first_row * (shape.padded_k // _WORD))  # of the row block in xt
+    # A channel's sums are a row of these: squares of them are turned to have channels in lanes.
+    staged = T.alloc_buffer((lanes * vectors * lanes,), "int32", scope="local")
+
+    def stage(vector: int, channel: Expr, sums: Expr) -> None:
+        T.buffer_store(staged, sums, [T.ramp((vector * lanes + channel) * lanes, 1, lanes)])
+
+    with T.serial(tile.channels) as channel:
+        at = let(tile.channel(0) + channel)
+        carried = Registers("int32", lanes, vectors * width)
+
+        def state(vector: int, carried: Registers = carried) -> Vectors:
+            return tuple(carried[vector * width + i] for i in range(width))
+
+        begin, end = let(named["starts"][at]), let(named["starts"][at + 1])
+        with T.serial(begin, end) as index:
+            block = dot.weight(named["blocks"], index * _WORD)
+            row = let(start + T.Cast("int32", named["places"][index]) * rows)
+            for v in range(vectors):
+                after = dot.step(state(v), block, dot.rows(named["xt"], row + v * lanes))
+                for i, vector in enumerate(after):
+                    carried[v * width + i] = vector
+        for v in range(vectors):
+            stage(v, channel, dot.finish(state(v)))
+    for channel in range(tile.channels, lanes):
+        for v in range(vectors):
+            stage(v, channel, splat(0, "int32", lanes))
+
+    def write(first: Expr, count: int) -> None:
+        square = [let(load(staged, (first + i) * lanes, lanes)) for i in range(lanes)]
+        part = dataclasses.replace(tile, rows=count, first_row=let(tile.first_row + first))
+        found = transposed(square, lanes)[:count]
+        if "missing" in named:
+            missing = by_row.by_channel(tile, named["missing"], 0)
+            found = [let(sums + missing) for sums in found]
+        by_row.write(part, named, {(i, 0): sums for i, sums in enumerate(found)}, store)
+
+    whole, last = divmod(tile.rows, lanes)
+    if whole:
+        with T.serial(whole) as group:
+            write(let(group * lanes), lanes)
+    if last:
+        write(T.int32(whole * lanes), last)
+
+
+def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
+    return {name: (value,) for name, value in default_knobs(shape, isa).items()}
+
+
+def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
+    return {"mr": lane_rows(shape.m, shape.padded_k, isa), "nv": 1}
