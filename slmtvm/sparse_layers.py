@@ -8,7 +8,14 @@ from slmtvm.ir.model import LayerReport
 from slmtvm.passes.lower_kernels.sparse import LIMIT
 from slmtvm.schedules import isa
 from slmtvm.schedules.isa.base import PAIRS
-from slmtvm.schedules.linear import LinearShape, blocks, pairs, windows
+from slmtvm.schedules.linear import (
+    LinearShape,
+    blocks,
+    listed_blocks,
+    pairs,
+    rows_in_lanes,
+    windows,
+)
 from slmtvm.target import Target, known_targets
 
 _INT4_BITS, _PRUNED_BITS = 4.5, 6  # a weight of int4 in groups of 32; of int8 with places, 2:4
@@ -56,6 +63,19 @@ def expected_times(layer: LayerReport) -> dict[str, float]:
     return found
 
 
+def _times_of_many_rows(layer: LayerReport) -> dict[str, float]:
+    """The same for steps of many rows alone, the others computing the zeros."""
+    n, k = layer.shape
+    found = {}
+    for name in known_targets():
+        primitives = isa.get(Target.load(name).isa)
+        if primitives.listed_blocks is not None:
+            shape = LinearShape(rows_in_lanes.MIN_ROWS, n, k, "int8", "row_u8")
+            used = layer.blocks_used[f"1x{primitives.k_step}"]
+            found[name] = listed_blocks.relative_time(shape, primitives, used)
+    return found
+
+
 def _of_pairs() -> dict[str, float]:
     found = {}
     for name in known_targets():
@@ -84,6 +104,12 @@ def _fate(layer: LayerReport) -> str:
         said.append(f"computed as dense on {', '.join(dense)}; --sparse {PAIRS.name} skips zeros")
     elif dense:
         said.append(f"too few zeros that {', '.join(dense)} could skip: computed as dense")
+        many = _times_of_many_rows(layer)
+        skipping = [f"{name} ({many[name]:.2f})" for name in dense if many.get(name, 1) <= LIMIT]
+        if skipping:
+            said.append(
+                f"but for steps of {rows_in_lanes.MIN_ROWS} rows and more on {', '.join(skipping)}"
+            )
     if not times and layer.sparsity in ("2:4", "1:4") and layer.format == "int4":
         said.append(
             "computed as dense: kernels take groups of 32 or more whose weights, less their zero "

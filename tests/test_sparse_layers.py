@@ -13,14 +13,14 @@ from slmtvm.sparse_layers import expected_times, sparse_lines
 def layer(sparsity: str, used: float, format: str = "int8", group_size: int = 0) -> LayerReport:
     return LayerReport(
         "w", "linear", (512, 512), format, group_size, 512 * 512, sparsity=sparsity, zeros=0.7,
-        blocks_used={"8x4": used, "32x1": min(1.0, 3 * used)},
+        blocks_used={"8x4": used, "32x1": min(1.0, 3 * used), "1x4": used},
     )  # fmt: skip
 
 
 def test_layers_of_one_kind_share_a_line():
     (line,) = sparse_lines([layer("8x4", 0.3), layer("8x4", 0.3), layer("", 1.0)])
     assert line.startswith("2 layers of int8, 8x4, 70% zeros: zeros are skipped on ")
-    skipped, dense = line.split(";")
+    skipped, dense, *_ = line.split(";")
     assert "x86-64-v3 (0." in skipped and "riscv64-rvv" in dense
 
 
@@ -29,6 +29,13 @@ def test_fewer_blocks_take_less_time_and_dense_ones_more_than_a_dense_kernel():
     assert few.keys() == many.keys()
     # Blocks of RISC-V are of other shapes, of which three times as many are left.
     assert all(few[name] < (0.8 if "riscv" in name else 0.5) and many[name] > 1 for name in few)
+
+
+def test_short_blocks_are_said_to_be_skipped_by_many_rows():
+    used = {"8x4": 0.83, "32x1": 1.0, "1x4": 0.2}
+    (line,) = sparse_lines([replace(layer("1x4", 0.83), zeros=0.8, blocks_used=used)])
+    _, many = line.split("; but for steps of 16 rows and more on ")
+    assert "x86-64-v3 (0.2" in many and "cortex-a78 (0.4" in many and "riscv" not in many
 
 
 @pytest.mark.parametrize(("format", "group"), [("int4", 32), ("f32", 0), ("int8", 32)])

@@ -120,7 +120,7 @@ class NeonIsa(Isa):
         "8of16": (1.2, 1.2),
     }
     listed_rows = ListCost(step=2.5, ends=60)
-    listed_blocks = ListCost(step=1.5, ends=30)
+    listed_blocks = ListCost(step=1.5, ends=12)
     pair_times = (1.5, 1.2)
     prefetch = False  # cores of this class see by themselves that weights are read in order
 

@@ -157,7 +157,7 @@ class Avx512Vnni(Isa):
         "8of16": (1.5, 1.5),
     }
     listed_rows = ListCost(step=3, ends=60)
-    listed_blocks = ListCost(step=1.5, ends=30)
+    listed_blocks = ListCost(step=1.7, ends=15)
     pair_times = (1.5, 1.5)
 
     def fields_s8(self, bits: int, rows: int) -> Dot:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import slmtvm
+from slmtvm.bundle import Bundle
 from slmtvm.bundle.manifest import FORMAT
 from slmtvm.cli.verify import DISAGREES
 from slmtvm.runtime.text import generate_text
@@ -230,3 +231,34 @@ def test_compile_puts_several_targets_into_one_bundle(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "context 64 tokens" in result.stdout
     assert {library.stem for library in (path / "lib").glob("*.so")} == {"x86-64-v3", "cortex-a72"}
+
+
+@pytest.mark.slow
+def test_exits_are_compiled_learned_from_a_text_and_verified(tmp_path: Path) -> None:
+    path, text = tmp_path / "exits.slm", tmp_path / "some.txt"
+    text.write_text(HELDOUT.read_text()[:2000])
+    exits = ("--exit", "4,5", "--exit-calibration", text, "--exit-agreement", "0.3")
+    options = ("-o", path, "--context", "64", "--no-check")
+    result = command("compile", model_path("demo"), *exits, *options)
+    assert result.returncode == 0, result.stderr
+    assert "exit after layer 4: from a margin of" in result.stdout
+    chosen = Bundle.open(path).manifest.extra["exits"]
+    assert [made["exit"]["layer"] for made in chosen] == [4, 5]
+    result = command("verify", path, model_path("demo"), "--text", text, "--windows", "1")
+    assert "early exits: " in result.stdout, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--exit", "2"), "name one with --exit-calibration"),
+        (("--exit", "9", "--exit-calibration", HELDOUT), "layer"),
+    ],
+)
+def test_exits_that_cannot_be_are_refused_and_leave_nothing(
+    options: tuple[str | Path, ...], said: str, tmp_path: Path
+) -> None:
+    result = command("compile", model_path("demo"), *options, "-o", tmp_path / "none.slm")
+    assert result.returncode == 1 and said in result.stderr, result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not any(tmp_path.iterdir())

@@ -31,6 +31,7 @@ from tests.models import TOKENIZER, heldout_ids, model_path
 
 SHARE = 0.7
 CHANNELS, K = 8, 4
+SHORT_SHARE = 0.85  # of blocks of one channel
 KERNEL_OF_PAIRS = {"x86-64-v3": "4of8", "cortex-a78": "dense"}
 LAYERS = 6
 MOST_K = 768  # of the layers behind the gates
@@ -43,8 +44,8 @@ MAX_KL = 1e-2  # as for the model that is not pruned
 def pruned(path: Path, output: Path) -> Path:
     """The model with those blocks of its layers' weights at zero that hold the least; of the
     layers with most inputs, the smaller two of every four neighbours, but for one weight of the
-    first, which breaks the pattern."""
-    model, broken = onnx.load(path), False
+    first, which breaks the pattern, and for the last, of which most short blocks go."""
+    model, seen = onnx.load(path), 0
     given = {i: node for node in model.graph.node for i in node.input}
     for tensor in model.graph.initializer:
         node = given.get(tensor.name)
@@ -54,11 +55,17 @@ def pruned(path: Path, output: Path) -> Path:
         k, n = weight.shape
         if k == MOST_K:
             fours = weight.reshape(k // 4, 4, n).copy()
+            seen += 1
+            if seen == LAYERS:
+                size = (fours.astype(np.int32) ** 2).sum(axis=1)
+                fours *= (size > np.quantile(size, SHORT_SHARE))[:, None]
+                short = numpy_helper.from_array(fours.reshape(k, n), tensor.name)
+                tensor.CopyFrom(short)
+                continue
             order = np.abs(fours.astype(np.int32)).argsort(axis=1).argsort(axis=1)
             fours[order < 2] = 0
-            if not broken:
+            if seen == 1:
                 fours[k // 8, order[k // 8, :, 3].argmin(), 3] = 1
-                broken = True
             tensor.CopyFrom(numpy_helper.from_array(fours.reshape(k, n), tensor.name))
             continue
         split = weight.reshape(k // K, K, n // CHANNELS, CHANNELS).astype(np.int32).copy()
@@ -126,8 +133,9 @@ def test_zeros_take_no_room_and_the_manifest_says_so(compiled: Compiled) -> None
     assert set(auto.extra["sparse"]) == set(TARGETS)
     for target, layers in auto.extra["sparse"].items():
         kernels = Counter(layer["kernel"] for layer in layers)
-        assert set(kernels) == {"blocks", KERNEL_OF_PAIRS[target]}
-        assert kernels[KERNEL_OF_PAIRS[target]] == LAYERS - 1  # the broken one has no pattern
+        assert set(kernels) == {"blocks", KERNEL_OF_PAIRS[target], "rows"}
+        # The broken one has no pattern, and the last one another.
+        assert (kernels[KERNEL_OF_PAIRS[target]], kernels["rows"]) == (LAYERS - 2, 1)
         assert all(
             0.25 < layer["density"] < 0.35 for layer in layers if layer["kernel"] == "blocks"
         )
