@@ -67,8 +67,9 @@ class AttentionShape:
 
     ``accumulators``: vectors of 16 that sums are kept in, more only where there are more queries.
     ``queries``: how many share what is loaded of a key or value at most. ``apart``: whether loops
-    over values keep nothing in registers of what was before them, see ``order.set_apart``. None of
-    these changes a result; ``tile.suited`` has what suits an ISA.
+    over values keep nothing in registers of what was before them, see ``order.set_apart``.
+    ``ahead``: whether keys are prefetched. None of these changes a result; ``tile.suited`` has what
+    suits an ISA.
 
     The projections come as one tensor of rows [q heads | k heads | v heads], or as three where
     ``separate``. Where ``q_eps`` (``k_eps``) is given, each query (key) head is first divided by
@@ -121,6 +122,7 @@ class AttentionShape:
     accumulators: int = 4
     queries: int = 4
     apart: bool = False
+    ahead: bool = False
     separate: bool = False
     q_eps: float | None = None
     k_eps: float | None = None
@@ -366,6 +368,8 @@ class AttentionShape:
         parts = [f"s{_hex(self.scale)}", f"a{self.accumulators}q{self.queries}"]
         if self.apart:
             parts.append("apart")
+        if self.ahead:
+            parts.append("ahead")
         if self.window:
             parts.append(f"w{self.window}")
         if self.chunk:

@@ -33,7 +33,7 @@ def suited(shape: AttentionShape, isa: Isa) -> AttentionShape:
     same in every bit."""
     return replace(
         shape, native_f16=isa.native_f16, accumulators=default_accumulators(isa),
-        queries=default_queries(isa), apart=isa.sets_apart,
+        queries=default_queries(isa), apart=isa.sets_apart, ahead=isa.prefetch and shape.cached,
     )  # fmt: skip
 
 
