@@ -10,8 +10,8 @@ OUT/NAME/int4.gguf, int8.gguf   llama.cpp's Q4_0, Q8_0 (blocks of 32) in all mat
                         included
 OUT/minilm/model_int8.onnx   MiniLM by torch's exporter and onnxruntime's dynamic quantization
 
-tiny15, smol135 and smol360 have random weights: only their sizes matter for speed. The demo model's weights
-are those that the tests use, unless --demo names a folder with its safetensors.
+tiny15, smol135 and smol360 have random weights: only their sizes matter for speed. The demo model's
+weights are those that the tests use, unless --demo names a folder with its safetensors.
 """
 
 from __future__ import annotations
