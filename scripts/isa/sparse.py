@@ -24,6 +24,7 @@ from slmtvm.schedules import linear
 from slmtvm.schedules.isa.base import WINDOWS
 from slmtvm.schedules.kernel import Kernel
 from slmtvm.schedules.linear import LinearShape, Weights, windows
+from slmtvm.schedules.linear.shape import IN_LISTS
 from slmtvm.target import Target
 
 ROWS = (1, 64)
@@ -63,6 +64,7 @@ class Pattern:
     kept: tuple[int, int] | None = None
     block: tuple[int, int] = (1, 1)
     share: float = 0.0
+    lists: bool = False  # of short blocks, with rows in lanes: for many rows alone
 
     def weight(self, n: int, k: int) -> np.ndarray:
         if self.kept is not None:
@@ -73,6 +75,8 @@ class Pattern:
 PATTERNS = (
     Pattern("1:4", "cortex-a78", 0.65, kept=(1, 4)),
     Pattern("8x4, 70%", "cortex-a78", 0.45, block=(8, 4), share=0.7),
+    Pattern("8x4 as lists", "cortex-a78", 0.45, block=(8, 4), share=0.7, lists=True),
+    Pattern("1x4, 80%", "cortex-a78", 1.0, block=(1, 4), share=0.8, lists=True),
     Pattern("16x1, 50%", "riscv64-rvv", 0.7, block=(16, 1), share=0.5),
     Pattern("32x1, 50%", "riscv64-rvv", 0.7, block=(32, 1), share=0.5),
 )
@@ -104,12 +108,14 @@ def count_sparse(pattern: Pattern, cpus: dict[str, str]) -> list[SparseCount]:
         pattern.weight(CHANNELS, INPUTS), np.full(CHANNELS, 0.01, np.float32)
     )  # fmt: skip
     found = []
-    for rows in ROWS:
+    for rows in ROWS[-1:] if pattern.lists else ROWS:
         dense = LinearShape(rows, CHANNELS, INPUTS, "int8", "row_u8")
         sparse = replace(dense, sparse=True)
         fitting = [w for w in isa.window_times if windows.fits(WINDOWS[w], weights)]
         if pattern.kept is not None:
             sparse = replace(sparse, window=fitting[0])
+        if pattern.lists:
+            sparse = replace(sparse, window=IN_LISTS)
         with tempfile.TemporaryDirectory() as folder:
             plugin = count_plugin(target, Path(folder))
             for label, cpu in cpus.items():
