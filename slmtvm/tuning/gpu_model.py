@@ -20,7 +20,7 @@ from slmtvm.plan.model import Ref, Space
 from slmtvm.schedules import isa as isas
 from slmtvm.schedules.isa.cuda import LANES
 from slmtvm.schedules.kernel import Kernel
-from slmtvm.schedules.linear import packed_weights
+from slmtvm.schedules.linear import LinearShape, packed_weights
 from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.target import CudaTarget, Target
@@ -31,7 +31,7 @@ _LAUNCH = 2e-6  # seconds of a launch, as scripts/model_gpu.py assumes
 _REACHED = 0.7  # of the memory's bandwidth
 _THREADS_AT_ONCE = 512  # of a multiprocessor: what kernels' launch bounds leave registers for
 _PRODUCTS = 128 * 4 * 1e9  # a second, of a multiprocessor's dp4a
-_WORDS_ASKED = 4  # vectors of words that a team asks for before it needs the first
+_UNROLLED = 2  # times that NVIDIA's compiler unrolls a loop, as machine code shows
 
 
 class GpuModel:
@@ -61,14 +61,14 @@ class GpuModel:
             kernel = template.build(key.shape, self._isa, knobs)
             # Tiles above one another read the same weights, which then lie in the cache.
             tiles = -(-layer.n // (knobs["nv"] * LANES)) if linear else kernel.grid
-            found.append(self._seconds(kernel, knobs, weights / tiles))
+            asked = _asked(layer, knobs) if linear else 4 * LANES
+            found.append(self._seconds(kernel, asked, weights / tiles))
         return found
 
-    def _seconds(self, kernel: Kernel, knobs: Knobs, tile_bytes: float) -> float:
+    def _seconds(self, kernel: Kernel, asked: int, tile_bytes: float) -> float:
         spread = _spread(kernel, self._gpu)
         teams = self._at_once(spread)
         turns = -(-kernel.grid // teams)
-        asked = _WORDS_ASKED * knobs.get("nv", 1) * 4 * LANES
         products = kernel.work.multiply_adds / kernel.grid
         each = max(
             _LATENCY * (1 + math.ceil(tile_bytes / asked)),
@@ -83,6 +83,13 @@ class GpuModel:
         if spread.shared_bytes:
             blocks = max(1, min(blocks, 2 * SHARED_BYTES // spread.shared_bytes))
         return min(spread.blocks, blocks * self._gpu.multiprocessors) * spread.teams
+
+
+def _asked(layer: LinearShape, knobs: Knobs) -> int:
+    """Bytes of weights that a team asks for before it needs the first."""
+    k = min(knobs.get("ku", 1), layer.group_size or layer.k)
+    words = max(1, k * layer.bits // 32) * max(_UNROLLED, knobs.get("gu", 1))
+    return words * knobs["nv"] * 4 * LANES
 
 
 def _spread(kernel: Kernel, gpu: CudaTarget) -> Launch:

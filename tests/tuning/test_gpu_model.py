@@ -46,6 +46,8 @@ def test_fewer_teams_at_once_cost_more() -> None:
     key = TaskKey("linear", ROW)
     narrow, wide = model.costs(key, [{**default, "nv": 1}, {**default, "nv": 4}])
     assert narrow < wide  # 36 teams and 9, of four times as much each
+    few, more = model.costs(key, [{**default, "gu": 1}, default])
+    assert more < few  # which asks for more at once
     large = TaskKey("linear", LinearShape(1, 49152, 576, "int4", "block", 32))
     (seconds,) = model.costs(large, [linear.default_knobs(large.shape, CUDA)])
     assert seconds > 49152 * 576 / 2 / 102.4e9  # no faster than memory
