@@ -67,22 +67,25 @@ class GpuModel:
 
     def _seconds(self, kernel: Kernel, asked: int, tile_bytes: float) -> float:
         spread = _spread(kernel, self._gpu)
-        teams = self._at_once(spread)
+        each_has, teams = self._at_once(spread)
         turns = -(-kernel.grid // teams)
         products = kernel.work.multiply_adds / kernel.grid
         each = max(
             _LATENCY * (1 + math.ceil(tile_bytes / asked)),
             min(teams, kernel.grid) * tile_bytes / self._bytes_per_second,
-            min(teams, kernel.grid) * products / (_PRODUCTS * self._gpu.multiprocessors),
+            each_has * products / _PRODUCTS,
         )
         return _LAUNCH + turns * each
 
-    def _at_once(self, spread: Launch) -> int:
-        """Teams of a launch that run together."""
+    def _at_once(self, spread: Launch) -> tuple[int, int]:
+        """Teams that run together, on the multiprocessor that has most, and in all."""
         blocks = max(1, _THREADS_AT_ONCE // (spread.teams * LANES))
         if spread.shared_bytes:
             blocks = max(1, min(blocks, 2 * SHARED_BYTES // spread.shared_bytes))
-        return min(spread.blocks, blocks * self._gpu.multiprocessors) * spread.teams
+        most = min(blocks, -(-spread.blocks // self._gpu.multiprocessors))
+        return most * spread.teams, min(
+            spread.blocks, blocks * self._gpu.multiprocessors
+        ) * spread.teams
 
 
 def _asked(layer: LinearShape, knobs: Knobs) -> int:

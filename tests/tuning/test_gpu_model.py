@@ -41,13 +41,15 @@ def test_a_block_of_threads_has_as_many_teams_as_the_knob_says() -> None:
     assert "teams" not in linear.knob_space(ROW, isas.get("avx2"))
 
 
-def test_fewer_teams_at_once_cost_more() -> None:
+def test_what_asks_for_more_or_spreads_wider_costs_less() -> None:
     model, default = GpuModel(ORIN), linear.default_knobs(ROW, CUDA)
     key = TaskKey("linear", ROW)
-    narrow, wide = model.costs(key, [{**default, "nv": 1}, {**default, "nv": 4}])
-    assert narrow < wide  # 36 teams and 9, of four times as much each
     few, more = model.costs(key, [{**default, "gu": 1}, default])
-    assert more < few  # which asks for more at once
+    assert more < few
+    rows = TaskKey("linear", LinearShape(8, 576, 576, "int8", "row_u8"))
+    products = {**linear.default_knobs(rows.shape, CUDA), "mr": 8, "nv": 1, "ku": 128}
+    narrow, wide = model.costs(rows, [{**products, "teams": 16}, {**products, "teams": 2}])
+    assert wide < narrow  # all multiprocessors multiply, or a few of them
     large = TaskKey("linear", LinearShape(1, 49152, 576, "int4", "block", 32))
     (seconds,) = model.costs(large, [linear.default_knobs(large.shape, CUDA)])
     assert seconds > 49152 * 576 / 2 / 102.4e9  # no faster than memory
