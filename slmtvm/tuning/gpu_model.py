@@ -59,20 +59,20 @@ class GpuModel:
         )
         for knobs in settings:
             kernel = template.build(key.shape, self._isa, knobs)
-            # Tiles above one another read the same weights, which then lie in the cache.
             tiles = -(-layer.n // (knobs["nv"] * LANES)) if linear else kernel.grid
             asked = _asked(layer, knobs) if linear else 4 * LANES
-            found.append(self._seconds(kernel, asked, weights / tiles))
+            found.append(self._seconds(kernel, asked, weights, weights / tiles))
         return found
 
-    def _seconds(self, kernel: Kernel, asked: int, tile_bytes: float) -> float:
+    def _seconds(self, kernel: Kernel, asked: int, weights: float, tile_bytes: float) -> float:
         spread = _spread(kernel, self._gpu)
         each_has, teams = self._at_once(spread)
         turns = -(-kernel.grid // teams)
         products = kernel.work.multiply_adds / kernel.grid
         each = max(
             _LATENCY * (1 + math.ceil(tile_bytes / asked)),
-            min(teams, kernel.grid) * tile_bytes / self._bytes_per_second,
+            # Tiles above one another read the same weights, which then lie in the cache.
+            weights * min(1.0, teams / kernel.grid) / self._bytes_per_second,
             each_has * products / _PRODUCTS,
         )
         return _LAUNCH + turns * each

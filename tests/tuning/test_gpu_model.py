@@ -46,7 +46,7 @@ def test_what_asks_for_more_or_spreads_wider_costs_less() -> None:
     key = TaskKey("linear", ROW)
     few, more = model.costs(key, [{**default, "gu": 1}, default])
     assert more < few
-    rows = TaskKey("linear", LinearShape(8, 576, 576, "int8", "row_u8"))
+    rows = TaskKey("linear", LinearShape(64, 96, 4096, "int8", "row_u8"))
     products = {**linear.default_knobs(rows.shape, CUDA), "mr": 8, "nv": 1, "ku": 128}
     narrow, wide = model.costs(rows, [{**products, "teams": 16}, {**products, "teams": 2}])
     assert wide < narrow  # all multiprocessors multiply, or a few of them
