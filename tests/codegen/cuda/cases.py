@@ -48,6 +48,12 @@ class Case:
         made = translate(f"case_{self.name}", kernel.func, kernel.scalars, scratch)
         return single(made, [Ref(Space.ARENA, 0, 0)] * len(kernel.tensors), kernel.grid)
 
+    @property
+    def one_row(self) -> bool:
+        """Whether the persistent kernel may have it, which does a single token."""
+        made = self.make(CUDA)[0].tunable
+        return made is None or made.shape.m == 1
+
     def on_cpu(self) -> dict[str, np.ndarray]:
         """What the kernel writes, by name."""
         kernel, inputs = self.make(isas.get(CPU.isa))
