@@ -327,6 +327,13 @@ class Isa(ABC):
     skips_padding: ClassVar[bool] = True
     """Whether tiles of padding alone can be left out: not where blocks compute together."""
 
+    teams: ClassVar[tuple[int, ...]] = ()
+    """What a GPU may have of teams in a block of threads: settings of a knob of that name, of which
+    0 leaves it to the grid. Nothing where the blocks of a grid are no threads'."""
+
+    row_groups: ClassVar[int] = 1
+    """Groups of a single row's k whose weights are asked for before the first are needed."""
+
     least_blocks: ClassVar[int] = 8
     """A matrix-vector product is cut in so many blocks where it can be, for threads to share."""
 

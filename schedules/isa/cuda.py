@@ -174,6 +174,8 @@ class Cuda(Isa):
     skips_padding = False
     divides_heads = True
     least_blocks = 4096  # teams that a GPU of any size can run at once
+    teams = (0, 2, 4, 8, 16)
+    row_groups = 4
     most_rows = MMA_ROWS
     row_pair_times = (1.0, 1.0)  # not measured: taken on request alone
 

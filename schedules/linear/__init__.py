@@ -106,13 +106,16 @@ def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
     """Every knob's settings: ``mr`` rows and ``nv`` vectors of a tile, ``ku`` unrolled k, ``gu``
     groups of k in a round of the loop, ``pf`` how far ahead weights are prefetched (0 not at all,
     1 by a tile, else so many bytes), ``ps`` whether scales are as well, ``rt`` tiles of rows that
-    share weights unpacked once (1: each tile unpacks its own)."""
-    return _scheme(shape).knob_space(shape, isa)
+    share weights unpacked once (1: each tile unpacks its own); on GPUs ``teams`` of a block of
+    threads (0: by the grid)."""
+    space = _scheme(shape).knob_space(shape, isa)
+    return {**space, "teams": isa.teams} if isa.teams else space
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     """The setting used where nothing was tuned."""
-    return _scheme(shape).default_knobs(shape, isa)
+    knobs = _scheme(shape).default_knobs(shape, isa)
+    return {**knobs, "teams": 0} if isa.teams else knobs
 
 
 def effective_knobs(shape: LinearShape, isa: Isa, knobs: Knobs) -> Knobs:

@@ -281,7 +281,7 @@ def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     # Two groups share the loads of what a row has for each, where registers are left for it.
     one_row = shape.m == 1 and isa.row_in_registers and state == 1
     rows = shape.m > 1 and isa.pairs_groups and shape.bits < 8
-    gu = 2 if one_row or rows else 1
+    gu = 2 if one_row or rows else isa.row_groups if shape.m == 1 else 1
     knobs = {**tile, "ku": 32, "gu": gu, "ps": 0, "pf": int(prefetches(shape, isa))}
     if _can_unpack(shape, isa):
         knobs |= {"nv": 2, "pf": int(isa.prefetch), **_shared_rows(shape, isa, tile["mr"])}

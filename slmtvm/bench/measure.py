@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from slmtvm.bench.choice import faster_of
 from slmtvm.bench.limits import Limits
 from slmtvm.bench.machine import LimitSource, LocalMachine, Machine
 from slmtvm.bench.on_device import DeviceMachine
 from slmtvm.bench.phases import Timed, attended
 from slmtvm.bench.report import BenchReport, Rate
 from slmtvm.bench.work import kernel_times, total_work
+from slmtvm.bundle.read import Bundle
 from slmtvm.errors import DeviceError
 from slmtvm.rpc.device_bundle import Place, on_device
+from slmtvm.runtime.fastest import write_fastest
+from slmtvm.runtime.model import gpu_and_cpu
 
 Progress = Callable[[str], None]
 
@@ -35,13 +40,18 @@ def bench(
     default 1 to that.
 
     cores: those to compute on, "4-7,9"; the calling thread is bound to them. target: which of the
-    bundle's libraries; the best for this machine where None. kernels: whether to measure by kernel
-    as well. place: where to measure it on a device, whose runner has the cores. progress: called
-    with the name of each step as it begins. Raises SlmError where the bundle cannot run here, or no
-    device is to be had.
+    bundle's libraries; the best for this machine where None, and where that runs on a GPU, that of
+    the CPU as well: the report is the faster one's, which sessions take from then on. kernels:
+    whether to measure by kernel as well. place: where to measure it on a device, whose runner has
+    the cores. progress: called with the name of each step as it begins. Raises SlmError where the
+    bundle cannot run here, or no device is to be had.
     """
     path = Path(bundle)
     if place is None:
+        bundle_here = Bundle.open(path)
+        both = None if target else gpu_and_cpu(bundle_here)
+        if both is not None:
+            return _faster(bundle_here, both, threads, cores, kernels, progress)
         return _measured(LocalMachine(path, target, cores), threads, kernels, progress)
     if cores is not None:
         raise DeviceError(
@@ -49,6 +59,32 @@ def bench(
         )
     with on_device(place, path, target, progress=progress) as there:
         return _measured(DeviceMachine(there), threads, kernels, progress)
+
+
+def _faster(
+    bundle: Bundle,
+    both: tuple[str, str],
+    threads: Sequence[int] | None,
+    cores: str | None,
+    kernels: bool,
+    progress: Progress,
+) -> BenchReport:
+    """The report of the faster one of a GPU's library and a CPU's, which is kept; the CPU's where
+    the GPU cannot be used."""
+    gpu, cpu = both
+    try:
+        # Its kernels are not timed one by one, nor computed by threads of the CPU.
+        machine = LocalMachine(bundle.path, gpu, cores)
+        of_gpu = _measured(machine, [1], kernels=False, progress=progress)
+    except DeviceError as error:
+        progress(f"{gpu} cannot be measured: {error}")
+        of_gpu = None
+    of_cpu = _measured(LocalMachine(bundle.path, cpu, cores), threads, kernels, progress)
+    if of_gpu is None:
+        return of_cpu
+    found = faster_of(of_gpu, of_cpu)
+    write_fastest(bundle, found)
+    return replace(of_gpu if found.library == gpu else of_cpu, choice=found.why)
 
 
 def _measured(

@@ -91,6 +91,7 @@ class BenchReport:
     limits: tuple[Limits, ...]
     rates: tuple[Rate, ...]
     kernels: tuple[KernelTime, ...]
+    choice: str = ""  # why this library, where one of a GPU and one of a CPU were measured
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``slmtvm bench --json`` writes."""
@@ -121,6 +122,7 @@ class BenchReport:
                 ["cores", f"{self.cores} ({self.why})"],
                 ["busy", self._busy()],
                 ["target", self.target],
+                *([["choice", self.choice]] if self.choice else []),
                 ["load", f"{self.load_ms:.1f} ms; without checksum {self.map_ms:.1f} ms"],
                 ["first output", f"{self.first_token_ms:.1f} ms after loading, "
                  f"{self.first_token_prompt} tokens in"],

@@ -20,6 +20,7 @@ from slmtvm.bundle.weights_key import (
 )
 from slmtvm.errors import BundleError, DeviceError, SlmError
 from slmtvm.host import cpu_features, cpuinfo, missing
+from slmtvm.runtime.fastest import Fastest, read_fastest
 from slmtvm.runtime.interface import (
     ALL_THREADS,
     MAY_SWAP,
@@ -57,8 +58,9 @@ class Model:
         the control group's quota), and 0 means as many as that, of cores that differ in speed the
         fast ones. ``cores`` ("4-7,9") binds them, and the calling thread, to these. ``how`` then
         says what was chosen and why, and under "no_gpu" why not the GPU that the bundle has code
-        for, if it could not be used. ``all_threads`` starts and uses as many as asked for, whatever
-        that costs: for tests. ``check`` reads all weights once and compares their checksum.
+        for, if it could not be used or ``slmtvm bench`` found a CPU's library faster here.
+        ``all_threads`` starts and uses as many as asked for, whatever that costs: for tests.
+        ``check`` reads all weights once and compares their checksum.
         ``profile`` measures each kernel, for ``take_profile``. A library whose SHA-256 is not the
         manifest's is never loaded. ``pub``: PEM files of the Ed25519 public keys that are trusted;
         with them the bundle must be signed by one, every file that is used be what was signed,
@@ -89,6 +91,9 @@ class Model:
             options.weights_key = key
         features = _host_features()
         self.target = target or self._best(features)
+        fastest = None if target else self._faster_than_gpu(features)
+        if fastest is not None:
+            self.target = fastest.library
         try:
             self._open(options)
         except DeviceError as error:
@@ -99,6 +104,19 @@ class Model:
             self.target = self._best(without)
             self._open(options)
             self.how["no_gpu"] = str(error)
+        if fastest is not None:
+            self.how["no_gpu"] = fastest.why
+
+    def _faster_than_gpu(self, features: set[str]) -> Fastest | None:
+        """A library that runs here and was found faster than that of the GPU, which ``target`` is;
+        None where it is none, or nothing was found."""
+        targets = self.bundle.manifest.targets
+        if CUDA not in targets[self.target].requires:
+            return None
+        found = read_fastest(self.bundle)
+        if found is None or missing(targets[found.library].requires, features - {CUDA}):
+            return None
+        return found if targets[found.library].arch == platform.machine() else None
 
     def _best(self, features: set[str]) -> str:
         entries = {name: self.bundle.manifest.targets[name] for name in self.bundle.targets}
@@ -180,6 +198,20 @@ def choose_target(
         fitting,
         key=lambda name: (CUDA in targets[name].requires, len(targets[name].requires), name),
     )
+
+
+def gpu_and_cpu(bundle: Bundle) -> tuple[str, str] | None:
+    """The targets that ``Model`` would take with a GPU and without, where a driver is here; None
+    where the bundle has no libraries for both."""
+    features = _host_features()
+    targets = {name: bundle.manifest.targets[name] for name in bundle.targets}
+    where, machine = f"{bundle.path}", platform.machine()
+    try:
+        gpu = choose_target(targets, machine, features, where)
+        cpu = choose_target(targets, machine, features - {CUDA}, where)
+    except BundleError:
+        return None
+    return None if gpu == cpu else (gpu, cpu)
 
 
 def _host_features() -> set[str]:

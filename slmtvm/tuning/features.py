@@ -13,7 +13,7 @@ from slmtvm.schedules.linear import LinearShape, packed_weights
 from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.schedules.templates import TEMPLATES
 
-_KNOBS = ("mr", "nv", "ku", "gu", "pf", "ps", "rt")
+_KNOBS = ("mr", "nv", "ku", "gu", "pf", "ps", "rt", "teams")
 
 
 def features(kind: str, shape: Any, isa: Isa, knobs: Knobs) -> np.ndarray:

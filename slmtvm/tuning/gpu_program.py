@@ -11,7 +11,7 @@ from slmtvm.codegen.c_runtime import C_FLAGS, runtime_object
 from slmtvm.codegen.cuda.launches import launch
 from slmtvm.codegen.cuda.nodes import Node, single
 from slmtvm.codegen.cuda.nvrtc import compile_cubin
-from slmtvm.codegen.cuda.text import module_text
+from slmtvm.codegen.cuda.text import module_text, teams_of
 from slmtvm.codegen.cuda.translate import translate
 from slmtvm.codegen.zig import zig_cc
 from slmtvm.plan.model import Ref, Space
@@ -88,5 +88,5 @@ def build_gpu_program(
 
 def _node(name: str, kernel: Kernel) -> Node:
     scratch = kernel.tensors[-1].name == "scratch"
-    made = translate(name, kernel.func, kernel.scalars, scratch)
+    made = translate(name, kernel.func, kernel.scalars, scratch, teams_of(kernel.tunable))
     return single(made, [Ref(Space.ARENA, 0, 0)] * len(kernel.tensors), kernel.grid)

@@ -13,6 +13,7 @@ from slmtvm.schedules import isa as isas
 from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.target import Target
+from slmtvm.tuning.gpu_model import GpuModel
 from slmtvm.tuning.records import RecordFile
 from slmtvm.tuning.static import StaticModel
 from slmtvm.tuning.static_record import StaticRecord
@@ -36,7 +37,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class StaticReport:
-    """What ``rank`` found; ``by``: as ``StaticModel`` has it."""
+    """What ``rank`` found; ``by``: as ``StaticModel`` or ``GpuModel`` has it."""
 
     by: str
     tasks: tuple[Ranked, ...]
@@ -53,8 +54,9 @@ def rank(
     step: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> StaticReport:
-    """Rank settings of the kernels of ``model`` for ``target`` by their code alone, on this machine
-    whatever the target is, and append what they cost to the file ``records``.
+    """Rank settings of the kernels of ``model`` for ``target`` by their code alone, or of a GPU by
+    a model of it, on this machine whatever the target is, and append what they cost to the file
+    ``records``.
 
     settings: of each kernel at most, drawn evenly from all. options: as ``slmtvm.tune`` takes them.
     KeyboardInterrupt ends it with what it has. Raises SlmError.
@@ -65,7 +67,8 @@ def rank(
     file = RecordFile(records)
     file.append([])
     plan = plan_model(model, resolved, progress=step, **options)
-    judge, found = StaticModel(resolved), []
+    judge = StaticModel(resolved) if resolved.cuda is None else GpuModel(resolved)
+    found = []
     try:
         for task in tuning_tasks(plan, workload or Workload()):
             step(f"ranking {task.key.label} by {judge.by}")
@@ -76,7 +79,11 @@ def rank(
 
 
 def _rank(
-    task: TuningTask, judge: StaticModel, target: Target, file: RecordFile, most: int
+    task: TuningTask,
+    judge: StaticModel | GpuModel,
+    target: Target,
+    file: RecordFile,
+    most: int,
 ) -> Ranked:  # fmt: skip
     default, *others = TEMPLATES[task.key.kind].settings(task.key.shape, isas.get(target.isa))
     some = others[:: max(1, -(-len(others) // most))]

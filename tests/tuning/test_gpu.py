@@ -92,7 +92,10 @@ def test_a_candidate_that_computes_other_bytes_is_no_choice(
         )
 
     emulate(monkeypatch, folder, wrong)
-    settings = [{"mr": 1, "nv": nv, "pf": 0, "ku": 16, "gu": 1, "ps": 0, "rt": 1} for nv in (1, 2)]
+    settings = [
+        {"mr": 1, "nv": nv, "pf": 0, "ku": 16, "gu": 1, "ps": 0, "rt": 1, "teams": teams}
+        for nv, teams in ((1, 0), (2, 8))
+    ]
     with DeviceMeasurer(GPU, devices.address, GPU.name, wait_s=30) as measurer:
         first, second = measurer.measure(Batch(KEY, settings, rounds=2))
     assert first.failure == "computes other bytes than the default"

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from slmtvm.codegen.cuda.choosing import Choosing, chooses
 from slmtvm.codegen.cuda.nodes import MAX_THREADS, SHARED_BYTES, Node, nodes_of
 from slmtvm.codegen.cuda.nvrtc import compile_both
 from slmtvm.codegen.cuda.text import PERSISTENT, module_text, translate_plan
@@ -32,7 +33,8 @@ class Launch:
 
 def launch(node: Node, gpu: CudaTarget) -> Launch:
     """How a node is spread over a GPU: over all of its multiprocessors before any has more than a
-    warp, and by no more teams than can run at once, each of which then takes several blocks."""
+    warp, unless its kernel's knobs say how many teams a block of threads has; and by no more teams
+    than can run at once, each of which then takes several blocks."""
     most, grid = MAX_THREADS // LANES, node.grid
     teams = _TEAMS_OF_WARP
     if node.runs > 1:
@@ -42,6 +44,7 @@ def launch(node: Node, gpu: CudaTarget) -> Launch:
         return Launch(node.runs, teams, teams * node.team_bytes)
     while teams < most and grid > gpu.multiprocessors * teams:
         teams *= 2
+    teams = node.parts[-1].kernel.teams or teams
     while teams > 1 and node.between_bytes + teams * node.team_bytes > SHARED_BYTES:
         teams //= 2
     at_once = gpu.multiprocessors * _WARPS_AT_ONCE * _TEAMS_OF_WARP
@@ -55,10 +58,12 @@ def launch(node: Node, gpu: CudaTarget) -> Launch:
 @dataclass(frozen=True)
 class Schedule:
     """What a GPU runs: nodes by function, in the order of the tables; and those of the functions of
-    one row, which the persistent kernel does, in the order of their numbers there."""
+    one row, which the persistent kernel does, in the order of their numbers there. ``choosing``:
+    what stands at the end of heads of one row."""
 
     functions: list[tuple[Function, list[Node]]]
     persistent: list[Node] = field(default_factory=list)
+    choosing: Choosing | None = None
 
     @property
     def nodes(self) -> list[Node]:
@@ -90,13 +95,17 @@ def schedule(plan: Plan, gpu: CudaTarget) -> Schedule:
     """
     kernels = translate_plan(plan)
     functions = [(f, nodes_of(plan, f, kernels)) for f in functions_in_order(plan)]
+    choosing = Choosing.of(plan)
+    for function, nodes in functions:
+        if choosing is not None and chooses(function):
+            nodes += choosing.nodes
     inside = {
         node.name: node
         for function, nodes in functions
         if gpu.persistent and function.rows == 1
         for node in nodes
     }
-    return Schedule(functions, list(inside.values()))
+    return Schedule(functions, list(inside.values()), choosing)
 
 
 def write_cuda(plan: Plan, gpu: CudaTarget, folder: Path) -> str:
@@ -156,6 +165,9 @@ def _tables(plan: Plan, made: Schedule, gpu: CudaTarget) -> list[str]:
     blocks = gpu.multiprocessors * _PERSISTENT_BLOCKS if made.persistent else 0
     most_teams = max(most_teams, blocks * teams)
     entry = f'"{PERSISTENT}"' if made.persistent else "0"
+    choosing = made.choosing
+    arena = choosing.arena_bytes if choosing else plan.arena_bytes
+    chosen = choosing.chosen.offset if choosing else 0
     return [
         "static const char *const entries[] = {",
         *(f'  "{name}",' for name in entries),
@@ -171,7 +183,7 @@ def _tables(plan: Plan, made: Schedule, gpu: CudaTarget) -> list[str]:
         "};",
         "const slm_cuda_plan slm_cuda = {",
         f'  entries, functions, launches, refs, slm_cuda_image, slm_cuda_ptx, "{gpu.arch}", '
-        f"{plan.scratch_bytes * most_teams}u,",
+        f"{plan.scratch_bytes * most_teams}u, {arena}u, {chosen}u,",
         f"  {len(entries)}, {len(refs)}u, {{{entry}, {blocks}u, {teams * LANES}, "
         f"{made.persistent_bytes(teams)}}}}};",
     ]

@@ -9,6 +9,7 @@ from slmtvm.codegen.cuda.nodes import MAX_THREADS, Node, Part
 from slmtvm.codegen.cuda.translate import CudaKernel, translate
 from slmtvm.errors import UnsupportedOpError
 from slmtvm.plan.model import KernelCode, Plan, Space
+from slmtvm.schedules.kernel import Tunable
 
 DEVICE_TEXT = (resources.files("slmtvm.codegen.cuda") / "slm_device.h").read_text(encoding="utf-8")
 """What the text of every kernel needs before it."""
@@ -36,11 +37,17 @@ def translate_plan(plan: Plan) -> dict[str, CudaKernel]:
 
 def _translate(name: str, code: KernelCode, scratch: bool) -> CudaKernel:
     try:
-        return translate(f"kernel_{name}", code.func, code.scalars, scratch)
+        teams = teams_of(code.tunable)
+        return translate(f"kernel_{name}", code.func, code.scalars, scratch, teams)
     except UnsupportedOpError as error:
         raise UnsupportedOpError(
             f"{error}; compile the model for the CPU", where=f"kernel {name}"
         ) from error
+
+
+def teams_of(tunable: Tunable | None) -> int:
+    """Of a block of threads, as a kernel's knobs have it; 0 where they leave it to the grid."""
+    return tunable.knobs.get("teams", 0) if tunable else 0
 
 
 def module_text(nodes: Iterable[Node], persistent: Sequence[Node] = ()) -> str:

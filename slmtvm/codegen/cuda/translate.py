@@ -56,7 +56,7 @@ class CudaKernel:
     It takes the team, the block, the ``parameters``, and the ambient scalars position and valid.
     The grid is ``grid`` whatever the plan says where that is not None. ``team_bytes`` of dynamic
     shared memory are each team's. The last parameter is scratch where ``scratch_bytes`` is not
-    0: each team needs so many.
+    0: each team needs so many. ``teams`` of a block of threads do it, 0 for any number.
     """
 
     name: str
@@ -65,6 +65,7 @@ class CudaKernel:
     team_bytes: int
     grid: int | None = None
     scratch_bytes: int = 0
+    teams: int = 0
 
 
 @dataclass
@@ -75,12 +76,12 @@ class _Array:
 
 
 def translate(
-    name: str, func: tirx.PrimFunc, scalars: tuple[str, ...], scratch: bool
+    name: str, func: tirx.PrimFunc, scalars: tuple[str, ...], scratch: bool, teams: int = 0
 ) -> CudaKernel:
     """The CUDA text of a kernel that ``schedules.kernel.define`` made, or TVM of an operator.
 
-    ``scratch``: whether the last of its buffers is. Raises UnsupportedOpError where a kernel was
-    made for another ISA.
+    ``scratch``: whether the last of its buffers is; ``teams``: of a block of threads. Raises
+    UnsupportedOpError where a kernel was made for another ISA.
     """
     loop, rounds, aliases = func.body, None, {}
     if FLAT not in func.attrs:
@@ -111,7 +112,7 @@ def translate(
         ]
     )
     own = scratch_bytes(buffers[-1]) if scratch else 0
-    return CudaKernel(name, text, parameters, writer.shared_bytes, rounds, own)
+    return CudaKernel(name, text, parameters, writer.shared_bytes, rounds, own, teams)
 
 
 def scratch_bytes(buffer: Any) -> int:

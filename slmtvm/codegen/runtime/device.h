@@ -16,6 +16,9 @@ typedef struct slm_device {
                  int32_t valid);
   /* Moves `rows` hidden rows from row `first` on to the first place. */
   int32_t (*move_rows)(slm_session *session, int32_t first, int32_t rows);
+  /* Whether the first of the greatest of the session's logits was found there: NAN as its logit where
+   * one is no number. */
+  int (*likeliest)(const slm_session *session, slm_candidate *found);
 } slm_device;
 
 #endif

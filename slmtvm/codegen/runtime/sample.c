@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "constraint.h"
+#include "device.h"
 #include "error.h"
 #include "session.h"
 
@@ -232,6 +233,16 @@ static int32_t likeliest_token(const float *logits, int32_t count) {
   return token;
 }
 
+/* The same, which a device may have found already: the logits are then left where they are. */
+static int32_t likeliest_of(const slm_session *s) {
+  slm_candidate found;
+  if (!slm_plan.device || !slm_plan.device->likeliest(s, &found))
+    return likeliest_token(s->logits, slm_plan.vocab_size);
+  if (isnan(found.logit) || isinf(found.logit))
+    return slm_fail(SLM_ERR_LOGITS, "the logits are not finite numbers");
+  return found.token;
+}
+
 /* Why no token may follow. */
 static int32_t nothing_allowed(const slm_sampling *p) {
   const uint32_t left = p->constraint->left[p->state];
@@ -277,7 +288,7 @@ static int32_t sample(slm_session *session, const slm_sampling *sampling) {
   if (sampling->temperature == 0 && !repeats_matter(sampling) && !writing_matters(sampling) &&
       !sampling->bias_count)
     return sampling->constraint ? likeliest_allowed(session, sampling)
-                                : likeliest_token(session->logits, slm_plan.vocab_size);
+                                : likeliest_of(session);
   int32_t count = list_candidates(session, sampling), numbers = 1;
   if (count == 0) return nothing_allowed(sampling);
   slm_candidate *all = session->candidates, likeliest = all[0];

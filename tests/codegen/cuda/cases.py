@@ -16,6 +16,7 @@ from slmtvm.schedules import isa as isas
 from slmtvm.schedules.embedding import EmbeddingOp
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.kernel import Kernel
+from slmtvm.schedules.likeliest import LikeliestOp, build_chosen, build_parts
 from slmtvm.schedules.linear import LinearShape
 from slmtvm.target import Target
 from tests.emulation.cuda.emulator import Emulated
@@ -46,6 +47,12 @@ class Case:
         scratch = kernel.tensors[-1].name == "scratch"
         made = translate(f"case_{self.name}", kernel.func, kernel.scalars, scratch)
         return single(made, [Ref(Space.ARENA, 0, 0)] * len(kernel.tensors), kernel.grid)
+
+    @property
+    def one_row(self) -> bool:
+        """Whether the persistent kernel may have it, which does a single token."""
+        made = self.make(CUDA)[0].tunable
+        return made is None or made.shape.m == 1
 
     def on_cpu(self) -> dict[str, np.ndarray]:
         """What the kernel writes, by name."""
@@ -165,6 +172,28 @@ def _embedding(op: EmbeddingOp) -> Case:
     return Case("embedding_" + op.name, lambda _isa: (kernel, inputs))
 
 
+def _likeliest_parts(count: int, place: int | None = None) -> Case:
+    """Logits below 0, many of which are equal; at ``place`` one that is no number."""
+    rng = np.random.default_rng(2)
+    logits = rng.integers(-9, -1, count).astype(np.float32)
+    logits[rng.integers(0, count, count // 9)] = -np.inf
+    if place is not None:
+        logits[place] = np.nan
+    kernel = build_parts(LikeliestOp(count))
+    name = f"likeliest_parts_{count}" + ("" if place is None else f"_none_at_{place}")
+    return Case(name, lambda _isa: (kernel, {"logits": logits}))
+
+
+def _likeliest(count: int) -> Case:
+    """Parts of logits, those that are greatest in several."""
+    op, rng = LikeliestOp(count), np.random.default_rng(3)
+    given = {
+        "greatest": rng.integers(-9, -6, op.parts).astype(np.float32),
+        "places": (np.arange(op.parts) * op.part_size + 3).astype(np.float32),
+    }
+    return Case(f"likeliest_of_{count}", lambda _isa: (build_chosen(op), given))
+
+
 BLOCK16 = {"activation": "block", "scale_dtype": "float16"}
 CASES = [
     _linear(LinearShape(5, 48, 70, "int4", group_size=32, has_residual=True, **BLOCK16)),
@@ -194,4 +223,7 @@ CASES = [
     _embedding(EmbeddingOp(3, 11, 256, "int4", scale_shape=(11, 8), zero_points=True,
                            group_size=32)),
     _embedding(EmbeddingOp(3, 11, 33, "f32")),
+    _likeliest_parts(5001),
+    _likeliest_parts(101, 70),
+    _likeliest(20001),
 ]  # fmt: skip

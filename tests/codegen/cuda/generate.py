@@ -1,4 +1,5 @@
-"""Runs a bundle's library for a target, and writes what it computes: logits as an .npz.
+"""Runs a bundle's library for a target, and writes what it computes, as an .npz: logits, and
+tokens.
 
 python -m tests.codegen.cuda.generate BUNDLE TARGET FILE TOKEN...
 
@@ -49,6 +50,7 @@ def main() -> None:
     session.seek(len(tokens) - 3)
     found["all"] = tried(session.eval_all, tokens[-3:])
     found["after"] = tried(session.eval, [9])
+    found["tokens"] = np.array([*session.generate([3], 5), other.sample()], np.int32)
     np.savez(path, **found)
     session.close()
     other.close()
@@ -75,6 +77,7 @@ def encoded(model: Model, tokens: list[int]) -> dict[str, np.ndarray]:
     found = {"all": session.encode(tokens), "few": session.encode(tokens[:5])}
     if model.info["kind"] != "encoder":
         found["prompt"], found["next"] = session.eval(tokens[:3]), session.eval([7])
+        found["tokens"] = np.array(list(session.generate([3], 5)), np.int32)
     session.close()
     return found
 

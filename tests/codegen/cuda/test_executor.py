@@ -15,13 +15,14 @@ import pytest
 from slmtvm.bundle.write import write_bundle
 from slmtvm.codegen.cuda.launches import schedule
 from slmtvm.codegen.cuda.nvrtc import is_installed
+from slmtvm.codegen.cuda.text import PERSISTENT
 from slmtvm.codegen.library import build_library
 from slmtvm.codegen.weights import merge_weights
 from slmtvm.compiler import plan_model
 from slmtvm.plan.model import Plan
 from slmtvm.target import Target, known_targets
 from tests.codegen.elf import Elf
-from tests.emulation.cuda.emulator import build, build_driver
+from tests.emulation.cuda.emulator import build, build_driver, build_text
 from tests.emulation.session import open_sessions
 from tests.models import model_path
 from tests.models.corpus import corpus_path
@@ -118,6 +119,38 @@ def test_sessions_positions_and_masks_are_those_of_the_cpu(
     want = decoder_reference(tokens, toy_weights())
     assert np.array_equal(got["prompt"], want[-1])
     assert np.array_equal(got["all"], want[-3:])
+
+
+def planted(toy: Machine, folder: Path, right: str, wrong: str) -> Machine:
+    """A GPU whose kernels have something ``wrong`` in their text."""
+    gpu = Target.load(GPU).with_persistent_kernel()
+    assert gpu.cuda is not None
+    made = schedule(toy_decoder(mask="keys"), gpu.cuda)
+    assert right in made.text
+    names = [*(node.name for node in made.nodes), PERSISTENT]
+    return replace(toy, kernels=build_text(made.text.replace(right, wrong), names, folder))
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(w, marks=pytest.mark.exhaustive if w else ()) for w in WAYS]
+)
+def test_the_likeliest_token_is_what_the_gpu_found(way: str, toy: Machine, tmp_path: Path) -> None:
+    want = logits(toy, CPU, tmp_path / "cpu.npz")
+    next_one = planted(toy, tmp_path, "chosen[1] = ", "chosen[1] = 1 + ")
+    got = logits(next_one, GPU, tmp_path / "gpu.npz", SLM_CUDA_LAUNCH=way)
+    # Of the prompt's logits; what follows continues another text.
+    assert got["tokens"][0] == want["tokens"][0] + 1
+    assert got["tokens"][-1] == want["tokens"][-1] + 1
+    assert_same_bits({**got, "tokens": want["tokens"]}, want)
+
+
+def test_logits_that_are_no_numbers_are_an_error_where_the_gpu_finds_them(
+    toy: Machine, tmp_path: Path
+) -> None:
+    none = planted(toy, tmp_path, "chosen[0] = ", "chosen[0] = slm_float(0x7fc00000) + ")
+    done = none.run(GPU, tmp_path / "gpu.npz")
+    assert done.returncode == 1
+    assert "the logits are not finite numbers" in done.stderr
 
 
 @pytest.mark.parametrize("cooperative", ["0", "1"])
@@ -331,6 +364,33 @@ def test_where_the_gpu_fails_the_cpu_runs_and_says_why(toy: Machine, tmp_path: P
     assert done.stdout.startswith(f"{CPU} finding a GPU: CUDA_ERROR_NO_DEVICE (100)")
     assert toy.run("best", path).stdout.split() == [GPU, "-"]
     assert toy.run("best", path, gpu=False).stdout.split() == [CPU, "-"]
+
+
+def test_where_bench_finds_the_cpu_faster_the_cpu_runs_and_says_why(
+    toy: Machine, tmp_path: Path
+) -> None:
+    before = {path: path.read_bytes() for path in toy.bundle.rglob("*") if path.is_file()}
+    cache = {"XDG_CACHE_HOME": str(tmp_path)}
+    done = toy.start(["-m", "tests.codegen.cuda.measure", str(toy.bundle)], **cache)
+    assert done.returncode == 0, done.stderr
+    why = f"bench found {CPU} faster here: "  # an emulated GPU is no fast one
+    assert why in done.stdout
+    for target, said in (("best", f"{CPU} {why}"), (GPU, f"{GPU} -")):  # the latter as asked for
+        done = toy.run(target, tmp_path / "got.npz", **cache)
+        assert done.returncode == 0 and done.stdout.startswith(said), done.stderr
+    assert before == {p: p.read_bytes() for p in toy.bundle.rglob("*") if p.is_file()}
+
+
+@pytest.mark.exhaustive
+def test_bench_keeps_nothing_where_there_is_no_gpu_to_compare_with(
+    toy: Machine, tmp_path: Path
+) -> None:
+    measure = ["-m", "tests.codegen.cuda.measure", str(toy.bundle)]
+    given = {"EMULATED_FAIL": "cuDeviceGet:1", "XDG_CACHE_HOME": str(tmp_path)}
+    done = toy.start(measure, **given)
+    assert done.returncode == 0, done.stderr
+    assert CPU in done.stdout and "bench found" not in done.stdout
+    assert not (tmp_path / "slmtvm" / "fastest").exists()
 
 
 def test_a_failed_call_leaves_the_session_as_it_was(toy: Machine, tmp_path: Path) -> None:

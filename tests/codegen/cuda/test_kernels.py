@@ -47,6 +47,19 @@ def test_every_order_of_threads_gives_the_bits_of_the_cpu(
         assert_same_bits(got, want)
 
 
+@pytest.mark.parametrize(("teams", "blocks"), [(4, 3), (16, 1), (16, 2)])
+def test_every_geometry_of_a_launch_gives_the_bits_of_the_cpu(
+    teams: int, blocks: int, kernels: dict[str, Node], emulated: Emulated
+) -> None:
+    layers = [case for case in CASES if case.name.startswith("linear_int")][:5]
+    for case in layers:
+        wrong, got = case.emulated(
+            kernels[case.name], emulated, order=ORDERS[2], teams=teams, blocks=blocks
+        )
+        assert wrong is None
+        assert_same_bits(got, case.on_cpu())
+
+
 BUGS = {
     # The emulator's own findings, where threads miss each other.
     "half of a team does not wait": (
@@ -60,6 +73,12 @@ BUGS = {
     "a wrong lane": ("row_rms_norm_block_70", "(t.lane % 8 + 8)", "(t.lane % 8 + 7)"),
     "a sum contracted otherwise": ("row_layer_norm_block_100", "fmaf(", "slm_unfused("),
     "scratch of the next team": ("attend_float16_37", "(size_t)t.index *", "(size_t)0 *"),
+    "places of what is not greatest": (
+        "likeliest_of_20001", "0x1.0000000000000p+24f", "0x0.0p+0f"
+    ),
+    "logits below 0 passed over": (
+        "likeliest_parts_5001", "slm_float((int)0xff800000)", "0x0.0p+0f"
+    ),
     # Only where blocks of one launch are there at once.
     "scratch of another block": (
         "attend_float16_37", "(size_t)t.index *", "(size_t)(threadIdx.x / SLM_LANES) *"
@@ -81,7 +100,10 @@ def test_the_emulator_finds(bug: str, kernels: dict[str, Node], tmp_path: pathli
 
 
 # By what they have of what kernels are made of: shuffles, shared memory and scratch, tensor cores.
-_BY_PTX = ("row_rms_norm_block_70", "attend_float16_37", "linear_int8_block__m32_n17_k200")
+_BY_PTX = (
+    "row_rms_norm_block_70", "attend_float16_37", "linear_int8_block__m32_n17_k200",
+    "likeliest_parts_101",
+)  # fmt: skip
 
 
 @needs_nvrtc

@@ -320,13 +320,15 @@ class _Function:
     def _setp(self, op: Sequence[str], args: Sequence[str]) -> None:
         token, how = op[-1], op[1]
         a, b = (self._value(x, token) for x in args[1:3])
-        text = f"({a} {_COMPARISONS[how]} {b})"
+        if how in ("nan", "num"):  # whether either is no number, or none
+            either = f"({a} != {a} || {b} != {b})"
+            text = either if how == "nan" else f"!{either}"
+        else:
+            text = f"({a} {_COMPARISONS[how]} {b})"
         if how in _UNORDERED:
             text = f"({text} || {a} != {a} || {b} != {b})"
         if how == "ne" and token[0] == "f":  # false where either is no number
             text = f"({text} && {a} == {a} && {b} == {b})"
-        if how in ("nan", "num"):
-            raise NotImplementedError(".".join(op))
         if len(args) == 4:
             text = f"({text} {_OPERATORS[op[2]]} {self._bits(args[3])})"
         self._set(args[0], "pred", text)

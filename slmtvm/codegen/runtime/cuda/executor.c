@@ -42,6 +42,7 @@ typedef struct {
   void **graphs; /* by function: bodies, heads, sources; NULL before the first run */
   slm_cuda_pointer pointers, works, arrived; /* the persistent kernel's */
   unsigned passed;                           /* what `arrived` holds */
+  int chosen; /* the last function left what is likeliest */
 } cuda_session;
 
 /* Runs `call`, with what it is for where it fails; does nothing after a failure. */
@@ -180,10 +181,15 @@ static size_t tokens_bytes(void) {
   return ((size_t)rows * sizeof(int32_t) + 63) / 64 * 64;
 }
 
+/* The plan's, and the two floats of what is likeliest. */
+static size_t outputs_bytes(void) {
+  return slm_cuda.chosen_offset ? slm_cuda.chosen_offset + 2 * sizeof(float) : slm_plan.output_bytes;
+}
+
 static int32_t place_memory(cuda_model *m, cuda_session *s, slm_session *session) {
   int32_t code = SLM_OK;
-  const uint64_t sizes[] = {slm_plan.state_bytes, slm_plan.arena_bytes, slm_cuda.scratch_bytes};
-  size_t outputs = AMBIENT_BYTES + tokens_bytes();
+  const uint64_t sizes[] = {slm_plan.state_bytes, slm_cuda.arena_bytes, slm_cuda.scratch_bytes};
+  size_t outputs = AMBIENT_BYTES + tokens_bytes(), all = outputs + outputs_bytes();
   TRY(cuStreamCreate(&s->stream, NON_BLOCKING), "a stream");
   for (int i = 0; i < 3; ++i) {
     slm_cuda_pointer *to = &s->memory[SLM_SPACE_STATE + i];
@@ -191,11 +197,11 @@ static int32_t place_memory(cuda_model *m, cuda_session *s, slm_session *session
     TRY(cuMemAlloc_v2(to, sizes[i]), "memory for a session");
     TRY(cuMemsetD8Async(*to, 0, sizes[i], s->stream), "clearing a session's memory");
   }
-  TRY(cuMemHostAlloc(&s->host, outputs + slm_plan.output_bytes, MAPPED), "memory for outputs");
+  TRY(cuMemHostAlloc(&s->host, all, MAPPED), "memory for outputs");
   TRY(cuMemHostGetDevicePointer_v2(&s->ambient, s->host, 0), "memory for outputs");
   TRY(cuStreamSynchronize(s->stream), "clearing a session's memory");
   if (code != SLM_OK) return code;
-  memset(s->host, 0, outputs + slm_plan.output_bytes);
+  memset(s->host, 0, all);
   s->memory[SLM_SPACE_WEIGHTS] = m->weights;
   s->memory[SLM_SPACE_TOKENS] = s->ambient + AMBIENT_BYTES;
   s->memory[SLM_SPACE_OUTPUT] = s->ambient + outputs;
@@ -343,7 +349,10 @@ static int32_t run(slm_session *session, const slm_function *function, int32_t p
   const slm_cuda_list list = slm_cuda.functions[number];
   const launch_way way = m->persistent && function->rows == 1 ? PERSISTENT : m->way;
   void **graph = &s->graphs[number];
+  const int is_head = number >= slm_plan.body_count &&
+                      number < slm_plan.body_count + slm_plan.head_count;
   int32_t code = enter(m);
+  s->chosen = is_head && function->rows == 1 && slm_cuda.chosen_offset;
   if (code != SLM_OK) return code;
   if (way == BY_GRAPH && !*graph) code = build_graph(m, s, list, graph);
   if (code == SLM_OK && slm_plan.mask == SLM_MASK_KEYS) {
@@ -382,5 +391,13 @@ static int32_t move_rows(slm_session *session, int32_t first, int32_t rows) {
   return code;
 }
 
-const slm_device slm_cuda_device = {open_model, close_model, new_session,
-                                    free_session, run, move_rows};
+static int likeliest(const slm_session *session, slm_candidate *found) {
+  const cuda_session *s = session->device;
+  const float *chosen = (const float *)(session->base[SLM_SPACE_OUTPUT] + slm_cuda.chosen_offset);
+  if (!s->chosen || !(chosen[1] >= 0 && chosen[1] < (float)slm_plan.vocab_size)) return 0;
+  *found = (slm_candidate){chosen[0], (int32_t)chosen[1]};
+  return 1;
+}
+
+const slm_device slm_cuda_device = {open_model, close_model, new_session, free_session,
+                                    run,        move_rows,   likeliest};

@@ -38,6 +38,10 @@ typedef struct slm_cuda_plan {
   const char *ptx;        /* of the same, for later GPUs; empty where there is none */
   const char *arch;       /* that it is for, as "sm_87" */
   uint64_t scratch_bytes; /* of a session, for the launch with most teams */
+  uint64_t arena_bytes;   /* the plan's, and what launches need behind it */
+  /* Behind the plan's outputs: a head of one row leaves two floats there, its greatest logit and the
+   * first place of that. 0: none does. */
+  uint64_t chosen_offset;
   int32_t entry_count;
   uint32_t ref_count;
   slm_cuda_persistent persistent;
