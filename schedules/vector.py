@@ -171,7 +171,18 @@ def across(value: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
     while lanes > 1:
         lanes //= 2
         value = T.bind(combine(take_lanes(value, 0, lanes), take_lanes(value, lanes, lanes)))
-    return value
+    return settled(value)
+
+
+def settled(scalar: Expr) -> Expr:
+    """The same scalar, by a variable that LLVM turns into a register.
+
+    TVM's analyzer writes out what is bound wherever it is used, and simplifies that: where a long
+    expression is used by long ones it takes most of the time of a compile. It looks into no buffer.
+    """
+    buffer = T.alloc_buffer((1,), str(scalar.ty.dtype), scope="local")
+    store(buffer, T.int32(0), scalar, 1)
+    return load(buffer, T.int32(0), 1)
 
 
 class NotANumber:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import ziglang
@@ -36,6 +37,34 @@ def cache_folder() -> Path:
             "there is no home folder to keep the stubs of C libraries in; set XDG_CACHE_HOME"
         ) from error
     return cache.absolute() / "slmtvm" / "zig"
+
+
+def library_folder(cache: Path) -> Path:
+    """zig's own headers and sources, by a path in ``cache`` that all environments share.
+
+    That path is part of the keys of zig's cache: by the environment's own, each new environment
+    would build the stubs again, for minutes. Where ``cache`` cannot be written and names no
+    environment that is there, the path is this environment's own.
+    """
+    own = _ZIG.parent / "lib"
+    release = version("ziglang")
+    link = cache / f"lib-{release}"
+    with contextlib.suppress(OSError):
+        if not _is_of(release, link):
+            with tempfile.TemporaryDirectory(dir=cache) as folder:
+                made = Path(folder) / link.name
+                made.symlink_to(own)
+                made.replace(link)
+    return link if _is_of(release, link) else own
+
+
+def _is_of(release: str, link: Path) -> bool:
+    """Whether ``link`` leads to an environment that has this release of ziglang still."""
+    try:
+        library = Path(os.readlink(link))
+    except OSError:
+        return False
+    return library.is_dir() and (library.parents[1] / f"ziglang-{release}.dist-info").is_dir()
 
 
 def zig_cc(
@@ -70,6 +99,7 @@ def zig_cc(
             **os.environ,
             "ZIG_GLOBAL_CACHE_DIR": str(cache),
             "ZIG_LOCAL_CACHE_DIR": os.path.abspath(scratch),
+            "ZIG_LIB_DIR": str(library_folder(cache)),
         }
         code, words = _run(command, environment, folder)
         if code != 0:

@@ -161,6 +161,7 @@ def test_verify_compares_on_a_text_and_writes_json(bundle: Path, tmp_path: Path)
     assert f"perplexity           {table['ppl']:.4f}" in result.stdout
 
 
+@pytest.mark.slow
 def test_verify_without_a_text_reports_no_perplexity(bundle: Path, tmp_path: Path) -> None:
     numbers = tmp_path / "numbers.json"
     result = command("verify", bundle, model_path("demo"), "--json", numbers)
@@ -169,6 +170,7 @@ def test_verify_without_a_text_reports_no_perplexity(bundle: Path, tmp_path: Pat
     assert (table["ppl"], table["ppl_reference"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_verify_fails_for_the_bundle_of_another_model(bundle: Path) -> None:
     text = ("--text", HELDOUT, "--windows", "4")
     result = command("verify", bundle, model_path("float32"), *text)

@@ -59,6 +59,7 @@ def test_a_library_built_twice_is_the_same_to_the_byte(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_runtime_is_compiled_once_and_gives_the_same_bytes_from_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from slmtvm.codegen import zig
-from slmtvm.codegen.zig import cache_folder, zig_cc
+from slmtvm.codegen.zig import cache_folder, library_folder, zig_cc
 from slmtvm.errors import SlmError
 from tests.small_disk import small_disk
 
@@ -33,6 +35,46 @@ def test_what_is_linked_lies_alone_in_its_folder_and_nothing_new_in_the_cache(
     before = {p for p in cache_folder().rglob("*") if "seven" in p.name}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["seven.c", "seven.so"]
     assert before == set()
+
+
+def environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, zig is that of another environment, in ``folder``."""
+    (folder / "ziglang" / "lib").mkdir(parents=True)
+    (folder / f"ziglang-{version('ziglang')}.dist-info").mkdir()
+    monkeypatch.setattr(zig, "_ZIG", folder / "ziglang" / "zig")
+
+
+def test_a_new_environment_has_what_another_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zig's keys hold the path of its library, so that it has to be the same for both."""
+    environment(tmp_path / "first", monkeypatch)
+    given = library_folder(tmp_path)
+    environment(tmp_path / "second", monkeypatch)
+    assert library_folder(tmp_path) == given
+    assert given.resolve() == tmp_path / "first/ziglang/lib"
+    shutil.rmtree(tmp_path / "first")
+    assert library_folder(tmp_path) == given
+    assert given.resolve() == tmp_path / "second/ziglang/lib"
+
+
+def test_an_environment_that_has_another_release_by_now_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment(tmp_path / "first", monkeypatch)
+    library_folder(tmp_path)
+    (tmp_path / f"first/ziglang-{version('ziglang')}.dist-info").rename(
+        tmp_path / "first/ziglang-9.0.0.dist-info"
+    )
+    environment(tmp_path / "second", monkeypatch)
+    assert library_folder(tmp_path).resolve() == tmp_path / "second/ziglang/lib"
+
+
+def test_where_the_cache_cannot_be_written_the_path_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment(tmp_path / "first", monkeypatch)
+    assert library_folder(tmp_path / "nowhere") == tmp_path / "first/ziglang/lib"
 
 
 def test_of_many_lines_the_first_error_is_told_and_all_are_its_cause(tmp_path: Path) -> None:

@@ -179,6 +179,7 @@ def test_a_deb_names_who_answers_for_it(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_skopeo_and_umoci_read_an_image_for_every_architecture(
     release: Release, keys: Keys, tmp_path: Path
 ) -> None:

@@ -51,12 +51,14 @@ def tuned(folder: Path, records: RecordLog | None) -> list[dict[str, Any]] | Non
     return None if found is None else list(found[HOST.name])
 
 
+@pytest.mark.slow
 def test_records_that_come_with_the_package_are_taken(own: Record, tmp_path: Path) -> None:
     (entry,) = [e for e in tuned(tmp_path, None) or [] if e["origin"] == "record"]
     assert entry["task"] == own.key.label and entry["knobs"] == own.knobs
     assert entry["shipped"] is True
 
 
+@pytest.mark.slow
 def test_records_that_are_given_take_their_place(own: Record, tmp_path: Path) -> None:
     assert tuned(tmp_path, RecordLog()) is None
     (entry,) = [
