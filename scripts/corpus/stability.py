@@ -33,10 +33,10 @@ def own_difference(
     scores_last: bool = False,
 ) -> float:
     """The largest difference, relative to the results' range, between onnxruntime on the file as
-    it is and with its graph optimized; where a single row's results are to be relied on, also token
-    by token, and with last bits of the file's float32 numbers, which then are no scales of
-    activations, changed; and where a decoder without a cache rounds all rows of a call together,
-    with other tokens after those of a sequence, or, where only its last one is scored
+    it is and with its graph optimized, and with last bits of the file's float32 numbers changed,
+    but for single ones, such as scales of activations; where a single row's results are to be
+    relied on, also token by token; and where a decoder without a cache rounds all rows of a call
+    together, with other tokens after those of a sequence, or, where only its last one is scored
     (``scores_last``), beside those of another sequence in a batch."""
     wanted = wanted_rows(path, sequences, source, outputs, stepwise=False)
     others = _others(path, sequences, source, outputs, rule, scores_last)
@@ -65,9 +65,8 @@ def _others(
 ) -> Iterator[list[np.ndarray]]:
     if (optimized := optimized_reference(path)) is not None:
         yield [their_rows(optimized, tokens, source, outputs) for tokens in sequences]
-    if rule.single is None:
-        return
-    yield wanted_rows(path, sequences, source, outputs, stepwise=True)
+    if rule.single is not None:
+        yield wanted_rows(path, sequences, source, outputs, stepwise=True)
     random = np.random.default_rng(0)
     for _ in range(_DRAWS):
         with tempfile.TemporaryDirectory() as folder:
