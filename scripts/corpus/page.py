@@ -248,8 +248,10 @@ def _turned(outcomes: Outcomes) -> list[str]:
         "|---|---|---|---|",
     ]
     for outcome in found:
-        ours = outcome["compiled"] or outcome["evaluated"]
-        numbers = f"{ours['difference']:.1e} | {outcome['own']:.1e} | {ours['cosine']:.5f}"
+        parts = [outcome["evaluated"], outcome["compiled"], *outcome.get("padded", {}).values()]
+        ours = max(float(part["difference"]) for part in parts if part)
+        least = min(float(part["cosine"]) for part in parts if part)
+        numbers = f"{ours:.1e} | {outcome['own']:.1e} | {least:.5f}"
         lines.append(f"| {_cell(outcome)} | {numbers} |")
     return [*lines, ""]
 

@@ -51,7 +51,7 @@ _HEADS = (
     "mpnet-dynamo-embedding", "mpnet-script-embedding-int4-block32", "electra-optimum-sequence",
     "electra-optimum-token-fp16", "electra-dynamo-embedding", "qwen3-dynamo-sequence",
     "qwen3-optimum-sequence", "bart-script-sequence",
-    "bart-script-sequence-qdq-u8s8",
+    "bart-script-sequence-qdq-u8s8", "roberta-optimum-sequence",
 )  # fmt: skip
 _LEFT_OUT = (
     "bert-dynamo-masked-fused-*", "bert-optimum-fused-*",
