@@ -33,8 +33,9 @@ class Sentence:
 
 
 def padded(tokens: np.ndarray, side: Side, padding: int | None) -> Sentence:
-    """A sentence int32 (n,) with padding on one side: token ``padding``, or any where None."""
-    more = np.resize(tokens[::-1], _PADDING) if padding is None else np.full(_PADDING, padding)
+    """A sentence int32 (n,) with padding on one side: token ``padding``, or usual ones if None."""
+    usual = np.arange(_FIRST_TOKEN, _FIRST_TOKEN + _PADDING)  # none ends a sentence
+    more = usual if padding is None else np.full(_PADDING, padding)
     visible = np.arange(len(tokens) + _PADDING) < len(tokens)
     if side == "left":
         return Sentence(np.concatenate([more, tokens]).astype(np.int32), visible[::-1])

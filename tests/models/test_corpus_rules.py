@@ -67,4 +67,4 @@ def test_padding_stands_on_the_side_that_is_asked_for(padding: int | None) -> No
         assert sentence.tokens[at].tolist() == tokens.tolist()
         assert sentence.visible[at].all() and sentence.visible.sum() == 3 < len(sentence.tokens)
         hidden = set(sentence.tokens[~sentence.visible].tolist())
-        assert hidden == ({9} if padding else {4, 5, 6})
+        assert hidden == ({9} if padding else {3, 4, 5, 6, 7, 8})
