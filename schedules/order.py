@@ -41,6 +41,22 @@ def in_order(value: Expr, register: str) -> Expr:
     return T.bind(T.call_extern(dtype, name, value))
 
 
+def set_apart() -> None:
+    """Lets LLVM keep nothing in vector registers from before it, on x86 without AVX-512.
+
+    Of a kernel with several loops, LLVM keeps constants of one in registers throughout the others
+    and moves sums of these to memory in their place.
+    """
+    name = "slm_set_apart"
+    clobbered = ",".join(f"~{{xmm{i}}}" for i in range(16))
+    _functions.get()[name] = (
+        f"define i32 @{name}(i32 %given) {{\n"
+        f'  %kept = call i32 asm sideeffect "", "=r,0,{clobbered}"(i32 %given)\n'
+        "  ret i32 %kept\n}\n"
+    )
+    T.evaluate(T.call_extern("int32", name, T.int32(0)))
+
+
 @contextmanager
 def ordered() -> Iterator[dict[str, str]]:
     """A kernel is written within it; gives the functions that it calls, for ``with_functions``."""

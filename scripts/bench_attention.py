@@ -67,12 +67,8 @@ class Bench:
 
     def shape(self, m: int, **fields: object) -> AttentionShape:
         """The layer that is measured, on ``m`` rows."""
-        primitives = isa.get(self._target.isa)
-        shape = AttentionShape(
-            m, HEADS, KV_HEADS, HEAD_DIM, CONTEXT, HEAD_DIM**-0.5,
-            accumulators=attention.default_accumulators(primitives.name),
-            native_f16=primitives.native_f16,
-        )  # fmt: skip
+        shape = AttentionShape(m, HEADS, KV_HEADS, HEAD_DIM, CONTEXT, HEAD_DIM**-0.5)
+        shape = attention.suited(shape, isa.get(self._target.isa))
         return replace(shape, **fields)  # type: ignore[arg-type]
 
     def call(self, kernel: Kernel, buffers: dict[str, np.ndarray], scalar: int) -> Call:

@@ -10,8 +10,8 @@ OUT/NAME/int4.gguf, int8.gguf   llama.cpp's Q4_0, Q8_0 (blocks of 32) in all mat
                         included
 OUT/minilm/model_int8.onnx   MiniLM by torch's exporter and onnxruntime's dynamic quantization
 
-tiny15 and smol135 have random weights: only their sizes matter for speed. The demo model's weights
-are those that the tests use, unless --demo names a folder with its safetensors.
+tiny15, smol135 and smol360 have random weights: only their sizes matter for speed. The demo model's
+weights are those that the tests use, unless --demo names a folder with its safetensors.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.models.quantizers import quantize_int8
 
 SEED = 0
 EXPORT_MINILM = Path(__file__).resolve().parents[1] / "tests" / "models" / "export_minilm.py"
-NAMES = ("demo", "tiny15", "smol135", "minilm")
+NAMES = ("demo", "tiny15", "smol135", "smol360", "minilm")
 RANDOM = {
     "tiny15": {
         "hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6,
@@ -48,12 +48,16 @@ RANDOM = {
         "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
         "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
     },
+    "smol360": {
+        "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32,
+        "num_attention_heads": 15, "num_key_value_heads": 5, "vocab_size": 49152,
+    },
 }  # fmt: skip
 DEMO = {
     "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6,
     "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 4096,
 }  # fmt: skip
-CONTEXT = {"demo": 1024, "tiny15": 1024, "smol135": 2048}
+CONTEXT = {"demo": 1024, "tiny15": 1024, "smol135": 2048, "smol360": 2048}
 # They apply to int8 as well.
 BUILDER_OPTIONS = ("int4_accuracy_level=4", "int4_block_size=32")
 GGUF_TYPES = {

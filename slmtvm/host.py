@@ -57,6 +57,11 @@ def candidates(machine: str) -> tuple[str, ...]:
     return _CANDIDATES[machine]
 
 
+def architectures() -> tuple[str, ...]:
+    """All that targets are known of, this machine's first."""
+    return tuple(sorted(_CANDIDATES, key=lambda arch: arch != platform.machine()))
+
+
 def cpu_name() -> str:
     """The name of this machine's CPU."""
     for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():

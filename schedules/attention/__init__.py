@@ -23,9 +23,9 @@ from slmtvm.schedules.attention.shape import (
     HIDDEN_SCORE,
     AttentionShape,
     capacity_of,
-    default_accumulators,
     ring_of,
 )
+from slmtvm.schedules.attention.tile import suited
 
 __all__ = [
     "BIAS_MARGIN",
@@ -43,10 +43,10 @@ __all__ = [
     "build_rope",
     "build_tuned",
     "capacity_of",
-    "default_accumulators",
     "default_knobs",
     "effective_knobs",
     "knob_space",
     "parts_of",
     "ring_of",
+    "suited",
 ]

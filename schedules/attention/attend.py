@@ -18,24 +18,12 @@ from slmtvm.schedules import vector as vec
 from slmtvm.schedules.attention.append import append_row
 from slmtvm.schedules.attention.queries import Query, Scratch
 from slmtvm.schedules.attention.scores import Span, compute_scores, softmax
-from slmtvm.schedules.attention.shape import MAX_BLOCK_QUERIES, AttentionShape
+from slmtvm.schedules.attention.shape import AttentionShape
+from slmtvm.schedules.attention.tile import rows_in_block, tile_queries
 from slmtvm.schedules.attention.values import Features, weigh_values
 from slmtvm.schedules.attention.walk import Walk, walk
 from slmtvm.schedules.kernel import Kernel, define
 from slmtvm.schedules.vector import LANES, Buffer, Expr
-
-
-def rows_in_block(shape: AttentionShape) -> int:
-    """Rows (tokens) of a block: as many as fill the accumulators, their group's heads included."""
-    count = min(shape.m, max(1, queries_at_once(shape) // shape.group))
-    if shape.blocks is not None and not shape.causal:
-        count = 1 << (count.bit_length() - 1)  # blocks of rows end where tiles do
-    return count
-
-
-def queries_at_once(shape: AttentionShape) -> int:
-    """Queries whose scores are computed together."""
-    return max(1, min(shape.accumulators, MAX_BLOCK_QUERIES))
 
 
 def build_attend(shape: AttentionShape) -> Kernel:
@@ -215,8 +203,7 @@ def _attend(
 ) -> None:
     memory = buffers["scratch"]
     span = walk_of(shape, buffers, head, queries)
-    tiles = -(-len(queries) // queries_at_once(shape))
-    size = -(-len(queries) // tiles)
+    size = tile_queries(shape)
     for at in range(0, len(queries), size):
         tile = queries[at : at + size]
         compute_scores(shape, buffers, head, tile, source, memory, scratch, span)

@@ -13,10 +13,11 @@ from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules import vector as vec
 from slmtvm.schedules.attention.append import append_key_value, turn_queries
-from slmtvm.schedules.attention.attend import group_queries, queries_at_once, visible_span
+from slmtvm.schedules.attention.attend import group_queries, visible_span
 from slmtvm.schedules.attention.queries import Scratch
 from slmtvm.schedules.attention.scores import Span, compute_scores, softmax
 from slmtvm.schedules.attention.shape import AttentionShape
+from slmtvm.schedules.attention.tile import tile_queries
 from slmtvm.schedules.attention.values import Features, weigh_values
 from slmtvm.schedules.kernel import Kernel, Tensor, Work, define
 from slmtvm.schedules.vector import LANES, Expr
@@ -81,7 +82,7 @@ def build_divided_scores(shape: AttentionShape) -> Kernel:
         whole = visible_span(shape, queries)
         count = T.bind(whole.end - whole.begin)
         begin, end = (T.bind(whole.begin + count * p // parts) for p in (part, part + 1))
-        size = queries_at_once(shape)
+        size = tile_queries(shape)
         for at in range(0, len(queries), size):
             compute_scores(
                 shape, buffers, head, queries[at : at + size], buffers["scratch"],
@@ -126,7 +127,7 @@ def build_divided_values(shape: AttentionShape) -> Kernel:
             weights_at = T.bind(i * own.stride)
             inverse = softmax(shape, buffers, head, i, scores, row, largest, weights_at, span)
             vec.store(buffers["scratch"], i + own.maxima, inverse, 1)
-        features, size = Features(T.bind(part * width), width), queries_at_once(shape)
+        features, size = Features(T.bind(part * width), width), tile_queries(shape)
         for at in range(0, len(queries), size):
             weigh_values(shape, buffers, head, queries[at : at + size], own, features, span)
 

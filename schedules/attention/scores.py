@@ -13,9 +13,12 @@ from slmtvm.schedules.attention.cache import block_slot, load_key_pair, row_widt
 from slmtvm.schedules.attention.queries import Query, Scratch
 from slmtvm.schedules.attention.shape import AttentionShape
 from slmtvm.schedules.attention.walk import Walk
+from slmtvm.schedules.isa.base import prefetch
 from slmtvm.schedules.vector import LANES, Accumulators, Buffer, Expr
 
 _UNROLL = 4  # features of a score in one round of a loop
+_AHEAD_BYTES = 2048  # how far keys are prefetched
+_LINE_BYTES = 64
 _HIDDEN = -math.inf  # the score of a position that a row does not see
 
 
@@ -108,16 +111,27 @@ def _score_tile(
             for i, value in enumerate(loaded):
                 sums[i * width + j] = vec.fma(vec.splat(value), key, sums[i * width + j])
 
-    def add_feature(feature: Expr) -> None:
-        places = (starts[j] + feature * LANES for j in range(width))
-        add(feature, [widen(shape, vec.load(buffers["k_cache"], at)) for at in places])
+    stored = buffers["k_cache"]
+    row_bytes = LANES * {"float32": 4, "float16": 2}.get(shape.kv_dtype, 1)
+    every = max(1, _LINE_BYTES // row_bytes)
 
-    def add_pair(pair: Expr, scales: Sequence[Expr]) -> None:
+    def ask_ahead(row: Expr, member: int) -> None:
+        if shape.ahead and member % every == 0:
+            for start in starts:
+                prefetch(stored, start + row * LANES + _AHEAD_BYTES * LANES // row_bytes)
+
+    def add_feature(feature: Expr, member: int) -> None:
+        ask_ahead(feature, member)
+        places = (starts[j] + feature * LANES for j in range(width))
+        add(feature, [widen(shape, vec.load(stored, at)) for at in places])
+
+    def add_pair(pair: Expr, member: int, scales: Sequence[Expr]) -> None:
+        ask_ahead(pair, member)
         places = (starts[j] + pair * LANES for j in range(width))
-        pairs = [load_key_pair(buffers["k_cache"], at) for at in places]
-        for member in range(2):
-            keys = [T.bind(p[member] * s) for p, s in zip(pairs, scales, strict=True)]
-            add(T.bind(pair * 2 + member), keys)
+        pairs = [load_key_pair(stored, at) for at in places]
+        for half in range(2):
+            keys = [T.bind(p[half] * s) for p, s in zip(pairs, scales, strict=True)]
+            add(T.bind(pair * 2 + half), keys)
 
     if shape.kv_dtype != "int4":
         _unrolled(0, d, _UNROLL, add_feature)
@@ -127,8 +141,8 @@ def _score_tile(
             at = T.bind((head * shape.scale_groups + group) * shape.kept)
             by_block = [vec.load(buffers["k_scale"], at + slot * LANES) for slot in slots]
 
-            def add_scaled(pair: Expr, scales: Sequence[Expr] = by_block) -> None:
-                add_pair(pair, scales)
+            def add_scaled(pair: Expr, member: int, scales: Sequence[Expr] = by_block) -> None:
+                add_pair(pair, member, scales)
 
             _unrolled(group * size, (group + 1) * size, _UNROLL // 2, add_scaled)
     for j in range(width):
@@ -151,14 +165,15 @@ def _score_tile(
             maxima[i] = T.bind(vec.maximum(score, maxima[i]))
 
 
-def _unrolled(begin: int, end: int, unroll: int, add: Callable[[Expr], None]) -> None:
-    """``add`` for each number from ``begin`` to ``end``, in order, ``unroll`` in one round."""
+def _unrolled(begin: int, end: int, unroll: int, add: Callable[[Expr, int], None]) -> None:
+    """``add`` for each number from ``begin`` to ``end``, in order, ``unroll`` in one round: it is
+    told which of a round it is, too."""
     rounds = (end - begin) // unroll
     with T.serial(0, rounds) as i:
         for u in range(unroll):
-            add(i * unroll + (begin + u))
+            add(i * unroll + (begin + u), u)
     for rest in range(begin + rounds * unroll, end):
-        add(T.int32(rest))
+        add(T.int32(rest), 0)
 
 
 def _seen(query: Query, positions: Expr) -> Expr:

@@ -30,11 +30,6 @@ KV_DTYPES = ("float32", "float16", "int8", "int4")
 _SCALE_GROUP = (
     32  # features of a key or value that share a scale in int4, where these are whole groups
 )
-# 16-lane accumulators that fit the registers beside the operands: AVX-512 has 32 registers of one
-# such vector, the others hold eight in all.
-_ACCUMULATORS = {"avx512_vnni": 16}
-_ACCUMULATORS_OTHERS = 4
-MAX_BLOCK_QUERIES = 8  # queries whose scores are computed together
 HIDDEN_SCORE = -1e30  # of a hidden key: finite, for rows that see no other
 # Rows of a block share the blocks of positions that they look at.
 BIAS_MARGIN = 2 * LANES
@@ -56,11 +51,6 @@ def ring_of(window: int, rows: int, capacity: int) -> int:
     return ring if 0 < ring < capacity else 0
 
 
-def default_accumulators(isa: str) -> int:
-    """A good ``AttentionShape.accumulators`` for the ISA of that name."""
-    return _ACCUMULATORS.get(isa, _ACCUMULATORS_OTHERS)
-
-
 @dataclass(frozen=True)
 class AttentionShape:
     """One attention layer on m tokens.
@@ -73,8 +63,13 @@ class AttentionShape:
 
     The first ``rotary_dim`` (0: none) features of each query and key head are rotated by the tables
     cos and sin, float32 (table_rows, rotary_dim / 2), as ``slm.rope`` has it; there must be a row
-    for every position that a step writes, padding included. ``accumulators`` bounds how much of the
-    score matrix is computed at once; it changes speed, never a result.
+    for every position that a step writes, padding included.
+
+    ``accumulators``: vectors of 16 that sums are kept in, more only where there are more queries.
+    ``queries``: how many share what is loaded of a key or value at most. ``apart``: whether loops
+    over values keep nothing in registers of what was before them, see ``order.set_apart``.
+    ``ahead``: whether keys are prefetched. None of these changes a result; ``tile.suited`` has what
+    suits an ISA.
 
     The projections come as one tensor of rows [q heads | k heads | v heads], or as three where
     ``separate``. Where ``q_eps`` (``k_eps``) is given, each query (key) head is first divided by
@@ -124,7 +119,10 @@ class AttentionShape:
     table_rows: int = 0
     kv_dtype: str = "float32"
     native_f16: bool = True
-    accumulators: int = _ACCUMULATORS_OTHERS
+    accumulators: int = 4
+    queries: int = 4
+    apart: bool = False
+    ahead: bool = False
     separate: bool = False
     q_eps: float | None = None
     k_eps: float | None = None
@@ -367,7 +365,11 @@ class AttentionShape:
         return parts
 
     def _attend_parts(self) -> list[str]:
-        parts = [f"s{_hex(self.scale)}", f"a{self.accumulators}"]
+        parts = [f"s{_hex(self.scale)}", f"a{self.accumulators}q{self.queries}"]
+        if self.apart:
+            parts.append("apart")
+        if self.ahead:
+            parts.append("ahead")
         if self.window:
             parts.append(f"w{self.window}")
         if self.chunk:

@@ -14,6 +14,7 @@ from slmtvm.schedules.attention.queries import Query, Scratch
 from slmtvm.schedules.attention.scores import Span
 from slmtvm.schedules.attention.shape import AttentionShape
 from slmtvm.schedules.attention.walk import Walk
+from slmtvm.schedules.order import set_apart
 from slmtvm.schedules.vector import LANES, Accumulators, Buffer, Expr
 
 _UNROLL = 4  # positions of a weighted sum in one round of a loop
@@ -102,6 +103,8 @@ def _over_span(
         with T.serial(span.begin, span.shared_begin) as position:
             add_position(position, seen_by_all=False)
     rounds = T.bind((span.shared_end - span.shared_begin) // _UNROLL)
+    if shape.apart:
+        set_apart()
     with T.serial(0, rounds) as i:
         for u in range(_UNROLL):
             add_position(T.bind(span.shared_begin + i * _UNROLL + u))

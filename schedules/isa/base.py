@@ -270,6 +270,9 @@ class Isa(ABC):
     """The constraint of inline assembly for a vector register, where kernels gain from being
     compiled in the order in which they are written; see ``schedules.order``."""
 
+    sets_apart: ClassVar[bool] = False
+    """Whether kernels of several loops gain where ``order.set_apart`` is between them."""
+
     prefetch: ClassVar[bool] = True
     """Whether asking for weights ahead gains more than the instructions that do it cost."""
 

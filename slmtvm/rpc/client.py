@@ -1,5 +1,7 @@
 """The tuner's side: run programs on devices that are registered with a tracker.
 
+On a device runs slmtvm's runner, or TVM's own RPC server.
+
     for device in devices("127.0.0.1:9190", "cortex-a78"):   # waits for a free one
         with device:                                         # given back at the end
             result = device.run(executable, ["--repeat", "5"], stdin=data, timeout_s=10)
@@ -12,8 +14,6 @@ it a crash or a hang, is no error but a ``JobResult``.
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,52 +22,18 @@ from types import TracebackType
 from typing import Any
 
 from slmtvm.errors import RpcError
+from slmtvm.rpc.job import JobResult, Jobs, RunnerJobs
 from slmtvm.rpc.keygen import role_folder
 from slmtvm.rpc.leash import Leashed
 from slmtvm.rpc.relay import relay_to_runner
+from slmtvm.rpc.session import Session, last_line
 from slmtvm.rpc.slm_runner import PeerError, SetupError, TrackerLink, tracker_address
+from slmtvm.rpc.stock_server import StockJobs, is_stock
 
 MOST_STDOUT = 16 << 20  # bytes, by default
 _SUMMARY, _REQUEST = 6, 4  # TVM's tracker codes
+_UPLOAD, _REMOVE = "tvm.rpc.server.upload", "tvm.rpc.server.remove"
 _POLL_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class JobResult:
-    """How a program ended on a device.
-
-    ``status``: its exit status, negative the signal that ended it, None where the runner killed it,
-    for the reason in ``killed``: "time", or words about what it took too much of. ``stdout`` in
-    full up to the limit, ``stderr`` its last 4,000 bytes. ``seconds`` wall clock of the process.
-    ``hot``: the device did not cool down before. ``khz``: (before, after), of each core that tells.
-    """
-
-    status: int | None
-    killed: str
-    stdout: bytes
-    stderr: str
-    seconds: float
-    hot: bool
-    celsius: float | None
-    khz: tuple[tuple[int | None, ...], tuple[int | None, ...]]
-
-    @property
-    def ok(self) -> bool:
-        """Whether it ended by itself with status 0."""
-        return self.status == 0
-
-    @property
-    def reason(self) -> str:
-        """In words what is wrong; "" where ``ok``."""
-        if self.ok:
-            return ""
-        said = f": {self.stderr.strip()[-300:]}" if self.stderr.strip() else ""
-        if self.killed == "time":
-            return f"killed after {self.seconds:.1f} s{said}"
-        if self.status is None:
-            return f"killed: {self.killed}{said}"
-        how = f"signal {-self.status}" if self.status < 0 else f"status {self.status}"
-        return f"ended with {how}{said}"
 
 
 class Device:
@@ -77,12 +43,11 @@ class Device:
     """
 
     def __init__(self, remote: Any, key: str, address: str, relay: Leashed | None = None) -> None:
+        """Raises RpcError where what answers there runs no programs, or is lost."""
         self.key, self.address = key, address
-        self._remote, self._relay = remote, relay
+        self._session, self._relay = Session(remote, f"device {address}"), relay
         self._uploaded: dict[str, str] = {}  # sha256 -> name on the device
-        self._upload = self._function("tvm.rpc.server.upload")
-        self._remove = self._function("tvm.rpc.server.remove")
-        self._run = self._function("slm.job.run")
+        self._jobs = _jobs(self._session)
 
     def run(
         self,
@@ -105,39 +70,24 @@ class Device:
         name = self._send("x", executable)
         for file, content in (files or {}).items():
             self._send_as(file, content)
-        raw = self._call(
-            self._run, name, json.dumps(list(arguments)), stdin, float(timeout_s), stdout_limit
-        )
-        (size,) = struct.unpack_from("<I", raw)
-        told = json.loads(raw[4 : 4 + size])
-        return JobResult(
-            status=told["status"],
-            killed=told["killed"],
-            stdout=raw[4 + size :],
-            stderr=told["stderr"],
-            seconds=told["seconds"],
-            hot=told["hot"],
-            celsius=told["celsius"],
-            khz=(tuple(told["khz_before"]), tuple(told["khz_after"])),
-        )
+        return self._jobs.run(name, arguments, stdin, timeout_s, stdout_limit)
 
     def info(self) -> dict[str, Any]:
         """CPU model and features, caches, cores, frequencies and governors, memory, temperature.
 
-        Behind ``--exec``, of the machine that the runner is on.
+        Behind ``--exec``, of the machine that the runner is on. "server" where it is no runner.
         """
-        found: dict[str, Any] = json.loads(self._call(self._function("slm.device.info")))
-        return found
+        return self._jobs.info()
 
     def forget(self, executable: bytes) -> None:
         """Remove an executable from the device, which would keep it until the session's end."""
         name = self._uploaded.pop(_digest(executable), None)
         if name:
-            self._call(self._remove, name)
+            self._session.call(_REMOVE, name)
 
     def close(self) -> None:
         """Give the device back."""
-        self._remote = self._upload = self._remove = self._run = None
+        self._session.close()
         if self._relay:
             self._relay.close()
 
@@ -155,7 +105,7 @@ class Device:
     def _send(self, prefix: str, content: bytes) -> str:
         digest = _digest(content)
         if digest not in self._uploaded:
-            self._call(self._upload, f"{prefix}-{digest[:16]}", content)
+            self._session.call(_UPLOAD, f"{prefix}-{digest[:16]}", content)
             self._uploaded[digest] = f"{prefix}-{digest[:16]}"
         return self._uploaded[digest]
 
@@ -163,25 +113,18 @@ class Device:
         key = f"{name} {_digest(content)}"
         if key in self._uploaded:
             return
-        self._call(self._upload, name, content)
+        self._session.call(_UPLOAD, name, content)
         self._uploaded = {k: v for k, v in self._uploaded.items() if v != name}
         self._uploaded[key] = name
 
-    def _function(self, name: str) -> Any:
-        try:
-            return self._remote.get_function(name)
-        except Exception as error:  # TVM's errors have no common class
-            raise RpcError(
-                f"is no slmtvm runner: {_last_line(error)}", where=f"device {self.address}"
-            ) from error
 
-    def _call(self, function: Any, *arguments: Any) -> Any:
-        if function is None:
-            raise RpcError("was given back already", where=f"device {self.address}")
-        try:
-            return function(*arguments)
-        except Exception as error:
-            raise RpcError(_last_line(error), where=f"device {self.address}") from error
+def _jobs(session: Session) -> Jobs:
+    """What runs programs on a device, whichever server it has."""
+    if session.has("slm.job.run"):
+        return RunnerJobs(session)
+    if is_stock(session):
+        return StockJobs(session)
+    raise RpcError("is neither an slmtvm runner nor TVM's RPC server", where=session.where)
 
 
 @dataclass(frozen=True)
@@ -279,7 +222,7 @@ def _request(tracker: str, key: str, tls: Path | None, session_s: float, deadlin
             where = ("127.0.0.1", int(relay.said)) if relay else (host, port)
             return Device(rpc.connect(*where, match, session_s), key, f"{host}:{port}", relay)
         except Exception as error:  # it went away after it had registered: the next one
-            reason = f"device {host}:{port} does not answer: {_last_line(error)}"
+            reason = f"device {host}:{port} does not answer: {last_line(error)}"
             if relay:
                 reason = relay.last_words() or reason
                 relay.close()
@@ -302,9 +245,3 @@ def _ask(tracker: str, tls: Path | None, what: Any, timeout: float = 20.0) -> An
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _last_line(error: Exception) -> str:
-    """Of TVM's errors, which hold a traceback in C++, what the runner said."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

@@ -12,7 +12,8 @@ from typing import Any
 from slmtvm.bundle.read import Bundle
 from slmtvm.codegen.program import build_program, kept_program
 from slmtvm.errors import BundleError, DeviceError, TargetError
-from slmtvm.rpc.client import Device, JobResult, devices
+from slmtvm.rpc.client import Device, devices
+from slmtvm.rpc.job import JobResult
 
 _SECONDS = 600.0  # of one job; the runner's own limit may be less
 _MOST_OUTPUT = 64 << 20  # bytes; a runner gives no more

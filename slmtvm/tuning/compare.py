@@ -162,8 +162,7 @@ class Comparer:
     ) -> Compared:  # fmt: skip
         info = device.info()
         facts = {"cpu": info.get("model") or device.key, "key": device.key}
-        if info["exec"]:
-            facts["exec"] = info["exec"]
+        facts |= {name: info[name] for name in ("server", "exec") if info.get(name)}
         one = self._there(device, default.bundle)
         expected = _outputs(one)
         try:

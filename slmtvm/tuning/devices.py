@@ -194,6 +194,6 @@ class DeviceMeasurer:
 
 def _facts(info: Mapping[str, Any], device: Device) -> dict[str, Any]:
     """What records keep of a device."""
-    kept = ("machine", "exec", "features", "cores", "caches", "frequency_khz")
+    kept = ("server", "machine", "exec", "features", "cores", "caches", "frequency_khz")
     facts = {name: info[name] for name in kept if info.get(name)}
     return {"cpu": info.get("model") or device.key, "key": device.key, **facts}

@@ -52,9 +52,10 @@ def features(kind: str, shape: Any, isa: Isa, knobs: Knobs) -> np.ndarray:
 
 
 def _of_attention(shape: AttentionShape, isa: Isa, knobs: Knobs) -> np.ndarray:
-    """Accumulators, also for each head of a group; sizes."""
-    accumulators = knobs["accumulators"]
+    """Accumulators and queries, also for each head of a group; sizes."""
+    accumulators, queries = knobs["accumulators"], knobs["queries"]
     values = [
+        queries, queries / shape.group,
         accumulators, accumulators / shape.group, accumulators // shape.group,
         accumulators / isa.registers, math.log2(shape.m), shape.group, shape.head_dim,
         shape.num_kv_heads, isa.lanes, isa.registers,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from slmtvm.bundle import Bundle
+from slmtvm.runtime import load
 from slmtvm.target import Target
 from tests.emulation.session import open_sessions
 from tests.end_to_end.bundles import CACHES, CONTEXT, RUNNABLE, bundle_for, bundle_of_all_targets
 from tests.models import heldout_ids
 
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 MAX_LIBRARY_BYTES = 400_000
 # The process and its C library take a little besides what the manifest predicts.
 MAX_MEMORY_RATIO = 1.1
@@ -44,3 +47,13 @@ def test_a_process_takes_the_memory_that_the_manifest_predicts(
     assert resident < predicted * MAX_MEMORY_RATIO + MAX_MEMORY_MORE
     # The prediction is no wild guess on the safe side either.
     assert resident > predicted * 0.8
+
+
+@pytest.mark.skipif(not LARGE_PAGES.exists(), reason="this kernel has no large pages")
+def test_weights_are_asked_for_by_large_pages(tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = bundle_for(tmp_path_factory, "demo", ("host",))
+    with load(path):
+        maps = Path("/proc/self/smaps").read_text()
+    _, _, ours = maps.partition(f"{path.resolve()}/weights.bin")
+    flags = re.search(r"^VmFlags:(.*)$", ours, re.MULTILINE)
+    assert flags is not None and "hg" in flags[1].split()

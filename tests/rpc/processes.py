@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from slmtvm.errors import RpcError
@@ -80,6 +80,37 @@ class Tracker(Process):
         self.address = f"127.0.0.1:{self.port}"
 
 
+class _Stock(Process):
+    """A server of TVM's own, which leaves children behind that listen where it alone is ended."""
+
+    def __init__(self, name: str, port: int, *options: str) -> None:
+        super().__init__(
+            [sys.executable, "-m", f"tvm.exec.{name}", "--host", "127.0.0.1", "--port", str(port),
+             "--port-end", str(port + 100), *options]
+        )  # fmt: skip
+        self.port = int(self.wait_for(r"bind to 127\.0\.0\.1:(\d+)").group(1))
+        self.address = f"127.0.0.1:{self.port}"
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+        return super().end(number)
+
+
+class StockTracker(_Stock):
+    """``python -m tvm.exec.rpc_tracker``."""
+
+    def __init__(self) -> None:
+        super().__init__("rpc_tracker", 19190)
+
+
+class StockServer(_Stock):
+    """``python -m tvm.exec.rpc_server``, registered as ``key``."""
+
+    def __init__(self, tracker: StockTracker, key: str) -> None:
+        super().__init__("rpc_server", 19300, "--tracker", tracker.address, "--key", key)
+
+
 class Runner(Process):
     """``slm_runner.py`` by itself; ``port`` is where it listens."""
 
@@ -101,7 +132,7 @@ def running(*processes: Process) -> Iterator[None]:
 
 
 def wait_until_registered(
-    tracker: Tracker, key: str, count: int = 1, tls: Path | None = None
+    tracker: Tracker | StockTracker, key: str, count: int = 1, tls: Path | None = None
 ) -> None:
     deadline = time.monotonic() + SECONDS
     while True:

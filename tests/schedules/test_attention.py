@@ -44,7 +44,7 @@ def with_kv(shape: AttentionShape, kv_dtype: str, target: Target) -> AttentionSh
 
 CASES = [
     (attention_shape(5, 4, 2, 40, 20, interleaved=True), 15),
-    (attention_shape(3, 6, 2, 32, 32, accumulators=16), 100),
+    (attention_shape(3, 6, 2, 32, 32, accumulators=16, queries=8), 100),
     (attention_shape(1, 7, 1, 80), 0),
 ]
 
@@ -87,7 +87,7 @@ def test_decoding_in_one_kernel_changes_no_bit(
 def chunked(shape: AttentionShape, qkv: np.ndarray, start: int, chunk: int, accumulators: int,
             target: Target) -> Arrays:  # fmt: skip
     """All rows of ``qkv``, ``chunk`` at a time; outputs of all, and the cache at the end."""
-    shape = replace(shape, m=chunk, accumulators=accumulators)
+    shape = replace(shape, m=chunk, accumulators=accumulators, queries=min(accumulators, 8))
     kept, outputs = cache(shape, start), []
     for at in range(0, len(qkv), chunk):
         result = step(shape, {"qkv": qkv[at : at + chunk]}, kept, start + at, target)

@@ -62,7 +62,15 @@ def test_an_encoder_s_rows_see_what_the_mask_shows(
     mask, lists = block_tables(visible, kv_heads, CAPACITY, rows=LANES)
     assert mask.masks * mask.members in (1, kv_heads, heads)
     shape = replace(
-        attention_shape(N, heads, kv_heads, d, mask="bidirectional", accumulators=accumulators),
+        attention_shape(
+            N,
+            heads,
+            kv_heads,
+            d,
+            mask="bidirectional",
+            accumulators=accumulators,
+            queries=min(accumulators, 8),
+        ),
         blocks=mask,
     )
     made = run(attention.build_append(shape), projections(shape), HOST)
@@ -112,7 +120,7 @@ def test_a_decoder_s_steps_have_the_bits_of_single_rows(kv_dtype: str) -> None:
     single = decoded(shape, lists, 83, 9, 1)
     assert np.isfinite(single["o"]).all()
     for at_once, accumulators in ((5, 4), (9, 16)):
-        wide = replace(shape, accumulators=accumulators)
+        wide = replace(shape, accumulators=accumulators, queries=min(accumulators, 8))
         for name, value in decoded(wide, lists, 83, 9, at_once).items():
             np.testing.assert_array_equal(bits(value), bits(single[name]), err_msg=name)
 
@@ -129,8 +137,7 @@ def test_a_decoder_s_row_reads_the_blocks_of_its_list_alone_on_every_target() ->
     inputs = {**projections(plain), **kept, **lists}
     results = []
     for target in runnable_targets():
-        count = attention.default_accumulators(isas.get(target.isa).name)
-        kernel = attention.build_decode(replace(plain, accumulators=count))
+        kernel = attention.build_decode(attention.suited(plain, isas.get(target.isa)))
         results.append(run(kernel, inputs, target, position=position)["o"])
     assert np.isfinite(results[0]).all()
     for result in results[1:]:

@@ -43,7 +43,10 @@ CASES = {
     "plain": (attention_shape(5, 4, 2, 40, 20, mask_positions=CAPACITY), 29),
     "the_first_rows": (attention_shape(9, 6, 2, 32, mask_positions=CAPACITY), 0),
     "a_window": (attention_shape(3, 3, 3, 112, window=9, mask_positions=CAPACITY + 16), 95),
-    "wide_tiles": (attention_shape(19, 2, 1, 80, accumulators=16, mask_positions=CAPACITY), 13),
+    "wide_tiles": (
+        attention_shape(19, 2, 1, 80, accumulators=16, queries=8, mask_positions=CAPACITY),
+        13,
+    ),
     "everything": (replace(EVERYTHING, m=6), 50),
 }
 
@@ -71,8 +74,7 @@ def test_masked_rows_have_the_same_bits_on_every_target() -> None:
     inputs = {**projections(EVERYTHING), **parameters(EVERYTHING), **cache(EVERYTHING, position)}
     results = []
     for target in runnable_targets():
-        accumulators = attention.default_accumulators(isas.get(target.isa).name)
-        kernel = attention.build_decode(replace(EVERYTHING, accumulators=accumulators))
+        kernel = attention.build_decode(attention.suited(EVERYTHING, isas.get(target.isa)))
         results.append(run(kernel, inputs, target, position=position)["o"])
     for result in results[1:]:
         np.testing.assert_array_equal(bits(result), bits(results[0]))
@@ -113,7 +115,7 @@ def one_by_one(shape: AttentionShape, given: Arrays, position: int) -> np.ndarra
 def test_chunks_give_the_bits_of_single_rows(accumulators: int) -> None:
     shape, position = replace(EVERYTHING, m=5), 29
     given = projections(shape)
-    wide = replace(shape, accumulators=accumulators)
+    wide = replace(shape, accumulators=accumulators, queries=min(accumulators, 8))
     chunk = step(wide, given, cache(shape, position), position, HOST)["o"]
     np.testing.assert_array_equal(bits(chunk), bits(one_by_one(shape, given, position)))
 

@@ -30,7 +30,9 @@ HOST = Target.load("x86-64-v3")
 ROWS = 7
 SHAPES = {
     "window": attention_shape(ROWS, 4, 2, 40, window=21),
-    "int8": attention_shape(ROWS, 4, 2, 40, 40, kv_dtype="int8", window=33, accumulators=16),
+    "int8": attention_shape(
+        ROWS, 4, 2, 40, 40, kv_dtype="int8", window=33, accumulators=16, queries=8
+    ),
     "chunk": attention_shape(ROWS, 3, 3, 32, chunk=13, kv_dtype="float16"),
     "everything": with_bias(
         attention_shape(
@@ -85,9 +87,7 @@ def test_decoding_over_a_ring_has_these_bits_on_every_target(kv_heads: int) -> N
     wanted = run(attention.build_decode(whole), {**given, **kept}, HOST, position=position)["o"]
     small = folded(ring, kept, position)
     for target in runnable_targets():
-        shape = replace(
-            ring, accumulators=attention.default_accumulators(isas.get(target.isa).name)
-        )
+        shape = attention.suited(ring, isas.get(target.isa))
         got = run(attention.build_decode(shape), {**given, **small}, target, position=position)
         np.testing.assert_array_equal(bits(got["o"]), bits(wanted), err_msg=target.name)
     if kv_heads > 1:

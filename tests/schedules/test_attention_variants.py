@@ -58,10 +58,10 @@ ROUNDED = replace(
 # A window smaller than a block and its neighbours, ending within and between blocks.
 VARIANTS = {
     "window_1": (attention_shape(5, 4, 2, 40, window=1), 29),
-    "window_9": (attention_shape(19, 2, 1, 80, 20, window=9, accumulators=16), 13),
+    "window_9": (attention_shape(19, 2, 1, 80, 20, window=9, accumulators=16, queries=8), 13),
     "window_32": (attention_shape(3, 3, 3, 112, 112, window=32, kv_dtype="float16"), 95),
     "window_beyond_the_context": (attention_shape(2, 2, 2, 16, window=1000), 40),
-    "chunk_7": (attention_shape(19, 2, 1, 80, 20, chunk=7, accumulators=16), 13),
+    "chunk_7": (attention_shape(19, 2, 1, 80, 20, chunk=7, accumulators=16, queries=8), 13),
     "chunk_32": (attention_shape(9, 3, 3, 112, chunk=32, kv_dtype="float16"), 91),
     "chunk_beyond_the_context": (attention_shape(2, 2, 2, 16, chunk=1000), 40),
     "chunk_of_a_block": (attention_shape(5, 2, 1, 40, chunk=LANES, kv_dtype="int8"), 30),
@@ -78,7 +78,7 @@ VARIANTS = {
     "key_norm": (attention_shape(3, 4, 2, 40, k_eps=1e-2), 10),
     "sinks": (attention_shape(7, 6, 2, 40, has_sinks=True), 20),
     "everything": (replace(EVERYTHING, m=6, kv_dtype="float16"), 50),
-    "int8": (attention_shape(9, 6, 2, 40, 40, kv_dtype="int8", accumulators=16), 37),
+    "int8": (attention_shape(9, 6, 2, 40, 40, kv_dtype="int8", accumulators=16, queries=8), 37),
     "int8_in_a_window": (attention_shape(3, 4, 4, 112, kv_dtype="int8", window=21), 60),
 }
 
@@ -100,8 +100,7 @@ def test_a_variant_has_the_same_bits_on_every_target(
     inputs = {**projections(plain), **parameters(plain), **cache(plain, position)}
     results = []
     for target in runnable_targets():
-        isa = isas.get(target.isa)
-        shape = replace(plain, accumulators=attention.default_accumulators(isa.name))
+        shape = attention.suited(plain, isas.get(target.isa))
         results.append(run(attention.build_decode(shape), inputs, target, position=position))
     appended = {t.name: results[0][t.name] for t in plain.cache}
     wanted = ref.append(plain, inputs, position)
@@ -136,7 +135,7 @@ def test_chunks_of_a_variant_give_the_bits_of_single_rows(
     shape = replace(variant, m=5, kv_dtype=kv_dtype)
     given = projections(shape)
     single = one_by_one(shape, given, position)
-    wide = replace(shape, accumulators=accumulators)
+    wide = replace(shape, accumulators=accumulators, queries=min(accumulators, 8))
     chunk = step(wide, given, cache(shape, position), position, HOST)
     for name, value in single.items():
         np.testing.assert_array_equal(bits(chunk[name]), bits(value), err_msg=name)
@@ -215,7 +214,7 @@ def test_a_rotation_on_its_own_is_that_of_the_append_kernel(causal: bool) -> Non
     ("shape", "position"),
     [
         (attention_shape(1, 4, 1, 64, 64), 0),
-        (attention_shape(1, 9, 1, 96, accumulators=16), 127),
+        (attention_shape(1, 9, 1, 96, accumulators=16, queries=8), 127),
         (replace(EVERYTHING, num_kv_heads=1, q_eps=None), 77),
         (replace(ROUNDED, num_kv_heads=1), 77),
         (attention_shape(1, 1, 1, 32, window=21), 70),

@@ -9,7 +9,7 @@ import pytest
 
 from slmtvm.schedules import attention
 from slmtvm.schedules import isa as isas
-from slmtvm.schedules.attention.attend import rows_in_block
+from slmtvm.schedules.attention.tile import rows_in_block
 from slmtvm.schedules.linear import LinearShape, default_knobs, effective_knobs
 from slmtvm.target import Target
 from tests.machines import EVERY_TARGET

@@ -39,21 +39,29 @@ def devices() -> Iterator[Farm]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["riscv64-rvv", pytest.param("cortex-a78", marks=pytest.mark.exhaustive)]
+    ("name", "emulated"),
+    [
+        ("riscv64-rvv", "vlen=128"),
+        pytest.param("riscv64-rvv", "vlen=256", marks=pytest.mark.exhaustive),
+        pytest.param("cortex-a78", "", marks=pytest.mark.exhaustive),
+    ],
 )
-def test_a_layer_is_tuned_on_an_emulated_board(name: str, devices: Farm, tmp_path: Path) -> None:
-    target = Target.load(name)
-    devices.runner(name, emulators(target)[0])
+def test_a_layer_is_tuned_on_an_emulated_board(
+    name: str, emulated: str, devices: Farm, tmp_path: Path
+) -> None:
+    target, key = Target.load(name), name + emulated.replace("vlen=", "-")
+    (command,) = [c for c in emulators(target) if emulated in " ".join(c)]
+    devices.runner(key, command)
     plan = build_plan(lower(fuse(toy.decoder("int4")), target), {})
     file = RecordFile(tmp_path / "r.jsonl")
-    with DeviceMeasurer(target, devices.address, name, wait_s=30) as measurer:
+    with DeviceMeasurer(target, devices.address, key, wait_s=30) as measurer:
         report = tune_plan(
             plan, target, measurer, file, budget=Budget(trials=8), workload=DECODE
         )  # fmt: skip
     records = read_records(file.path)
     assert report.trials == 8 and not report.failures
     assert {r.target for r in records} == {name}
-    assert all(r.device["key"] == name and r.device["exec"] for r in records)
+    assert all(r.device["key"] == key and r.device["exec"] == command for r in records)
     choice = RecordedChoice(RecordLog.of(records), target)
     tuned = build_plan(lower(fuse(toy.decoder("int4")), target, choose=choice), {})
     names = set(tuned.kernels) - set(plan.kernels)

@@ -45,8 +45,6 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         interleaved=bool(int(attrs["interleaved"])),
         table_rows=capacity if tables else 0,
         kv_dtype=emitter.kv_dtype if cached else "float32",
-        native_f16=emitter.isa.native_f16,
-        accumulators=attention.default_accumulators(emitter.isa.name),
         separate=len(projections) > 1,
         q_eps=float(attrs["q_eps"]) if "q_gamma" in named else None,
         k_eps=float(attrs["k_eps"]) if "k_gamma" in named else None,
@@ -67,6 +65,7 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         has_sinks="sinks" in named,
         divided=emitter.isa.divides_heads and m == 1 and cached,
     )
+    shape = attention.suited(shape, emitter.isa)
     if cached and shape.sight and emitter.step_rows:
         shape = replace(
             shape, ring=attention.ring_of(shape.sight, emitter.step_rows, emitter.capacity)

@@ -41,7 +41,7 @@ def _cross_attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
 def _cross_shape(
     call: relax.Call, rows: int, num_heads: int, scale: float, emitter: KernelEmitter
 ) -> attention.AttentionShape:
-    return attention.AttentionShape(
+    shape = attention.AttentionShape(
         m=rows,
         num_heads=num_heads,
         num_kv_heads=int(call.attrs["num_kv_heads"]),
@@ -50,10 +50,9 @@ def _cross_shape(
         scale=scale,
         mask="bidirectional",
         kv_dtype=emitter.kv_dtype,
-        native_f16=emitter.isa.native_f16,
-        accumulators=attention.default_accumulators(emitter.isa.name),
         mask_positions=mask_positions(emitter.model, of_source=True),
     )
+    return attention.suited(shape, emitter.isa)
 
 
 def _cross_caches(
