@@ -24,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from corpus.check import STAGES, Outcome, check
+from corpus.kept_kernels import keep_kernels
 from corpus.page import write_page
 from corpus.selection import is_model, left_out
 
@@ -72,6 +73,7 @@ def check_all(paths: Sequence[Path], last: str, jobs: int) -> Iterator[Outcome]:
     waiting: list[Path] = list(reversed(paths))
     running: list[Check] = []
     with tempfile.TemporaryDirectory() as bundles:
+        keep_kernels(Path(bundles) / "kernels")
         while waiting or running:
             while waiting and len(running) < jobs:
                 running.append(Check(waiting.pop(), Path(bundles), last))
@@ -81,17 +83,21 @@ def check_all(paths: Sequence[Path], last: str, jobs: int) -> Iterator[Outcome]:
                 yield done.outcome()
 
 
-def corpus_files(folder: Path, only: str) -> list[Path]:
-    """Every ONNX file of the cells whose names match."""
+def corpus_files(folder: Path, only: Sequence[str]) -> list[Path]:
+    """Every ONNX file of the cells whose names match one of the patterns."""
     files = sorted(folder.glob("[!.]*/*.onnx"))
-    return [f for f in files if fnmatch.fnmatch(f.parent.name, only) and is_model(f.name)]
+    return [f for f in files if _matches(f.parent.name, only) and is_model(f.name)]
+
+
+def _matches(cell: str, only: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(cell, pattern) for pattern in only)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--last", choices=STAGES, default=STAGES[-1], help="stop after this stage")
-    parser.add_argument("--only", default="*", help="pattern of the cells' names")
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of the cells' names")
     parser.add_argument("--jobs", type=int, default=1, help="files at a time, each on one core")
     parser.add_argument(
         "--json", type=Path, help="add each outcome to this file, a line for each; the last counts"
@@ -99,7 +105,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="leave out what went so far in --json"
     )
-    parser.add_argument("--docs", action="store_true", help="write the table of docs/import.md")
+    parser.add_argument(
+        "--docs",
+        action="store_true",
+        help="write the tables of docs/import.md: of task heads where the folder has any, of all "
+        "others where it has any",
+    )
     arguments = parser.parse_args(argv)
     rows = read_outcomes(arguments.json) if arguments.resume else {}
     paths = corpus_files(arguments.folder, arguments.only)
@@ -118,7 +129,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     good = sum(not row["error"] and row["held"] for row in found)
     print(f"{good} of {len(found)} files pass; {time.monotonic() - begin:.0f} s for {len(due)}")
     if arguments.docs:
-        write_page(_PAGE, found, left_out(arguments.folder))
+        missing = left_out(arguments.folder).items()
+        missing = {cell: why for cell, why in missing if _matches(cell, arguments.only)}
+        write_page(_PAGE, found, missing)
 
 
 def _is_done(row: dict[str, Any] | None, last: str) -> bool:

@@ -105,19 +105,19 @@ def _try_files(folder: Path, cell: str) -> None:
     """
     if importlib.util.find_spec("tvm") is None:
         return
-    from corpus.families import FAMILIES
+    from corpus.families import FAMILIES, final_token
     from corpus.heads import HEADS
-    from corpus.inputs import LEAST_VOCAB_SIZE, source_of, token_sequences
+    from corpus.inputs import LEAST_VOCAB_SIZE, ended, source_of, token_sequences
     from corpus.oracle import wanted_rows
     from corpus.selection import is_model, split_name
 
     from slmtvm.verify import Reference
 
     family = FAMILIES[split_name(cell).family]
-    head = HEADS.get(split_name(cell).route.rpartition("-")[2])
+    head = HEADS.get(split_name(cell).head)
     for path in (p for p in folder.iterdir() if is_model(p.name)):
         kind = "encoder" if path.name.startswith("encoder") else family.kind
-        tokens = token_sequences(LEAST_VOCAB_SIZE)
+        tokens = [ended(ids, final_token(cell)) for ids in token_sequences(LEAST_VOCAB_SIZE)]
         if head is not None:
             reference = Reference(path)
             rows = [value for ids in tokens for value in reference.run(ids, head.outputs)]

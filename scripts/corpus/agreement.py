@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from corpus.inputs import LENGTHS
+from slmtvm.ir.model import Output
 from slmtvm.verify.widening import computes_in
 
 INT8_ACTIVATIONS = 4  # accuracy_level of MatMulNBits
@@ -85,7 +86,10 @@ def _quantizes_values(nodes: list[onnx.NodeProto]) -> bool:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What came out: differences relative to the range, the least cosine, equal top tokens."""
+    """What came out: differences relative to the range, the least cosine, equal top tokens.
+
+    Of several outputs, each measured by itself, the worst.
+    """
 
     rule: Rule
     difference: float
@@ -113,21 +117,92 @@ class Agreement:
         )
 
 
-def compare(rule: Rule, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> Agreement:
-    """Rows (n, features) of each sequence, ours and onnxruntime's."""
+Rows = Sequence[np.ndarray]
+
+
+def compare(rule: Rule, ours: Rows, theirs: Rows, outputs: Sequence[Output] = ()) -> Agreement:
+    """Rows (n, features) of each sequence, ours and onnxruntime's.
+
+    ``outputs``: those that stand side by side in them, where there are several.
+    """
     shapes = [x.shape for x in ours], [x.shape for x in theirs]
     if shapes[0] != shapes[1]:
         raise ValueError(f"rows of shapes {shapes[0]}, onnxruntime's {shapes[1]}")
-    a, b = (np.concatenate(rows).astype(np.float64) for rows in (ours, theirs))
-    span = np.ptp(b)
-    singles = [np.abs(x - y).max() for x, y in zip(ours, theirs, strict=True) if len(x) == 1]
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    second, first = np.sort(b, axis=1)[:, -2:].T
-    same = (a.argmax(axis=1) == b.argmax(axis=1)) | (first - second < _TIE * span)
+    found = [
+        _of_output(rule, a, b)
+        for a, b in zip(_apart(ours, outputs), _apart(theirs, outputs), strict=True)
+    ]
+    singles = [one.single for one in found if one.single is not None]
     return Agreement(
         rule,
-        difference=float(np.abs(a - b).max() / span),
-        single=float(np.median(singles) / span) if singles else None,
-        cosine=float(((a * b).sum(axis=1) / norms).min()),
+        difference=_largest([one.difference for one in found]),
+        single=_largest(singles) if singles else None,
+        cosine=float(np.min([one.cosine for one in found])),
+        top1=min(one.top1 for one in found),
+    )
+
+
+def largest_difference(ours: Rows, theirs: Rows, outputs: Sequence[Output] = ()) -> float:
+    """Of the outputs that stand side by side in rows, each relative to the range of its own."""
+    pairs = zip(_apart(ours, outputs), _apart(theirs, outputs), strict=True)
+    both = [(_numbers(a), _numbers(b)) for a, b in pairs]
+    return _largest([float(np.abs(a - b).max() / np.ptp(b)) for a, b in both])
+
+
+def _numbers(rows: Rows) -> np.ndarray:
+    return np.concatenate([np.ravel(matrix) for matrix in rows]).astype(np.float64)
+
+
+def _largest(numbers: Sequence[float]) -> float:
+    return float(np.max(numbers))  # NaN where there is one
+
+
+def _apart(rows: Rows, outputs: Sequence[Output]) -> list[Rows]:
+    """Each output's rows of every sequence: of what is pooled one, and of a number for each token,
+    which are scores of places, one over the places."""
+    if not outputs:
+        return [rows]
+    parts: list[Rows] = []
+    begin = 0
+    for output in outputs:
+        own = [matrix[:, begin : begin + output.features] for matrix in rows]
+        begin += output.features
+        if output.pooled:
+            own = [matrix[:1] for matrix in own]
+        elif output.features == 1:
+            own = [matrix.T for matrix in own]
+        parts.append(own)
+    return parts
+
+
+def _of_output(rule: Rule, ours: Rows, theirs: Rows) -> Agreement:
+    span = float(np.ptp(_numbers(theirs)))
+    differences = [np.abs(x - y).max() / span for x, y in zip(ours, theirs, strict=True)]
+    singles = [d for d, x in zip(differences, ours, strict=True) if len(x) == 1]
+    pairs = [
+        (x.astype(np.float64), y.astype(np.float64)) for x, y in zip(ours, theirs, strict=True)
+    ]
+    pairs = [(a, b) for a, b in pairs if a.shape[1] > 1]
+    if not pairs:  # a number for each sequence: all of them are one row
+        pairs = [(_numbers(ours)[None], _numbers(theirs)[None])]
+    same = np.concatenate([_same_top(a, b, span) for a, b in pairs])
+    return Agreement(
+        rule,
+        difference=_largest(differences),
+        single=float(np.median(singles)) if singles else None,
+        cosine=float(np.min([_cosines(a, b).min() for a, b in pairs])),
         top1=float(same.mean()),
     )
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines: np.ndarray = (a * b).sum(axis=1) / norms
+    return cosines
+
+
+def _same_top(a: np.ndarray, b: np.ndarray, span: float) -> np.ndarray:
+    """Of each row, whether the same number is the largest, or onnxruntime has none that leads."""
+    second, first = np.sort(b, axis=1)[:, -2:].T
+    same: np.ndarray = (a.argmax(axis=1) == b.argmax(axis=1)) | (first - second < _TIE * span)
+    return same

@@ -1,4 +1,8 @@
-"""One file of the corpus through the whole chain: import, reference, compile, run, speed."""
+"""One file of the corpus through the whole chain: import, reference, compile, run, speed.
+
+A task head is compiled for masks where its file has any, and run with padding on either side of the
+sentence as well.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +18,20 @@ import numpy as np
 from tvm_ffi import structural_hash
 
 from corpus.agreement import Agreement, compare, rule_of
-from corpus.inputs import source_of, token_sequences
+from corpus.inputs import ended, source_of, token_sequences
 from corpus.oracle import wanted_rows
 from corpus.outputs import our_rows, side_by_side
+from corpus.padding import PaddedSentences
 from corpus.selection import split_name
-from corpus.stability import own_difference
+from corpus.stability import optimized_reference, own_difference
 from slmtvm.compiler import compile_imported
 from slmtvm.errors import SlmError
-from slmtvm.importer import import_onnx
+from slmtvm.importer import import_onnx, import_with_mask
 from slmtvm.ir.model import CanonicalModel, Output
 from slmtvm.ir.params import Params
 from slmtvm.runtime import Session, load
 from slmtvm.target import Target
-from slmtvm.verify import Reference, verify
+from slmtvm.verify import verify
 
 STAGES = ("import", "evaluate", "compile", "time", "default")
 CONTEXT = 61  # positions compiled for
@@ -50,6 +55,9 @@ class Outcome:
         default_factory=dict
     )  # numpy reference: difference, ...
     compiled: dict[str, float | None] = field(default_factory=dict)  # the bundle: the same
+    # Of a task head, the same for sentences with padding: "left" and "right", what its file takes;
+    # None where onnxruntime sees the padding.
+    padded: dict[str, dict[str, float | None] | None] = field(default_factory=dict)
     # onnxruntime's difference from its own, where ours is greater than ``most`` or breaks the rule.
     own: float = 0.0
     held: bool = True  # whether the rule was kept; an error too where ours is greater than ``own``
@@ -81,19 +89,24 @@ def check(path: Path, bundles: Path, last: str = STAGES[-1]) -> Outcome:
 
 
 def _run(path: Path, bundles: Path, outcome: Outcome, last: str) -> None:
-    model = import_onnx(path, context=CONTEXT)
+    is_head = bool(split_name(path.parent.name).head)
+    model = (import_with_mask if is_head else _import_without_mask)(path, context=CONTEXT)[0]
     outcome.stage, outcome.family, outcome.notes = "import", model.family, model.notes
     outcome.weight_bytes = Params(model.params).nbytes
     if last == "import":
         return
     rule = rule_of(path)
     outcome.rule = rule.name
-    sequences = token_sequences(model.vocab_size, rule.lengths)
+    sequences = [
+        ended(tokens, model.final_token)
+        for tokens in token_sequences(model.vocab_size, rule.lengths)
+    ]
     source = source_of(model.kind)
     wanted = wanted_rows(path, sequences, source, model.outputs, stepwise=rule.stepwise)
     ours = [our_rows(model, tokens) for tokens in sequences]
-    own = cache(partial(own_difference, path, sequences, source, model.outputs, rule))
-    outcome.evaluated = judge(compare(rule, ours, wanted), own, outcome)
+    scores_last = model.kind == "decoder" and all(output.pooled for output in model.outputs)
+    own = cache(partial(own_difference, path, sequences, source, model.outputs, rule, scores_last))
+    outcome.evaluated = judge(compare(rule, ours, wanted, model.outputs), own, outcome)
     outcome.stage = "evaluate"
     if last == "evaluate":
         return
@@ -101,11 +114,16 @@ def _run(path: Path, bundles: Path, outcome: Outcome, last: str) -> None:
     bundle = _compiled(model, bundles, kv="f32", activations="file")
     with load(bundle) as session:
         ours = [session_rows(session, model.outputs, tokens) for tokens in sequences]
-        outcome.compiled = judge(compare(rule, ours, wanted), own, outcome)
+        outcome.compiled = judge(compare(rule, ours, wanted, model.outputs), own, outcome)
+        if is_head:
+            sentences = PaddedSentences(path, model, rule, sequences)
+            for side in sentences.sides:
+                agreement = sentences.compare(session, side)
+                outcome.padded[side] = agreement and judge(agreement, own, outcome)
         outcome.stage = "compile"
         if last == "compile":
             return
-        outcome.speed = _speed(path, session, model.kind, model.vocab_size)
+        outcome.speed = _speed(path, session, model)
     outcome.stage = "time"
     if last == "time" or not (model.float_activation_layers or _is_usual(path)):
         return
@@ -114,11 +132,21 @@ def _run(path: Path, bundles: Path, outcome: Outcome, last: str) -> None:
     outcome.stage = "default"
 
 
+def _import_without_mask(path: Path, *, context: int) -> tuple[CanonicalModel, str]:
+    return import_onnx(path, context=context), ""
+
+
 def _compiled(model: CanonicalModel, bundles: Path, **options: str) -> Path:
     """The bundle of a model, compiled unless an equal one was: exporters spell one model in many
     ways."""
     digest = hashlib.sha256()
-    rest = (model.outputs, model.padding, model.float_activation_layers, sorted(options.items()))
+    rest = (
+        model.outputs,
+        model.padding,
+        model.mask,
+        model.float_activation_layers,
+        sorted(options.items()),
+    )
     digest.update(repr((structural_hash(model.module), *rest)).encode())
     for value in model.params.values():
         digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
@@ -131,7 +159,7 @@ def _compiled(model: CanonicalModel, bundles: Path, **options: str) -> Path:
 def _is_usual(path: Path) -> bool:
     """Whether it is a float model as most people export it."""
     cell = split_name(path.parent.name)
-    return cell.route.startswith("optimum") and not cell.transform
+    return cell.route.startswith(("optimum", "script-embedding")) and not cell.transform
 
 
 def session_rows(session: Session, outputs: Sequence[Output], tokens: np.ndarray) -> np.ndarray:
@@ -168,21 +196,27 @@ def judge(
     ``own``: onnxruntime's difference from itself. Raises where ours is greater and breaks the rule.
     """
     most = agreement.rule.most
-    outcome.held = agreement.holds
     turned = not agreement.holds or (most is not None and agreement.difference > most)
-    outcome.own = own() if turned else 0.0
-    if not agreement.holds and not agreement.difference <= outcome.own * _SAME:  # NaN is none
-        raise SlmError(f"differs from onnxruntime: {agreement}; it from itself: {outcome.own:.2g}")
+    least = own() if turned else 0.0
+    outcome.held &= agreement.holds
+    outcome.own = max(outcome.own, least)
+    if not agreement.holds and not agreement.difference <= least * _SAME:  # NaN is none
+        raise SlmError(f"differs from onnxruntime: {agreement}; it from itself: {least:.2g}")
     numbers = asdict(agreement)
     del numbers["rule"]
     return numbers
 
 
-def _speed(path: Path, session: Session, kind: str, vocab_size: int) -> float:
-    """onnxruntime's time for a prompt over ours, on one thread, its graph optimized."""
-    (tokens,) = token_sequences(vocab_size, (SPEED_TOKENS,))
-    reference = Reference(path, optimize=True)
+def _speed(path: Path, session: Session, model: CanonicalModel) -> float:
+    """onnxruntime's time for a prompt over ours, on one thread, its graph optimized; 0 where
+    onnxruntime does not run the file so."""
+    if (reference := optimized_reference(path)) is None:
+        return 0.0
+    kind = model.kind
+    (tokens,) = token_sequences(model.vocab_size, (SPEED_TOKENS,))
+    tokens = ended(tokens, model.final_token)
     run = session.encode if kind == "encoder" else session.eval
+    names = [output.name for output in model.outputs]
     source = source_of(kind)
     if source is not None:
         session.encode(source)
@@ -193,7 +227,7 @@ def _speed(path: Path, session: Session, kind: str, vocab_size: int) -> float:
         begin = time.perf_counter()
         run(tokens)
         middle = time.perf_counter()
-        reference.rows(tokens, source)
+        reference.run(tokens, names, source)
         ours.append(middle - begin)
         theirs.append(time.perf_counter() - middle)
     return float(np.median(theirs) / np.median(ours))

@@ -15,6 +15,7 @@ import transformers as hf
 
 from corpus.experts import TRANSFORMERS_5
 from corpus.heads import HEADS
+from corpus.selection import split_name
 
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
 _AUTO = {
@@ -66,6 +67,17 @@ class Family:
                 else:
                     parameter.mul_(1 / GRID).round_().mul_(GRID)
         return model.eval()
+
+
+def final_token(cell: str) -> int | None:
+    """The token that every sequence of a cell's model must end with, if any: an encoder-decoder's
+    head takes its row."""
+    name = split_name(cell)
+    known = FAMILIES[name.family]
+    if not name.head or known.kind != "encoder-decoder":
+        return None
+    token: int = known.configuration().eos_token_id
+    return token
 
 
 def family(

@@ -1,4 +1,4 @@
-"""Heads on an encoder or a decoder: what is asked of transformers, and the outputs that come."""
+"""Heads on a model of any kind: what is asked of transformers, and the outputs that come."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ class Head:
     task: str
 
 
-# Families that are made with every head, and those with scores of their last token.
+# Families that are made with every head, those with scores of their last token, and those whose
+# encoder and decoder both read the text and which score its end token.
 HEADED = ("bert", "distilbert", "roberta", "albert", "electra", "modernbert", "mpnet")
 SCORED = ("gpt2", "llama", "qwen3")
+BOTH_HALVES = ("bart", "t5")
 HEADS = {
     "sequence": Head(hf.AutoModelForSequenceClassification, ("logits",), 3, "text-classification"),
     "token": Head(hf.AutoModelForTokenClassification, ("logits",), 5, "token-classification"),

@@ -74,6 +74,15 @@ class Calls:
             feeds["use_cache_branch"] |= self._position > 0
         return feeds
 
+    def beside(
+        self, tokens: np.ndarray, others: np.ndarray, outputs: Sequence[Output]
+    ) -> list[np.ndarray]:
+        """Outputs for tokens (n,) in a batch with other ones (n,), without a past."""
+        both = [self._reference.feeds(row) for row in (tokens, others)]
+        feeds = {name: np.concatenate([feed[name] for feed in both]) for name in both[0]}
+        values = self._session.run([output.name for output in outputs], feeds)
+        return [np.asarray(value)[:1] for value in values]
+
     def rows(self, tokens: np.ndarray) -> np.ndarray:
         """The logits float32 (n, vocab) of the next tokens (n,), which the cache takes in."""
         names = [output.name for output in self._session.get_outputs()]

@@ -14,7 +14,10 @@ from slmtvm.verify import Reference
 
 def side_by_side(outputs: Sequence[Output], values: Sequence[np.ndarray], count: int) -> np.ndarray:
     """Outputs of one sequence of ``count`` tokens as float32 (n, features): those of tokens next
-    to each other, and what is pooled in every row; one row where all is pooled."""
+    to each other, and what is pooled in every row; one row where all is pooled.
+
+    ``compare`` takes them apart again.
+    """
     rows = 1 if all(output.pooled for output in outputs) else count
     parts = []
     for output, value in zip(outputs, values, strict=True):

@@ -25,7 +25,8 @@ from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from corpus.inputs import LEAST_VOCAB_SIZE, source_of, token_sequences
+from corpus.families import final_token
+from corpus.inputs import LEAST_VOCAB_SIZE, ended, source_of, token_sequences
 from corpus.oracle import Calls
 from corpus.transforms import EVERY_FAMILY, EVERY_HEAD, add
 
@@ -98,7 +99,9 @@ class _Calibration(CalibrationDataReader):
         calls = Calls(path)
         inputs = {port.name for port in onnx.load(path, load_external_data=False).graph.input}
         source = source_of("encoder-decoder" if inputs & _OF_A_SOURCE else "decoder")
+        end = final_token(path.parent.name)
         for tokens in token_sequences(LEAST_VOCAB_SIZE, _CALIBRATION_LENGTHS):
+            tokens = ended(tokens, end)
             calls.reset()
             if calls.has_cache:
                 calls.rows(tokens[: len(tokens) // 2])

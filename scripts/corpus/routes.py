@@ -24,7 +24,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from corpus.experts import loop_over_all_experts
 from corpus.families import Family, Kind
-from corpus.heads import HEADED, HEADS, SCORED
+from corpus.heads import BOTH_HALVES, HEADED, HEADS, SCORED
 from corpus.releases import RELEASES, Release, as_known, traced
 
 _BATCH, _LENGTH, _PAST = 2, 7, 5  # of the example inputs; no two dimensions alike
@@ -93,7 +93,7 @@ class _Exported(torch.nn.Module):
         return (result.logits, *present)
 
     def _with_head(self, **named: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        options = {"use_cache": False} if self.kind == "decoder" else {}
+        options = {} if self.kind == "encoder" else {"use_cache": False}
         result = self.model(**named, **options)
         if self.head != "embedding":
             return tuple(result[name] for name in HEADS[self.head].outputs)
@@ -151,13 +151,15 @@ def _torch(
     """
     config = family.configuration()
     inputs = tuple(inputs)
-    if family.kind == "encoder-decoder":
+    if family.kind == "encoder-decoder" and not head:
         inputs = (*inputs, "decoder_input_ids")
     if family.token_types:
         inputs = (*inputs, "token_type_ids")
     layers = config.num_hidden_layers if past else 0
     module = _Exported(family, inputs, attention, layers, states, head).eval().to(dtype)
     values = _example(family, inputs, _PAST if past else 0)
+    if family.kind == "encoder-decoder" and head:
+        values[0][:, -1] = config.eos_token_id  # whose row is scored
     axes = [_axes(name, past) for name in inputs]
     names, outputs = list(inputs), ["last_hidden_state" if family.kind == "encoder" else "logits"]
     output_axes = [{0: "batch", 1: "sequence"}]
@@ -372,8 +374,8 @@ def _optimum_routes() -> list[Route]:
 def _head_routes() -> list[Route]:
     routes = []
     for name, head in HEADS.items():
-        kinds: tuple[Kind, ...] = ("encoder", "decoder") if name == "sequence" else ("encoder",)
-        families = (*HEADED, *(SCORED if name == "sequence" else ()))
+        kinds: tuple[Kind, ...] = _ALL if name == "sequence" else ("encoder",)
+        families = (*HEADED, *((*SCORED, *BOTH_HALVES) if name == "sequence" else ()))
         for exporter in ("dynamo", "script"):
             write = partial(_torch, dynamo=exporter == "dynamo", inputs=_MASKED, head=name)
             routes.append(Route(f"{exporter}-{name}", write, kinds, families))

@@ -50,7 +50,8 @@ _HEADS = (
     "mpnet-optimum-sequence-qdq-u8s8", "mpnet-dynamo-token", "mpnet-optimum-span",
     "mpnet-dynamo-embedding", "mpnet-script-embedding-int4-block32", "electra-optimum-sequence",
     "electra-optimum-token-fp16", "electra-dynamo-embedding", "qwen3-dynamo-sequence",
-    "qwen3-optimum-sequence",
+    "qwen3-optimum-sequence", "bart-script-sequence",
+    "bart-script-sequence-qdq-u8s8", "roberta-optimum-sequence",
 )  # fmt: skip
 _LEFT_OUT = (
     "bert-dynamo-masked-fused-*", "bert-optimum-fused-*",
@@ -65,10 +66,11 @@ _LEFT_OUT = (
 _ONE_OF_ROUTE, _ONE_OF_TRANSFORM = 5, 16
 INDEX = "files.txt"  # of what the archives hold
 FAILED = "failed.txt"  # in a cell that has no file: why
+TASK_HEADS = ("sequence", "token", "span", "embedding")
 _NAME = re.compile(
     r"(?P<family>.+?)-(?P<route>builder[\d.]*-.+|(?:dynamo5?|script|optimum[\d.]*)"
     r"(?:-(?:masked|eager|bfloat16|states|positions|past-tied|past-untied|past|merged|opset\d+"
-    r"|sequence|token|span|embedding))?)"
+    rf"|{'|'.join(TASK_HEADS)}))?)"
     r"(?:-(?P<transform>.+))?"
 )
 _KEPT = (".onnx", ".data", "_data")
@@ -110,6 +112,12 @@ class CellName:
     family: str
     route: str
     transform: str
+
+    @property
+    def head(self) -> str:
+        """One of TASK_HEADS, "" for a model without."""
+        last = self.route.rpartition("-")[2]
+        return last if last in TASK_HEADS else ""
 
 
 def split_name(cell: str) -> CellName:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from corpus.families import FAMILIES, Kind
-from corpus.heads import HEADED, HEADS, SCORED
+from corpus.heads import BOTH_HALVES, HEADED, HEADS, SCORED
 
 Write = Callable[[Path, Path], None]  # from the source's file to a file in an empty folder
 
@@ -32,11 +32,14 @@ EVERY_FAMILY = tuple(
     f"{name}-{_PLAIN_OF.get(name, _PLAIN[family.kind])}" for name, family in FAMILIES.items()
 )
 
-# A cell of every head, of encoders and of decoders that score their last token.
-EVERY_HEAD = tuple(
-    f"{family}-{'optimum' if head.task else 'script'}-{name}"
-    for name, head in HEADS.items()
-    for family in (*HEADED, *(SCORED if name == "sequence" else ()))
+# A cell of every head, as its usual exporter leaves it.
+EVERY_HEAD = (
+    *(
+        f"{family}-{'optimum' if head.task else 'script'}-{name}"
+        for name, head in HEADS.items()
+        for family in (*HEADED, *(SCORED if name == "sequence" else ()))
+    ),
+    *(f"{family}-script-sequence" for family in BOTH_HALVES),
 )
 
 

@@ -31,6 +31,15 @@ FILES = (
     "qwen3-optimum-past/model.onnx",  # norms of heads
     "t5-optimum/decoder_model.onnx",
 )
+# Heads with padding on these sides, as far as the chain goes.
+HEADS = {
+    "bart-script-sequence": (["right"], "time"),
+    "distilbert-optimum-token": (["left", "right"], "default"),
+    "distilbert-dynamo-span": (["left", "right"], "time"),
+    "distilbert-script-embedding": (["left", "right"], "default"),
+    "mpnet-optimum-sequence-qdq-u8s8": (["right"], "time"),  # calibrated without padding
+    "qwen3-optimum-sequence": (["left"], "default"),
+}
 
 
 def _param(file: str) -> object:
@@ -47,6 +56,18 @@ def test_a_compiled_model_of_the_corpus_computes_what_onnxruntime_computes(
     outcome = check(corpus_path(*file.split("/")), tmp_path, "compile")
     assert not outcome.error and outcome.held
     assert outcome.stage == "compile"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", HEADS)
+def test_a_task_head_of_the_corpus_goes_through_the_whole_chain_with_padding_on_either_side(
+    cell: str, tmp_path: Path
+) -> None:
+    sides, stage = HEADS[cell]
+    outcome = check(corpus_path(cell), tmp_path)
+    assert not outcome.error and outcome.held
+    assert list(outcome.padded) == sides and all(outcome.padded.values())
+    assert outcome.stage == stage and outcome.speed > 0
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from itertools import combinations
 import pytest
 from corpus.agreement import compare, rule_of
 from corpus.check import CONTEXT
-from corpus.inputs import source_of, token_sequences
+from corpus.inputs import ended, source_of, token_sequences
 from corpus.oracle import wanted_rows
 from corpus.outputs import our_rows
 from corpus.selection import is_model
@@ -65,11 +65,14 @@ def test_a_file_of_the_corpus_computes_what_onnxruntime_computes(file: str) -> N
     path = corpus_path(*file.split("/"))
     model = import_onnx(path, context=CONTEXT)
     rule = rule_of(path)
-    sequences = token_sequences(model.vocab_size, rule.lengths)
+    sequences = [
+        ended(tokens, model.final_token)
+        for tokens in token_sequences(model.vocab_size, rule.lengths)
+    ]
     source = source_of(model.kind)
     ours = [our_rows(model, tokens) for tokens in sequences]
     wanted = wanted_rows(path, sequences, source, model.outputs, stepwise=rule.stepwise)
-    agreement = compare(rule, ours, wanted)
+    agreement = compare(rule, ours, wanted, model.outputs)
     assert agreement.holds, str(agreement)
 
 

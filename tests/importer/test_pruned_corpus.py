@@ -69,5 +69,5 @@ def test_a_pruned_export_keeps_its_pattern_but_where_it_is_broken(
     ours = [our_rows(model, tokens) for tokens in sequences]
     source = source_of(model.kind)
     wanted = wanted_rows(path, sequences, source, model.outputs, stepwise=rule.stepwise)
-    agreement = compare(rule, ours, wanted)
+    agreement = compare(rule, ours, wanted, model.outputs)
     assert agreement.holds, str(agreement)

@@ -15,6 +15,7 @@ from slmtvm.ir.reference import evaluate_outputs
 from slmtvm.verify import Limits, Reference, compare, verify
 from slmtvm.verify.outputs import OutputsReport
 from tests.importer.heads import DECODERS, ENCODERS, Head, save_head
+from tests.models.corpus import corpus_path
 
 BOUNDS = Limits(max_kl=1e-6, min_cosine=0.99999)
 
@@ -104,3 +105,16 @@ def test_a_compiled_bundle_agrees_in_every_output(tmp_path: Path) -> None:
     path = save_head(ENCODERS["pooler"], tmp_path, types="table")
     compile_model(path, output=tmp_path / "x.slm", mask="arbitrary")
     assert verify(tmp_path / "x.slm", path).agrees(BOUNDS)
+
+
+@pytest.mark.parametrize("distort", ["", "logits"])
+def test_what_is_pooled_of_the_first_row_is_that_of_the_first_token_behind_padding(
+    distort: str,
+) -> None:
+    path = corpus_path("roberta-optimum-sequence")
+    session = Imported(path, distort, "arbitrary")
+    assert session.info["mask"] == "skip"
+    report = compare(session, Reference(path))
+    assert isinstance(report, OutputsReport) and report.masked
+    under = report.masked[0].excess(BOUNDS)
+    assert bool(under) == bool(distort), under

@@ -15,6 +15,8 @@ import numpy as np
 from slmtvm.importer.graph import Array, Graph, Node, Port
 from slmtvm.importer.rewrite.values import nodes_between, value_of
 
+# What gives a table in floats: its rows are those of the stored one.
+_RESTORES = {"DequantizeLinear", "Cast"}
 _MOVES = ("ScatterND", "ScatterElements", "Concat", "Pad")
 _LENGTHS = (5, 9)  # of the sequences tried
 _LAST = -1
@@ -56,10 +58,12 @@ def split_earlier(
     that it takes for padding there; as it is, where nothing is looked up by such tokens."""
     text = _Text(tokens.name, others)
     found: dict[str, _Moved] = {}
+    restored = {n.outputs[0]: n.inputs[0] for n in graph.nodes if n.op_type in _RESTORES}
     for node in graph.nodes:
-        if node.op_type == "Gather" and node.inputs[0] in graph.initializers:
+        table = restored.get(node.inputs[0], node.inputs[0]) if node.inputs else ""
+        if node.op_type == "Gather" and table in graph.initializers:
             index = node.inputs[1]
-            vocab = graph.initializers[node.inputs[0]].shape[0]
+            vocab = graph.initializers[table].shape[0]
             if index not in found and _moves(graph, tokens.name, index):
                 moved = _moved(graph, text, index, vocab)
                 if moved is not None:
