@@ -31,7 +31,7 @@ from slmtvm.schedules import linear
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import PAIRS, WINDOWS
 from slmtvm.schedules.kernel import Kernel
-from slmtvm.schedules.linear import LinearShape, blocks, listed_blocks, pairs, windows
+from slmtvm.schedules.linear import LinearShape, blocks, listed_blocks, pairs, turned_rows, windows
 from slmtvm.schedules.linear.packed_rows import pack_rows
 from slmtvm.schedules.linear.shape import IN_LISTS
 from slmtvm.target import Target
@@ -137,8 +137,8 @@ def entry(
 def activations(shape: LinearShape, isa: Isa) -> list[np.ndarray]:
     """What the kernel takes of its rows; where they come turned, that took no time."""
     rng = np.random.default_rng(0)
-    if shape.in_lists:
-        size = listed_blocks.activations(shape, isa)[0].shape
+    if shape.in_lists or shape.turned:
+        size = turned_rows.tensor(shape, isa).shape
         words = aligned(rng.integers(-(2**31), 2**31, size).astype(np.int32))
         return [words, np.ones(shape.m, np.float32), np.full(shape.m, 128, np.int32)]
     if shape.activation == "block":
@@ -187,7 +187,8 @@ def entries(setting: str, target: Target, folder: Path) -> list[Entry]:
         for share in SHARES:
             weight = pruned(n, k, block, share)
             name = f"{block[0]}x{block[1]}, {share:.0%}"
-            found.append(made(name, replace(dense, sparse=True), weight))
+            shape = replace(dense, sparse=True, turned=blocks.turns(m, isa))
+            found.append(made(name, shape, weight))
             if isa.listed_blocks is not None and m > 1:
                 shape = replace(dense, sparse=True, window=IN_LISTS)
                 found.append(made(f"{name} rows", shape, weight))

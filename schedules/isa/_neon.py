@@ -45,6 +45,9 @@ class LaneRow:
         word = T.reinterpret("int32", load(buffer, at, 4))  # ld1r
         return let(T.reinterpret(BYTES, T.Broadcast(word, LANES)))
 
+    def turned_rows(self, buffer: Buffer, at: Expr) -> Row:
+        return let(load(buffer, at, LANES))
+
     def activation(self, row: Row, k: int) -> Expr:
         return let(T.reinterpret(BYTES, T.Shuffle([row], [k // 4] * LANES)))
 
@@ -114,6 +117,7 @@ class NeonIsa(Isa):
     # scripts/bench_isa.py's count. Without dotprod a step takes more beside its loads.
     list_cost = ListCost(step=1.5, ends=5)
     list_cost_of_rows = ListCost(step=1.3, ends=3)
+    list_cost_of_turned = ListCost(step=1.05, ends=4)
     # Not measured either: a TBL beside each step.
     window_times: ClassVar[Mapping[str, tuple[float, float]]] = {
         "4of16": (0.6, 0.6),

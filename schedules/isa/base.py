@@ -74,6 +74,11 @@ class Dot(ABC):
         """The operand of a step on ``k_step`` activations from ``at``; no others are read."""
         return self.activation(self.row(buffer, at), 0)
 
+    def turned_rows(self, buffer: Buffer, at: Expr) -> Row:
+        """``k_step`` activations of each of ``lanes`` rows, int32 words from ``at``: those of row i
+        are ``activation(row, i * k_step)``. Where there is a ``list_cost_of_turned``."""
+        raise NotImplementedError(f"{type(self).__name__} takes no turned rows")
+
     @abstractmethod
     def step(self, state: Vectors | None, weight: Expr, activation: Expr) -> Vectors:
         """``state`` plus one step; None is a state of zeros."""
@@ -280,6 +285,9 @@ class Isa(ABC):
 
     list_cost_of_rows: ClassVar[ListCost] = ListCost(step=1.3, ends=10)
     """The same with several rows, whose blocks are loaded once."""
+
+    list_cost_of_turned: ClassVar[ListCost | None] = None
+    """The same with many rows, which come turned; None where that gains nothing."""
 
     window_times: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """By window that kernels pick from: their time for one row and for several, of the dense

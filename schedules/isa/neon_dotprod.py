@@ -36,6 +36,7 @@ class NeonDotprod(NeonIsa):
     # A dense kernel loads four steps of a row at once, a list each of its own, and an address.
     list_cost = ListCost(step=1.9, ends=11)
     list_cost_of_rows = ListCost(step=2.3, ends=8)
+    list_cost_of_turned = ListCost(step=1.05, ends=11)
     listed_blocks = ListCost(step=1.7, ends=12)
 
     def fields_s8(self, bits: int, rows: int) -> Dot:

@@ -3,22 +3,24 @@
 What ``by_row`` computes, to the same bits. A block is what one step of a dot product multiplies,
 ``Isa.block_channels`` output channels by ``Isa.k_step`` values of k. A column of blocks lists, in
 order of k, those that hold any weight that is not zero; the products of the others are 0, whatever
-the activations are, so that the integer sums lack nothing.
+the activations are, so that the integer sums lack nothing. Where there are many rows, some ISAs
+load the activations of several together, turned (``turned_rows``), and take them lane by lane.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load, prefetch
+from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Vectors, let, load, prefetch
 from slmtvm.schedules.kernel import Tensor
-from slmtvm.schedules.linear import by_row
+from slmtvm.schedules.linear import by_row, turned_rows
 from slmtvm.schedules.linear.integer import Sums
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, row_knobs
+from slmtvm.schedules.linear.rows_in_lanes import MIN_ROWS
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile
@@ -32,8 +34,18 @@ _CHAINS = 4
 """States that take turns, at least, where registers are left: a dot product takes so many cycles,
 and one can begin in each."""
 
-activations = by_row.activations
 operands = by_row.operands
+
+
+def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
+    """Those of ``by_row``; where they are ``turned``, xt as ``turned_rows`` has it for xq."""
+    found = by_row.activations(shape, isa)
+    return [turned_rows.tensor(shape, isa), *found[1:]] if shape.turned else found
+
+
+def turns(m: int, isa: Isa) -> bool:
+    """Whether so many rows gain from being turned."""
+    return isa.list_cost_of_turned is not None and m >= MIN_ROWS
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
@@ -96,6 +108,9 @@ def relative_time(shape: LinearShape, isa: Isa, density: float) -> float:
     """What the kernel is expected to take, of the dense kernel's time where the weights are in
     cache; where they are read from memory it is less, on the ISAs known here."""
     cost = isa.list_cost if shape.m == 1 else isa.list_cost_of_rows
+    if turns(shape.m, isa):
+        assert isa.list_cost_of_turned is not None
+        cost = isa.list_cost_of_turned
     return density * cost.step + cost.ends * isa.k_step / shape.padded_k
 
 
@@ -135,6 +150,9 @@ def _column(
     # A step waits for the one before it on the same state: few cells have several states each.
     chains = max(1, min(unroll, _CHAINS // len(cells)))
     carried = Registers("int32", isa.lanes, chains * len(cells) * width)
+    activations_at = (
+        _turned(shape, tile, named, dot) if shape.turned else _rows(shape, tile, named, dot)
+    )
 
     def state(index: int) -> Vectors:
         return tuple(carried[index * width + i] for i in range(width))
@@ -150,8 +168,7 @@ def _column(
                 dot.weights(load(named["blocks"], where + c * isa.raw_bytes, isa.raw_bytes))[0]
                 for c in range(count)
             ] + [dot.ones()] * shape.has_zero_points
-            for row in range(tile.rows):
-                act = dot.scattered(named["xq"], tile.row(row) * shape.padded_k + at)
+            for row, act in enumerate(activations_at(at)):
                 for c in range(columns):
                     index = block % chains * len(cells) + row * columns + c
                     states[index] = dot.step(states[index], weights[c], act)
@@ -184,8 +201,48 @@ def _column(
     return sums
 
 
+ActivationsAt = Callable[[Expr], Iterator[Expr]]
+"""Where in k a block lies -> what its steps multiply, for each row of a tile."""
+
+
+def _rows(shape: LinearShape, tile: Tile, named: Mapping[str, Buffer], dot: Dot) -> ActivationsAt:
+    def found(at: Expr) -> Iterator[Expr]:
+        for row in range(tile.rows):
+            yield dot.scattered(named["xq"], tile.row(row) * shape.padded_k + at)
+
+    return found
+
+
+def _turned(shape: LinearShape, tile: Tile, named: Mapping[str, Buffer], dot: Dot) -> ActivationsAt:
+    rows, lanes = turned_rows.lane_rows(shape.m, shape.padded_k, tile.isa), tile.isa.lanes
+    start = tile.first_row
+    if rows < shape.m:  # there are several row blocks, of whole tiles
+        of_block = shape.padded_k // turned_rows.WORD * rows
+        start = T.floordiv(start, rows) * of_block + T.floormod(start, rows)
+    start = let(start)
+
+    def found(at: Expr) -> Iterator[Expr]:
+        begin = let(start + at * (rows // turned_rows.WORD))
+        for first in range(0, tile.rows, lanes):
+            vector = dot.turned_rows(named["xt"], begin + first)
+            for row in range(min(lanes, tile.rows - first)):
+                yield dot.activation(vector, row * turned_rows.WORD)
+
+    return found
+
+
+def _turned_tiles(shape: LinearShape, isa: Isa) -> tuple[int, ...]:
+    """Rows that a tile of turned ones can have: it lies in one row block, its sums in registers."""
+    rows = turned_rows.lane_rows(shape.m, shape.padded_k, isa)
+    per_row = isa.block_channels // isa.lanes * len(isa.s8_row().state)
+    sizes = range(isa.lanes, isa.registers * 3 // 4 // per_row + 1, isa.lanes)
+    return tuple(mr for mr in sizes if rows >= shape.m or rows % mr == 0)
+
+
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
     together = isa.for_blocks.block_channels // isa.for_blocks.lanes
+    if shape.turned:
+        return {"mr": _turned_tiles(shape, isa), "nv": (together,), "ku": (1, 2, 4), "pf": (0,)}
     vectors = tuple(together * i for i in (1, 2) if together * i * isa.for_blocks.lanes <= 16)
     return {"mr": (1, 2, 3, 4, 6, 8), "nv": vectors or (1,), "ku": (1, 2, 4, 8), "pf": (0, 2, 4, 8)}
 
@@ -193,6 +250,11 @@ def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     isa = isa.for_blocks
     together = isa.block_channels // isa.lanes
+    if shape.turned:
+        rows = turned_rows.lane_rows(shape.m, shape.padded_k, isa)
+        # As few tiles as can be, and these of one size.
+        mr = min(_turned_tiles(shape, isa), key=lambda mr: (-(-rows // mr), mr))
+        return {"mr": mr, "nv": together, "ku": 2, "pf": 0}
     per_row = together * len(isa.s8_row().state)
     rows = row_knobs(shape.m, isa.registers * 5 // 8 // per_row)
     ahead = 8 * int(shape.m == 1 and isa.prefetch)

@@ -16,41 +16,24 @@ from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load, splat
-from slmtvm.schedules.kernel import Kernel, Tensor, define
-from slmtvm.schedules.linear import by_row
+from slmtvm.schedules.kernel import Tensor
+from slmtvm.schedules.linear import by_row, turned_rows
 from slmtvm.schedules.linear.blocks import centred
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
 from slmtvm.schedules.linear.rows_in_lanes import transposed
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import IN_LISTS, LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile
-
-_WORD = 4  # bytes of activations that a lane holds: ``k_step`` of the ISAs that have this kernel
-
-_MOST_VECTORS = 8  # of rows in a tile: as many sums, and registers beside them
-_NEAR_BYTES = 64 * 1024  # of a tile's activations, that a list reads wherever it says
-_TURNED = 16  # words of each row that a block turns
+from slmtvm.schedules.linear.turned_rows import WORD
 
 _PLACE_BYTES = 2
 
 operands = by_row.operands
 
 
-def lane_rows(m: int, k: int, isa: Isa) -> int:
-    """Rows of a tile, whole vectors, of rows of ``k`` bytes."""
-    near = max(1, _NEAR_BYTES // (isa.lanes * k))
-    return isa.lanes * min(_MOST_VECTORS, near, -(-m // isa.lanes))
-
-
 def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
-    """xt as ``turning`` makes it; xs and xz as ``by_row`` has them."""
-    return [_turned_tensor(shape, isa), *by_row.activations(shape, isa)[1:]]
-
-
-def _turned_tensor(shape: LinearShape, isa: Isa) -> Tensor:
-    """(row blocks, words of a row, lane_rows)."""
-    rows = lane_rows(shape.m, shape.padded_k, isa)
-    return Tensor("xt", (-(-shape.m // rows), shape.padded_k // _WORD, rows), "int32")
+    """xt as ``turned_rows`` has it; xs and xz as ``by_row`` has them."""
+    return [turned_rows.tensor(shape, isa), *by_row.activations(shape, isa)[1:]]
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
@@ -59,11 +42,11 @@ def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
     isa.panel), what sums lack, where they lack anything; then what ``by_row`` has beside the
     weight."""
     channels = isa.panels(shape.n) * isa.panel
-    most = channels * shape.padded_k // _WORD
+    most = channels * shape.padded_k // WORD
     tensors = [
         Tensor("starts", (channels + 1,), "int32"),
         Tensor("places", (most,), "uint16", at_most=True),
-        Tensor("blocks", (most, _WORD), "int8", at_most=True),
+        Tensor("blocks", (most, WORD), "int8", at_most=True),
     ]
     if _lacks(isa):
         tensors.append(Tensor("missing", (isa.panels(shape.n), isa.panel), "int32"))
@@ -73,7 +56,7 @@ def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
 def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     """As ``by_row`` takes them; zero points are taken off the weights, see ``blocks.centred``."""
     whole, *beside, _ = by_row.padded(shape, isa, _without_zero_points(shape, weights))
-    split = whole.reshape(len(whole), -1, _WORD)
+    split = whole.reshape(len(whole), -1, WORD)
     used = (split != 0).any(axis=2)
     starts = np.concatenate([[0], used.sum(axis=1).cumsum()]).astype(np.int32)
     if not starts[-1]:  # an array has to hold something; no list has this block
@@ -95,101 +78,38 @@ def density(shape: LinearShape, weights: Weights) -> float:
     """Which part of the blocks holds a weight that is not zero, padding of k included: 0..1."""
     used = _without_zero_points(shape, weights).weight != 0
     used = np.pad(used, ((0, 0), (0, shape.padded_k - shape.k)))
-    return float(used.reshape(len(used), -1, _WORD).any(axis=2).mean())
+    return float(used.reshape(len(used), -1, WORD).any(axis=2).mean())
 
 
 def relative_time(shape: LinearShape, isa: Isa, density: float) -> float:
     """What the kernel is expected to take, of the dense kernel's time."""
     assert isa.listed_blocks is not None, isa.name
-    return density * isa.listed_blocks.step + isa.listed_blocks.ends * _WORD / shape.padded_k
+    return density * isa.listed_blocks.step + isa.listed_blocks.ends * WORD / shape.padded_k
 
 
 def bytes_left(density: float) -> float:
     """Bytes of the lists, of those of all weights."""
-    return density * (1 + _PLACE_BYTES / _WORD)
+    return density * (1 + _PLACE_BYTES / WORD)
 
 
 def layout(shape: LinearShape, isa: Isa) -> str:
     """See ``linear.layout``."""
     lacks = "-missing" if _lacks(isa) else ""
-    return f"{IN_LISTS}{_WORD}-panel{isa.panel}{lacks}-{shape.format}-row_u8"
+    return f"{IN_LISTS}{WORD}-panel{isa.panel}{lacks}-{shape.format}-row_u8"
 
 
 def _lacks(isa: Isa) -> bool:
     return isa.rows_dot().missing(np.zeros((1, 1), np.int8)) is not None
 
 
-def turning(shape: LinearShape, isa: Isa) -> Kernel:
-    """xq as ``by_row`` has it -> xt as ``activations`` says; rows beyond m are zeros."""
-    m, k, lanes = shape.m, shape.padded_k, isa.lanes
-    rows, words = lane_rows(m, k, isa), k // _WORD
-    parts = -(-words // _TURNED)
-    dot = isa.rows_dot()
-
-    def body(block: Expr, xq: Buffer, xt: Buffer) -> None:
-        row_block, part = let(T.floordiv(block, parts)), let(T.floormod(block, parts))
-
-        def turn(size: int) -> None:
-            squares, rest = divmod(size, lanes)
-            with T.serial(rows // lanes) as group:
-                first_row = let(row_block * rows + group * lanes)
-                to = let(row_block * words * rows + group * lanes)
-                for square in range(squares + (rest > 0)):
-                    begin = let(part * _TURNED + square * lanes)
-                    count = lanes if square < squares else rest
-                    columns = _columns(xq, first_row, begin, count)
-                    for i, column in enumerate(columns):
-                        at = T.ramp(to + (begin + i) * rows, 1, lanes)
-                        T.buffer_store(xt, dot.turned(column), [at])
-
-        whole, last = divmod(words, _TURNED)
-        if not last:
-            turn(_TURNED)
-        elif not whole:
-            turn(last)
-        else:
-            with T.If(part < whole):
-                with T.Then():
-                    turn(_TURNED)
-                with T.Else():
-                    turn(last)
-
-    def _columns(xq: Buffer, first_row: Expr, begin: Expr, count: int) -> list[Expr]:
-        """Words ``begin`` to ``begin + count`` of ``lanes`` rows, a vector for each."""
-        staged = T.alloc_buffer((lanes * lanes,), "int32", scope="local")
-        for i in range(lanes):
-            row = let(first_row + i)
-
-            def stage(row: Expr = row, i: int = i) -> None:
-                raw = load(xq, row * k + begin * _WORD, count * _WORD)
-                vector = T.reinterpret(f"int32x{count}", raw)
-                T.buffer_store(staged, vector, [T.ramp(i * lanes, 1, count)])
-
-            if m % rows == 0:
-                stage()
-                continue
-            with T.If(row < m):
-                with T.Then():
-                    stage()
-                with T.Else():
-                    zero = splat(0, "int32", count)
-                    T.buffer_store(staged, zero, [T.ramp(i * lanes, 1, count)])
-        square = [let(load(staged, i * lanes, lanes)) for i in range(lanes)]
-        return transposed(square, lanes)[:count]
-
-    tensors = [by_row.activations(shape, isa)[0], _turned_tensor(shape, isa)]
-    name = f"turn_rows_{isa.row_dtype}_{isa.name}_m{m}_k{k}"
-    return define(name, tensors, body, grid=-(-m // rows) * parts, outputs=["xt"])
-
-
 def emit(
     shape: LinearShape, knobs: Knobs, tile: Tile, named: Mapping[str, Buffer], store: Store
 ) -> None:
     isa, lanes = tile.isa, tile.isa.lanes
-    rows, vectors = lane_rows(shape.m, shape.padded_k, isa), -(-tile.rows // lanes)
+    rows, vectors = turned_rows.lane_rows(shape.m, shape.padded_k, isa), -(-tile.rows // lanes)
     dot = isa.rows_dot()
     width = len(dot.state)
-    start = let(tile.first_row * (shape.padded_k // _WORD))  # of the row block in xt
+    start = let(tile.first_row * (shape.padded_k // WORD))  # of the row block in xt
     # A channel's sums are a row of these: squares of them are turned to have channels in lanes.
     staged = T.alloc_buffer((lanes * vectors * lanes,), "int32", scope="local")
 
@@ -205,7 +125,7 @@ def emit(
 
         begin, end = let(named["starts"][at]), let(named["starts"][at + 1])
         with T.serial(begin, end) as index:
-            block = dot.weight(named["blocks"], index * _WORD)
+            block = dot.weight(named["blocks"], index * WORD)
             row = let(start + T.Cast("int32", named["places"][index]) * rows)
             for v in range(vectors):
                 after = dot.step(state(v), block, dot.rows(named["xt"], row + v * lanes))
@@ -239,4 +159,4 @@ def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
 
 
 def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
-    return {"mr": lane_rows(shape.m, shape.padded_k, isa), "nv": 1}
+    return {"mr": turned_rows.lane_rows(shape.m, shape.padded_k, isa), "nv": 1}

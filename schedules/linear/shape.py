@@ -65,6 +65,7 @@ class LinearShape:
     where ``window`` names one of ``isa.base.WINDOWS``, only so many of each, see ``windows``. In
     groups these are PAIRS of int4 weights, see ``pairs``. float32 ones, see ``rows_in_lanes``;
     int8 ones where ``window`` is IN_LISTS, see ``listed_blocks``.
+    ``turned``: blocks of sparse weights meet activations as ``turned_rows`` has them.
     ``padded``: rows from the step's ``valid`` on are padding; tiles of nothing else become 0.
     Raises TargetError where no kernel supports the combination.
     """
@@ -83,6 +84,7 @@ class LinearShape:
     group_channels: int = 0
     sparse: bool = False
     window: str = ""
+    turned: bool = False
     padded: bool = False
 
     def __post_init__(self) -> None:
@@ -114,6 +116,8 @@ class LinearShape:
             raise self._unsupported(f"windows {', '.join((*WINDOWS, IN_LISTS))} of sparse weights")
         if self.window and self.has_zero_points:
             raise self._unsupported("windows of weights without zero points")
+        if self.turned and not (self.sparse and self.activation == "row_u8" and not self.window):
+            raise self._unsupported("turned activations of blocks of sparse int8 weights")
         if self.scale_dtype not in ("float16", "float32"):
             raise self._unsupported("scale_dtype float16 or float32")
 
@@ -190,6 +194,7 @@ class LinearShape:
         if self.group_size:
             parts += [f"g{self.group_size}", f"s{self.scale_dtype[5:]}"]
         parts += [self.window or (IN_LISTS if self.in_lists else "blocks")] * self.sparse
+        parts += ["turned"] * self.turned
         parts += ["zpf" if self.float_zero_points else "zp"] * self.has_zero_points + [
             "bias"
         ] * self.has_bias

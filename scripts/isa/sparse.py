@@ -23,7 +23,7 @@ from slmtvm.schedules import isa as isas
 from slmtvm.schedules import linear
 from slmtvm.schedules.isa.base import WINDOWS
 from slmtvm.schedules.kernel import Kernel
-from slmtvm.schedules.linear import LinearShape, Weights, windows
+from slmtvm.schedules.linear import LinearShape, Weights, blocks, windows
 from slmtvm.schedules.linear.shape import IN_LISTS
 from slmtvm.target import Target
 
@@ -114,8 +114,10 @@ def count_sparse(pattern: Pattern, cpus: dict[str, str]) -> list[SparseCount]:
         fitting = [w for w in isa.window_times if windows.fits(WINDOWS[w], weights)]
         if pattern.kept is not None:
             sparse = replace(sparse, window=fitting[0])
-        if pattern.lists:
+        elif pattern.lists:
             sparse = replace(sparse, window=IN_LISTS)
+        else:
+            sparse = replace(sparse, turned=blocks.turns(rows, isa))
         with tempfile.TemporaryDirectory() as folder:
             plugin = count_plugin(target, Path(folder))
             for label, cpu in cpus.items():

@@ -217,6 +217,19 @@ def test_short_blocks_of_int8_are_skipped_by_steps_of_many_rows_alone(target: st
     assert any(n.startswith("turn_rows_") for n in made.kernels)
 
 
+@pytest.mark.parametrize(("target", "turned"), [("x86-64-v3", False), ("cortex-a78", True)])
+def test_blocks_meet_turned_rows_where_that_gains_with_the_weights_of_few_rows(
+    target: str, turned: bool
+) -> None:
+    made = lowered(with_zeros(0.9, HEAD), target)
+    blocks_of = {name: "_turned_" in name for name in made.kernels if "_blocks_" in name}
+    rows = {name: int(name.split("_m")[1].split("_")[0]) for name in blocks_of}
+    assert all(is_turned == (turned and rows[name] >= 16) for name, is_turned in blocks_of.items())
+    assert len(blocks_of) > 1 and any(blocks_of.values()) == turned
+    stored = {name.split("@")[1].split(".")[0] for name in made.weights if name.startswith(HEAD)}
+    assert len(stored) == 1, "every number of rows reads the same lists"
+
+
 def test_what_serves_one_row_too_comes_before_what_does_not() -> None:
     (layer,) = lowered(with_zeros(0.9, HEAD)).sparse
     assert layer.kernel == "blocks"

@@ -10,9 +10,10 @@ import pytest
 from slmtvm.schedules import isa as isas
 from slmtvm.schedules import linear
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.linear import LinearShape, blocks
+from slmtvm.schedules.linear import LinearShape, blocks, turned_rows
 from slmtvm.target import Target
 from tests.machines import EVERY_TARGET
+from tests.schedules.harness import run
 from tests.schedules.linear_cases import Case, random_case
 
 SHAPES = [
@@ -66,6 +67,67 @@ def test_a_sparse_kernel_computes_the_bits_of_the_dense_one(
     expected = case.run(target, isa)
     given = sparse(case).run(target, isa, cuts=(1,))
     np.testing.assert_array_equal(given.view(np.uint32), expected.view(np.uint32))
+
+
+def with_turned_rows(case: Case, isa: Isa, target: Target, **changes: object) -> Case:
+    """The case on sparse weights, its activations turned by their kernel."""
+    shape = dataclasses.replace(case.shape, sparse=True, **changes)
+    xq, *beside = case.activations.items()
+    turned = run(turned_rows.turning(shape, isa), dict([xq]), target, cuts=(1,))
+    given = {"xt": turned["xt"], **dict(beside)}
+    return dataclasses.replace(case, shape=shape, activations=given)
+
+
+# Three blocks of rows, the last not whole; one, with zero points; k of which few rows are near.
+SLOW = pytest.mark.slow
+TURNED = [
+    (LinearShape(70, 19, 77, "int8", "row_u8", has_bias=True, has_residual=True), 0.7),
+    (LinearShape(17, 33, 70, "int8", "row_u8", has_zero_points=True), 0.5),
+    (LinearShape(27, 8, 3000, "int8", "row_u8", has_bias=True), 0.9),
+]
+
+
+@pytest.mark.parametrize("target_name", [pytest.param("cortex-a72", marks=SLOW), "cortex-a78"])
+def test_blocks_that_meet_turned_rows_compute_the_bits_of_the_dense_kernel(
+    target_name: str,
+) -> None:
+    target = Target.load(target_name)
+    isa = isas.get(target.isa)
+    for shape, share in TURNED:
+        case = pruned_case(shape, isa, share)
+        expected = case.run(target, isa)
+        given = with_turned_rows(case, isa, target, turned=True).run(target, isa, cuts=(1,))
+        np.testing.assert_array_equal(given.view(np.uint32), expected.view(np.uint32), str(shape))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target_name", ["cortex-a72", "cortex-a78"])
+def test_any_tile_of_turned_rows_gives_the_same_bits(target_name: str) -> None:
+    target = Target.load(target_name)
+    isa = isas.get(target.isa)
+    shape = TURNED[0][0]
+    case = pruned_case(shape, isa, 0.3)
+    expected = case.run(target, isa)
+    turned = with_turned_rows(case, isa, target, turned=True)
+    space = linear.knob_space(turned.shape, isa)
+    assert all(32 % mr == 0 for mr in space["mr"])
+    for knobs in ({"mr": space["mr"][0], "ku": 1}, {"mr": space["mr"][-1], "ku": 4}):
+        given = turned.run(target, isa, {"nv": 2, "pf": 0, **knobs}, cuts=(2,))
+        np.testing.assert_array_equal(given.view(np.uint32), expected.view(np.uint32), str(knobs))
+
+
+def test_tiles_of_turned_rows_lie_in_one_block_of_rows() -> None:
+    for m, k in ((16, 64), (70, 64), (128, 2304), (128, 3072), (300, 30000)):
+        shape = LinearShape(m, 64, k, "int8", "row_u8", sparse=True, turned=True)
+        for isa in (isas.get("neon"), isas.get("neon_dotprod")):
+            rows = turned_rows.lane_rows(m, shape.padded_k, isa)
+            mr = linear.default_knobs(shape, isa)["mr"]
+            assert mr % isa.lanes == 0 and (rows >= m or rows % mr == 0), (m, k, isa.name)
+
+
+def test_only_blocks_of_bytes_meet_turned_rows() -> None:
+    with pytest.raises(isas.TargetError, match="turned activations of blocks"):
+        LinearShape(16, 16, 64, "int8", "row_u8", turned=True)
 
 
 @pytest.mark.slow

@@ -13,9 +13,8 @@ from slmtvm.schedules.linear import LinearShape, Weights, listed_blocks, pack
 from slmtvm.schedules.linear.shape import IN_LISTS
 from slmtvm.target import Target
 from tests.machines import EVERY_TARGET
-from tests.schedules.harness import run
 from tests.schedules.linear_cases import Case
-from tests.schedules.test_blocks import pruned_case
+from tests.schedules.test_blocks import pruned_case, with_turned_rows
 
 SHAPES = [
     LinearShape(70, 19, 77, "int8", "row_u8", has_bias=True, has_residual=True),
@@ -26,11 +25,7 @@ SHAPES = [
 
 def in_lists(case: Case, isa: Isa, target: Target) -> Case:
     """The case on lists, its activations turned by their kernel."""
-    shape = dataclasses.replace(case.shape, sparse=True, window=IN_LISTS, has_zero_points=False)
-    xq, *beside = case.activations.items()
-    turned = run(listed_blocks.turning(shape, isa), dict([xq]), target, cuts=(1,))
-    given = {"xt": turned["xt"], **dict(beside)}
-    return dataclasses.replace(case, shape=shape, activations=given)
+    return with_turned_rows(case, isa, target, window=IN_LISTS, has_zero_points=False)
 
 
 @pytest.mark.parametrize("target_name", EVERY_TARGET)

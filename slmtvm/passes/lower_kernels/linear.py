@@ -13,7 +13,7 @@ from slmtvm.ir import ops
 from slmtvm.passes.lower_kernels.emitter import KernelEmitter
 from slmtvm.passes.lower_kernels.registry import handles, shape_of
 from slmtvm.schedules import linear
-from slmtvm.schedules.linear import listed_blocks, rows_in_lanes
+from slmtvm.schedules.linear import blocks, rows_in_lanes, turned_rows
 
 
 def linear_shape(
@@ -58,7 +58,9 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         shape = dataclasses.replace(
             shape, sparse=True, window=chosen.window, has_zero_points=chosen.has_zero_points
         )
-    if shape.in_lists:
+        turned = not (shape.in_lists or shape.window) and blocks.turns(shape.m, emitter.isa)
+        shape = dataclasses.replace(shape, turned=turned)
+    if shape.in_lists or shape.turned:
         inputs = [_turned(inputs[0], shape, emitter), *inputs[1:]]
     packed = packed_linear(emitter, named, shape)
     operands = [emitter.weight(name, array) for name, array in packed.values()]
@@ -78,7 +80,7 @@ def _turned(x: relax.Expr, shape: linear.LinearShape, emitter: KernelEmitter) ->
     if shape.activation == "f32":
         kernel = rows_in_lanes.turning(shape.m, shape.k, emitter.isa)
     else:
-        kernel = listed_blocks.turning(shape, emitter.isa)
+        kernel = turned_rows.turning(shape, emitter.isa)
     return emitter.once(("turned", x), lambda: emitter.call(kernel, [x])["xt"])
 
 
