@@ -41,6 +41,24 @@ def in_order(value: Expr, register: str) -> Expr:
     return T.bind(T.call_extern(dtype, name, value))
 
 
+def in_first_lane(word: Expr, lanes: int, register: str) -> Expr:
+    """A vector of ``lanes`` int32 whose first is ``word``; of the others LLVM knows nothing, nor
+    that it could load the word into all of them.
+
+    Where instructions take an operand from a lane, a load to one lane alone costs less: on Arm it
+    has addresses of two registers.
+    """
+    name = "slm_in_first_lane"
+    vector = f"<{lanes} x i32>"
+    _functions.get()[name] = (
+        f"define {vector} @{name}(i32 %given) {{\n"
+        f"  %lane = insertelement {vector} poison, i32 %given, i32 0\n"
+        f'  %kept = call {vector} asm "", "={register},0"({vector} %lane)\n'
+        f"  ret {vector} %kept\n}}\n"
+    )
+    return T.bind(T.call_extern(f"int32x{lanes}", name, word))
+
+
 def set_apart() -> None:
     """Lets LLVM keep nothing in vector registers from before it, on x86 without AVX-512.
 

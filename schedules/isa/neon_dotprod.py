@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from tvm.script.ir_builder import tirx as T
+
 from slmtvm.schedules.isa._neon import LANES, LaneRow, NeonIsa, fields
-from slmtvm.schedules.isa.base import Dot, Expr, ListCost, Vectors, intrinsic, let, splat
+from slmtvm.schedules.isa.base import (
+    Buffer,
+    Dot,
+    Expr,
+    ListCost,
+    Vectors,
+    intrinsic,
+    let,
+    load,
+    splat,
+)
+from slmtvm.schedules.order import in_first_lane
 
 
 class _S8S8(LaneRow, Dot):
     state = ("int32x4",)
+
+    def scattered(self, buffer: Buffer, at: Expr) -> Expr:
+        word = T.reinterpret("int32", load(buffer, at, 4))
+        return self.activation(in_first_lane(word, LANES, "w"), 0)
 
     def weights(self, raw: Expr) -> tuple[Expr, ...]:
         return (let(raw),)
@@ -33,9 +50,9 @@ class _FieldsS8(_S8S8):
 
 
 class NeonDotprod(NeonIsa):
-    # A dense kernel loads four steps of a row at once, a list each of its own, and an address.
-    list_cost = ListCost(step=1.9, ends=11)
-    list_cost_of_rows = ListCost(step=2.3, ends=8)
+    # A dense kernel loads four steps of a row at once, a list each of its own.
+    list_cost = ListCost(step=1.55, ends=14)
+    list_cost_of_rows = ListCost(step=2.0, ends=9)
     list_cost_of_turned = ListCost(step=1.05, ends=11)
     listed_blocks = ListCost(step=1.7, ends=12)
 

@@ -36,3 +36,13 @@ def test_weights_that_rows_share_stay_in_registers_on_avx2() -> None:
     # Sums that LLVM takes one after the other, each along all of k, fetch their weights from the
     # stack: about one access for each product. What is left are the float sums.
     assert 0 < len(STACK.findall(loop)) < len(PRODUCTS.findall(loop)) / 3
+
+
+def test_lists_load_activations_to_a_lane_with_an_address_of_two_registers_on_arm() -> None:
+    target = Target.load("cortex-a78")
+    shape = LinearShape(1, 64, 128, "int8", "row_u8", sparse=True)
+    kernel = linear.build(shape, isas.get(target.isa))
+    assembly = build_module({"f": kernel.func}, target).inspect_source("s")
+    assert "ld1r" not in assembly
+    assert re.search(r"ldr\ts\d+, \[x\d+, [xw]\d+", assembly)
+    assert re.search(r"sdot\tv\d+\.4s, v\d+\.16b, v\d+\.4b\[0\]", assembly)
