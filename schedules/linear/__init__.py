@@ -122,6 +122,8 @@ def effective_knobs(shape: LinearShape, isa: Isa, knobs: Knobs) -> Knobs:
     """``knobs`` as they are really used: of settings that make the same code, one."""
     isa = isa.for_blocks if shape.sparse and not shape.in_lists else isa
     used = {**knobs, "mr": min(knobs["mr"], shape.m)}
+    if shape.turned:  # settings may come from a shape whose rows lie in other blocks
+        used["mr"] = blocks.rows_of_tile(shape, isa, used["mr"])
     while used["nv"] > isa.vectors and used["nv"] // 2 * isa.lanes >= shape.n:
         used["nv"] //= 2
     if "gu" in used:
@@ -132,7 +134,7 @@ def effective_knobs(shape: LinearShape, isa: Isa, knobs: Knobs) -> Knobs:
         used["pf"], used["ps"] = min(used["pf"], BY_TILE), 0
     if "ps" in used and used["pf"] <= BY_TILE:
         used["ps"] = 0
-    if "ku" not in used:
+    if "ku" not in used or shape.sparse:  # lists are unrolled as the knob says
         return used
     if shape.activation == "f32":
         used["ku"] = min(used["ku"], shape.group_size or shape.k)

@@ -150,6 +150,7 @@ def _column(
     # A step waits for the one before it on the same state: few cells have several states each.
     chains = max(1, min(unroll, _CHAINS // len(cells)))
     carried = Registers("int32", isa.lanes, chains * len(cells) * width)
+    assert not shape.turned or knobs["mr"] in _turned_tiles(shape, isa), (shape, knobs)
     activations_at = (
         _turned(shape, tile, named, dot) if shape.turned else _rows(shape, tile, named, dot)
     )
@@ -237,6 +238,12 @@ def _turned_tiles(shape: LinearShape, isa: Isa) -> tuple[int, ...]:
     per_row = isa.block_channels // isa.lanes * len(isa.s8_row().state)
     sizes = range(isa.lanes, isa.registers * 3 // 4 // per_row + 1, isa.lanes)
     return tuple(mr for mr in sizes if rows >= shape.m or rows % mr == 0)
+
+
+def rows_of_tile(shape: LinearShape, isa: Isa, most: int) -> int:
+    """The rows that a tile of turned ones can have, up to ``most`` where there is such a number."""
+    tiles = _turned_tiles(shape, isa)
+    return max((mr for mr in tiles if mr <= most), default=tiles[0])
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:

@@ -7,6 +7,7 @@ says of another (sums of activations) must hold.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,8 +17,11 @@ from slmtvm.schedules.kernel import Kernel, Tensor
 from slmtvm.schedules.linear import LinearShape
 
 # The kinds of measure.h, by number.
-OUTPUT, BYTES, INT32, F32, F16, SUMS, GIVEN = range(7)
+OUTPUT, BYTES, INT32, F32, F16, SUMS, GIVEN, STARTS, PLACES = range(9)
 _CYCLED = ("weight", "scales", "zero_points", "column_sums")
+
+_LISTED = 0.3
+"""Part of the weights that lists hold, which no task says."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,14 @@ def fills_of(kernel: Kernel) -> list[Fill]:
     state = {*kernel.state, *(t.name for t in getattr(shape, "cache", ()))}
     given = _routes(shape, knobs) if isinstance(shape, RoutedShape) else {}
     layer = shape.layer if isinstance(shape, RoutedShape) else shape
+    listed = _lists(tensors, layer) if isinstance(layer, LinearShape) else {}
     names = [t.name for t in tensors]
     found = []
     for tensor in tensors:
         if tensor.name in given:
             found.append(Fill(_bytes(tensor), GIVEN, given=given[tensor.name].tobytes()))
+        elif tensor.name in listed:
+            found.append(listed[tensor.name])
         elif tensor.name in kernel.outputs:
             found.append(Fill(_bytes(tensor), OUTPUT, result=True))
         elif tensor.name == "xsum":
@@ -79,6 +86,24 @@ def _random(tensor: Tensor) -> Fill:
         case "uint16" | "int16":  # bfloat16 as its bits, among others
             return Fill(size, F16, cycled=cycled)
     raise AssertionError(tensor)
+
+
+def _lists(tensors: Sequence[Tensor], layer: LinearShape) -> dict[str, Fill]:
+    """What sparse weights list, if they do, by name: lists of one length, at equal distances."""
+    shapes = {t.name: t.shape for t in tensors}
+    if "starts" not in shapes:
+        return {}
+    lists, most = shapes["starts"][0] - 1, shapes["places"][0]
+    each = most // lists
+    used = max(1, round(_LISTED * each))
+    unit = 1 if layer.in_lists else layer.padded_k // each  # of a place, in k or in blocks of it
+    found = {"starts": Fill(4 * (lists + 1), STARTS, used)}
+    for tensor in tensors:
+        if tensor.at_most:
+            size = _bytes(tensor) // most * lists * used
+            found[tensor.name] = replace(_random(tensor), size=size, cycled=True)
+    found["places"] = replace(found["places"], kind=PLACES, low=unit * (each // used), high=used)
+    return found
 
 
 def _routes(shape: RoutedShape, knobs: dict[str, int]) -> dict[str, np.ndarray]:

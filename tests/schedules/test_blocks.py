@@ -11,6 +11,7 @@ from slmtvm.schedules import isa as isas
 from slmtvm.schedules import linear
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.linear import LinearShape, blocks, turned_rows
+from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.target import Target
 from tests.machines import EVERY_TARGET
 from tests.schedules.harness import run
@@ -122,7 +123,10 @@ def test_tiles_of_turned_rows_lie_in_one_block_of_rows() -> None:
         for isa in (isas.get("neon"), isas.get("neon_dotprod")):
             rows = turned_rows.lane_rows(m, shape.padded_k, isa)
             mr = linear.default_knobs(shape, isa)["mr"]
-            assert mr % isa.lanes == 0 and (rows >= m or rows % mr == 0), (m, k, isa.name)
+            # Of a setting that was measured with other numbers of rows, what fits is taken.
+            near = linear.effective_knobs(shape, isa, {"mr": 12, "nv": 2, "ku": 2, "pf": 0})["mr"]
+            for size in (mr, near):
+                assert size % isa.lanes == 0 and (rows >= m or rows % size == 0), (m, k, isa.name)
 
 
 def test_only_blocks_of_bytes_meet_turned_rows() -> None:
@@ -163,6 +167,16 @@ def test_zero_points_are_taken_off_where_int8_holds_the_difference() -> None:
     np.testing.assert_array_equal(plain.run(target, isa), case.run(target, isa))
     weights["weight"][0, 0], weights["zero_points"][0] = -128, 1
     assert blocks.centred(linear.Weights(**weights)) is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"turned": True}, {"window": "4of16"}], ids=str)
+def test_settings_to_try_are_those_that_make_the_code(changes: dict[str, object]) -> None:
+    isa = isas.get("neon_dotprod")
+    shape = dataclasses.replace(LinearShape(20, 64, 64, "int8", "row_u8", sparse=True), **changes)
+    first, *others = TEMPLATES["linear"].settings(shape, isa)
+    assert first == linear.default_knobs(shape, isa) and first not in others
+    space = linear.knob_space(shape, isa)
+    assert {knobs["ku"] for knobs in (first, *others)} == {*space["ku"]}
 
 
 def test_only_blocks_that_hold_a_weight_are_stored() -> None:

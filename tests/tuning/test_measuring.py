@@ -45,6 +45,7 @@ KINDS = [
     TaskKey("linear", LinearShape(2, 64, 48, "e4m3fn", group_channels=16)),
     TaskKey("routed_linear", RoutedShape(1, 2, 4, replace(SHAPE, n=40), by_pair=False)),
     TaskKey("routed_linear", RoutedShape(6, 2, 4, replace(SHAPE, n=40), by_pair=True)),
+    TaskKey("linear", LinearShape(3, 40, 96, "int8", "row_u8", sparse=True)),
     TaskKey("attend", ATTENTION),
     TaskKey("attend", replace(ATTENTION, mask="bidirectional", bias_columns=96, bias_zero=40)),
     TaskKey("decode", replace(ATTENTION, m=1, kv_dtype="float16", window=40)),

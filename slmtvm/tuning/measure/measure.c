@@ -107,6 +107,13 @@ static void fill(const slm_measured_buffer *b, char *data, void **args) {
   case FILL_GIVEN:
     memcpy(data, b->given, b->bytes);
     break;
+  case FILL_STARTS:
+    for (size_t i = 0; i < b->bytes / 4; ++i) ((int32_t *)data)[i] = (int32_t)i * (int32_t)b->low;
+    break;
+  case FILL_PLACES:
+    for (size_t i = 0; i < b->bytes / 2; ++i)
+      ((uint16_t *)data)[i] = (uint16_t)(i % (size_t)b->high * (size_t)b->low);
+    break;
   }
 }
 

@@ -12,7 +12,9 @@ enum {
   FILL_F32,    /* low .. high */
   FILL_F16,    /* of magnitudes 2^-7 .. 2^-6 */
   FILL_SUMS,   /* float32: of each `low` bytes of the buffer `of` */
-  FILL_GIVEN   /* `given` */
+  FILL_GIVEN,  /* `given` */
+  FILL_STARTS, /* int32: i * low */
+  FILL_PLACES  /* uint16: (i mod high) * low */
 };
 
 typedef struct {
