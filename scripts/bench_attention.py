@@ -68,8 +68,8 @@ class Bench:
     def shape(self, m: int, **fields: object) -> AttentionShape:
         """The layer that is measured, on ``m`` rows."""
         shape = AttentionShape(m, HEADS, KV_HEADS, HEAD_DIM, CONTEXT, HEAD_DIM**-0.5)
-        shape = attention.suited(shape, isa.get(self._target.isa))
-        return replace(shape, **fields)  # type: ignore[arg-type]
+        shape = replace(shape, **fields)  # type: ignore[arg-type]
+        return attention.suited(shape, isa.get(self._target.isa))
 
     def call(self, kernel: Kernel, buffers: dict[str, np.ndarray], scalar: int) -> Call:
         """The whole grid of ``kernel`` on ``buffers``, those it lacks made."""

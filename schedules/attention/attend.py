@@ -22,6 +22,7 @@ from slmtvm.schedules.attention.shape import AttentionShape
 from slmtvm.schedules.attention.tile import rows_in_block, tile_queries
 from slmtvm.schedules.attention.values import Features, weigh_values
 from slmtvm.schedules.attention.walk import Walk, walk
+from slmtvm.schedules.isa.base import prefetch
 from slmtvm.schedules.kernel import Kernel, define
 from slmtvm.schedules.vector import LANES, Buffer, Expr
 
@@ -207,6 +208,8 @@ def _attend(
     for at in range(0, len(queries), size):
         tile = queries[at : at + size]
         compute_scores(shape, buffers, head, tile, source, memory, scratch, span)
+    if shape.rows_ahead:
+        _ask_ahead(shape, source, buffers["o"], queries)
     with T.serial(0, len(queries)) as index:
         row, largest_at = T.bind(index * scratch.stride), T.bind(index + scratch.maxima)
         largest = vec.load(memory, largest_at, 1)
@@ -217,3 +220,19 @@ def _attend(
     features = Features(T.int32(0), shape.head_dim)
     for at in range(0, len(queries), size):
         weigh_values(shape, buffers, head, queries[at : at + size], scratch, features, span)
+
+
+def _ask_ahead(
+    shape: AttentionShape, source: Buffer, output: Buffer, queries: Sequence[Query]
+) -> None:
+    """Prefetches what the next rows read of ``source``, and where those of ``queries`` write.
+
+    A row has a few cache lines of each head, far from those of the row before it: no prefetcher of
+    a core foresees them. Until they are needed there is a softmax to compute, and values.
+    """
+    further = len(queries) // shape.group * (shape.num_heads * shape.head_dim)
+    with T.serial(0, -(-shape.head_dim // LANES)) as line:
+        at = T.bind(line * LANES)
+        for query in queries:
+            prefetch(source, query.query_at + further + at)
+            prefetch(output, query.output_at + at)

@@ -68,8 +68,8 @@ class AttentionShape:
     ``accumulators``: vectors of 16 that sums are kept in, more only where there are more queries.
     ``queries``: how many share what is loaded of a key or value at most. ``apart``: whether loops
     over values keep nothing in registers of what was before them, see ``order.set_apart``.
-    ``ahead``: whether keys are prefetched. None of these changes a result; ``tile.suited`` has what
-    suits an ISA.
+    ``ahead``: whether keys are prefetched. ``rows_ahead``: whether the next rows' queries are, and
+    where outputs go. None of these changes a result; ``tile.suited`` has what suits an ISA.
 
     The projections come as one tensor of rows [q heads | k heads | v heads], or as three where
     ``separate``. Where ``q_eps`` (``k_eps``) is given, each query (key) head is first divided by
@@ -123,6 +123,7 @@ class AttentionShape:
     queries: int = 4
     apart: bool = False
     ahead: bool = False
+    rows_ahead: bool = False
     separate: bool = False
     q_eps: float | None = None
     k_eps: float | None = None
@@ -370,6 +371,8 @@ class AttentionShape:
             parts.append("apart")
         if self.ahead:
             parts.append("ahead")
+        if self.rows_ahead:
+            parts.append("rowsahead")
         if self.window:
             parts.append(f"w{self.window}")
         if self.chunk:

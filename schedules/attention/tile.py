@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from slmtvm.schedules.attention.shape import AttentionShape
@@ -16,6 +17,9 @@ _ACCUMULATORS_OTHERS = 4
 _QUERIES = {"avx512_vnni": 8, "avx2": 6}
 _QUERIES_OTHERS = 4
 ENOUGH_QUERIES = 4  # keep the multipliers busy
+# Floats of queries, more of which leave the near caches before they are read: with as many outputs
+# they fill the second level of a usual core.
+_NEAR_QUERIES = 1 << 16
 
 
 def default_accumulators(isa: Isa) -> int:
@@ -34,6 +38,7 @@ def suited(shape: AttentionShape, isa: Isa) -> AttentionShape:
     return replace(
         shape, native_f16=isa.native_f16, accumulators=default_accumulators(isa),
         queries=default_queries(isa), apart=isa.sets_apart, ahead=isa.prefetch and shape.cached,
+        rows_ahead=isa.prefetch and math.prod(shape.q.shape) > _NEAR_QUERIES,
     )  # fmt: skip
 
 

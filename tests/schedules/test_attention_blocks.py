@@ -30,6 +30,8 @@ N = 120  # positions that the mask is for
 PLACES = np.arange(N)
 BEHIND = PLACES[:, None] - PLACES
 GLOBAL = (np.abs(BEHIND) <= 9) | (PLACES < 2) | (PLACES[:, None] < 2)
+DIAGONAL = PLACES[:, None] // 48 == PLACES // 48
+BROKEN = DIAGONAL & ~((PLACES[:, None] == 70) & (PLACES == 66))
 STRIDED = np.tri(N, dtype=bool) & ((BEHIND < 5) | (PLACES % 40 == 7))
 
 
@@ -52,8 +54,9 @@ def softmax_over(scores: np.ndarray, seen: np.ndarray) -> np.ndarray:
         pytest.param(4, 4, 4, GLOBAL[None], marks=pytest.mark.slow),
         pytest.param(4, 2, 16, of_heads(4), marks=pytest.mark.slow),
         (6, 2, 16, np.repeat(of_heads(2), 3, axis=0)),
+        pytest.param(4, 2, 4, BROKEN[None], marks=pytest.mark.slow),
     ],
-    ids=["of_all", "of_each_head", "of_groups"],
+    ids=["of_all", "of_each_head", "of_groups", "broken_in_one_place"],
 )
 def test_an_encoder_s_rows_see_what_the_mask_shows(
     heads: int, kv_heads: int, accumulators: int, visible: np.ndarray, valid: int
@@ -89,6 +92,20 @@ def test_an_encoder_s_rows_see_what_the_mask_shows(
         want = softmax_over(scores, seen[:valid, :valid]) @ made["v_cache"][kv, :valid]
         ours = got.reshape(N, heads, d)[:valid, head]
         np.testing.assert_allclose(ours, want, atol=ABSOLUTE)
+
+
+def test_a_key_hidden_in_one_place_changes_its_row_alone() -> None:
+    """And rows that are prefetched have the bits of others."""
+    shape = attention_shape(N, 4, 2, 40, mask="bidirectional", queries=6)
+    made = run(attention.build_append(shape), projections(shape), HOST)
+    inputs = {name: made[name] for name in ("q", "k_cache", "v_cache")}
+    results = []
+    for visible, ahead in ((DIAGONAL, False), (BROKEN, True)):
+        mask, lists = block_tables(visible[None], 2, CAPACITY, rows=LANES)
+        kernel = attention.build_attend(replace(shape, blocks=mask, rows_ahead=ahead))
+        results.append(bits(run(kernel, {**inputs, **lists}, HOST, valid=N)["o"]))
+    whole, broken = results
+    assert np.array_equal((whole != broken).any(axis=1), PLACES == 70)
 
 
 def decoded(shape: AttentionShape, lists: Arrays, position: int, rows: int, at_once: int) -> Arrays:

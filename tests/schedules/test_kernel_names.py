@@ -26,7 +26,7 @@ ATTENTION: dict[str, list[Any]] = {
     "m": [3], "num_heads": [8], "head_dim": [32], "capacity": [48], "scale": [0.125, -0.25],
     "rotary_dim": [16], "interleaved": [True], "table_rows": [48],
     "kv_dtype": ["float16", "int8"], "accumulators": [8], "queries": [6], "apart": [True],
-    "ahead": [True], "separate": [True],
+    "ahead": [True], "rows_ahead": [True], "separate": [True],
     "q_eps": [0.0, 1e-6], "k_eps": [0.0, 1e-6], "window": [5, 6], "chunk": [5, 6],
     "has_sinks": [True],
     "softcap": [5.0, 6.0],
