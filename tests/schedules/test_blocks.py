@@ -115,6 +115,10 @@ def test_any_tile_of_turned_rows_gives_the_same_bits(target_name: str) -> None:
     for knobs in ({"mr": space["mr"][0], "ku": 1}, {"mr": space["mr"][-1], "ku": 4}):
         given = turned.run(target, isa, {"nv": 2, "pf": 0, **knobs}, cuts=(2,))
         np.testing.assert_array_equal(given.view(np.uint32), expected.view(np.uint32), str(knobs))
+    padded = dataclasses.replace(turned, shape=dataclasses.replace(turned.shape, padded=True))
+    given = padded.run(target, isa, valid=33)
+    np.testing.assert_array_equal(given[:33].view(np.uint32), expected[:33].view(np.uint32))
+    assert (given[40:] == 0).all(), "tiles of padding alone"
 
 
 def test_tiles_of_turned_rows_lie_in_one_block_of_rows() -> None:
