@@ -59,6 +59,7 @@ def test_the_key_finds_its_mark_and_no_key_finds_one_where_there_is_none(marked:
     assert not detect(marked, some_key(0)).found
 
 
+@pytest.mark.slow
 def test_other_keys_are_right_as_often_as_chance_has_it(marked: Path) -> None:
     """What is said of false positives is true of a marked file, too: p is uniform, or larger."""
     ballot = read_ballot(marked)

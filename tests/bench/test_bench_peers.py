@@ -61,6 +61,7 @@ def test_the_table_names_every_engine() -> None:
     assert "slow 25 (4.00 [3.00..4.00])" in line and "fast 50 (2.00 [2.00..2.25])" in line
 
 
+@pytest.mark.slow
 def test_pruned_encoders_have_their_zeros_where_they_say_and_import(tmp_path: Path) -> None:
     files = bench_peers.engine_files("pruned-int8-80-1x4", tmp_path)
     path = files[bench_peers.DEEPSPARSE]

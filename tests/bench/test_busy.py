@@ -48,6 +48,7 @@ def test_what_others_take_is_said_in_words(found: Busy, text: str) -> None:
     assert found.matters == (text != "idle")
 
 
+@pytest.mark.slow
 def test_a_report_says_that_its_rates_are_too_low_where_the_machine_was_busy(
     report: BenchReport,
 ) -> None:

@@ -30,6 +30,7 @@ def test_the_schema_is_one_and_of_this_format() -> None:
     assert SCHEMA["properties"]["format"]["const"] == FORMAT
 
 
+@pytest.mark.slow
 def test_a_toy_bundle_s_manifest_fits(manifest: dict[str, Any]) -> None:
     VALIDATOR.validate(manifest)
     assert manifest["release"] == {"counter": 1, "version": "1.1.0"}

@@ -61,6 +61,7 @@ def test_a_bundle_holds_a_library_for_each_target_and_the_weights_once(tmp_path:
     bundle.verify()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_anew")
 def test_the_same_input_gives_the_same_bytes_in_any_order_of_targets(tmp_path: Path) -> None:
     write(tmp_path / "a.slm")

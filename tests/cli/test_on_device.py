@@ -39,6 +39,7 @@ def test_a_device_is_verified_and_measured(
     assert "decode at 0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "said"), [
     (["--key", "board"], "--key: is for devices of a tracker: give --rpc too"),
     (["--tls", "keys"], "--tls: is for devices of a tracker: give --rpc too"),

@@ -48,6 +48,7 @@ def test_run_prints_what_the_python_call_yields(bundle: Path, options: tuple[str
         assert result.stdout == PROMPTS[0] + "".join(pieces) + "\n"
 
 
+@pytest.mark.slow
 def test_run_gives_the_same_text_for_every_number_of_threads(bundle: Path) -> None:
     arguments = ("run", bundle, "--prompt", PROMPTS[1], "--max-tokens", "24")
     one, three = (command(*arguments, "--threads", threads) for threads in ("1", "3"))
@@ -55,6 +56,7 @@ def test_run_gives_the_same_text_for_every_number_of_threads(bundle: Path) -> No
     assert len(one.stdout) > len(PROMPTS[1]) + 24
 
 
+@pytest.mark.slow
 def test_run_writes_what_a_schema_a_regex_or_choices_allow(bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "s.json"
     file.write_text('{"type": "array", "items": {"type": "boolean"}, "minItems": 2}')
@@ -71,6 +73,7 @@ def test_run_writes_what_a_schema_a_regex_or_choices_allow(bundle: Path, tmp_pat
     assert refused.returncode == 1 and "uniqueItems is not compiled" in refused.stderr
 
 
+@pytest.mark.slow
 def test_run_ends_before_a_stop_string(bundle: Path) -> None:
     whole = command("run", bundle, "--prompt", PROMPTS[0], "--max-tokens", "24").stdout
     written = whole.removeprefix(PROMPTS[0])
@@ -145,6 +148,7 @@ def test_a_prompt_that_cannot_be_continued_is_refused(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_verify_compares_on_a_text_and_writes_json(bundle: Path, tmp_path: Path) -> None:
     text, numbers = tmp_path / "text", tmp_path / "numbers.json"
     text.write_bytes(HELDOUT.read_bytes()[-8000:])
@@ -178,6 +182,7 @@ def test_verify_fails_for_the_bundle_of_another_model(bundle: Path) -> None:
     assert "differs from onnxruntime" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["run", "bench", "verify"])
 def test_a_bundle_of_another_format_is_refused_in_one_line(
     bundle: Path, tmp_path: Path, verb: str

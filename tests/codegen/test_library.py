@@ -51,6 +51,7 @@ def test_a_library_needs_only_libc_and_exports_only_its_interface(
     assert path.stat().st_size < MAX_TOY_BYTES
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_anew")
 def test_a_library_built_twice_is_the_same_to_the_byte(tmp_path: Path) -> None:
     target = Target.load("cortex-a78")

@@ -73,6 +73,7 @@ def test_one_to_eight_threads_give_the_same_bits_whichever_of_them_is_held_up(
     run([str(program), str(tmp_path), "1", str(ROUNDS), mixed], sanitizers)
 
 
+@pytest.mark.slow
 def test_random_manifests_and_keys_leave_the_sanitizers_silent(
     build: Build, tmp_path: Path
 ) -> None:

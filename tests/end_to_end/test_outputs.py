@@ -111,6 +111,7 @@ def test_a_decoder_scores_its_last_token_however_a_text_is_divided(
                 session.sample()
 
 
+@pytest.mark.slow
 def test_a_decoder_gives_several_outputs_after_its_last_token(tmp_path: Path) -> None:
     bundle, reference = _compile(DECODERS["logits_and_value"], tmp_path)
     logits, value = reference.run(TOKENS, ["logits", "value"])

@@ -49,6 +49,7 @@ def bundle(model: CanonicalModel, tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
+@pytest.mark.slow
 def test_a_bundle_computes_the_reference(model: CanonicalModel, bundle: Path) -> None:
     want = evaluate(model, TOKENS)
     with slmtvm.load(bundle) as session:

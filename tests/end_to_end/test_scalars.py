@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from onnx import TensorProto, helper
 
 import slmtvm
@@ -51,6 +52,7 @@ def write(folder: Path) -> Path:
     return save(model, folder)
 
 
+@pytest.mark.slow
 def test_numbers_stay_where_the_file_has_them(tmp_path: Path) -> None:
     file = write(tmp_path)
     slmtvm.compile(file, output=tmp_path / "b.slm", context=CONTEXT, kv="f32")

@@ -48,6 +48,7 @@ def kl(reference: np.ndarray, logits: np.ndarray) -> float:
     return float((np.exp(p) * (p - q)).sum(1).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_has_the_same_ops_in_the_same_order(form):
     model = imported(form)

@@ -101,6 +101,7 @@ def test_the_cache_is_float32_where_float16_does_not_hold_it(tmp_path: Path) -> 
     assert any("beyond float16" in note for note in slmtvm.inspect(file).notes)
 
 
+@pytest.mark.slow
 def test_nothing_is_said_where_float16_holds_the_cache(tmp_path: Path) -> None:
     file = write(tmp_path)
     bundle = slmtvm.compile(file, output=tmp_path / "b.slm", context=CONTEXT)

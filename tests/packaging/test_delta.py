@@ -67,6 +67,7 @@ def renewed(release: Release, keys: Keys, tmp_path_factory: pytest.TempPathFacto
     return package(bundle, "tar.gz", folder / "new.tar.gz", target=HOST, options=Options(signer))
 
 
+@pytest.mark.slow
 def test_a_delta_installs_what_the_package_would(
     device: Device,
     release: Release,
@@ -95,6 +96,7 @@ def test_a_delta_installs_what_the_package_would(
                   write_delta(old, release.tarball(2, HOST), tmp_path / "d2.tar.gz"))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_delta_of_other_weights_installs_and_a_changed_one_does_not(
     device: Device,
     release: Release,
@@ -128,6 +130,7 @@ def test_a_delta_of_other_weights_installs_and_a_changed_one_does_not(
     assert device.version() == "1.2.0"
 
 
+@pytest.mark.slow
 def test_what_is_no_pair_of_packages_is_named(release: Release, keys: Keys, tmp_path: Path) -> None:
     one = release.tarball(1, HOST)
     unsigned = package(release.bundle(1), "tar.gz", tmp_path / "u.tar.gz", target=HOST)

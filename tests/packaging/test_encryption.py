@@ -146,6 +146,7 @@ def test_the_wrong_key_is_named_as_that(encrypted: Encrypted) -> None:
         load(encrypted.bundle, weights_key=b"short")
 
 
+@pytest.mark.slow
 def test_any_change_of_encrypted_weights_is_refused_with_and_without_a_signature(
     copy: Path, keys: Keys
 ) -> None:

@@ -85,6 +85,7 @@ def test_packages_made_in_two_folders_have_equal_bytes(
     assert second.read_bytes() == first.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", DEVICES)
 def test_dpkg_unpacks_a_deb_that_works(
     target: str, release: Release, keys: Keys, tmp_path: Path
@@ -113,6 +114,7 @@ def test_lintian_finds_no_fault_in_a_deb(release: Release, tmp_path: Path) -> No
     assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.slow
 def test_systemd_takes_the_service_of_a_deb_and_calls_it_well_confined(
     release: Release, tmp_path: Path
 ) -> None:
@@ -153,6 +155,7 @@ def test_dpkg_installs_a_deb_into_a_root_and_takes_it_out(
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_dpkg_refuses_an_altered_deb(release: Release, tmp_path: Path) -> None:
     dpkg = tool("dpkg-deb", "dpkg")
     path = make(release, "deb", tmp_path)
@@ -250,6 +253,7 @@ def python(installed: Path, code: str, *, site: bool = False) -> str:
     return succeed(sys.executable, *options, "-c", prefix + code)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numpy", [False, True])
 def test_an_installed_wheel_computes_the_bits_of_the_bundle(
     numpy: bool, installed: Path, release: Release, keys: Keys

@@ -19,6 +19,7 @@ from tests.packaging.test_formats import check, succeed
 from tests.packaging.updaters import write
 
 
+@pytest.mark.slow
 def test_a_model_in_a_tar_of_a_root_is_as_if_installed(
     contents: Contents, options: Options, keys: Keys, release: Release, root_tar: Path,
     tmp_path: Path,
@@ -53,6 +54,7 @@ def root_ext4(root_tar: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_model_in_an_ext4_image_is_as_if_installed(
     contents: Contents, options: Options, keys: Keys, release: Release, root_ext4: Path,
     tmp_path: Path,

@@ -47,6 +47,7 @@ def test_a_package_is_installed_followed_by_the_next_and_taken_back(
     assert "is installed already" in device.succeed("install", release.tarball(3, HOST))
 
 
+@pytest.mark.slow
 def test_an_older_version_is_taken_only_where_that_is_asked_for(
     device: Device, release: Release
 ) -> None:
@@ -99,6 +100,7 @@ def test_a_package_for_another_cpu_is_refused(device: Device, release: Release) 
     device.refuse("for riscv64, this CPU is", "install", release.tarball(1, "riscv64-rvv"))
 
 
+@pytest.mark.slow
 def test_any_change_of_a_package_is_refused(
     device: Device, release: Release, tmp_path: Path
 ) -> None:
@@ -200,6 +202,7 @@ def test_a_version_whose_self_test_fails_is_not_used(
     assert device.version() == "1.1.0"
 
 
+@pytest.mark.slow
 def test_the_version_before_comes_back_where_the_health_check_fails(
     device: Device, release: Release
 ) -> None:
@@ -229,6 +232,7 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(
         assert device.version() == "1.1.0"
 
 
+@pytest.mark.slow
 def test_two_at_a_time_are_one_too_many(device: Device, release: Release) -> None:
     device.root.mkdir()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -243,6 +247,7 @@ def test_two_at_a_time_are_one_too_many(device: Device, release: Release) -> Non
     assert not lock.is_symlink()
 
 
+@pytest.mark.slow
 def test_what_was_killed_after_the_switch_is_finished_by_the_next_try(
     device: Device, release: Release
 ) -> None:
@@ -346,6 +351,7 @@ def test_a_model_that_is_not_installed_is_named(
     device.refuse("no version before", "rollback", "toy")
 
 
+@pytest.mark.slow
 def test_what_serves_is_told_of_each_switch_and_keeps_the_version_that_it_takes(
     device: Device, release: Release, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def device(contents: Contents, keys: Keys, tmp_path: Path) -> Device:
 # rauc
 
 
+@pytest.mark.slow
 def test_rauc_takes_a_bundle_out_of_which_the_model_works(
     contents: Contents, options: Options, keys: Keys, tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ def test_mender_artifact_validates_an_artifact_and_no_altered_one(
         assert run(program, "validate", "-k", mender_key, damaged).returncode != 0
 
 
+@pytest.mark.slow
 def test_the_update_module_of_mender_installs_and_rolls_back(
     contents: Contents, options: Options, device: Device, release: Release, tmp_path: Path
 ) -> None:

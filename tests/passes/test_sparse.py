@@ -100,6 +100,7 @@ def test_layers_of_one_shape_share_a_kernel_whatever_their_zeros() -> None:
     assert len(made.sparse) == 9  # q, k, v and gate, up are merged: four for each layer, the head
 
 
+@pytest.mark.slow
 def test_the_work_of_a_kernel_is_that_of_the_blocks_left() -> None:
     model = with_zeros(0.9, HEAD)
     sparse, dense = (build_plan(lowered(model, sparse=how), {}) for how in ("auto", "off"))
@@ -170,6 +171,7 @@ def test_pairs_of_int4_stay_dense_where_reading_prompts_is_slower(
     assert not any("_2of4_" in name for name in made.kernels)
 
 
+@pytest.mark.slow
 def test_a_format_that_is_asked_for_is_taken_wherever_it_fits_and_no_other_one() -> None:
     forced = lowered(int4_of_pairs(), "cortex-a78", sparse="2of4")
     assert [layer.taken for layer in forced.sparse] == [True]

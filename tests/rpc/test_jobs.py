@@ -129,6 +129,7 @@ def test_a_device_that_was_given_back_refuses(job: bytes) -> None:
         device.run(job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "said"), [
     (["--cores", "4-"], "not a list of cores"),
     (["--memory", "lots"], "not a size"),

@@ -20,6 +20,7 @@ from tests.rpc.processes import ROOT, Process, Tracker, running, wait_until_regi
 MEGABYTE = 1 << 20
 
 
+@pytest.mark.slow
 def test_a_packed_runner_is_small_and_measures(
     tracker: Tracker, job: bytes, tmp_path: Path
 ) -> None:

@@ -191,6 +191,7 @@ def test_keys_are_for_their_owner_alone_and_stay_when_more_are_made(tmp_path: Pa
             keygen(tmp_path, [bad])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here: apt install openssl")
 def test_openssl_takes_the_certificates_for_what_they_are(keys: Path) -> None:
     for purpose in ("sslclient", "sslserver"):

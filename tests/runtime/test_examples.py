@@ -73,6 +73,7 @@ def test_the_example_is_short() -> None:
     assert len(EXAMPLE.read_text().splitlines()) <= MAX_LINES
 
 
+@pytest.mark.slow
 def test_the_documented_command_builds_it(bundle: Path, tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if not compiler:

@@ -223,6 +223,7 @@ def test_a_float16_cache_is_converted_by_vectors(
     assert not re.search(r"__\w*hf\w*|\bfcvt\ts\d+, h", kernel), "converted one by one"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
 @pytest.mark.parametrize("window", [0, 3, 20])
 def test_a_row_does_not_read_what_later_rows_leave(

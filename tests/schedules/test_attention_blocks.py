@@ -94,6 +94,7 @@ def test_an_encoder_s_rows_see_what_the_mask_shows(
         np.testing.assert_allclose(ours, want, atol=ABSOLUTE)
 
 
+@pytest.mark.slow
 def test_a_key_hidden_in_one_place_changes_its_row_alone() -> None:
     """And rows that are prefetched have the bits of others."""
     shape = attention_shape(N, 4, 2, 40, mask="bidirectional", queries=6)
@@ -142,6 +143,7 @@ def test_a_decoder_s_steps_have_the_bits_of_single_rows(kv_dtype: str) -> None:
             np.testing.assert_array_equal(bits(value), bits(single[name]), err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_decoder_s_row_reads_the_blocks_of_its_list_alone_on_every_target() -> None:
     position = 101
     mask, lists = block_tables(STRIDED[None], 2, CAPACITY, rows=2 * LANES)

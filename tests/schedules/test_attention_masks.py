@@ -69,6 +69,7 @@ def test_hidden_keys_have_no_weight_on_any_target(kv_dtype: str, target: Target)
     check_step(replace(shape, kv_dtype=kv_dtype, native_f16=native), position, target)
 
 
+@pytest.mark.slow
 def test_masked_rows_have_the_same_bits_on_every_target() -> None:
     position = 77
     inputs = {**projections(EVERYTHING), **parameters(EVERYTHING), **cache(EVERYTHING, position)}
@@ -111,6 +112,7 @@ def one_by_one(shape: AttentionShape, given: Arrays, position: int) -> np.ndarra
     return np.concatenate(outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulators", [1, 4, 16])
 def test_chunks_give_the_bits_of_single_rows(accumulators: int) -> None:
     shape, position = replace(EVERYTHING, m=5), 29

@@ -88,6 +88,7 @@ TURNED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target_name", [pytest.param("cortex-a72", marks=SLOW), "cortex-a78"])
 def test_blocks_that_meet_turned_rows_compute_the_bits_of_the_dense_kernel(
     target_name: str,

@@ -53,6 +53,7 @@ def test_rows_of_tokens_are_those_of_a_full_step_and_tiles_of_padding_are_zero(
         assert (y[tiles:] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["causal", "bidirectional"])
 def test_attention_of_tokens_is_that_of_a_full_step_and_blocks_of_padding_are_zero(
     mask: str, target: Target

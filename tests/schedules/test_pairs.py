@@ -75,6 +75,7 @@ def test_any_tile_gives_the_same_bits(target_name: str) -> None:
         assert_same(in_pairs(case).run(target, isa, knobs, cuts=(1, 2)), expected)
 
 
+@pytest.mark.slow
 def test_zero_points_are_taken_off() -> None:
     target = Target.load("x86-64-v3")
     isa = isas.get(target.isa)

@@ -27,6 +27,7 @@ def with_zeros(case: Case, share: float) -> Case:
     return dataclasses.replace(case, weights={"weight": weight})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target_name", EVERY_TARGET)
 def test_rows_in_lanes_compute_the_bits_of_channels_in_lanes(target_name: str) -> None:
     target = Target.load(target_name)

@@ -46,6 +46,7 @@ def picking(case: Case, window: str) -> Case:
     return dataclasses.replace(case, shape=shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("target_name", EVERY_TARGET)
 def test_a_kernel_that_picks_computes_the_bits_of_the_dense_one(

@@ -33,12 +33,14 @@ def ours(
         yield tokenizer
 
 
+@pytest.mark.slow
 def test_a_real_text_has_the_same_tokens(ours: CompiledTokenizer, theirs: Tokenizer) -> None:
     text = HELDOUT.read_bytes().decode()
     ids = assert_equal_tokens(ours, theirs, text)
     assert ours.decode(ids, keep_special=True) == text
 
 
+@pytest.mark.slow
 def test_random_texts_have_the_same_tokens(ours: CompiledTokenizer, theirs: Tokenizer) -> None:
     for text in ("", END, f"a{END}b", *random_texts(800, seed=0, specials=[END])):
         assert_equal_texts(ours, theirs, assert_equal_tokens(ours, theirs, text))
@@ -73,6 +75,7 @@ def test_bytes_that_are_no_text_are_read_as_damaged_characters(
     assert all(0 <= begin < end <= len(text) for begin, end in found.spans)
 
 
+@pytest.mark.slow
 def test_a_very_long_word_has_the_same_tokens(ours: CompiledTokenizer, theirs: Tokenizer) -> None:
     word = "".join(random.Random(2).choices("abcdefghij", k=400_000))
     assert ours.encode(word).ids == theirs.encode(word).ids

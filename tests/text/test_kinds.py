@@ -38,6 +38,7 @@ def _compare(theirs: Tokenizer, count: int, folder: Path) -> None:
             assert_equal_texts(ours, theirs, [source.randrange(size) for _ in range(6)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "roberta", "template", "bert's tokens"])
 def test_pairs_have_the_same_tokens_and_segments(name: str, tmp_path: Path) -> None:
     theirs = make(name)

@@ -35,6 +35,7 @@ def long_text(seed: int) -> str:
     return "".join(" ".join([text, *source.choices(words, k=4)]) for text in odd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama 3", "llama 2", "affixes", "whole words", "bert"])
 def test_a_long_text_has_the_same_tokens_at_the_same_places(name: str, tmp_path: Path) -> None:
     theirs = make(name)

@@ -101,6 +101,7 @@ def confirm(
     return fake, confirmer.found
 
 
+@pytest.mark.slow
 def test_a_model_that_is_faster_as_a_whole_is_compared_once(
     planner: Planner, promises: RecordLog, tmp_path: Path
 ) -> None:
@@ -154,6 +155,7 @@ def test_families_that_gain_alone_but_not_together_leave_the_best(
     assert {c.key.kind for c in choice.used if c.key.shape.m == 1} == {"linear"}
 
 
+@pytest.mark.slow
 def test_divisions_go_on_from_what_was_faster_and_are_taken_against_the_default(
     planner: Planner, tmp_path: Path
 ) -> None:

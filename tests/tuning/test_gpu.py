@@ -102,6 +102,7 @@ def test_a_candidate_that_computes_other_bytes_is_no_choice(
     assert second.failure is None and second.seconds
 
 
+@pytest.mark.slow
 def test_what_is_not_done_on_a_gpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="2 threads do not"):
         tune("model.onnx", GPU, records=tmp_path / "r", threads=2)

@@ -62,6 +62,7 @@ def test_what_cannot_be_plotted_is_said(tmp_path: Path, monkeypatch: pytest.Monk
         plot(_records(), tmp_path / "x.svg")
 
 
+@pytest.mark.slow
 def test_the_verb_writes_the_plot_beside_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,7 @@ def test_nothing_is_measured_twice_and_failures_are_not_taken() -> None:
     assert search.best[1] == 1
 
 
+@pytest.mark.slow
 def test_what_records_hold_is_not_measured_again() -> None:
     search = search_of(PREFILL, CostModel(), 0)
     first = search.propose(8)

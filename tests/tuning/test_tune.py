@@ -100,6 +100,7 @@ def test_measurements_of_this_machine_become_records(plan: Plan, tmp_path: Path)
     assert all(r.working_set and len(r.seconds) == len(r.default_seconds) for r in records)
 
 
+@pytest.mark.slow
 def test_a_resumed_search_measures_only_what_is_new(plan: Plan, tmp_path: Path) -> None:
     file, first, second = RecordFile(tmp_path / "r.jsonl"), Fake(), Fake()
     tune_plan(plan, HOST, first, file, budget=Budget(trials=40))

@@ -150,6 +150,7 @@ def test_a_text_is_cut_into_whole_windows(count: int, compared: int) -> None:
     assert report.tokens == compared
 
 
+@pytest.mark.slow
 def test_a_bundle_of_longer_sequences_is_compared_on_such_alone() -> None:
     class Counting(Reference):
         lengths: ClassVar[list[int]] = []

@@ -30,6 +30,7 @@ def test_a_float_model_is_near_to_itself_and_one_that_rounds_by_call_is_not() ->
     assert _own("int8") > 1e-4  # what comes later changes the range
 
 
+@pytest.mark.slow
 def test_a_difference_like_onnxruntimes_own_is_judged_by_it() -> None:
     reference = Reference(model_path("int8"))
     tokens = heldout_ids()[:33]

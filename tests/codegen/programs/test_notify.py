@@ -13,6 +13,7 @@ from tests.codegen.programs.serving import serving
 SECONDS = 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file", "abstract"])
 def test_the_service_manager_hears_that_it_is_ready_alive_and_ending(
     program: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -300,6 +300,7 @@ def test_every_operator_and_version_of_the_table_has_a_case():
     assert missing == []
 
 
+@pytest.mark.slow
 def test_an_entry_begins_where_onnx_changed_the_operator():
     """An entry for a version at which onnx has no new definition would be a misreading."""
     for entry in registered():

@@ -179,6 +179,7 @@ def _unused(model: onnx.ModelProto) -> None:
         node.input[:] = [kept if name == "attention_mask" else name for name in node.input]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [

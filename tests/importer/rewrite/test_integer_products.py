@@ -92,6 +92,7 @@ def test_products_of_quantized_activations_are_attentions(tiny, tmp_path):
     assert any("probabilities of attentions" in note for note in imported.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["bert-optimum", "gpt2-script-masked"])
 def test_exports_import_with_quantized_products(cell, tmp_path):
     """As optimum's quantizer writes them; sequences within what rounding alone does."""

@@ -106,6 +106,7 @@ def test_gathered_experts_have_roundings_and_weights_in_common(form: str, tmp_pa
     assert call.attrs["up_format"] == call.attrs["down_format"] == weights
 
 
+@pytest.mark.slow
 def test_scores_and_their_sum_are_rounded_in_the_routing(tmp_path: Path) -> None:
     """Softmax before the choice is another function than after it once it is rounded."""
     model = check(quantized(loop_with_sums, tmp_path, "everything"))
