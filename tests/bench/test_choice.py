@@ -23,6 +23,7 @@ SLOW, FAST = (
 )
 
 
+@pytest.mark.slow
 def test_a_prompt_and_an_answer_count_at_the_best_number_of_threads(report: BenchReport) -> None:
     gpu = replace(report, target="gpu", rates=GPU)
     assert seconds(gpu) == (pytest.approx(200 / 4000 + 200 / 200), 1)

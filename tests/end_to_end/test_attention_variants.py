@@ -50,6 +50,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return Compiled(model, path)
 
 
+@pytest.mark.slow
 def test_layers_of_every_kind_compute_the_reference(compiled: Compiled) -> None:
     wanted = evaluate(compiled.model, TOKENS)
     with slmtvm.load(compiled.bundle) as session:

@@ -59,6 +59,7 @@ def test_a_bundle_computes_the_reference(model: CanonicalModel, bundle: Path) ->
     assert errors.max() <= FLIP
 
 
+@pytest.mark.slow
 def test_no_chunk_or_thread_or_step_back_changes_a_bit(bundle: Path) -> None:
     with slmtvm.load(bundle) as session:
         at_once = session.eval_all(TOKENS)

@@ -70,6 +70,7 @@ def test_exact_forms_compute_what_onnxruntime_computes(form):
     assert np.abs(got - want).max() <= TOLERANCE * np.ptp(want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [f for f in FORMS if f not in EXACT])
 def test_quantized_forms_stay_near_onnxruntime(form):
     tokens = heldout_ids()[:TOKENS]

@@ -278,6 +278,7 @@ with toy.load(public_keys=open({str(keys.public)!r}).read(), least_counter=1) as
     assert had_numpy == numpy
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_brings_its_self_test_and_papers(installed: Path, keys: Keys) -> None:
     check(installed / "toy/bin/slm-selftest", installed / "toy/bundle", keys)
     info = installed / "toy-1.1.0.dist-info"

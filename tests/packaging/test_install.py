@@ -214,6 +214,7 @@ def test_the_version_before_comes_back_where_the_health_check_fails(
     assert device.version() == "1.1.0"
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_leaves_what_was_there(
     device: Device, release: Release, tmp_path: Path
 ) -> None:

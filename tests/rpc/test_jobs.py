@@ -23,6 +23,7 @@ def test_a_job_gets_arguments_input_and_files_and_gives_its_output(
     assert_a_job_gets_its_inputs(device, job, kilobytes=2500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "status", "reason"), [
     (["status", "7"], 7, "ended with status 7: said before"),
     (["crash"], -6, "ended with signal 6"),

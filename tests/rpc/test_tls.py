@@ -178,6 +178,7 @@ def test_a_recorded_handshake_is_worth_nothing(
         assert device.run(job).ok
 
 
+@pytest.mark.slow
 def test_keys_are_for_their_owner_alone_and_stay_when_more_are_made(tmp_path: Path) -> None:
     first = keygen(tmp_path)
     assert {path.name for path in first} == {"tuner", "tracker", "runner"}

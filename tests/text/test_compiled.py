@@ -46,6 +46,7 @@ def test_random_texts_have_the_same_tokens(ours: CompiledTokenizer, theirs: Toke
         assert_equal_texts(ours, theirs, assert_equal_tokens(ours, theirs, text))
 
 
+@pytest.mark.slow
 def test_any_tokens_give_the_same_text_at_once_and_streamed(
     ours: CompiledTokenizer, theirs: Tokenizer
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_good_setting_is_found_in_a_small_part_of_the_space(seed: int) -> None
     assert ratio(search.best[0]) <= 1.05 * min(map(ratio, space))
 
 
+@pytest.mark.slow
 def test_what_was_learnt_of_one_shape_is_known_of_the_next() -> None:
     model = CostModel()
     run(search_of(PREFILL, model, 0), 0.03, 0, most=40)

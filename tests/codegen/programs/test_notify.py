@@ -33,6 +33,7 @@ def test_the_service_manager_hears_that_it_is_ready_alive_and_ending(
         assert heard[-1] == b"STOPPING=1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", "relative", "/" + "x" * 200, "/nowhere/notify"])
 def test_a_service_manager_that_is_not_there_is_none(
     program: Path, demo: Path, monkeypatch: pytest.MonkeyPatch, name: str

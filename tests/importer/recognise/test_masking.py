@@ -80,6 +80,7 @@ def _tokens(model: CanonicalModel, mask: np.ndarray) -> np.ndarray:
     return np.where(mask, tokens, model.padding[0]) if pads else tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", KINDS)
 def test_a_masked_sequence_computes_what_onnxruntime_computes(cell: str) -> None:
     path = corpus_path(cell)
@@ -93,6 +94,7 @@ def test_a_masked_sequence_computes_what_onnxruntime_computes(cell: str) -> None
         assert not ours[~mask].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", SOURCES)
 def test_a_masked_source_computes_what_onnxruntime_computes(cell: str) -> None:
     path = corpus_path(cell, SOURCES[cell])

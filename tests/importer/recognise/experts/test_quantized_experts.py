@@ -45,6 +45,7 @@ def experts_of(path: Path) -> list[dict[str, object]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_blocks_of_weights_stay_packed_in_every_expert(form: str, tmp_path: Path) -> None:
     options, weights = FORMS[form]
