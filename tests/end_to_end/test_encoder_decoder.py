@@ -34,6 +34,7 @@ def bundle(model, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("length", [1, 15, 16, 17, SOURCE_CONTEXT])
 def test_hidden_states_and_logits_are_those_of_the_reference(model, bundle, length, threads):

@@ -22,6 +22,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return bundle_for(tmp_path_factory, form, ("host",), kv)
 
 
+@pytest.mark.slow
 def test_a_prompt_in_chunks_gives_the_bits_of_one_token_at_a_time(bundle: Path) -> None:
     tokens = heldout_ids()[:TOKENS]
     with slmtvm.load(bundle) as session:
