@@ -15,12 +15,12 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load, splat
+from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, splat
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear import by_row, turned_rows
 from slmtvm.schedules.linear.blocks import centred
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
-from slmtvm.schedules.linear.rows_in_lanes import transposed
+from slmtvm.schedules.linear.rows_in_lanes import by_rows
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import IN_LISTS, LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile
@@ -137,21 +137,14 @@ def emit(
         for v in range(vectors):
             stage(v, channel, splat(0, "int32", lanes))
 
-    def write(first: Expr, count: int) -> None:
-        square = [let(load(staged, (first + i) * lanes, lanes)) for i in range(lanes)]
-        part = dataclasses.replace(tile, rows=count, first_row=let(tile.first_row + first))
-        found = transposed(square, lanes)[:count]
+    def write(first: Expr, found: list[Expr]) -> None:
+        part = dataclasses.replace(tile, rows=len(found), first_row=let(tile.first_row + first))
         if "missing" in named:
             missing = by_row.by_channel(tile, named["missing"], 0)
             found = [let(sums + missing) for sums in found]
         by_row.write(part, named, {(i, 0): sums for i, sums in enumerate(found)}, store)
 
-    whole, last = divmod(tile.rows, lanes)
-    if whole:
-        with T.serial(whole) as group:
-            write(let(group * lanes), lanes)
-    if last:
-        write(T.int32(whole * lanes), last)
+    by_rows(staged, tile.rows, lanes, write)
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:

@@ -21,7 +21,7 @@ from slmtvm.schedules.linear import floating
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import IN_LISTS, LinearShape
-from slmtvm.schedules.linear.tile import Registers, Store, Tile
+from slmtvm.schedules.linear.tile import Registers, Store, Tile, split
 
 MIN_ROWS = 16
 """Fewer fill too few vectors: the dense kernel takes them, with weights of its own."""
@@ -126,17 +126,7 @@ def turning(m: int, k: int, isa: Isa) -> Kernel:
                         with T.Else():
                             T.buffer_store(xt, T.float32(0), [to])
 
-        whole, last = divmod(k, _TURNED)
-        if not last:
-            turn(_TURNED)
-        elif not whole:
-            turn(last)
-        else:
-            with T.If(part < whole):
-                with T.Then():
-                    turn(_TURNED)
-                with T.Else():
-                    turn(last)
+        split(k, _TURNED, part, turn)
         flag = let(_sum_of(flags, lanes))
         # Several places say the same, so that each of the flags' rows is written whole.
         end = flag_rows * rows
@@ -229,17 +219,29 @@ def emit(
             zero = splat(0.0, "float32", lanes)
             T.buffer_store(staged, zero, [T.ramp((v * lanes + channel) * lanes, 1, lanes)])
 
-    def write(first: Expr, count: int) -> None:
-        square = [let(load(staged, (first + i) * lanes, lanes)) for i in range(lanes)]
-        for i, vector in enumerate(transposed(square, lanes)[:count]):
+    def write(first: Expr, rows: list[Expr]) -> None:
+        for i, vector in enumerate(rows):
             store.add_and_write(tile, first + i, 0, vector)
 
-    whole, last = divmod(tile.rows, lanes)
+    by_rows(staged, tile.rows, lanes, write)
+
+
+def by_rows(
+    staged: Buffer, rows: int, lanes: int, write: Callable[[Expr, list[Expr]], None]
+) -> None:
+    """``write(first, vectors)`` for each ``lanes`` of ``rows`` rows: the channels of these rows,
+    of sums that ``staged`` has with rows in lanes, ``lanes`` channels for each vector of rows."""
+
+    def turned(first: Expr, count: int) -> None:
+        square = [let(load(staged, (first + i) * lanes, lanes)) for i in range(lanes)]
+        write(first, transposed(square, lanes)[:count])
+
+    whole, last = divmod(rows, lanes)
     if whole:
         with T.serial(whole) as group:
-            write(let(group * lanes), lanes)
+            turned(let(group * lanes), lanes)
     if last:
-        write(T.int32(whole * lanes), last)
+        turned(T.int32(whole * lanes), last)
 
 
 def _flag(xt: Buffer, at: Expr, count: int, lanes: int) -> Expr:

@@ -14,6 +14,7 @@ from slmtvm.schedules.kernel import Kernel, Tensor, define
 from slmtvm.schedules.linear import by_row
 from slmtvm.schedules.linear.rows_in_lanes import transposed
 from slmtvm.schedules.linear.shape import LinearShape
+from slmtvm.schedules.linear.tile import split
 
 WORD = 4
 """Bytes of activations that a lane holds: ``k_step`` of the ISAs that have such kernels."""
@@ -60,17 +61,7 @@ def turning(shape: LinearShape, isa: Isa) -> Kernel:
                         at = T.ramp(to + (begin + i) * rows, 1, lanes)
                         T.buffer_store(xt, dot.turned(column), [at])
 
-        whole, last = divmod(words, _TURNED)
-        if not last:
-            turn(_TURNED)
-        elif not whole:
-            turn(last)
-        else:
-            with T.If(part < whole):
-                with T.Then():
-                    turn(_TURNED)
-                with T.Else():
-                    turn(last)
+        split(words, _TURNED, part, turn)
 
     def _columns(xq: Buffer, first_row: Expr, begin: Expr, count: int) -> list[Expr]:
         """Words ``begin`` to ``begin + count`` of ``lanes`` rows, a vector for each."""
