@@ -41,6 +41,7 @@ class Family:
     environment: str = (
         ""  # the one extra of pyproject.toml whose transformers has it; both if empty
     )
+    length: int = 0  # the one that its exports take; 0 for any
 
     def model(self, attention: str = "sdpa", head: str = "") -> hf.PreTrainedModel:
         """The model in float32, with one of HEADS if any; its weights depend on the family's name
@@ -81,7 +82,12 @@ def final_token(cell: str) -> int | None:
 
 
 def family(
-    kind: Kind, *, name: str | None = None, token_types: bool = False, environment: str = ""
+    kind: Kind,
+    *,
+    name: str | None = None,
+    token_types: bool = False,
+    environment: str = "",
+    length: int = 0,
 ) -> Callable[[Callable[[], hf.PretrainedConfig]], Callable[[], hf.PretrainedConfig]]:
     """Register a configuration under its function's name."""
 
@@ -89,7 +95,7 @@ def family(
         configuration: Callable[[], hf.PretrainedConfig],
     ) -> Callable[[], hf.PretrainedConfig]:
         key = name or configuration.__name__
-        FAMILIES[key] = Family(key, kind, configuration, token_types, environment)
+        FAMILIES[key] = Family(key, kind, configuration, token_types, environment, length)
         return configuration
 
     return register
@@ -297,6 +303,17 @@ def mpnet() -> hf.PretrainedConfig:
     return hf.MPNetConfig(
         vocab_size=139, hidden_size=72, intermediate_size=136, num_hidden_layers=2,
         num_attention_heads=3, max_position_embeddings=91, initializer_range=0.12,
+    )  # fmt: skip
+
+
+@family("encoder", length=48)
+def longformer() -> hf.PretrainedConfig:
+    # onnx_export: chunks are taken by slices. Without it they are by strides in memory, which the
+    # exporter takes for those of another layout: its file computes something else.
+    return hf.LongformerConfig(
+        vocab_size=143, hidden_size=72, intermediate_size=104, num_hidden_layers=2,
+        num_attention_heads=3, attention_window=[8, 12], max_position_embeddings=50,
+        type_vocab_size=1, initializer_range=0.12, pad_token_id=1, onnx_export=True,
     )  # fmt: skip
 
 

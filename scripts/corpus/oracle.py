@@ -31,7 +31,7 @@ def wanted_rows(
     calls = Calls(path) if stepwise and source is None else None
     if calls is None or not calls.has_cache:
         reference = Reference(path)
-        if not outputs:
+        if not outputs or (reference.fixed_length and len(outputs) == 1):
             return [reference.rows(tokens, source) for tokens in sequences]
         return [their_rows(reference, tokens, source, outputs) for tokens in sequences]
     rows = []

@@ -23,7 +23,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from corpus.experts import loop_over_all_experts
-from corpus.families import Family, Kind
+from corpus.families import FAMILIES, Family, Kind
 from corpus.heads import BOTH_HALVES, HEADED, HEADS, SCORED
 from corpus.releases import RELEASES, Release, as_known, traced
 
@@ -45,9 +45,14 @@ class Route:
         """Whether the route exports this family at all."""
         if family.environment not in ("", self.environment):
             return False
+        if family.length:
+            return self.name == FIXED
         if self.families:
             return family.name in self.families
         return family.kind in self.kinds
+
+
+FIXED = "script-fixed"  # inputs of one batch and length
 
 
 # ---- torch.onnx.export
@@ -112,14 +117,15 @@ class _Exported(torch.nn.Module):
 
 
 def _example(family: Family, names: Sequence[str], past: int) -> list[torch.Tensor]:
-    """Values for the named inputs, batch 2."""
+    """Values for the named inputs, batch 2, or 1 of the one length that there is."""
     vocab = family.configuration().vocab_size
-    ids = (torch.arange(_BATCH * _LENGTH).reshape(_BATCH, _LENGTH) * 5 + 3) % vocab
+    batch, length = (1, family.length) if family.length else (_BATCH, _LENGTH)
+    ids = (torch.arange(batch * length).reshape(batch, length) * 5 + 3) % vocab
     values = {
         "input_ids": ids,
         "decoder_input_ids": ids.flip(1)[:, 2:],
-        "attention_mask": torch.ones(_BATCH, past + _LENGTH, dtype=torch.int64),
-        "position_ids": torch.arange(past, past + _LENGTH).expand(_BATCH, -1).contiguous(),
+        "attention_mask": torch.ones(batch, past + length, dtype=torch.int64),
+        "position_ids": torch.arange(past, past + length).expand(batch, -1).contiguous(),
         "token_type_ids": torch.zeros_like(ids),
     }
     return [values[name] for name in names]
@@ -192,7 +198,9 @@ def _torch(
         torch.onnx.export(
             module, tuple(values), str(path), dynamo=False, opset_version=opset,
             input_names=names, output_names=outputs,
-            dynamic_axes=dict(zip([*names, *outputs], [*axes, *output_axes], strict=True)),
+            dynamic_axes={}
+            if family.length
+            else dict(zip([*names, *outputs], [*axes, *output_axes], strict=True)),
         )  # fmt: skip
 
 
@@ -341,6 +349,9 @@ def _torch_routes() -> list[Route]:
             Route(f"{name}-positions", partial(write, inputs=_POSITIONED), ("decoder",)),
             Route(f"{name}-past", partial(write, inputs=_MASKED, past=True), ("decoder",)),
         ]
+    fixed = [name for name, known in FAMILIES.items() if known.length]
+    write = partial(_torch, dynamo=False, inputs=_MASKED)
+    routes.append(Route(FIXED, write, ("encoder",), tuple(fixed)))
     write = partial(_torch, dynamo=True)
     half = partial(write, inputs=_MASKED, dtype=torch.bfloat16)
     routes.append(Route("dynamo-bfloat16", half, _ALL))

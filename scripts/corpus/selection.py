@@ -20,7 +20,7 @@ import onnx
 # Patterns of cells' names: every family by the exporters that most people use ...
 _FAMILIES = (
     "*-dynamo", "*-dynamo-past", "*-script-masked", "*-optimum", "*-optimum-past",
-    "*-optimum-merged", "*-builder-fp32", "*-builder-int4",
+    "*-optimum-merged", "*-builder-fp32", "*-builder-int4", "*-script-fixed",
 )  # fmt: skip
 # ... and every quantization and optimization, of the smallest model that it applies to.
 _BERT = (
@@ -69,7 +69,7 @@ FAILED = "failed.txt"  # in a cell that has no file: why
 TASK_HEADS = ("sequence", "token", "span", "embedding")
 _NAME = re.compile(
     r"(?P<family>.+?)-(?P<route>builder[\d.]*-.+|(?:dynamo5?|script|optimum[\d.]*)"
-    r"(?:-(?:masked|eager|bfloat16|states|positions|past-tied|past-untied|past|merged|opset\d+"
+    r"(?:-(?:fixed|masked|eager|bfloat16|states|positions|past-tied|past-untied|past|merged|opset\d+"
     rf"|{'|'.join(TASK_HEADS)}))?)"
     r"(?:-(?P<transform>.+))?"
 )

@@ -222,16 +222,27 @@ def _cover_outputs(cover: Cover, wanted: Sequence[str] | None) -> _Found:
     left_out = dict(chosen.left_out)
     for output in chosen.outputs:
         try:
-            found[output] = (
-                cover_pooled(cover, output.name, output.roots)
-                if output.roots
-                else cover.run(output.name)
-            )
+            found[output] = _cover_output(cover, output)
+            _check_pools(cover)
         except UnsupportedOpError as error:
             if wanted or not found:
                 raise
             left_out[output.name] = str(error)
     return _Found(tuple(found), tuple(found.values()), left_out)
+
+
+def _check_pools(cover: Cover) -> None:
+    """Raise where a graph that is known at one length alone pools rows by their number."""
+    if cover.frame.small is not cover.frame.full:
+        return
+    for rows, step in cover.steps.items():
+        if isinstance(step, Pool) and step.how != "first":
+            raise UnsupportedOpError(
+                f"rows are pooled ({step.how}) by a graph that takes {cover.frame.small.length} "
+                "tokens alone, so that what it makes of fewer is not known; export it with a "
+                "dynamic length",
+                where=cover.frame.where(rows),
+            )
 
 
 def _cover_output(cover: Cover, output: FileOutput) -> Rows:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from corpus.agreement import ROUNDED, Agreement
-from corpus.check import CONTEXT, Outcome, check, judge
+from corpus.check import Outcome, check, context_of, judge
 
 from slmtvm.compiler import compile_model
 from slmtvm.errors import SlmError
@@ -74,7 +74,7 @@ def test_a_task_head_of_the_corpus_goes_through_the_whole_chain_with_padding_on_
 @pytest.mark.parametrize("file", [_param(file) for file in FILES[::4]])
 def test_a_model_of_the_corpus_passes_the_check_of_the_compiler(file: str, tmp_path: Path) -> None:
     path = corpus_path(*file.split("/"))
-    bundle = compile_model(path, output=tmp_path / "model.slm", context=CONTEXT)
+    bundle = compile_model(path, output=tmp_path / "model.slm", context=context_of(path))
     assert "skipped" not in bundle.manifest.extra["check"]
 
 

@@ -10,7 +10,7 @@ from itertools import combinations
 
 import pytest
 from corpus.agreement import compare, rule_of
-from corpus.check import CONTEXT
+from corpus.check import CONTEXT, context_of
 from corpus.inputs import ended, source_of, token_sequences
 from corpus.oracle import wanted_rows
 from corpus.outputs import our_rows
@@ -63,7 +63,7 @@ def _param(file: str) -> object:
 @pytest.mark.parametrize("file", [_param(file) for file in FILES])
 def test_a_file_of_the_corpus_computes_what_onnxruntime_computes(file: str) -> None:
     path = corpus_path(*file.split("/"))
-    model = import_onnx(path, context=CONTEXT)
+    model = import_onnx(path, context=context_of(path))
     rule = rule_of(path)
     sequences = [
         ended(tokens, model.final_token)

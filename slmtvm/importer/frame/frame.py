@@ -171,10 +171,16 @@ class Frame:
             return known
         small, full = self.small.shapes[value], self.full.shapes[value]
         axes = [i for i, (a, b) in enumerate(zip(small, full, strict=True)) if a != b]
-        parts, rest = divmod(small[axes[0]], self.small.length) if len(axes) == 1 else (0, 1)
-        if not rest and full[axes[0]] == parts * self.full.length:
-            numbers = np.arange(int(np.prod(small, dtype=np.int64))).reshape(small)
-            for found in ((axes[0], 1, parts), (axes[0], parts, 1)):
+        if self.small.length == self.full.length:  # there is one length, which any axis may have
+            axes = [i for i, size in enumerate(small) if size % self.small.length == 0]
+        elif len(axes) > 1:
+            axes = []
+        numbers = np.arange(int(np.prod(small, dtype=np.int64))).reshape(small)
+        for axis in axes:
+            parts, rest = divmod(small[axis], self.small.length)
+            if rest or full[axis] != parts * self.full.length:
+                continue
+            for found in ((axis, 1, parts), (axis, parts, 1)):
                 if (_by_token(numbers, found, self.small.length) == self.rows(value)).all():
                     self._token_axes[value] = found
                     return found

@@ -39,13 +39,16 @@ def freeze_twice(
         most = min(most, roles.length)
     short, longer = _two_lengths(graph, context or most)
     try:
-        graph = products_of_floats(written_for(graph, roles, short, context or short))
-        graph = merge_duplicates(graph)
-        small = freeze(graph, roles, short)
+        written = _written(graph, roles, short, context or short)
+        small = freeze(written, roles, short)
     except SlmError as error:
         if roles.length is None:
+            _check_takes_one(graph, roles, short, context)
             raise
+        if context in (None, roles.length):
+            return _frozen_once(graph, roles, roles.length)
         raise _baked(graph, roles.length, error) from error
+    graph = written
     tries = _Tries(graph, roles)
     ends = _ends(small, freeze(graph, roles, longer))
     if context is None:
@@ -59,6 +62,32 @@ def freeze_twice(
             where=str(graph.path),
         ) from reason
     return Frame(small, full)
+
+
+def _written(graph: Graph, roles: Roles, short: int, context: int) -> Graph:
+    return merge_duplicates(products_of_floats(written_for(graph, roles, short, context)))
+
+
+def _check_takes_one(graph: Graph, roles: Roles, short: int, context: int | None) -> None:
+    """Raise where a graph that cannot be had for ``short`` tokens can for the ``context``."""
+    if context is None:
+        return
+    try:
+        freeze(_written(graph, roles, context, context), roles, context)
+    except SlmError:
+        return
+    raise UnsupportedOpError(
+        f"the graph takes {context} tokens and not {short}, and its inputs say that it takes any: "
+        f"give them the length {context} (onnxruntime.tools.make_dynamic_shape_fixed) if that is "
+        "the one that it was exported for",
+        where=str(graph.path),
+    )
+
+
+def _frozen_once(graph: Graph, roles: Roles, length: int) -> Frame:
+    """A graph whose own constants hold the one length that its inputs have."""
+    frozen = freeze(_written(graph, roles, length, length), roles, length)
+    return Frame(frozen, frozen)
 
 
 class _Tries:
@@ -128,7 +157,8 @@ def _check_length(graph: Graph, length: int, context: int | None) -> None:
 def _baked(graph: Graph, length: int, reason: SlmError) -> UnsupportedOpError:
     return UnsupportedOpError(
         f"the inputs have a fixed length of {length}, which the graph's own constants hold too: "
-        f"export the model with a dynamic length. Of fewer tokens, {reason}",
+        f"compile for a context of {length}, or export the model with a dynamic length. Of fewer "
+        f"tokens, {reason}",
         where=str(graph.path),
     )
 

@@ -50,6 +50,8 @@ def _propagate(frozen: Frozen, node: Node, maps: dict[str, Array]) -> list[Array
         if given[0] is not None:
             lines.append(_along(given[0], (node.attrs.get("axis", 0) % given[0].ndim,)))
         return [_combine(lines, shapes[0])]
+    if kind is Kind.GENERATE:  # padding that no attention explains
+        return [np.full(shape, MIXED, np.int32) for shape in shapes]
     if kind is Kind.MOVE:
         moved: list[Array | None] = []
         for name, tokens in zip(node.inputs, given, strict=True):

@@ -16,6 +16,7 @@ from slmtvm.importer.freeze.fold import fold
 from slmtvm.importer.freeze.frozen import Frozen
 from slmtvm.importer.freeze.infer import MIN_ELEMENTS, infer
 from slmtvm.importer.freeze.roles import Roles
+from slmtvm.importer.freeze.squares import in_squares
 from slmtvm.importer.graph import Constant, Graph, Node
 from slmtvm.importer.operators import Kind
 from slmtvm.importer.operators.compute import compute, nothing, operator_of
@@ -46,7 +47,7 @@ def freeze(graph: Graph, roles: Roles, length: int, *, most: int | None = None) 
                     frozen.constants.pop(name, None)
     _check_declared(frozen)
     _check_decisions(frozen)
-    return frozen
+    return in_squares(frozen)
 
 
 def start(graph: Graph, roles: Roles, length: int) -> Frozen:

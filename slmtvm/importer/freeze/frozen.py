@@ -32,6 +32,12 @@ class Frozen:
     broken: dict[str, str] = field(default_factory=dict)
     ends: dict[str, int] = field(default_factory=dict)  # node -> length at which its table may end
     max_elements: int = 0  # of one constant
+    before: Graph | None = None  # the graph before attentions were written in squares, where any is
+
+    @property
+    def original(self) -> Graph:
+        """The graph that was frozen."""
+        return self.graph if self.before is None else self.before
 
     def is_lookup(self, node: Node) -> bool:
         """Whether ``node`` picks rows of a constant table by a value that depends on tokens."""

@@ -241,3 +241,46 @@ def _consecutive(indices: Array) -> tuple[int, int] | None:
 @register("GatherElements", 11, Kind.MOVE)
 def gather_elements(attrs: Attrs, x: Array, indices: Array) -> Any:
     return np.take_along_axis(x, indices, axis=attrs.get("axis", 0))
+
+
+def _padded_shape(attrs: Attrs, shapes: Sequence[Any], constants: Sequence[Any]) -> Any:
+    values = [None if c is None else c.values() for c in constants]
+    if len(values) > 1 and values[1] is None:
+        raise ValueError("it pads by a number that depends on the tokens")
+    return [pad_of(attrs, np.broadcast_to(np.uint8(0), shapes[0]), *values[1:]).shape]
+
+
+def pad_of(
+    attrs: Attrs,
+    x: Array,
+    pads: Array | None = None,
+    fill: Array | None = None,
+    axes: Array | None = None,
+) -> Array:
+    """``x`` with what Pad puts around it; negative pads cut off."""
+    mode = attrs.get("mode", "constant")
+    around = ints(attrs["pads"] if pads is None else pads)
+    along = list(range(x.ndim)) if axes is None else [a % x.ndim for a in ints(axes)]
+    widths = [(0, 0)] * x.ndim
+    cut = [slice(None)] * x.ndim
+    for i, axis in enumerate(along):
+        before, after = around[i], around[len(along) + i]
+        widths[axis] = (max(before, 0), max(after, 0))
+        cut[axis] = slice(max(-before, 0), x.shape[axis] - max(-after, 0))
+    if mode != "constant":
+        return np.pad(x[tuple(cut)], widths, mode=mode)
+    value = attrs.get("value", 0) if fill is None or not fill.size else as_scalar(fill)
+    return np.pad(x[tuple(cut)], widths, constant_values=value)
+
+
+# No movement: what is padded is of no token, and is known to vanish where attention is written out.
+@register("Pad", 2, Kind.GENERATE, shapes=_padded_shape)
+def pad_attribute(attrs: Attrs, x: Array) -> Any:
+    return pad_of(attrs, x)
+
+
+@register("Pad", 11, Kind.GENERATE, shapes=_padded_shape)
+def pad(
+    attrs: Attrs, x: Array, pads: Array, fill: Array | None = None, axes: Array | None = None
+) -> Any:
+    return pad_of(attrs, x, pads, fill, axes)

@@ -16,11 +16,6 @@ from slmtvm.importer.read.functions import Call
 
 _MICROSOFT_VERSION = 1
 _NODES_SHOWN = 4  # of each unknown operator
-_PRODUCTS = {"Einsum", "MatMul"}
-_CHUNKED = (
-    "\n  {!r} pads products, as attention by sliding chunks does (Longformer): a window is "
-    "recognised where a mask over all keys hides the others before Softmax; export it so"
-)
 
 
 def check_supported(calls: Iterable[Call], path: Path) -> None:
@@ -31,11 +26,8 @@ def check_supported(calls: Iterable[Call], path: Path) -> None:
     not allow.
     """
     unknown: dict[str, list[str]] = {}
-    makers: dict[str, str] = {}
-    chunked = ""
     for call in _nested(calls):
         node = call.proto
-        makers.update(dict.fromkeys(node.output, node.op_type))
         domain = "" if node.domain == "ai.onnx" else node.domain
         version = call.versions.get(domain)
         if version is None:
@@ -49,15 +41,13 @@ def check_supported(calls: Iterable[Call], path: Path) -> None:
             title = _title(domain, node.op_type, version)
             name = node.name or (list(node.output) or [""])[0]
             unknown.setdefault(title, []).append(name)
-            if node.op_type == "Pad" and {makers.get(i) for i in node.input[:1]} & _PRODUCTS:
-                chunked = chunked or _CHUNKED.format(name)
         else:
             _check_schema(call, operator, version, path)
     if unknown:
         lines = [f"  {title}: {_some(names)}" for title, names in sorted(unknown.items())]
         raise UnsupportedOpError(
             f"operators that are not supported (ai.onnx {MIN_OPSET} to {_newest()} and "
-            f"com.microsoft {_MICROSOFT_VERSION} are known):\n" + "\n".join(lines) + chunked,
+            f"com.microsoft {_MICROSOFT_VERSION} are known):\n" + "\n".join(lines),
             where=str(path),
         )
 

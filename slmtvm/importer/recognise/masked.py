@@ -85,7 +85,9 @@ def under_mask(
     for length in (frame.small.length, frame.full.length):
         mask = sample_mask(length)
         padded = {name: Constant.of(name, ~mask[None]) for name in tests}
-        found.append((freeze(_given(frame.graph, padded), roles.under(mask), length), mask))
+        found.append(
+            (freeze(_given(frame.small.original, padded), roles.under(mask), length), mask)
+        )
     (small, short), (full, long) = found
     return (small, full), (short, long)
 
@@ -94,7 +96,7 @@ def after_mask(
     frame: Frame, roles: Roles, constants: Mapping[str, Constant]
 ) -> tuple[Frozen, Frozen]:
     """A decoder's graph frozen with those ``constants`` of its source that a mask changes."""
-    graph = _given(frame.graph, constants)
+    graph = _given(frame.small.original, constants)
     return freeze(graph, roles, frame.small.length), freeze(graph, roles, frame.full.length)
 
 

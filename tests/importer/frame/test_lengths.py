@@ -93,15 +93,33 @@ def test_inputs_of_a_fixed_length_bound_the_context(tmp_path):
         import_onnx(path, context=17)
 
 
-def test_a_length_that_the_graph_s_constants_hold_is_refused_by_name(tmp_path):
-    model = of_length(build(Tiny()), 16)
+def baked(tiny: Tiny, length: int) -> onnx.ModelProto:
+    """A model whose first reshape takes ``length`` tokens alone."""
+    model = build(tiny)
     reshape = next(n for n in model.graph.node if n.op_type == "Reshape")
     shape = next(t for t in model.graph.initializer if t.name == reshape.input[1])
-    shape.CopyFrom(numpy_helper.from_array(np.array([1, 16, 3, 8]), shape.name))
+    shape.CopyFrom(numpy_helper.from_array(np.array([1, length, 3, 8]), shape.name))
+    return model
+
+
+@pytest.mark.parametrize("mask", ["none", "trilu", "window"])
+def test_a_length_that_the_graph_s_constants_hold_is_the_context(mask, tmp_path):
+    path = save(of_length(baked(Tiny(mask=mask), 16), 16), tmp_path)
+    model = import_onnx(path)
+    assert model.context == 16
+    assert agrees(path, model, 16)
+    dynamic = import_onnx(save(build(Tiny(mask=mask)), tmp_path, "dynamic.onnx"))
+    assert np.array_equal(evaluate(model, np.arange(9)), evaluate(dynamic, np.arange(9)))
     with pytest.raises(
         UnsupportedOpError, match=r"fixed length of 16, which the graph's own .*Res"
     ):
-        import_onnx(save(model, tmp_path))
+        import_onnx(path, context=12)
+
+
+def test_inputs_that_say_any_length_where_the_graph_takes_one_are_refused(tmp_path):
+    path = save(baked(Tiny(mask="none"), 16), tmp_path)
+    with pytest.raises(UnsupportedOpError, match=r"takes 16 tokens and not 7, .* any: give them"):
+        import_onnx(path, context=16)
 
 
 def test_a_length_of_one_token_is_refused(tmp_path):

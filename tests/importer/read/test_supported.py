@@ -99,19 +99,3 @@ def test_a_default_is_known_from_onnx_and_onnxruntime(domain, op, version, name,
     if not onnx.defs.has("Attention", 25, "") and op == "Attention":
         pytest.skip("this onnx does not know the attribute")
     assert is_default(domain, op, version, helper.make_attribute(name, value)) is expected
-
-
-@pytest.mark.parametrize("product", [True, False])
-def test_attention_by_sliding_chunks_is_refused_with_the_node_and_the_reason(product, tmp_path):
-    """transformers' Longformer pads the products of queries and keys of each chunk."""
-    model = build(Tiny())
-    kind = "MatMul" if product else "Sigmoid"
-    index = next(i for i, n in enumerate(model.graph.node) if n.op_type == kind)
-    (padded,) = model.graph.node[index].output
-    node = helper.make_node("Pad", [padded, "pads"], ["wide"], name="chunks/Pad")
-    model.graph.node.insert(index + 1, node)
-    model.graph.initializer.append(helper.make_tensor("pads", onnx.TensorProto.INT64, [4], [0] * 4))
-    with pytest.raises(UnsupportedOpError) as caught:
-        import_onnx(save(model, tmp_path), context=32)
-    assert "'chunks/Pad'" in str(caught.value)
-    assert ("as attention by sliding chunks does" in str(caught.value)) == product
