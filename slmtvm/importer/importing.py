@@ -33,6 +33,7 @@ from slmtvm.importer.encoder_decoder import (
 )
 from slmtvm.importer.faults import named
 from slmtvm.importer.frame.decisions import decision_notes, exact_from
+from slmtvm.importer.frame.frame import Frame
 from slmtvm.importer.frame.lengths import freeze_twice
 from slmtvm.importer.freeze.roles import PAIRS, Roles, assign_roles
 from slmtvm.importer.graph import Graph
@@ -162,7 +163,13 @@ def _import(
 
     chosen = decision_notes(frame.graph, roles, frame.full.length)
     counted = tuple(sorted({*padding.tokens, *not_moved}))
-    notes = [*chosen, *_mask_notes(roles), *padding_notes(counted), *model.notes]
+    notes = [
+        *chosen,
+        *_length_notes(frame),
+        *_mask_notes(roles),
+        *padding_notes(counted),
+        *model.notes,
+    ]
     model = replace(model, padding=counted, final_token=final_token, notes=tuple(notes))
     return model, find_mask
 
@@ -172,6 +179,15 @@ def _mask_notes(roles: Roles) -> Iterator[str]:
     for name, (role, _) in roles.fixed.items():
         if role == PAIRS:
             yield f"input {name!r} is compiled in: each token sees itself and those before it"
+
+
+def _length_notes(frame: Frame) -> Iterator[str]:
+    """What is assumed of a graph that is known at one length."""
+    if frame.small is frame.full:
+        yield (
+            f"the graph holds its length, {frame.full.length} tokens: shorter sequences are taken "
+            "for what it makes of them when they are padded and the padding is hidden"
+        )
 
 
 def _load(path: Path) -> Graph:

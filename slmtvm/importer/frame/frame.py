@@ -210,7 +210,8 @@ class Frame:
                 break
             value = mixed[0]
         raise UnsupportedOpError(
-            "combines different positions and is not an attention; only attention may",
+            "combines different positions and is not an attention by a softmax over keys; only "
+            "such attention may",
             where=self.graph.where(node),
         )
 

@@ -11,9 +11,8 @@ so; recognisers know these.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,37 +20,11 @@ from slmtvm.errors import UnsupportedOpError
 from slmtvm.importer.freeze.elements import MOVES, SCALES, SHIFTS, Elements, trace
 from slmtvm.importer.freeze.frozen import Frozen
 from slmtvm.importer.freeze.infer import MIN_ELEMENTS, infer
-from slmtvm.importer.graph import Array, Constant, Node, needed
+from slmtvm.importer.freeze.square_nodes import Side, Square, SquareNodes
+from slmtvm.importer.graph import Array, Node, needed
 
-_VERSION = 17  # of the operator set of what is written
-_VANISHED = -1e30  # what is added to a score that no float32 number raises above others
+MASKED = -9900.0  # scores at or below this vanish in the softmax; bfloat16 makes -1e4 -9984
 _HIDDEN = float(np.finfo(np.float32).min)
-
-
-@dataclass(frozen=True, eq=False)
-class _Side:
-    """Lines of a product's operand: of which token of ``source`` and which head each is, -1 where
-    it is padding; the features of each head (heads, d); and what multiplies all of them."""
-
-    source: str
-    axis: int  # of the tokens
-    token: Array
-    head: Array
-    features: Array
-    factor: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Square:
-    """An attention: operands, which of the values' heads each query head has, what is added to
-    scores (heads, n, n) and multiplies weights (heads, n, 1); ``order`` of the result's rows."""
-
-    sides: tuple[_Side, _Side, _Side]
-    heads: tuple[Array, Array, Array]
-    scale: float
-    added: Array
-    kept: Array
-    order: Array
 
 
 def in_squares(frozen: Frozen) -> Frozen:
@@ -74,7 +47,7 @@ def in_squares(frozen: Frozen) -> Frozen:
         if square is None:
             nodes.append(node)
             continue
-        for written in _Writer(frozen, node.outputs[0]).write(square):
+        for written in SquareNodes(frozen, node.outputs[0]).write(square):
             nodes.append(written)
             if written.outputs[0] != node.outputs[0]:
                 infer(frozen, written, max(frozen.max_elements, MIN_ELEMENTS))
@@ -98,13 +71,13 @@ def _check_pads(frozen: Frozen) -> None:
         if node.op_type == "Pad" and node.outputs[0] in frozen.shapes:
             raise UnsupportedOpError(
                 "pads values that depend on tokens, as attention over pieces of a sequence does "
-                "(Longformer), but its scores are not each one query's product with one key of "
-                "all that the query sees, so that it is another function than such an attention",
+                "(Longformer), but each score is not one query's product with one key, so that it "
+                "is another function, or one with global tokens, which are not supported",
                 where=frozen.graph.where(node),
             )
 
 
-def _square(frozen: Frozen, producers: Mapping[str, Node], node: Node) -> _Square | None:
+def _square(frozen: Frozen, producers: Mapping[str, Node], node: Node) -> Square | None:
     n = frozen.length
     if node.op_type != "MatMul" or any(i not in frozen.shapes for i in node.inputs):
         return None
@@ -143,7 +116,7 @@ def _side(
     *,
     turned: bool,
     filled: bool = False,
-) -> _Side | None:
+) -> Side | None:
     """The operand ``value``; ``filled``: what comes from no token may be any finite number."""
     traced = trace(frozen, producers, value, MOVES | SCALES)
     if traced is None:
@@ -175,14 +148,14 @@ def _side(
         return None
     head = np.full(whole.shape, -1, np.int64)
     head[whole] = of_line
-    return _Side(
+    return Side(
         source, axes[0], np.where(whole, token[..., 0], -1), head, features, float(factors[0])
     )
 
 
 def _assemble(
-    n: int, sides: tuple[_Side, _Side, _Side], scores: Elements, weights: Elements
-) -> _Square | None:
+    n: int, sides: tuple[Side, Side, Side], scores: Elements, weights: Elements
+) -> Square | None:
     q, k, v = sides
     heads, columns = len(q.features), scores.index.shape[-1]
     rows, keys = q.token.shape[-1], k.token.shape[-1]
@@ -193,8 +166,8 @@ def _assemble(
     token, head = q.token.reshape(-1)[line], q.head.reshape(-1)[line]
     other, of_key = k.token.reshape(-1)[key], k.head.reshape(-1)[key]
     some &= (token >= 0) & (other >= 0)
-    seen = some & (added > _VANISHED)
-    if np.isnan(added).any() or (~some & (added > _VANISHED)).any():
+    seen = some & (added > MASKED)
+    if np.isnan(added).any() or (~some & (added > MASKED)).any():
         return None
     factors = np.unique(scores.factor.reshape(-1, columns)[seen])
     key_head = _mapped(heads, head[seen], of_key[seen])
@@ -242,7 +215,7 @@ def _assemble(
         return None
     kept = np.empty(heads * n)
     kept[order] = share
-    return _Square(
+    return Square(
         sides,
         (np.arange(heads), key_head, value_heads),
         float(factors[0]) * q.factor * k.factor,
@@ -266,59 +239,3 @@ def _mapped(count: int, keys: Array, values: Array) -> Array | None:
     found = np.full(count, -1, np.int64)
     found[keys] = values
     return found if (found >= 0).all() and (found[keys] == values).all() else None
-
-
-class _Writer:
-    """Nodes for the value ``name``, and their constants."""
-
-    def __init__(self, frozen: Frozen, name: str) -> None:
-        self._frozen, self._name, self._count = frozen, name, 0
-
-    def write(self, square: _Square) -> Iterator[Node]:
-        n = self._frozen.length
-        parts: list[str] = []
-        for side, heads, perm in zip(
-            square.sides, square.heads, ((1, 0, 2), (1, 2, 0), (1, 0, 2)), strict=True
-        ):
-            shape = self._frozen.shapes[side.source]
-            features = side.features[heads]
-            rows = yield from self._node("Reshape", side.source, self._ints(n, shape[-1]))
-            rows = yield from self._node("Gather", rows, self._ints(*features.reshape(-1)), axis=1)
-            rows = yield from self._node("Reshape", rows, self._ints(n, *features.shape))
-            parts.append((yield from self._node("Transpose", rows, perm=perm)))
-        q, k, v = parts
-        scores = yield from self._node("MatMul", q, k)
-        scores = yield from self._node("Mul", scores, self._constant(np.float32(square.scale)))
-        added = square.added[:1] if (square.added == square.added[:1]).all() else square.added
-        scores = yield from self._node(
-            "Add", scores, self._constant(added.astype(np.float32), of_sequence=True)
-        )
-        weights = yield from self._node("Softmax", scores, axis=-1)
-        kept = self._constant(square.kept.astype(np.float32), of_sequence=True)
-        weights = yield from self._node("Mul", weights, kept)
-        result = yield from self._node("MatMul", weights, v)
-        flat = self._ints(square.order.size, -1)
-        result = yield from self._node("Reshape", result, flat)
-        result = yield from self._node("Gather", result, self._ints(*square.order), axis=0)
-        dims = self._ints(*self._frozen.shapes[self._name])
-        yield self._made("Reshape", (result, dims), self._name)
-
-    def _node(self, op_type: str, *inputs: str, **attrs: Any) -> Generator[Node, None, str]:
-        self._count += 1
-        output = f"{self._name}#{self._count}"
-        yield self._made(op_type, inputs, output, **attrs)
-        return output
-
-    def _made(self, op_type: str, inputs: Sequence[str], output: str, **attrs: Any) -> Node:
-        return Node("", op_type, _VERSION, output, tuple(inputs), (output,), attrs)
-
-    def _ints(self, *numbers: int) -> str:
-        return self._constant(np.array(numbers, np.int64))
-
-    def _constant(self, array: Any, *, of_sequence: bool = False) -> str:
-        self._count += 1
-        name = f"{self._name}#{self._count}"
-        self._frozen.constants[name] = Constant.of(name, np.asarray(array))
-        if of_sequence:
-            self._frozen.of_sequence.add(name)
-        return name

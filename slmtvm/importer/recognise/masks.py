@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from slmtvm.errors import UnsupportedOpError
+from slmtvm.importer.freeze.squares import MASKED as MASKED
 from slmtvm.importer.graph import Array
 from slmtvm.schedules.vector import LANES
 
-MASKED = -9900.0  # scores at or below this vanish in the softmax; bfloat16 makes -1e4 -9984
 HIDDEN = np.float32(-1e9)  # a bias that hides: far below every score, and finite
 _MOST = 0.75  # of all blocks of keys: where more are seen, a mask by distance is a bias
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of the largest bias, as the file computes it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from slmtvm.importer import import_onnx
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.ir.reference import evaluate
 from slmtvm.verify.reference import Reference
-from tests.importer.graph_builder import save
+from tests.importer.graph_builder import GraphBuilder, save
 from tests.importer.graphs import Tiny, build
 from tests.importer.test_import_spellings import calls_of
 from tests.models.corpus import corpus_path
@@ -38,6 +39,10 @@ def agrees(path: Path, model: CanonicalModel, ids: np.ndarray, mask: np.ndarray 
     want = Reference(path).rows(ids, mask=mask)[seen]
     got = evaluate(model, ids, mask=mask)[seen]
     return bool(np.abs(got - want).max() <= 1e-5 * np.ptp(want))
+
+
+def test_users_are_told_what_shorter_sequences_are() -> None:
+    assert any("holds its length, 48 tokens: shorter" in note for note in imported().notes)
 
 
 def test_pieces_become_attention_that_sees_a_window() -> None:
@@ -129,6 +134,37 @@ def test_pieces_that_lie_elsewhere_are_right_or_refused(seeds: range, tmp_path: 
             assert agrees(path, model, IDS, None), seed
 
 
+def linformer(b: GraphBuilder, x: str, hidden: int) -> str:
+    """Eight keys and values, each a mean of all that there are."""
+    ones = b.op("Mul", b.op("Transpose", x, perm=[0, 2, 1]), b.constant(0.0))
+    table = b.op("Add", b.op("ReduceMax", ones, b.ints(1), keepdims=1), b.near(0.3, 1, 8, 1))
+    keys = b.op("MatMul", table, x)
+    scores = b.op("MatMul", x, b.op("Transpose", keys, perm=[0, 2, 1]))
+    return b.op("MatMul", b.op("Softmax", scores, axis=-1), keys)
+
+
+def performer(b: GraphBuilder, x: str, hidden: int) -> str:
+    """Features in place of a softmax: one matrix of all keys and values."""
+    features = b.op("Relu", b.op("MatMul", x, b.weight(hidden, 17)))
+    sums = b.op("MatMul", b.op("Transpose", features, perm=[0, 2, 1]), x)
+    return b.op("MatMul", features, sums)
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        (linformer, r"MatMul node 'MatMul_\d+': (scores of shape .* along the sequence|combines)"),
+        (performer, r"MatMul node 'MatMul_\d+': .* does not come from a softmax"),
+    ],
+)
+def test_attention_of_low_rank_is_refused_by_name(
+    block: Callable[[GraphBuilder, str, int], str], said: str, tmp_path: Path
+) -> None:
+    path = save(build(Tiny(mask="none", block=block)), tmp_path)
+    with pytest.raises(UnsupportedOpError, match=said):
+        import_onnx(path, context=32)
+
+
 def test_padding_that_is_no_part_of_an_attention_is_refused_by_name(tmp_path: Path) -> None:
     model = build(Tiny())
     index = next(i for i, n in enumerate(model.graph.node) if n.op_type == "MatMul")
@@ -140,5 +176,5 @@ def test_padding_that_is_no_part_of_an_attention_is_refused_by_name(tmp_path: Pa
             other.input[place] = "wide" if name == padded else name
     pads = numpy_helper.from_array(np.zeros(6, np.int64), "pads")
     model.graph.initializer.append(pads)
-    with pytest.raises(UnsupportedOpError, match=r"'chunks/Pad': pads values .* another function"):
+    with pytest.raises(UnsupportedOpError, match=r"'chunks/Pad': pads .* is another function"):
         import_onnx(save(model, tmp_path), context=32)

@@ -42,7 +42,8 @@ def match_attention(cover: Cover, node: Node) -> Attention:
     lead, length = shape[:-2], frame.small.length
     if shape[-2:] != (length, length):
         raise UnsupportedOpError(
-            f"scores of shape {list(shape)} are not one square for each head",
+            f"scores of shape {list(shape)} are not one square for each head, of {length} queries "
+            "and keys; keys that are mixed along the sequence (Linformer) are not supported",
             where=frame.graph.where(product),
         )
     scores = match_scores(cover, raw, softmax)
