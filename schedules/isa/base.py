@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.order import in_order
+
+if TYPE_CHECKING:
+    from slmtvm.schedules.isa.compacting import Compacting
 
 CHUNK = 16
 """Values of k whose activations are loaded together."""
@@ -300,6 +303,10 @@ class Isa(ABC):
     listed_blocks: ClassVar[ListCost | None] = None
     """The same of blocks of ``k_step`` int8 weights on whole rows."""
 
+    column_costs: ClassVar[tuple[ListCost, ListCost, ListCost] | None] = None
+    """The same of columns of 16 channels, for one row, for a few, and for many, which come turned:
+    ``step`` for each weight that is stored."""
+
     pair_times: ClassVar[tuple[float, float] | None] = None
     """The same of int4 weights in groups, of PAIRS, but for one row with weights from memory; None
     where there is no such kernel."""
@@ -425,6 +432,10 @@ class Isa(ABC):
         """int8 weights -128..127, activations 0..255 stored as ``row_dtype`` says, rows in lanes,
         where there are ``listed_blocks``."""
         return RowsDot(self.s8_row(), self.lanes, self.row_dtype)
+
+    def compacting(self) -> Compacting:
+        """What kernels on columns of weights need, where there are ``column_costs``."""
+        raise NotImplementedError(f"{self.name} takes no columns")
 
     def row_pairs(self) -> RowPairs:
         """int8 weights that pick from PAIRS, where there are ``row_pair_times``."""
