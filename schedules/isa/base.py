@@ -289,6 +289,9 @@ class Isa(ABC):
     list_cost_of_rows: ClassVar[ListCost] = ListCost(step=1.3, ends=10)
     """The same with several rows, whose blocks are loaded once."""
 
+    list_unroll: ClassVar[int] = 4
+    """Blocks of a list that one row takes without a loop."""
+
     list_cost_of_turned: ClassVar[ListCost | None] = None
     """The same with many rows, which come turned; None where that gains nothing."""
 
