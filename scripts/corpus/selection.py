@@ -56,8 +56,7 @@ _HEADS = (
 # ... and of pruned models, which would be committed as all others are, these.
 _PRUNED = (
     "bert-dynamo-pruned-2-4", "bert-dynamo-pruned-free-sparse", "bert-pruned-optimum-dynamic-s8",
-    "bert-pruned-optimum-qdq-u8s8", "llama-pruned-optimum-past",
-    "llama-pruned-optimum-past-int4-block32", "gpt2-pruned-script-masked",
+    "bert-pruned-optimum-qdq-u8s8", "llama-pruned-optimum-past-int4-block32",
 )  # fmt: skip
 _LEFT_OUT = (
     "bert-dynamo-masked-fused-*", "bert-optimum-fused-*",
