@@ -5,15 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
+from slmtvm.schedules.isa._compacting import Compacting
 from slmtvm.schedules.order import in_order
-
-if TYPE_CHECKING:
-    from slmtvm.schedules.isa.compacting import Compacting
 
 CHUNK = 16
 """Values of k whose activations are loaded together."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
+from slmtvm.schedules.isa._compacting import Compacting
 from slmtvm.schedules.isa.base import (
     Buffer,
     Dot,
@@ -21,7 +22,6 @@ from slmtvm.schedules.isa.base import (
     let,
     splat,
 )
-from slmtvm.schedules.isa.compacting import Compacting
 from slmtvm.schedules.order import written_call
 from slmtvm.schedules.vector import half_to_float
 

@@ -16,8 +16,8 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa import Isa
+from slmtvm.schedules.isa._compacting import Compacting
 from slmtvm.schedules.isa.base import Buffer, Expr, let, load, splat
-from slmtvm.schedules.isa.compacting import Compacting
 from slmtvm.schedules.kernel import Kernel, Tensor, define
 from slmtvm.schedules.linear import by_row
 from slmtvm.schedules.linear.blocks import centred

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
-from slmtvm.schedules.isa.base import Buffer, Expr
+Expr = Any  # a TIR expression
+Buffer = Any
 
 
 class Compacting(ABC):
