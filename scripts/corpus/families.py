@@ -42,6 +42,7 @@ class Family:
         ""  # the one extra of pyproject.toml whose transformers has it; both if empty
     )
     length: int = 0  # the one that its exports take; 0 for any
+    prune: Callable[[hf.PreTrainedModel], None] | None = None  # what is done to its weights
 
     def model(self, attention: str = "sdpa", head: str = "") -> hf.PreTrainedModel:
         """The model in float32, with one of HEADS if any; its weights depend on the family's name
@@ -67,6 +68,8 @@ class Family:
                     parameter.add_(torch.randn_like(parameter) * _VECTOR_NOISE)
                 else:
                     parameter.mul_(1 / GRID).round_().mul_(GRID)
+            if self.prune is not None:
+                self.prune(model)
         return model.eval()
 
 
@@ -88,6 +91,7 @@ def family(
     token_types: bool = False,
     environment: str = "",
     length: int = 0,
+    prune: Callable[[hf.PreTrainedModel], None] | None = None,
 ) -> Callable[[Callable[[], hf.PretrainedConfig]], Callable[[], hf.PretrainedConfig]]:
     """Register a configuration under its function's name."""
 
@@ -95,7 +99,7 @@ def family(
         configuration: Callable[[], hf.PretrainedConfig],
     ) -> Callable[[], hf.PretrainedConfig]:
         key = name or configuration.__name__
-        FAMILIES[key] = Family(key, kind, configuration, token_types, environment, length)
+        FAMILIES[key] = Family(key, kind, configuration, token_types, environment, length, prune)
         return configuration
 
     return register
@@ -382,3 +386,7 @@ def marian() -> hf.PretrainedConfig:
         max_position_embeddings=67, activation_function="swish", scale_embedding=True,
         init_std=0.12, decoder_start_token_id=2, **_TOKENS,
     )  # fmt: skip
+
+
+# They are families as well: importing them fills the table.
+import corpus.pruned_families  # noqa: E402, F401
