@@ -31,6 +31,7 @@ FILES = (
     "phi3-optimum-past/model.onnx",
     "qwen3-optimum-past/model.onnx",  # norms of heads
     "t5-optimum/decoder_model.onnx",
+    "longformer-script-fixed/model.onnx",  # one length, attention over pieces
 )
 # Heads with padding on these sides, as far as the chain goes.
 HEADS = {

@@ -64,13 +64,18 @@ def test_pieces_become_attention_that_sees_a_window() -> None:
     assert all((s == (np.abs(behind) <= s[0].sum() - 1)).all() for s in seen)
 
 
-@pytest.mark.parametrize("length", [1, 2, 13, 24, 47, LENGTH])
+@pytest.mark.parametrize(
+    "length", [2, LENGTH, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 13, 24, 47))]
+)
 def test_rows_are_those_of_onnxruntime_at_every_length(length: int) -> None:
     """Shorter sequences are padded and hidden in the file."""
     assert agrees(longformer(), imported(), IDS[:length], None)
 
 
-@pytest.mark.parametrize("hidden", ["left", "right", "holes", "windows"])
+@pytest.mark.parametrize(
+    "hidden",
+    ["left", "windows", *(pytest.param(h, marks=pytest.mark.slow) for h in ("right", "holes"))],
+)
 def test_rows_are_those_of_onnxruntime_under_masks(hidden: str) -> None:
     mask = np.ones(LENGTH, bool)
     if hidden == "holes":
