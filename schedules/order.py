@@ -81,6 +81,19 @@ def set_apart() -> None:
     T.evaluate(T.call_extern("int32", name, T.int32(0)))
 
 
+def align_stack(size: int) -> None:
+    """Lets vectors of ``size`` bytes that LLVM moves to the stack lie at multiples of that: callers
+    align it to 16 only, where half of those of 32 lie across cache lines."""
+    name = f"slm_align_stack_{size}"
+    _functions.get()[name] = (
+        f"define i32 @{name}(i32 %given) {{\n"
+        f"  %room = alloca [{size} x i8], align {size}\n"
+        '  %kept = call i32 asm sideeffect "", "=r,0,r"(i32 %given, ptr %room)\n'
+        "  ret i32 %kept\n}\n"
+    )
+    T.evaluate(T.call_extern("int32", name, T.int32(0)))
+
+
 @contextmanager
 def ordered() -> Iterator[dict[str, str]]:
     """A kernel is written within it; gives the functions that it calls, for ``with_functions``."""

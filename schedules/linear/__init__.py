@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import Buffer
+from slmtvm.schedules.isa.base import PAIRS, Buffer
 from slmtvm.schedules.kernel import Kernel, Tensor, Tunable
 from slmtvm.schedules.linear import (
     blocks,
@@ -21,6 +21,7 @@ from slmtvm.schedules.linear import (
     pairs,
     row_pairs,
     rows_in_lanes,
+    turned_pairs,
     weight_only,
     windows,
 )
@@ -33,13 +34,13 @@ from slmtvm.schedules.linear.unpacking import define_unpacked
 
 __all__ = [
     "LinearShape", "Weights", "build", "default_knobs", "effective_knobs", "knob_space", "layout",
-    "pack", "packed_weights", "pick_scale_dtype", "reference",
+    "pack", "packed_weights", "pick_scale_dtype", "reference", "turns",
 ]  # fmt: skip
 
 _SCHEMES: dict[str, Scheme] = {"f32": floating, "block": grouped, "row_u8": by_row}
-"""By activation; sparse weights are ``blocks``, ``columns``, ``windows``, ``pairs``, ``row_pairs``,
-``rows_in_lanes`` or ``listed_blocks``, those with scales on float32 activations ``weight_only``,
-and ``channel_blocks`` where blocks of channels share them."""
+"""By activation; sparse weights are ``blocks``, ``columns``, ``windows``, ``pairs``,
+``turned_pairs``, ``row_pairs``, ``rows_in_lanes`` or ``listed_blocks``, those with scales on
+float32 activations ``weight_only``, and ``channel_blocks`` where blocks of channels share them."""
 
 
 def build(
@@ -56,6 +57,8 @@ def build(
     if shape.sparse and not shape.in_lists:
         isa = isa.for_blocks
     inputs = [*scheme.activations(shape, isa), *scheme.weight_tensors(shape, isa)]
+    if shape.in_turned_pairs:
+        inputs.append(turned_pairs.scratch(shape, isa, settings))
 
     def emit(tile: Tile, named: Mapping[str, Buffer], store: Store) -> None:
         scheme.emit(shape, settings, tile, named, store)
@@ -105,6 +108,17 @@ def layout(shape: LinearShape, isa: Isa) -> str:
     return f"panel{isa.panel}-{shape.format}-{grouped_as}-k{isa.k_step}-{scale}"
 
 
+def turns(shape: LinearShape, isa: Isa) -> bool:
+    """Whether a sparse layer's rows are turned before its kernel takes them; rows in lists are."""
+    if shape.in_lists or shape.in_row_pairs:
+        return False
+    if shape.window == PAIRS.name:
+        return pairs.turns(shape, isa)
+    if shape.window == COLUMNS:
+        return columns.turns(shape.m, isa)
+    return not shape.window and blocks.turns(shape.m, isa)
+
+
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
     """Every knob's settings: ``mr`` rows and ``nv`` vectors of a tile, ``ku`` unrolled k, ``gu``
     groups of k in a round of the loop, ``pf`` how far ahead weights are prefetched (0 not at all,
@@ -125,9 +139,10 @@ def effective_knobs(shape: LinearShape, isa: Isa, knobs: Knobs) -> Knobs:
     """``knobs`` as they are really used: of settings that make the same code, one."""
     isa = isa.for_blocks if shape.sparse and not shape.in_lists else isa
     used = {**knobs, "mr": min(knobs["mr"], shape.m)}
-    if (
-        shape.turned and not shape.window
-    ):  # settings may come from a shape whose rows lie in other blocks
+    if shape.in_turned_pairs:
+        return turned_pairs.default_knobs(shape, isa)
+    if shape.turned and not shape.window:
+        # Settings may come from a shape whose rows lie in other blocks.
         used["mr"] = blocks.rows_of_tile(shape, isa, used["mr"])
     while used["nv"] > isa.vectors and used["nv"] // 2 * isa.lanes >= shape.n:
         used["nv"] //= 2
@@ -168,6 +183,8 @@ def _scheme(shape: LinearShape) -> Scheme:
         return row_pairs
     if shape.in_lists:
         return listed_blocks if shape.window else rows_in_lanes
+    if shape.in_turned_pairs:
+        return turned_pairs
     if shape.window == COLUMNS:
         return columns
     if shape.window:

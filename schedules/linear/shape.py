@@ -21,6 +21,9 @@ GROUP_SIZES = (16, 32, 64, 128, 256)
 PAIR_UNIT = 32
 """Groups of sparse int4 weights are multiples of this many values."""
 
+MAX_TURNED_GROUP = 64
+"""Sums of so many int4 weights, half of them 0, times -127..127 fit int16: see ``turned_pairs``."""
+
 IN_LISTS = "rows"
 """The ``window`` of int8 weights on whole rows that are listed, see ``listed_blocks``."""
 
@@ -69,7 +72,7 @@ class LinearShape:
     groups these are PAIRS of int4 weights, see ``pairs``. float32 ones, see ``rows_in_lanes``;
     int8 ones where ``window`` is IN_LISTS, see ``listed_blocks``, or COLUMNS, see ``columns``.
     ``turned``: blocks of sparse weights meet activations as ``turned_rows`` has them, columns as
-    ``columns.turning`` does.
+    ``columns.turning`` does, pairs as ``turned_pairs`` does.
     ``padded``: rows from the step's ``valid`` on are padding; tiles of nothing else become 0.
     Raises TargetError where no kernel supports the combination.
     """
@@ -123,8 +126,12 @@ class LinearShape:
         if self.window and self.has_zero_points:
             raise self._unsupported("windows of weights without zero points")
         in_blocks = self.sparse and self.activation == "row_u8" and self.window in ("", COLUMNS)
-        if self.turned and not in_blocks:
-            raise self._unsupported("turned activations of blocks of sparse int8 weights")
+        turned_pairs = self.window == PAIRS.name and 0 < self.group_size <= MAX_TURNED_GROUP
+        if self.turned and not (in_blocks or turned_pairs):
+            raise self._unsupported(
+                "turned activations of blocks of sparse int8 weights, and of int4 ones in groups "
+                f"up to {MAX_TURNED_GROUP}"
+            )
         if self.scale_dtype not in ("float16", "float32"):
             raise self._unsupported("scale_dtype float16 or float32")
 
@@ -148,6 +155,11 @@ class LinearShape:
     def in_row_pairs(self) -> bool:
         """Whether two of four int8 weights are kept, see ``row_pairs``."""
         return self.window == PAIRS.name and not self.group_size
+
+    @property
+    def in_turned_pairs(self) -> bool:
+        """Whether two of four int4 weights meet pairs of activations, see ``turned_pairs``."""
+        return self.turned and self.window == PAIRS.name
 
     @property
     def weight_only(self) -> bool:

@@ -152,23 +152,50 @@ def test_a_pattern_that_is_broken_in_one_place_runs_dense() -> None:
 def int4_of_pairs() -> CanonicalModel:
     """A decoder with int4 weights whose head has two of every four neighbours."""
     model = decoder("int4", layers=1)
-    weight = model.params[HEAD]
+    return replace(model, params={**model.params, HEAD: in_pairs(model.params[HEAD])})
+
+
+def in_pairs(weight: np.ndarray) -> np.ndarray:
+    """Packed int4 weights, two of every four neighbours zero."""
     values = unpack_rows(weight, 2 * weight.shape[1], 4)
     order = np.random.default_rng(0).random((len(values), values.shape[1] // 4, 4))
     values[order.argsort(axis=2).reshape(values.shape) >= 2] = 8
-    return replace(model, params={**model.params, HEAD: pack_rows(values, 4)})
+    return pack_rows(values, 4)
 
 
 @pytest.mark.parametrize(
     ("target", "kernel"),
-    [("x86-64-v3", "dense"), ("cortex-a78", "dense"), ("riscv64-rvv", None)],
+    [("x86-64-v3", "2of4"), ("cortex-a78", "dense"), ("riscv64-rvv", None)],
 )
-def test_pairs_of_int4_stay_dense_where_reading_prompts_is_slower(
+def test_pairs_of_int4_are_taken_where_every_number_of_rows_gains(
     target: str, kernel: str | None
 ) -> None:
     made = lowered(int4_of_pairs(), target)
     assert [layer.facts()["kernel"] for layer in made.sparse] == [kernel] * (kernel is not None)
-    assert not any("_2of4_" in name for name in made.kernels)
+    assert any("_2of4_" in name for name in made.kernels) == (kernel == "2of4")
+
+
+def test_pairs_stay_dense_where_some_number_of_rows_does_not_gain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(type(isas.get("avx2")), "pair_times", (0.8, 0.95))
+    (layer,) = lowered(int4_of_pairs()).sparse
+    assert not layer.taken
+
+
+def test_pairs_of_many_rows_meet_rows_that_are_turned_once_for_all_layers() -> None:
+    model = decoder("int4", layers=1)
+    params = {
+        name: in_pairs(array) if array.dtype == np.uint8 else array
+        for name, array in model.params.items()
+    }
+    fused = fuse(replace(model, params=params), chunks=(1, 16, 64))
+    made = lower_kernels(fused, Target.load("x86-64-v3"), sparse="2of4")
+    turned = [name for name in made.kernels if "_2of4_turned_" in name]
+    assert turned and all("_m64_" in name for name in turned)
+    # q, k and v are merged, as gate and up are: four layers, each with rows of its own.
+    body = str(made.module["body_64"])
+    assert [body.count(f'"{name}') for name in ("turn_pairs_", "linear_int4")] == [4, 4]
 
 
 @pytest.mark.slow

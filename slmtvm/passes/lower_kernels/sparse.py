@@ -157,7 +157,7 @@ def _kinds_in_groups(
 ) -> list[_Kind]:
     if isa.pair_times is None or shape.group_size % PAIR_UNIT or not pairs.fits(shape, weights):
         return []
-    time = max(pairs.relative_time(isa, m) for m in rows)
+    time = max(pairs.relative_time(dataclasses.replace(shape, m=m), isa) for m in rows)
     sparse = dataclasses.replace(shape, sparse=True, window=PAIRS.name, has_zero_points=False)
     sparse = dataclasses.replace(sparse, float_zero_points=False)
     return [_Kind(sparse, PAIRS.kept / PAIRS.size, time, pairs.BYTES_LEFT)]
