@@ -251,6 +251,7 @@ class Avx2(Isa):
     }
     listed_rows = ListCost(step=1.75, ends=15)
     listed_blocks = ListCost(step=0.85, ends=5)
+    listed_weights = ListCost(step=1.0, ends=15)
     pair_times = (0.83, 1.18)  # one row from cache: 0.98; rows as the demo model's prefill
 
     def fields_s8(self, bits: int, rows: int) -> Dot:
@@ -270,6 +271,9 @@ class Avx2(Isa):
 
     def rows_dot(self) -> RowsDot:
         return _RowsDot()
+
+    def multiply_bytes(self, unsigned: Expr, signed: Expr) -> Expr:
+        return _multiply_bytes(unsigned, signed)
 
 
 ISA = Avx2("avx2", lanes=LANES, registers=16, k_step=4, row_dtype="uint8")

@@ -300,6 +300,9 @@ class Isa(ABC):
     listed_blocks: ClassVar[ListCost | None] = None
     """The same of blocks of ``k_step`` int8 weights on whole rows."""
 
+    listed_weights: ClassVar[ListCost | None] = None
+    """The same of single int8 weights, dealt into groups."""
+
     pair_times: ClassVar[tuple[float, float] | None] = None
     """The same of int4 weights in groups, of PAIRS, but for one row with weights from memory; None
     where there is no such kernel."""
@@ -425,6 +428,11 @@ class Isa(ABC):
         """int8 weights -128..127, activations 0..255 stored as ``row_dtype`` says, rows in lanes,
         where there are ``listed_blocks``."""
         return RowsDot(self.s8_row(), self.lanes, self.row_dtype)
+
+    def multiply_bytes(self, unsigned: Expr, signed: Expr) -> Expr:
+        """Sums of two neighbouring products of bytes, that fit an int16, where there are
+        ``listed_weights``."""
+        raise NotImplementedError(f"{self.name} lists no single weights")
 
     def row_pairs(self) -> RowPairs:
         """int8 weights that pick from PAIRS, where there are ``row_pair_times``."""

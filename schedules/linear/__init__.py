@@ -17,6 +17,7 @@ from slmtvm.schedules.linear import (
     floating,
     grouped,
     listed_blocks,
+    listed_weights,
     pairs,
     row_pairs,
     rows_in_lanes,
@@ -26,7 +27,7 @@ from slmtvm.schedules.linear import (
 from slmtvm.schedules.linear.integer import unrolled
 from slmtvm.schedules.linear.knobs import BY_TILE, Knobs, KnobSpace
 from slmtvm.schedules.linear.scheme import Scheme, Weights
-from slmtvm.schedules.linear.shape import LinearShape, pick_scale_dtype
+from slmtvm.schedules.linear.shape import FREE, IN_LISTS, LinearShape, pick_scale_dtype
 from slmtvm.schedules.linear.tile import Frame, Store, Tile, define_tiled
 from slmtvm.schedules.linear.unpacking import define_unpacked
 
@@ -37,8 +38,10 @@ __all__ = [
 
 _SCHEMES: dict[str, Scheme] = {"f32": floating, "block": grouped, "row_u8": by_row}
 """By activation; sparse weights are ``blocks``, ``windows``, ``pairs``, ``row_pairs``,
-``rows_in_lanes`` or ``listed_blocks``, those with scales on float32 activations ``weight_only``,
-and ``channel_blocks`` where blocks of channels share them."""
+``rows_in_lanes``, ``listed_blocks`` or ``listed_weights``, those with scales on float32
+activations ``weight_only``, and ``channel_blocks`` where blocks of channels share them."""
+
+_LISTED = {IN_LISTS: listed_blocks, FREE: listed_weights}
 
 
 def build(
@@ -88,7 +91,8 @@ def layout(shape: LinearShape, isa: Isa) -> str:
     if shape.in_row_pairs:
         return row_pairs.layout(isa)
     if shape.in_lists:
-        return listed_blocks.layout(shape, isa) if shape.window else rows_in_lanes.layout(shape)
+        listed = _LISTED.get(shape.window)
+        return listed.layout(shape, isa) if listed else rows_in_lanes.layout(shape)
     if shape.window:
         return (pairs if shape.group_size else windows).layout(shape, isa)
     if shape.sparse:
@@ -162,7 +166,7 @@ def _scheme(shape: LinearShape) -> Scheme:
     if shape.in_row_pairs:
         return row_pairs
     if shape.in_lists:
-        return listed_blocks if shape.window else rows_in_lanes
+        return _LISTED.get(shape.window, rows_in_lanes)
     if shape.window:
         return pairs if shape.group_size else windows
     if shape.sparse:

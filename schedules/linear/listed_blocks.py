@@ -136,6 +136,11 @@ def emit(
     for channel in range(tile.channels, lanes):
         for v in range(vectors):
             stage(v, channel, splat(0, "int32", lanes))
+    write_rows(tile, named, staged, store)
+
+
+def write_rows(tile: Tile, named: Mapping[str, Buffer], staged: Buffer, store: Store) -> None:
+    """Scale and write sums that ``staged`` has as ``rows_in_lanes.by_rows`` takes them."""
 
     def write(first: Expr, found: list[Expr]) -> None:
         part = dataclasses.replace(tile, rows=len(found), first_row=let(tile.first_row + first))
@@ -144,7 +149,7 @@ def emit(
             found = [let(sums + missing) for sums in found]
         by_row.write(part, named, {(i, 0): sums for i, sums in enumerate(found)}, store)
 
-    by_rows(staged, tile.rows, lanes, write)
+    by_rows(staged, tile.rows, tile.isa.lanes, write)
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:

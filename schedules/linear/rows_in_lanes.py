@@ -172,15 +172,24 @@ def _sum_of(vector: Buffer, lanes: int) -> Expr:
     return total
 
 
-def transposed(vectors: list[Expr], lanes: int) -> list[Expr]:
+Deal = Callable[[Expr, Expr], tuple[Expr, Expr]]
+"""Lanes of two vectors in turn, of their first halves and of their second ones."""
+
+
+def transposed(vectors: list[Expr], lanes: int, deal: Deal | None = None) -> list[Expr]:
     """``lanes`` vectors (a power of two) as the rows of a matrix -> its columns: as often as lanes
     can be halved, the vectors of both halves are dealt into each other."""
     half, count = lanes // 2, lanes
     low = [i // 2 + i % 2 * lanes for i in range(lanes)]
     high = [half + i for i in low]
+
+    def dealt(a: Expr, b: Expr) -> tuple[Expr, Expr]:
+        return let(T.Shuffle([a, b], low)), let(T.Shuffle([a, b], high))
+
+    deal = deal or dealt
     while count > 1:
         pairs = zip(vectors[:half], vectors[half:], strict=True)
-        vectors = [let(T.Shuffle([a, b], order)) for a, b in pairs for order in (low, high)]
+        vectors = [vector for a, b in pairs for vector in deal(a, b)]
         count //= 2
     return vectors
 

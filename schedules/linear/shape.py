@@ -24,6 +24,9 @@ PAIR_UNIT = 32
 IN_LISTS = "rows"
 """The ``window`` of int8 weights on whole rows that are listed, see ``listed_blocks``."""
 
+FREE = "free"
+"""The same where single weights are listed, see ``listed_weights``."""
+
 LOAD_BYTES = 4
 """What one load of packed weights takes of each channel, at most."""
 
@@ -64,7 +67,7 @@ class LinearShape:
     ``sparse``: of the weights only blocks that hold any but zeros are stored, see ``blocks``; or,
     where ``window`` names one of ``isa.base.WINDOWS``, only so many of each, see ``windows``. In
     groups these are PAIRS of int4 weights, see ``pairs``. float32 ones, see ``rows_in_lanes``;
-    int8 ones where ``window`` is IN_LISTS, see ``listed_blocks``.
+    int8 ones where ``window`` is IN_LISTS or FREE, see ``listed_blocks`` and ``listed_weights``.
     ``turned``: blocks of sparse weights meet activations as ``turned_rows`` has them.
     ``padded``: rows from the step's ``valid`` on are padding; tiles of nothing else become 0.
     Raises TargetError where no kernel supports the combination.
@@ -111,9 +114,11 @@ class LinearShape:
                 "sparse weights of int8 for whole rows, of float32, and "
                 f"{PAIRS.name} of int4 in groups of {PAIR_UNIT} and more"
             )
-        in_rows = self.activation == "row_u8" and self.window in (*WINDOWS, PAIRS.name, IN_LISTS)
+        windows = (*WINDOWS, PAIRS.name, IN_LISTS, FREE)
+        in_rows = self.activation == "row_u8" and self.window in windows
         if self.window and not (self.sparse and (in_pairs or in_rows)):
-            raise self._unsupported(f"windows {', '.join((*WINDOWS, IN_LISTS))} of sparse weights")
+            names = ", ".join((*WINDOWS, IN_LISTS, FREE))
+            raise self._unsupported(f"windows {names} of sparse weights")
         if self.window and self.has_zero_points:
             raise self._unsupported("windows of weights without zero points")
         if self.turned and not (self.sparse and self.activation == "row_u8" and not self.window):
@@ -133,9 +138,9 @@ class LinearShape:
     @property
     def in_lists(self) -> bool:
         """Whether what is not zero is listed for rows in lanes: float weights, see
-        ``rows_in_lanes``, or blocks of int8 ones, see ``listed_blocks``."""
+        ``rows_in_lanes``, or int8 ones, see ``listed_blocks`` and ``listed_weights``."""
         floats = self.format == "f32" and not self.window
-        return self.sparse and (floats or self.window == IN_LISTS)
+        return self.sparse and (floats or self.window in (IN_LISTS, FREE))
 
     @property
     def in_row_pairs(self) -> bool:

@@ -13,7 +13,8 @@ from slmtvm.ir import ops
 from slmtvm.passes.lower_kernels.emitter import KernelEmitter
 from slmtvm.passes.lower_kernels.registry import handles, shape_of
 from slmtvm.schedules import linear
-from slmtvm.schedules.linear import blocks, rows_in_lanes, turned_rows
+from slmtvm.schedules.linear import blocks, rows_in_lanes, turned_bytes, turned_rows
+from slmtvm.schedules.linear.shape import FREE
 
 
 def linear_shape(
@@ -77,11 +78,14 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
 
 def _turned(x: relax.Expr, shape: linear.LinearShape, emitter: KernelEmitter) -> relax.Expr:
     """Rows as a kernel takes them whose vectors hold rows: turned once for all layers of a step."""
+    by_bytes = shape.window == FREE
     if shape.activation == "f32":
         kernel = rows_in_lanes.turning(shape.m, shape.k, emitter.isa)
+    elif by_bytes:
+        kernel = turned_bytes.turning(shape, emitter.isa)
     else:
         kernel = turned_rows.turning(shape, emitter.isa)
-    return emitter.once(("turned", x), lambda: emitter.call(kernel, [x])["xt"])
+    return emitter.once(("turned", by_bytes, x), lambda: emitter.call(kernel, [x])["xt"])
 
 
 def packed_linear(

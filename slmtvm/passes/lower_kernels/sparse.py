@@ -23,14 +23,15 @@ from slmtvm.schedules.linear import (
     Weights,
     blocks,
     listed_blocks,
+    listed_weights,
     pairs,
     row_pairs,
     rows_in_lanes,
     windows,
 )
-from slmtvm.schedules.linear.shape import IN_LISTS, PAIR_UNIT
+from slmtvm.schedules.linear.shape import FREE, IN_LISTS, PAIR_UNIT
 
-KERNELS = ("blocks", *WINDOWS, PAIRS.name, IN_LISTS)
+KERNELS = ("blocks", *WINDOWS, PAIRS.name, IN_LISTS, FREE)
 SPARSE = ("auto", "off", *KERNELS)
 """A kernel's name: every layer that it fits takes it, expected to gain or not, and no other one."""
 
@@ -152,21 +153,24 @@ def _kinds_in_lists(
     shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]
 ) -> list[_Kind]:
     many = [m for m in rows if m >= rows_in_lanes.MIN_ROWS]
-    if isa.listed_blocks is None or not many:
+    if not many or (shape.has_zero_points and blocks.centred(weights) is None):
         return []
-    if shape.has_zero_points and blocks.centred(weights) is None:
-        return []
-    density = listed_blocks.density(shape, weights)
-    if density > NOTABLE:
-        return []
-    time = max(
-        listed_blocks.relative_time(dataclasses.replace(shape, m=m), isa, density) for m in many
-    )
-    sparse = dataclasses.replace(shape, sparse=True, window=IN_LISTS, has_zero_points=False)
-    all_, left = len(many) == len(rows), listed_blocks.bytes_left(density)
-    if not all_ and left > MOST_BESIDE:
-        return []
-    return [_Kind(sparse, density, time, left + (not all_), all_)]
+    all_, found = len(many) == len(rows), []
+    for window, listed, cost in (
+        (IN_LISTS, listed_blocks, isa.listed_blocks),
+        (FREE, listed_weights, isa.listed_weights),
+    ):
+        density = listed.density(shape, weights) if cost is not None else None
+        if density is None or density > NOTABLE:
+            continue
+        left = listed.bytes_left(density)
+        if all_ or left <= MOST_BESIDE:
+            time = max(
+                listed.relative_time(dataclasses.replace(shape, m=m), isa, density) for m in many
+            )
+            sparse = dataclasses.replace(shape, sparse=True, window=window, has_zero_points=False)
+            found.append(_Kind(sparse, density, time, left + (not all_), all_))
+    return found
 
 
 def _kinds_of_floats(
