@@ -105,6 +105,10 @@ def test_channels_of_too_many_groups_have_no_density() -> None:
 
     assert density(255, 1024) == 255 * 4 / 2 / 1024, "large weights of one sign stay alone"
     assert density(256, 1024) is None
+    weight = np.zeros((2, 2048), np.int8)
+    weight[:, :1020] = 32
+    shape = LinearShape(64, 2, 2048, "int8", "row_u8")
+    assert listed_weights.density(shape, Weights(weight)) == 1020 / 2048, "all channels are dealt"
     assert density(16, listed_weights.MAX_K + 16) is None
     assert density(16, 16) == 2.0, "half of the weights, a group for each"
     weight = np.ones((2, 16), np.int8)
@@ -119,3 +123,13 @@ def test_measured_lists_have_places_within_a_row_block() -> None:
     assert places.high == 4 * groups and fills["values"].size * 2 == places.size
     last = places.low * (places.high - 1)
     assert last % listed_weights.PLACE == 0 and 0 < last / listed_weights.PLACE < shape.k
+
+
+def test_rows_that_fill_no_vector_take_the_time_of_those_that_do() -> None:
+    isa = isas.get("avx2")
+
+    def time(m: int) -> float:
+        shape = LinearShape(m, 64, 384, "int8", "row_u8")
+        return round(m * listed_weights.relative_time(shape, isa, 0.25), 6)
+
+    assert time(16) == time(32) < time(33) == time(64) < time(65) < time(128) == 2 * time(64)
