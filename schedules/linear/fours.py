@@ -1,8 +1,9 @@
 """Weights of each channel dealt into groups of four whose products sum in 16 bits.
 
-A weight times an activation, 0..255, is added to others in an int16 with a sign: weights of a group
-that are above 0 sum to 128 at most, those below to -128 at least. Groups have four places; those
-that nothing fits hold weights of 0. As few groups as a greedy choice finds.
+A weight times an activation, 0..255, is added to others in an int16 with a sign, so that weights
+above 0 may sum to 128 at most, those below to -128 at least. In whole groups that holds of all four
+weights, in halved ones of the first two and of the last two. Places that nothing fits hold weights
+of 0.
 """
 
 from __future__ import annotations
@@ -19,104 +20,144 @@ _MOST = 128  # 128 * 255 < 2**15
 
 @dataclass(frozen=True)
 class Fours:
-    """Groups of all channels, one channel's after the other's: ``counts`` (n,) of each channel,
-    ``places`` uint16 (groups, SIZE) in k, and ``weights`` int8 (groups, SIZE)."""
+    """Groups of all channels, one channel's after the other's, its whole ones before the halved:
+    ``wholes`` (n,) and ``halved`` (n,) say how many, ``places`` uint16 (groups, SIZE) are in k,
+    ``weights`` int8 (groups, SIZE)."""
 
-    counts: np.ndarray
+    wholes: np.ndarray
+    halved: np.ndarray
     places: np.ndarray
     weights: np.ndarray
 
 
-class _Side:
-    """The weights of one sign of every channel, as magnitudes from the largest to the smallest:
-    those from ``first`` up to ``end`` are left."""
+@dataclass(frozen=True)
+class _Parts:
+    """Weights that belong together, some of each channel, channel by channel: ``channels`` (parts,)
+    and, of each, ``places`` and ``weights`` (parts, size)."""
 
-    def __init__(self, magnitudes: np.ndarray) -> None:
-        self.first = np.zeros(len(magnitudes), np.int64)
-        self.end = (magnitudes > 0).sum(axis=1)
-        most = max(1, int(self.end.max()))
-        # Bytes are sorted in a time that grows with their number alone.
-        descending = (255 - magnitudes).astype(np.uint8)
-        self.order = np.argsort(descending, axis=1, kind="stable")[:, :most]
-        self.sizes = np.take_along_axis(magnitudes, self.order, axis=1)
-        self._rows = np.arange(len(magnitudes))
+    channels: np.ndarray
+    places: np.ndarray
+    weights: np.ndarray
 
-    @property
-    def left(self) -> np.ndarray:
-        """How many, (n,)."""
-        found: np.ndarray = self.end - self.first
+    def __getitem__(self, which: np.ndarray) -> _Parts:
+        return _Parts(self.channels[which], self.places[which], self.weights[which])
+
+    def counts(self, n: int) -> np.ndarray:
+        """How many of each of n channels."""
+        return np.bincount(self.channels, minlength=n)
+
+    def ranks(self, n: int) -> np.ndarray:
+        """The number of each among those of its channel."""
+        counts = self.counts(n)
+        found: np.ndarray = (
+            np.arange(len(self.channels)) - (counts.cumsum() - counts)[self.channels]
+        )
         return found
 
-    def smallest(self, which: int = 0) -> np.ndarray:
-        """The magnitude of the smallest but ``which``; too much where there is none."""
-        at = self.end - 1 - which
-        found = self.sizes[self._rows, np.maximum(at, 0)]
-        return np.where(at >= self.first, found, _MOST + 1)
+    def beside(self, other: _Parts) -> _Parts:
+        """Each with that of ``other``, which has as many of each channel."""
+        assert (self.channels == other.channels).all()
+        return _Parts(
+            self.channels,
+            np.concatenate([self.places, other.places], axis=1),
+            np.concatenate([self.weights, other.weights], axis=1),
+        )
 
-    def take(self, channels: np.ndarray, largest: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Take one weight of each of ``channels``: its k and its magnitude."""
-        if largest:
-            at = self.first[channels]
-            self.first[channels] += 1
-        else:
-            self.end[channels] -= 1
-            at = self.end[channels]
-        return self.order[channels, at], self.sizes[channels, at]
+    def filled(self, size: int) -> _Parts:
+        """With weights of 0 behind."""
+        more = ((0, 0), (0, size - self.places.shape[1]))
+        return _Parts(self.channels, np.pad(self.places, more), np.pad(self.weights, more))
+
+    def singles(self) -> _Parts:
+        """Each weight alone."""
+        channels = self.channels.repeat(self.places.shape[1])
+        return _Parts(channels, self.places.reshape(-1, 1), self.weights.reshape(-1, 1))
 
 
-class _Round:
-    """A group of each channel, as far as there are weights: ``places`` and ``weights`` (n, SIZE)
-    are filled from the left, ``sums`` (2, n) are the magnitudes of both signs."""
+def _joined(parts: list[_Parts]) -> _Parts:
+    """Those of several lists, channel by channel."""
+    channels = np.concatenate([one.channels for one in parts])
+    order = np.argsort(channels, kind="stable")
+    places = np.concatenate([one.places for one in parts])
+    weights = np.concatenate([one.weights for one in parts])
+    return _Parts(channels[order], places[order], weights[order])
 
-    def __init__(self, sides: tuple[_Side, _Side], n: int) -> None:
-        self._sides = sides
-        self.places = np.zeros((n, SIZE), np.uint16)
-        self.weights = np.zeros((n, SIZE), np.int16)
-        self._sums = np.zeros((2, n), np.int32)
-        self._filled = np.zeros(n, np.int64)
 
-    def choose(self) -> None:
-        """Take what goes well together."""
-        more = self._sides[1].left > self._sides[0].left  # which sign has more weights left
-        # Three small ones beside a large one of the other sign, until signs are even.
-        for sign in (0, 1):
-            mine, other = self._sides[sign], self._sides[1 - sign]
-            three = mine.smallest(0) + mine.smallest(1) + mine.smallest(2)
-            uneven = (more == bool(sign)) & (mine.left - other.left >= 2) & (three <= _MOST)
-            for _ in range(SIZE - 1):
-                self._take(sign, uneven, largest=False)
-        # The largest of both signs, and the smallest that have room beside them.
-        for sign in (0, 1):
-            self._take(sign, (self._sums[sign] == 0) & (self._sides[sign].left > 0), largest=True)
-        for _ in range(SIZE - 1):
-            room = self._filled < SIZE
-            fits = [room & (self._sides[s].smallest() + self._sums[s] <= _MOST) for s in (0, 1)]
-            second = fits[1] & (~fits[0] | (self._sides[1].left > self._sides[0].left))
-            self._take(0, fits[0] & ~second, largest=False)
-            self._take(1, second, largest=False)
+def _twos(magnitudes: np.ndarray, sign: int) -> tuple[_Parts, _Parts]:
+    """(n, k) of one sign, 0 where there is none -> as many twos that fit as there can be, each a
+    large one and a small one, and the rest as singles."""
+    n = len(magnitudes)
+    rows, first, end = np.arange(n), np.zeros(n, np.int64), (magnitudes > 0).sum(axis=1)
+    most = max(1, int(end.max()))
+    # Bytes are sorted in a time that grows with their number alone.
+    order = np.argsort((255 - magnitudes).astype(np.uint8), axis=1, kind="stable")[:, :most]
+    sizes = np.take_along_axis(magnitudes, order, axis=1)
+    shape = (n, most, 2)
+    places, weights = np.zeros(shape, np.uint16), np.zeros(shape, np.int16)
+    number = 0
+    while (first < end).any():
+        last = np.maximum(end - 1, 0)
+        at = np.minimum(first, last)
+        large, small = sizes[rows, at], sizes[rows, last]
+        two = (first < last) & (large + small <= _MOST)
+        places[:, number, 0], places[:, number, 1] = order[rows, at], order[rows, last] * two
+        weights[:, number, 0] = large * (first < end)
+        weights[:, number, 1] = small * two
+        first += 1
+        end -= two
+        number += 1
+    channels, used = rows.repeat(most).reshape(n, most), weights != 0
+    every = _Parts(channels, places, sign * weights)
+    return every[used[:, :, 1]], _first(every[used[:, :, 0] & ~used[:, :, 1]])
 
-    def _take(self, sign: int, wanted: np.ndarray, largest: bool) -> None:
-        (channels,) = wanted.nonzero()
-        if not len(channels):
-            return
-        at, size = self._sides[sign].take(channels, largest)
-        filled = self._filled[channels]
-        self.places[channels, filled] = at
-        self.weights[channels, filled] = -size if sign else size
-        self._sums[sign, channels] += size
-        self._filled[channels] += 1
+
+def _first(parts: _Parts) -> _Parts:
+    return _Parts(parts.channels, parts.places[:, :1], parts.weights[:, :1])
 
 
 def deal(weight: np.ndarray) -> Fours:
     """int8 (n, k) -> its weights that are not zero in groups."""
-    wide = weight.astype(np.int16)
-    sides = (_Side(np.maximum(wide, 0)), _Side(np.maximum(-wide, 0)))
-    rounds = [_Round(sides, len(weight))]  # the first may be empty
-    rounds[0].choose()
-    while sides[0].left.any() or sides[1].left.any():
-        rounds.append(_Round(sides, len(weight)))
-        rounds[-1].choose()
-    places = np.stack([one.places for one in rounds], axis=1)
-    weights = np.stack([one.weights for one in rounds], axis=1).astype(np.int8)
-    used = weights.any(axis=2)
-    return Fours(used.sum(axis=1), places[used], weights[used])
+    n, wide = len(weight), weight.astype(np.int16)
+    twos, ones = zip(
+        *(_twos(np.maximum(sign * wide, 0), sign) for sign in (1, -1)), strict=True
+    )  # fmt: skip
+    wholes: list[_Parts] = []
+    pairs: list[_Parts] = []
+    # Singles of both signs fit each other; others the halves of twos of the other sign.
+    counts = [one.counts(n) for one in ones]
+    even = np.minimum(*counts)
+    pairs.append(ones[0][_below(ones[0], even)].beside(ones[1][_below(ones[1], even)]))
+    broken = [np.minimum((counts[1 - s] - even) // 2, twos[s].counts(n)) for s in (0, 1)]
+    for s in (0, 1):
+        met = even + 2 * broken[1 - s]
+        halves = twos[1 - s][_below(twos[1 - s], broken[1 - s])].singles()
+        among = _below(ones[s], met) & ~_below(ones[s], even)
+        pairs.append(ones[s][among].beside(halves))
+        pairs.append(ones[s][~_below(ones[s], met)].filled(2))
+    # Twos of both signs are a whole group, and so are some of one sign.
+    left = [two[~_below(two, b)] for two, b in zip(twos, broken, strict=True)]
+    even = np.minimum(*(two.counts(n) for two in left))
+    wholes.append(left[0][_below(left[0], even)].beside(left[1][_below(left[1], even)]))
+    for s in (0, 1):
+        first, second, alone = _by_two(left[s][~_below(left[s], even)], n)
+        both = first.beside(second)
+        fits = np.abs(both.weights.sum(axis=1)) <= _MOST
+        wholes.append(both[fits])
+        pairs += [first[~fits], second[~fits], alone]
+    first, second, alone = _by_two(_joined(pairs), n)
+    whole, halved = _joined(wholes), _joined([first.beside(second), alone.filled(SIZE)])
+    every = _joined([whole, halved])
+    return Fours(whole.counts(n), halved.counts(n), every.places, every.weights.astype(np.int8))
+
+
+def _below(parts: _Parts, counts: np.ndarray) -> np.ndarray:
+    """Which are among the first ``counts`` (n,) of their channel."""
+    found: np.ndarray = parts.ranks(len(counts)) < counts[parts.channels]
+    return found
+
+
+def _by_two(parts: _Parts, n: int) -> tuple[_Parts, _Parts, _Parts]:
+    """Neighbours of a channel: the first of each two, the second, and who has no neighbour."""
+    ranks, last = parts.ranks(n), parts.counts(n)[parts.channels] - 1
+    odd = ranks % 2 == 1
+    return parts[~odd & (ranks < last)], parts[odd], parts[~odd & (ranks == last)]

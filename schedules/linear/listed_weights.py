@@ -4,14 +4,14 @@ What ``by_row`` computes, to the same bits. A channel lists its weights that are
 of four, see ``fours``; the activations come turned (``turned_bytes``), all rows of a k together, so
 that those of any two k are dealt into each other and multiplied by their weights at once.
 
-What a group adds, g, fits an int16. Of the sum S of all g, one int16 keeps S mod 2**16, another C,
-the sum of g >> 8. No g >> 8 lacks more than 255 / 256 of g / 256, so that of less than 257 groups
-0 <= S - 256 C < 2**16: the difference is known from what S is mod 2**16, and so is S.
+What a whole group adds, or half of another one, fits an int16, g. Of the sum S of all g, one int16
+keeps S mod 2**16, another C, the sum of g >> 8. As 256 (g >> 8) is at most 255 below g, less than
+257 of them leave 0 <= S - 256 C < 2**16: the difference is known from S mod 2**16, and so is S.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T
@@ -29,8 +29,8 @@ from slmtvm.schedules.linear.tile import Registers, Store, Tile
 from slmtvm.schedules.linear.turned_bytes import VECTOR
 from slmtvm.schedules.order import alone
 
-MOST_GROUPS = 255
-"""Of a channel: C is -128 to 127 for each, an int16 in all."""
+MOST_TERMS = 255
+"""Whole groups and halves of others, of a channel: C is -128 to 127 for each, an int16 in all."""
 
 USUAL_FILL = 0.8
 """Of the places of groups, those that weights take where these are not known."""
@@ -44,7 +44,7 @@ PLACE = 8
 _WORDS = 2 * VECTOR // 4  # lanes of int16
 _BYTES_OF_GROUP = fours.SIZE * (2 + 1)
 _MOST_USED = 0.75  # of the weights
-_SAMPLE = 64  # channels whose groups are counted
+_HALVED = 1.25  # of the time of a whole group, that a halved one takes: by instructions
 _ONE_VECTOR = 0.57  # of the time of a row block, that one of its vectors takes alone: measured
 
 operands = by_row.operands
@@ -56,13 +56,15 @@ def activations(shape: LinearShape, isa: Isa) -> list[Tensor]:
 
 
 def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
-    """starts int32 (channels + 1): where in the other two the groups of each channel begin; places
-    uint16 (., 4): k of each weight, times PLACE; values int8 (., 4); then what ``by_row`` has
-    beside the weight."""
+    """starts int32 (channels + 1): where in the last two the groups of each channel begin; halved
+    int32 (channels): the same of its halved ones, which are behind its whole ones; places uint16
+    (., 4): k of each weight, times PLACE; values int8 (., 4); then what ``by_row`` has beside the
+    weight."""
     channels = isa.panels(shape.n) * isa.panel
-    most = channels * min(MOST_GROUPS, shape.padded_k)
+    most = channels * min(MOST_TERMS, shape.padded_k)
     return [
         Tensor("starts", (channels + 1,), "int32"),
+        Tensor("halved", (channels,), "int32"),
         Tensor("places", (most, fours.SIZE), "uint16", at_most=True),
         Tensor("values", (most, fours.SIZE), "int8", at_most=True),
         *by_row.weight_tensors(shape, isa)[1:],
@@ -73,11 +75,13 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     """As ``by_row`` takes them; zero points are taken off the weights, see ``blocks.centred``."""
     whole, *beside, _ = by_row.padded(shape, isa, _without_zero_points(shape, weights))
     groups = fours.deal(whole)
-    starts = np.concatenate([[0], groups.counts.cumsum()]).astype(np.int32)
+    ends = (groups.wholes + groups.halved).cumsum()
+    starts = np.concatenate([[0], ends]).astype(np.int32)
+    halved = (ends - groups.halved).astype(np.int32)
     places, values = groups.places * np.uint16(PLACE), groups.weights
     if not len(places):  # an array has to hold something; no list has this group
         places, values = np.zeros((1, fours.SIZE), np.uint16), np.zeros((1, fours.SIZE), np.int8)
-    return [starts, places, values, *beside]
+    return [starts, halved, places, values, *beside]
 
 
 def _without_zero_points(shape: LinearShape, weights: Weights) -> Weights:
@@ -89,21 +93,17 @@ def _without_zero_points(shape: LinearShape, weights: Weights) -> Weights:
 
 
 def density(shape: LinearShape, weights: Weights) -> float | None:
-    """Which part of k the places of all groups are; None where a channel may have too many groups,
-    or too few of its weights are zero for lists to gain."""
+    """Which part of k the places of whole groups would be that take as long as all groups do; None
+    where a channel has too many, or too few of its weights are zero for lists to gain."""
     if shape.padded_k > MAX_K:
         return None
     weight = _without_zero_points(shape, weights).weight
     if np.count_nonzero(weight) > _MOST_USED * weight.size:
         return None
-    # No more groups than weights of one sign: each group takes one of both, while there are any.
-    of_a_sign = max(int((weight > 0).sum(axis=1).max()), int((weight < 0).sum(axis=1).max()))
-    if of_a_sign <= MOST_GROUPS:
-        weight = weight[:: -(-len(weight) // _SAMPLE)]
-    counts = fours.deal(weight).counts
-    if counts.max() > MOST_GROUPS:
+    groups = fours.deal(weight)
+    if (groups.wholes + 2 * groups.halved).max() > MOST_TERMS:
         return None
-    return float(counts.mean()) * fours.SIZE / shape.k
+    return float((groups.wholes + _HALVED * groups.halved).mean()) * fours.SIZE / shape.k
 
 
 def relative_time(shape: LinearShape, isa: Isa, density: float) -> float:
@@ -143,24 +143,20 @@ def emit(
         low = Registers("uint16", _WORDS, 2 * vectors)
         high = Registers("int16", _WORDS, 2 * vectors)
         begin, end = let(named["starts"][at]), let(named["starts"][at + 1])
-        with T.serial(begin, end) as index:
-            group = let(index * fours.SIZE)
-            rows = [
-                let(start + alone(T.Cast("int64", named["places"][group + i])) * PLACE)
-                for i in range(fours.SIZE)
-            ]
-            values = [_broadcast(named["values"], group + i) for i in (0, 2)]
-            for v in range(vectors):
-                loaded = [_rows(named["xt"], row + v * VECTOR) for row in rows]
-                first, second = (
-                    [isa.multiply_bytes(pair, value) for pair in turned_bytes.dealt(a, b)]
-                    for a, b, value in zip(loaded[::2], loaded[1::2], values, strict=True)
-                )
-                for half in (0, 1):
-                    sums = let(first[half] + second[half])
-                    cell = 2 * v + half
-                    low[cell] = low[cell] + T.reinterpret(f"uint16x{_WORDS}", sums)
-                    high[cell] = high[cell] + T.shift_right(sums, splat(8, "int16", _WORDS))
+        middle = let(named["halved"][at])
+
+        def add(index: Expr, whole: bool, low: Registers = low, high: Registers = high) -> None:
+            for cell, products in _products(isa, named, start, index, vectors):
+                if whole:
+                    products = [let(products[0] + products[1])]
+                for g in products:
+                    low[cell] = low[cell] + T.reinterpret(f"uint16x{_WORDS}", g)
+                    high[cell] = high[cell] + T.shift_right(g, splat(8, "int16", _WORDS))
+
+        with T.serial(begin, middle) as index:
+            add(index, whole=True)
+        with T.serial(middle, end) as index:
+            add(index, whole=False)
         for cell in range(2 * vectors):
             for i, sums in enumerate(_whole(low[cell], high[cell])):
                 stage(2 * cell + i, channel, sums)
@@ -170,8 +166,24 @@ def emit(
     write_rows(tile, named, staged, store)
 
 
-def _rows(xt: Buffer, at: Expr) -> Expr:
-    return let(xt[T.ramp(at, T.int64(1), VECTOR)])
+def _products(
+    isa: Isa, named: Mapping[str, Buffer], start: Expr, index: Expr, vectors: int
+) -> Iterator[tuple[int, list[Expr]]]:
+    """Of each vector's low and high rows, their number and what both halves of a group add."""
+    group = let(index * fours.SIZE)
+    rows = [
+        let(start + alone(T.Cast("int64", named["places"][group + i])) * PLACE)
+        for i in range(fours.SIZE)
+    ]
+    values = [_broadcast(named["values"], group + i) for i in (0, 2)]
+    for v in range(vectors):
+        loaded = [let(named["xt"][T.ramp(row + v * VECTOR, T.int64(1), VECTOR)]) for row in rows]
+        halves = [
+            [isa.multiply_bytes(pair, value) for pair in turned_bytes.dealt(a, b)]
+            for a, b, value in zip(loaded[::2], loaded[1::2], values, strict=True)
+        ]
+        for part, products in enumerate(zip(*halves, strict=True)):
+            yield 2 * v + part, list(products)
 
 
 def _broadcast(buffer: Buffer, at: Expr) -> Expr:

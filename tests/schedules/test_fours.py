@@ -28,28 +28,44 @@ def extreme() -> np.ndarray:
 )
 def test_every_weight_is_in_one_group_that_fits_int16(weight: np.ndarray) -> None:
     found = fours.deal(weight)
-    assert found.counts.sum() == len(found.places) == len(found.weights)
+    counts = found.wholes + found.halved
+    assert counts.sum() == len(found.places) == len(found.weights)
     again = np.zeros(weight.shape, np.int64)
-    channels = np.repeat(np.arange(len(weight)), found.counts)
-    np.add.at(again, (channels[:, None], found.places), found.weights)
+    np.add.at(again, (np.repeat(np.arange(len(weight)), counts)[:, None], found.places),
+              found.weights)  # fmt: skip
     np.testing.assert_array_equal(again, weight)
+    kinds = np.stack([found.wholes, found.halved], axis=1).reshape(-1)
+    whole = np.tile([True, False], len(weight)).repeat(kinds)
     wide = found.weights.astype(np.int64)
-    assert (255 * np.maximum(wide, 0).sum(axis=1) < 2**15).all()
-    assert (255 * np.minimum(wide, 0).sum(axis=1) >= -(2**15)).all()
+    for terms in (wide[whole], wide[~whole, :2], wide[~whole, 2:]):
+        assert (255 * np.maximum(terms, 0).sum(axis=1) < 2**15).all()
+        assert (255 * np.minimum(terms, 0).sum(axis=1) >= -(2**15)).all()
 
 
-def test_groups_are_nearly_full_where_weights_are_not_large() -> None:
+def test_groups_are_nearly_full_and_whole_where_weights_are_not_large() -> None:
     for weight in (pruned(9, 0.3), pruned(30, 0.0, positive=True), pruned(110, 0.8)):
-        counts, used = fours.deal(weight).counts, np.count_nonzero(weight, axis=1)
-        assert counts.sum() <= 1.1 * (-(-used // fours.SIZE)).sum()
+        found, used = fours.deal(weight), np.count_nonzero(weight, axis=1)
+        assert (found.wholes + found.halved).sum() <= 1.1 * (-(-used // fours.SIZE)).sum()
+        assert found.halved.sum() <= found.wholes.sum() / 4
 
 
-def test_uneven_signs_share_groups_three_to_one() -> None:
-    found = fours.deal(np.array([[40, 41, 42, -90, 0]], np.int8))
-    assert found.counts.tolist() == [1]
-    assert sorted(found.weights[0].tolist()) == [-90, 40, 41, 42]
+@pytest.mark.parametrize(
+    ("weights", "wholes", "halved"),
+    [
+        ([40, 41, -42, -43], [[41, 40, -43, -42]], []),
+        ([30, 31, 32, 33, 0], [[33, 30, 32, 31]], []),
+        ([127, 126, -120, -50], [], [[127, -120, 126, -50]]),
+        ([127, 126, -50, -51], [], [[127, -51, 126, -50]]),
+    ],
+)
+def test_large_weights_share_half_a_group_with_one_of_the_other_sign(
+    weights: list[int], wholes: list[list[int]], halved: list[list[int]]
+) -> None:
+    found = fours.deal(np.array([weights], np.int8))
+    assert (found.wholes.tolist(), found.halved.tolist()) == ([len(wholes)], [len(halved)])
+    assert found.weights.tolist() == wholes + halved
 
 
 def test_no_weights_make_no_groups() -> None:
     found = fours.deal(np.zeros((3, 16), np.int8))
-    assert found.counts.tolist() == [0, 0, 0] and found.places.shape == (0, fours.SIZE)
+    assert not found.wholes.any() and not found.halved.any() and len(found.places) == 0

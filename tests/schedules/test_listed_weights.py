@@ -59,7 +59,7 @@ def test_sums_of_as_many_groups_as_there_may_be_are_exact(target_name: str) -> N
     shape = LinearShape(17, 8, 1040, "int8", "row_u8")
     case = pruned_case(shape, isa, 0.0, (1, 1))
     weight = np.zeros((shape.n, shape.k), np.int8)
-    weight[:, : 4 * listed_weights.MOST_GROUPS] = 32  # 128 in all, as much as fits
+    weight[:, : 4 * listed_weights.MOST_TERMS] = 32  # 128 in all, as much as fits
     weight[::2] *= -1
     xq = np.full_like(case.activations["xq"], 255)
     xq[3:] = np.arange(xq[3:].size).reshape(xq[3:].shape) % 256
@@ -70,7 +70,8 @@ def test_sums_of_as_many_groups_as_there_may_be_are_exact(target_name: str) -> N
     )
     shape = dataclasses.replace(shape, sparse=True, window=FREE)
     packed = pack(shape, isa, Weights(**case.weights))
-    assert (np.diff(packed["starts"])[: shape.n] == listed_weights.MOST_GROUPS).all()
+    assert (np.diff(packed["starts"])[: shape.n] == listed_weights.MOST_TERMS).all()
+    assert (packed["halved"] == packed["starts"][1:]).all(), "all groups are whole"
     given, expected = in_lists(case, isa, target).run(target, isa), case.run(target, isa)
     np.testing.assert_array_equal(given.view(np.uint32), expected.view(np.uint32))
 
@@ -82,6 +83,7 @@ def test_zero_points_are_taken_off_and_only_what_is_left_is_listed() -> None:
     weight[1, 21], weight[6, 2], weight[6, 30] = 5, -4, 13
     packed = pack(shape, isa, Weights(weight, np.ones(1, np.float32), np.full(1, 3, np.int8)))
     assert packed["starts"].tolist() == [0, 0, *[1] * 5, *[2] * 10]
+    assert packed["halved"].tolist() == packed["starts"][:-1].tolist()
     assert packed["places"].tolist() == [
         [21 * listed_weights.PLACE, 0, 0, 0],
         [30 * listed_weights.PLACE, 2 * listed_weights.PLACE, 0, 0],
@@ -98,21 +100,17 @@ def test_a_weight_of_zeros_alone_lists_one_group_that_no_channel_has() -> None:
 
 
 def test_channels_of_too_many_groups_have_no_density() -> None:
-    def density(used: int, k: int) -> float | None:
+    def density(used: int, k: int, value: int) -> float | None:
         weight = np.zeros((2, k), np.int8)
-        weight[0, :used] = 127
+        weight[:, :used] = value
         return listed_weights.density(LinearShape(64, 2, k, "int8", "row_u8"), Weights(weight))
 
-    assert density(255, 1024) == 255 * 4 / 2 / 1024, "large weights of one sign stay alone"
-    assert density(256, 1024) is None
-    weight = np.zeros((2, 2048), np.int8)
-    weight[:, :1020] = 32
-    shape = LinearShape(64, 2, 2048, "int8", "row_u8")
-    assert listed_weights.density(shape, Weights(weight)) == 1020 / 2048, "all channels are dealt"
-    assert density(16, listed_weights.MAX_K + 16) is None
-    assert density(16, 16) == 2.0, "half of the weights, a group for each"
-    weight = np.ones((2, 16), np.int8)
-    assert listed_weights.density(LinearShape(64, 2, 16, "int8", "row_u8"), Weights(weight)) is None
+    assert density(1020, 2048, 32) == 1020 / 2048
+    assert density(1021, 2048, 32) is None
+    assert density(254, 1024, 127) == 1.25 * 127 * 4 / 1024, "two of a halved group each"
+    assert density(255, 1024, 127) is None
+    assert density(16, listed_weights.MAX_K + 16, 1) is None
+    assert density(13, 16, 1) is None, "hardly any zeros"
 
 
 def test_measured_lists_have_places_within_a_row_block() -> None:
