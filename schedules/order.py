@@ -41,6 +41,20 @@ def in_order(value: Expr, register: str) -> Expr:
     return T.bind(T.call_extern(dtype, name, value))
 
 
+def alone(word: Expr) -> Expr:
+    """``word``, an int64, which LLVM does not compute as a lane of a vector of several.
+
+    Addresses that it made together would have to be taken out of the vector one by one.
+    """
+    name = "slm_alone"
+    _functions.get()[name] = (
+        f"define i64 @{name}(i64 %given) {{\n"
+        '  %kept = call i64 asm "", "=r,0"(i64 %given)\n'
+        "  ret i64 %kept\n}\n"
+    )
+    return T.bind(T.call_extern("int64", name, word))
+
+
 def in_first_lane(word: Expr, lanes: int, register: str) -> Expr:
     """A vector of ``lanes`` int32 whose first is ``word``; of the others LLVM knows nothing, nor
     that it could load the word into all of them.

@@ -35,13 +35,15 @@ from slmtvm.schedules.linear import (
     LinearShape,
     blocks,
     listed_blocks,
+    listed_weights,
     pairs,
+    turned_bytes,
     turned_pairs,
     turned_rows,
     windows,
 )
 from slmtvm.schedules.linear.packed_rows import pack_rows
-from slmtvm.schedules.linear.shape import IN_LISTS
+from slmtvm.schedules.linear.shape import FREE, IN_LISTS
 from slmtvm.target import Target
 
 TURN_SECONDS = 0.02
@@ -129,6 +131,9 @@ def entry(
     density, expected = 1.0, 1.0
     if shape.window == PAIRS.name:
         density, expected = PAIRS.kept / PAIRS.size, pairs.relative_time(shape, isa)
+    elif shape.window == FREE:
+        density = listed_weights.density(shape, weights) or 1.0
+        expected = listed_weights.relative_time(shape, isa, density)
     elif shape.in_lists:
         density = listed_blocks.density(shape, weights)
         expected = listed_blocks.relative_time(shape, isa, density)
@@ -149,6 +154,10 @@ def activations(shape: LinearShape, isa: Isa) -> list[np.ndarray]:
         pairs_of, scales = (t.shape for t in turned_pairs.activations(shape, isa))
         given = rng.integers(-(2**15), 2**15, pairs_of).astype(np.int16)
         return [aligned(given), aligned(np.ones(scales, np.float32))]
+    if shape.window == FREE:
+        size = turned_bytes.tensor(shape).shape
+        turned = aligned(rng.integers(0, 256, size).astype(np.uint8))
+        return [turned, np.ones(shape.m, np.float32), np.full(shape.m, 128, np.int32)]
     if shape.in_lists or shape.turned:
         size = turned_rows.tensor(shape, isa).shape
         words = aligned(rng.integers(-(2**31), 2**31, size).astype(np.int32))
@@ -162,12 +171,15 @@ def activations(shape: LinearShape, isa: Isa) -> list[np.ndarray]:
 
 
 def pruned(n: int, k: int, block: tuple[int, int], share: float) -> np.ndarray:
-    """Random int8 weights, ``share`` of whose blocks are zero."""
-    rng = np.random.default_rng(1)
-    weight = rng.integers(1, 128, (n, k)).astype(np.int8)
-    zero = rng.random((n // block[0], k // block[1])) < share
+    """Random weights, ``share`` of whose blocks, the smallest, are zero; each channel scaled to
+    int8."""
+    weight = np.random.default_rng(1).standard_normal((n, k))
+    size = np.abs(weight).reshape(n // block[0], block[0], k // block[1], block[1])
+    size = size.sum(axis=(1, 3))
+    zero = size < np.quantile(size, share)
     weight[np.repeat(np.repeat(zero, block[0], axis=0), block[1], axis=1)] = 0
-    return weight
+    largest = np.maximum(np.abs(weight).max(axis=1, keepdims=True), 1e-9)
+    return np.round(weight / largest * 127).astype(np.int8)
 
 
 def kept_of(n: int, k: int, kept: int, size: int) -> np.ndarray:
@@ -219,6 +231,10 @@ def int8_entries(setting: str, target: Target, folder: Path) -> list[Entry]:
             if isa.listed_blocks is not None and m > 1:
                 shape = replace(dense, sparse=True, window=IN_LISTS)
                 found.append(made(f"{name} rows", shape, weight))
+            if isa.listed_weights is not None and m > 1:
+                shape = replace(dense, sparse=True, window=FREE)
+                if listed_weights.density(shape, linear.Weights(weight)) is not None:
+                    found.append(made(f"{name} free", shape, weight))
     for kept, size in NEIGHBOURS:
         weight = kept_of(n, k, kept, size)
         for window in isa.window_times:

@@ -13,6 +13,7 @@ from slmtvm.schedules.linear import (
     blocks,
     columns,
     listed_blocks,
+    listed_weights,
     pairs,
     rows_in_lanes,
     windows,
@@ -70,10 +71,14 @@ def _times_of_many_rows(layer: LayerReport) -> dict[str, float]:
     found = {}
     for name in known_targets():
         primitives = isa.get(Target.load(name).isa)
+        shape = LinearShape(rows_in_lanes.MIN_ROWS, n, k, "int8", "row_u8")
         if primitives.listed_blocks is not None:
-            shape = LinearShape(rows_in_lanes.MIN_ROWS, n, k, "int8", "row_u8")
             used = layer.blocks_used[f"1x{primitives.k_step}"]
             found[name] = listed_blocks.relative_time(shape, primitives, used)
+        if primitives.listed_weights is not None and k <= listed_weights.MAX_K:
+            used = (1 - layer.zeros) / listed_weights.USUAL_FILL
+            time = listed_weights.relative_time(shape, primitives, used)
+            found[name] = min(time, found.get(name, time))
     return found
 
 

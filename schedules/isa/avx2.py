@@ -319,6 +319,7 @@ class Avx2(Isa):
     }
     listed_rows = ListCost(step=1.75, ends=15)
     listed_blocks = ListCost(step=0.85, ends=5)
+    listed_weights = ListCost(step=1.0, ends=15)
     pair_times = (0.83, 0.87)  # one row from cache: 1
     turned_pair_time = 0.82
 
@@ -342,6 +343,9 @@ class Avx2(Isa):
 
     def rows_dot(self) -> RowsDot:
         return _RowsDot()
+
+    def multiply_bytes(self, unsigned: Expr, signed: Expr) -> Expr:
+        return _multiply_bytes(unsigned, signed)
 
 
 ISA = Avx2("avx2", lanes=LANES, registers=16, k_step=4, row_dtype="uint8")

@@ -341,6 +341,9 @@ class Isa(ABC):
     listed_blocks: ClassVar[ListCost | None] = None
     """The same of blocks of ``k_step`` int8 weights on whole rows."""
 
+    listed_weights: ClassVar[ListCost | None] = None
+    """The same of single int8 weights, dealt into groups."""
+
     column_costs: ClassVar[tuple[ListCost, ListCost, ListCost] | None] = None
     """The same of columns of 16 channels, for one row, for a few, and for many, which come turned:
     ``step`` for each weight that is stored."""
@@ -487,6 +490,11 @@ class Isa(ABC):
     def compacting(self) -> Compacting:
         """What kernels on columns of weights need, where there are ``column_costs``."""
         raise NotImplementedError(f"{self.name} takes no columns")
+
+    def multiply_bytes(self, unsigned: Expr, signed: Expr) -> Expr:
+        """Sums of two neighbouring products of bytes, that fit an int16, where there are
+        ``listed_weights``."""
+        raise NotImplementedError(f"{self.name} lists no single weights")
 
     def row_pairs(self) -> RowPairs:
         """int8 weights that pick from PAIRS, where there are ``row_pair_times``."""

@@ -18,17 +18,26 @@ from slmtvm.schedules.linear import (
     floating,
     grouped,
     listed_blocks,
+    listed_weights,
     pairs,
     row_pairs,
     rows_in_lanes,
+    turned_bytes,
     turned_pairs,
+    turned_rows,
     weight_only,
     windows,
 )
 from slmtvm.schedules.linear.integer import unrolled
 from slmtvm.schedules.linear.knobs import BY_TILE, Knobs, KnobSpace
 from slmtvm.schedules.linear.scheme import Scheme, Weights
-from slmtvm.schedules.linear.shape import COLUMNS, LinearShape, pick_scale_dtype
+from slmtvm.schedules.linear.shape import (
+    COLUMNS,
+    FREE,
+    IN_LISTS,
+    LinearShape,
+    pick_scale_dtype,
+)
 from slmtvm.schedules.linear.tile import Frame, Store, Tile, define_tiled
 from slmtvm.schedules.linear.unpacking import define_unpacked
 
@@ -39,8 +48,11 @@ __all__ = [
 
 _SCHEMES: dict[str, Scheme] = {"f32": floating, "block": grouped, "row_u8": by_row}
 """By activation; sparse weights are ``blocks``, ``columns``, ``windows``, ``pairs``,
-``turned_pairs``, ``row_pairs``, ``rows_in_lanes`` or ``listed_blocks``, those with scales on
-float32 activations ``weight_only``, and ``channel_blocks`` where blocks of channels share them."""
+``turned_pairs``, ``row_pairs``, ``rows_in_lanes``, ``listed_blocks`` or ``listed_weights``, those
+with scales on float32 activations ``weight_only``, and ``channel_blocks`` where blocks of channels
+share them."""
+
+_LISTED = {IN_LISTS: listed_blocks, FREE: listed_weights}
 
 
 def build(
@@ -92,7 +104,8 @@ def layout(shape: LinearShape, isa: Isa) -> str:
     if shape.in_row_pairs:
         return row_pairs.layout(isa)
     if shape.in_lists:
-        return listed_blocks.layout(shape, isa) if shape.window else rows_in_lanes.layout(shape)
+        listed = _LISTED.get(shape.window)
+        return listed.layout(shape, isa) if listed else rows_in_lanes.layout(shape)
     if shape.window == COLUMNS:
         return columns.layout(shape, isa)
     if shape.window:
@@ -117,6 +130,15 @@ def turns(shape: LinearShape, isa: Isa) -> bool:
     if shape.window == COLUMNS:
         return columns.turns(shape.m, isa)
     return not shape.window and blocks.turns(shape.m, isa)
+
+
+def turning(shape: LinearShape, isa: Isa) -> Kernel:
+    """The rows of a layer -> what its kernel takes, xt, where they are turned or in lists."""
+    if shape.activation == "f32":
+        return rows_in_lanes.turning(shape.m, shape.k, isa)
+    if shape.window == COLUMNS:
+        return columns.turning(shape, isa)
+    return (turned_bytes if shape.window == FREE else turned_rows).turning(shape, isa)
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
@@ -182,7 +204,7 @@ def _scheme(shape: LinearShape) -> Scheme:
     if shape.in_row_pairs:
         return row_pairs
     if shape.in_lists:
-        return listed_blocks if shape.window else rows_in_lanes
+        return _LISTED.get(shape.window, rows_in_lanes)
     if shape.in_turned_pairs:
         return turned_pairs
     if shape.window == COLUMNS:

@@ -85,6 +85,7 @@ class Compiled:
     model: Path
     auto: Bundle
     off: Bundle
+    free: Bundle
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +97,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
             model, targets, output=folder / f"{mode}.slm", context=CONTEXT, tokenizer=TOKENIZER,
             kv="f32", sparse=mode, check=False,
         )
-        for mode, targets in (("auto", TARGETS), ("off", TARGETS[:1]))
+        for mode, targets in (("auto", TARGETS), ("off", TARGETS[:1]), ("free", TARGETS[:1]))
     ]  # fmt: skip
     return Compiled(model, *bundles)
 
@@ -111,8 +112,9 @@ def logits(bundle: Bundle, folder: Path, count: int = TOKENS) -> Iterator[tuple[
 
 @pytest.mark.slow
 def test_skipping_zeros_changes_no_bit_on_any_target(compiled: Compiled, tmp_path: Path) -> None:
-    found = [*logits(compiled.auto, tmp_path), *logits(compiled.off, tmp_path)]
-    assert len(found) >= 2, found
+    bundles = (compiled.auto, compiled.off, compiled.free)
+    found = [given for bundle in bundles for given in logits(bundle, tmp_path)]
+    assert len(found) >= len(bundles), found
     for where, values in found[1:]:
         np.testing.assert_array_equal(values, found[0][1], err_msg=where)
 
@@ -142,6 +144,8 @@ def test_zeros_take_no_room_and_the_manifest_says_so(compiled: Compiled) -> None
             0.25 < layer["density"] < 0.35 for layer in layers if layer["kernel"] == "blocks"
         )
     assert auto.model == off.model
+    (free,) = compiled.free.manifest.extra["sparse"][TARGETS[0]]
+    assert free["kernel"] == "free" and 0.15 < free["density"] < 0.2
 
 
 @pytest.mark.slow

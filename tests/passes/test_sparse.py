@@ -13,7 +13,7 @@ from slmtvm.passes.lower_kernels import lower_kernels
 from slmtvm.passes.pipeline import fuse
 from slmtvm.plan.build import build_plan
 from slmtvm.schedules import isa as isas
-from slmtvm.schedules.linear import blocks, columns, listed_blocks
+from slmtvm.schedules.linear import blocks, columns, listed_blocks, listed_weights
 from slmtvm.schedules.linear.packed_rows import pack_rows, unpack_rows
 from slmtvm.target import Target
 from tests.passes.toy import decoder
@@ -24,12 +24,16 @@ HEAD, DOWN = "head.weight", "0.down.weight"
 @pytest.fixture(autouse=True)
 def _as_in_large_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a list takes beside its blocks is left out: it is more than the toy's small layers."""
-    monkeypatch.setattr(
-        blocks, "relative_time", lambda shape, isa, density: isa.list_cost.step * density
-    )
-    monkeypatch.setattr(
-        listed_blocks, "relative_time", lambda shape, isa, density: isa.listed_blocks.step * density
-    )
+    for kernel, cost in (
+        (blocks, "list_cost"),
+        (listed_blocks, "listed_blocks"),
+        (listed_weights, "listed_weights"),
+    ):
+        monkeypatch.setattr(
+            kernel,
+            "relative_time",
+            lambda shape, isa, density, cost=cost: getattr(isa, cost).step * density,
+        )
 
 
 def with_zeros(share: float, *names: str) -> CanonicalModel:
@@ -67,7 +71,8 @@ def test_a_layer_with_most_blocks_zero_skips_them_for_every_number_of_rows(targe
 
 def test_a_small_layer_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(type(isas.get("avx2")), "listed_blocks", None)
+    for cost in ("listed_blocks", "listed_weights"):
+        monkeypatch.setattr(type(isas.get("avx2")), cost, None)
     (layer,) = lowered(with_zeros(0.9, HEAD)).sparse
     assert not layer.taken
 
@@ -244,6 +249,26 @@ def test_short_blocks_of_int8_are_skipped_by_steps_of_many_rows_alone(target: st
     lists = [n for n in made.kernels if n.startswith("linear_int8") and "_rows_" in n]
     assert lists and all(int(n.split("_m")[1].split("_")[0]) >= 16 for n in lists)
     assert any(n.startswith("turn_rows_") for n in made.kernels)
+
+
+@pytest.mark.parametrize(
+    ("target", "kernel"),
+    [("x86-64-v3", "free"), ("x86-64-v4-vnni", "rows"), ("cortex-a78", "rows")],
+)
+def test_zeros_anywhere_in_int8_are_skipped_one_by_one_where_a_kernel_does(
+    target: str, kernel: str
+) -> None:
+    model = decoder("int8", layers=1)
+    weight = model.params[HEAD].copy()
+    weight[np.random.default_rng(0).random(weight.shape) < 0.94] = 0
+    weight[0, :9] = 1  # too many neighbours for kernels that pick
+    made = lowered(replace(model, params={**model.params, HEAD: weight}), target)
+    (layer,) = made.sparse
+    assert (layer.kernel, layer.taken) == (kernel, True)
+    lists = [n for n in made.kernels if n.startswith("linear_int8") and f"_{kernel}_" in n]
+    assert lists and all(int(n.split("_m")[1].split("_")[0]) >= 16 for n in lists)
+    turned = "turn_bytes_" if kernel == "free" else "turn_rows_"
+    assert any(n.startswith(turned) for n in made.kernels)
 
 
 @pytest.mark.parametrize(("target", "turned"), [("x86-64-v3", False), ("cortex-a78", True)])

@@ -13,8 +13,7 @@ from slmtvm.ir import ops
 from slmtvm.passes.lower_kernels.emitter import KernelEmitter
 from slmtvm.passes.lower_kernels.registry import handles, shape_of
 from slmtvm.schedules import linear
-from slmtvm.schedules.linear import columns, rows_in_lanes, turned_pairs, turned_rows
-from slmtvm.schedules.linear.shape import COLUMNS
+from slmtvm.schedules.linear import rows_in_lanes, turned_pairs
 
 
 def linear_shape(
@@ -79,13 +78,9 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
 
 def _turned(x: relax.Expr, shape: linear.LinearShape, emitter: KernelEmitter) -> relax.Expr:
     """Rows as a kernel takes them whose vectors hold rows: turned once for all layers of a step."""
-    if shape.activation == "f32":
-        kernel = rows_in_lanes.turning(shape.m, shape.k, emitter.isa)
-    elif shape.window == COLUMNS:
-        kernel = columns.turning(shape, emitter.isa)
-    else:
-        kernel = turned_rows.turning(shape, emitter.isa)
-    return emitter.once(("turned", x), lambda: emitter.call(kernel, [x])["xt"])
+    kernel = linear.turning(shape, emitter.isa)
+    name = str(kernel.func.attrs["global_symbol"])
+    return emitter.once((name, x), lambda: emitter.call(kernel, [x])["xt"])
 
 
 def _turned_pairs(
