@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
+from slmtvm.schedules.isa._compacting import Compacting
 from slmtvm.schedules.order import in_order
 
 CHUNK = 16
@@ -286,6 +287,9 @@ class Isa(ABC):
     list_cost_of_rows: ClassVar[ListCost] = ListCost(step=1.3, ends=10)
     """The same with several rows, whose blocks are loaded once."""
 
+    list_unroll: ClassVar[int] = 4
+    """Blocks of a list that one row takes without a loop."""
+
     list_cost_of_turned: ClassVar[ListCost | None] = None
     """The same with many rows, which come turned; None where that gains nothing."""
 
@@ -302,6 +306,10 @@ class Isa(ABC):
 
     listed_weights: ClassVar[ListCost | None] = None
     """The same of single int8 weights, dealt into groups."""
+
+    column_costs: ClassVar[tuple[ListCost, ListCost, ListCost] | None] = None
+    """The same of columns of 16 channels, for one row, for a few, and for many, which come turned:
+    ``step`` for each weight that is stored."""
 
     pair_times: ClassVar[tuple[float, float] | None] = None
     """The same of int4 weights in groups, of PAIRS, but for one row with weights from memory; None
@@ -433,6 +441,10 @@ class Isa(ABC):
         """Sums of two neighbouring products of bytes, that fit an int16, where there are
         ``listed_weights``."""
         raise NotImplementedError(f"{self.name} lists no single weights")
+
+    def compacting(self) -> Compacting:
+        """What kernels on columns of weights need, where there are ``column_costs``."""
+        raise NotImplementedError(f"{self.name} takes no columns")
 
     def row_pairs(self) -> RowPairs:
         """int8 weights that pick from PAIRS, where there are ``row_pair_times``."""

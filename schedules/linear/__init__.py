@@ -14,6 +14,7 @@ from slmtvm.schedules.linear import (
     blocks,
     by_row,
     channel_blocks,
+    columns,
     floating,
     grouped,
     listed_blocks,
@@ -27,7 +28,7 @@ from slmtvm.schedules.linear import (
 from slmtvm.schedules.linear.integer import unrolled
 from slmtvm.schedules.linear.knobs import BY_TILE, Knobs, KnobSpace
 from slmtvm.schedules.linear.scheme import Scheme, Weights
-from slmtvm.schedules.linear.shape import FREE, IN_LISTS, LinearShape, pick_scale_dtype
+from slmtvm.schedules.linear.shape import COLUMNS, FREE, IN_LISTS, LinearShape, pick_scale_dtype
 from slmtvm.schedules.linear.tile import Frame, Store, Tile, define_tiled
 from slmtvm.schedules.linear.unpacking import define_unpacked
 
@@ -37,7 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 _SCHEMES: dict[str, Scheme] = {"f32": floating, "block": grouped, "row_u8": by_row}
-"""By activation; sparse weights are ``blocks``, ``windows``, ``pairs``, ``row_pairs``,
+"""By activation; sparse weights are ``blocks``, ``columns``, ``windows``, ``pairs``, ``row_pairs``,
 ``rows_in_lanes``, ``listed_blocks`` or ``listed_weights``, those with scales on float32
 activations ``weight_only``, and ``channel_blocks`` where blocks of channels share them."""
 
@@ -93,6 +94,8 @@ def layout(shape: LinearShape, isa: Isa) -> str:
     if shape.in_lists:
         listed = _LISTED.get(shape.window)
         return listed.layout(shape, isa) if listed else rows_in_lanes.layout(shape)
+    if shape.window == COLUMNS:
+        return columns.layout(shape, isa)
     if shape.window:
         return (pairs if shape.group_size else windows).layout(shape, isa)
     if shape.sparse:
@@ -126,7 +129,9 @@ def effective_knobs(shape: LinearShape, isa: Isa, knobs: Knobs) -> Knobs:
     """``knobs`` as they are really used: of settings that make the same code, one."""
     isa = isa.for_blocks if shape.sparse and not shape.in_lists else isa
     used = {**knobs, "mr": min(knobs["mr"], shape.m)}
-    if shape.turned:  # settings may come from a shape whose rows lie in other blocks
+    if (
+        shape.turned and not shape.window
+    ):  # settings may come from a shape whose rows lie in other blocks
         used["mr"] = blocks.rows_of_tile(shape, isa, used["mr"])
     while used["nv"] > isa.vectors and used["nv"] // 2 * isa.lanes >= shape.n:
         used["nv"] //= 2
@@ -167,6 +172,8 @@ def _scheme(shape: LinearShape) -> Scheme:
         return row_pairs
     if shape.in_lists:
         return _LISTED.get(shape.window, rows_in_lanes)
+    if shape.window == COLUMNS:
+        return columns
     if shape.window:
         return pairs if shape.group_size else windows
     if shape.sparse:

@@ -27,6 +27,9 @@ IN_LISTS = "rows"
 FREE = "free"
 """The same where single weights are listed, see ``listed_weights``."""
 
+COLUMNS = "columns"
+"""The ``window`` of int8 weights on whole rows that are stored by columns, see ``columns``."""
+
 LOAD_BYTES = 4
 """What one load of packed weights takes of each channel, at most."""
 
@@ -67,8 +70,10 @@ class LinearShape:
     ``sparse``: of the weights only blocks that hold any but zeros are stored, see ``blocks``; or,
     where ``window`` names one of ``isa.base.WINDOWS``, only so many of each, see ``windows``. In
     groups these are PAIRS of int4 weights, see ``pairs``. float32 ones, see ``rows_in_lanes``;
-    int8 ones where ``window`` is IN_LISTS or FREE, see ``listed_blocks`` and ``listed_weights``.
-    ``turned``: blocks of sparse weights meet activations as ``turned_rows`` has them.
+    int8 ones where ``window`` is IN_LISTS or FREE, see ``listed_blocks`` and ``listed_weights``,
+    or COLUMNS, see ``columns``.
+    ``turned``: blocks of sparse weights meet activations as ``turned_rows`` has them, columns as
+    ``columns.turning`` does.
     ``padded``: rows from the step's ``valid`` on are padding; tiles of nothing else become 0.
     Raises TargetError where no kernel supports the combination.
     """
@@ -114,14 +119,15 @@ class LinearShape:
                 "sparse weights of int8 for whole rows, of float32, and "
                 f"{PAIRS.name} of int4 in groups of {PAIR_UNIT} and more"
             )
-        windows = (*WINDOWS, PAIRS.name, IN_LISTS, FREE)
-        in_rows = self.activation == "row_u8" and self.window in windows
+        by_name = (*WINDOWS, PAIRS.name, IN_LISTS, FREE, COLUMNS)
+        in_rows = self.activation == "row_u8" and self.window in by_name
         if self.window and not (self.sparse and (in_pairs or in_rows)):
-            names = ", ".join((*WINDOWS, IN_LISTS, FREE))
-            raise self._unsupported(f"windows {names} of sparse weights")
+            listed = ", ".join((*WINDOWS, IN_LISTS, FREE, COLUMNS))
+            raise self._unsupported(f"windows {listed} of sparse weights")
         if self.window and self.has_zero_points:
             raise self._unsupported("windows of weights without zero points")
-        if self.turned and not (self.sparse and self.activation == "row_u8" and not self.window):
+        in_blocks = self.sparse and self.activation == "row_u8" and self.window in ("", COLUMNS)
+        if self.turned and not in_blocks:
             raise self._unsupported("turned activations of blocks of sparse int8 weights")
         if self.scale_dtype not in ("float16", "float32"):
             raise self._unsupported("scale_dtype float16 or float32")

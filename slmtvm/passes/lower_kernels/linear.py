@@ -13,8 +13,8 @@ from slmtvm.ir import ops
 from slmtvm.passes.lower_kernels.emitter import KernelEmitter
 from slmtvm.passes.lower_kernels.registry import handles, shape_of
 from slmtvm.schedules import linear
-from slmtvm.schedules.linear import blocks, rows_in_lanes, turned_bytes, turned_rows
-from slmtvm.schedules.linear.shape import FREE
+from slmtvm.schedules.linear import blocks, columns, rows_in_lanes, turned_bytes, turned_rows
+from slmtvm.schedules.linear.shape import COLUMNS, FREE
 
 
 def linear_shape(
@@ -59,8 +59,7 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         shape = dataclasses.replace(
             shape, sparse=True, window=chosen.window, has_zero_points=chosen.has_zero_points
         )
-        turned = not (shape.in_lists or shape.window) and blocks.turns(shape.m, emitter.isa)
-        shape = dataclasses.replace(shape, turned=turned)
+        shape = dataclasses.replace(shape, turned=_meets_turned_rows(shape, emitter))
     if shape.in_lists or shape.turned:
         inputs = [_turned(inputs[0], shape, emitter), *inputs[1:]]
     packed = packed_linear(emitter, named, shape)
@@ -76,16 +75,24 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
     return emitter.call(kernel, [*inputs, *operands])["y"]
 
 
+def _meets_turned_rows(shape: linear.LinearShape, emitter: KernelEmitter) -> bool:
+    if shape.window == COLUMNS:
+        return columns.turns(shape.m, emitter.isa)
+    return not (shape.in_lists or shape.window) and blocks.turns(shape.m, emitter.isa)
+
+
 def _turned(x: relax.Expr, shape: linear.LinearShape, emitter: KernelEmitter) -> relax.Expr:
     """Rows as a kernel takes them whose vectors hold rows: turned once for all layers of a step."""
-    by_bytes = shape.window == FREE
+    form = shape.window if shape.window in (COLUMNS, FREE) else ""
     if shape.activation == "f32":
         kernel = rows_in_lanes.turning(shape.m, shape.k, emitter.isa)
-    elif by_bytes:
+    elif shape.window == FREE:
         kernel = turned_bytes.turning(shape, emitter.isa)
+    elif shape.window == COLUMNS:
+        kernel = columns.turning(shape, emitter.isa)
     else:
         kernel = turned_rows.turning(shape, emitter.isa)
-    return emitter.once(("turned", by_bytes, x), lambda: emitter.call(kernel, [x])["xt"])
+    return emitter.once(("turned", form, x), lambda: emitter.call(kernel, [x])["xt"])
 
 
 def packed_linear(
