@@ -104,6 +104,8 @@ def _lists(tensors: Sequence[Tensor], layer: LinearShape) -> dict[str, Fill]:
     unit = 1 if layer.in_lists else layer.padded_k // each  # of a place, in k or in blocks of it
     unit = listed_weights.PLACE if group > 1 else unit
     found = {"starts": Fill(4 * (lists + 1), STARTS, used)}
+    if "halved" in shapes:  # all groups are
+        found["halved"] = Fill(4 * lists, STARTS, used)
     for tensor in tensors:
         if tensor.at_most:
             size = _bytes(tensor) // most * lists * used

@@ -118,6 +118,7 @@ def test_measured_lists_have_places_within_a_row_block() -> None:
     kernel = linear.build(shape, isas.get("avx2"))
     fills = dict(zip((t.name for t in kernel.tensors), fills_of(kernel), strict=True))
     groups, places = fills["starts"].low, fills["places"]
+    assert fills["halved"] == dataclasses.replace(fills["starts"], size=fills["halved"].size)
     assert places.high == 4 * groups and fills["values"].size * 2 == places.size
     last = places.low * (places.high - 1)
     assert last % listed_weights.PLACE == 0 and 0 < last / listed_weights.PLACE < shape.k
