@@ -59,6 +59,12 @@ def in_first_lane(word: Expr, lanes: int, register: str) -> Expr:
     return T.bind(T.call_extern(f"int32x{lanes}", name, word))
 
 
+def written_call(dtype: str, name: str, code: str, *arguments: Expr) -> Expr:
+    """A call of a function that is written in LLVM's language; ``code`` says all of ``name``."""
+    _functions.get()[name] = code
+    return T.call_extern(dtype, name, *arguments)
+
+
 def set_apart() -> None:
     """Lets LLVM keep nothing in vector registers from before it, on x86 without AVX-512.
 

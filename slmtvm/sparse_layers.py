@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from slmtvm.ir.model import LayerReport
 from slmtvm.passes.lower_kernels.sparse import LIMIT
@@ -11,6 +11,7 @@ from slmtvm.schedules.isa.base import PAIRS
 from slmtvm.schedules.linear import (
     LinearShape,
     blocks,
+    columns,
     listed_blocks,
     pairs,
     rows_in_lanes,
@@ -53,12 +54,12 @@ def expected_times(layer: LayerReport) -> dict[str, float]:
         used = layer.blocks_used[size]
         found[name] = min(
             max(_of_blocks(m, n, k, primitives, used) for m in _ROWS),
+            max(_of_columns(m, n, k, primitives, layer.blocks_used) for m in _ROWS),
             *(
                 max(windows.relative_time(window, primitives, m) for m in _ROWS)
                 for window in layer.windows
                 if window in primitives.window_times
             ),
-            float("inf"),
         )
     return found
 
@@ -91,6 +92,13 @@ def _of_pairs(layer: LayerReport) -> dict[str, float]:
 
 def _of_blocks(m: int, n: int, k: int, primitives: isa.Isa, used: float) -> float:
     return blocks.relative_time(LinearShape(m, n, k, "int8", "row_u8"), primitives, used)
+
+
+def _of_columns(m: int, n: int, k: int, primitives: isa.Isa, used: Mapping[str, float]) -> float:
+    if primitives.column_costs is None or k > columns.MAX_K:
+        return float("inf")
+    shape = LinearShape(m, n, k, "int8", "row_u8")
+    return columns.relative_time(shape, primitives, used[f"{columns.CHANNELS}x1"])
 
 
 def _fate(layer: LayerReport) -> str:

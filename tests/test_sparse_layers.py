@@ -13,7 +13,7 @@ from slmtvm.sparse_layers import expected_times, sparse_lines
 def layer(sparsity: str, used: float, format: str = "int8", group_size: int = 0) -> LayerReport:
     return LayerReport(
         "w", "linear", (512, 512), format, group_size, 512 * 512, sparsity=sparsity, zeros=0.7,
-        blocks_used={"8x4": used, "32x1": min(1.0, 3 * used), "1x4": used},
+        blocks_used={"8x4": used, "1x4": used} | dict.fromkeys(["32x1", "16x1"], min(1, 3 * used)),
     )  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def test_fewer_blocks_take_less_time_and_dense_ones_more_than_a_dense_kernel():
 
 
 def test_short_blocks_are_said_to_be_skipped_by_many_rows():
-    used = {"8x4": 0.83, "32x1": 1.0, "1x4": 0.2}
+    used = {"8x4": 0.83, "32x1": 1.0, "16x1": 1.0, "1x4": 0.2}
     (line,) = sparse_lines([replace(layer("1x4", 0.83), zeros=0.8, blocks_used=used)])
     _, many = line.split("; but for steps of 16 rows and more on ")
     assert "x86-64-v3 (0.2" in many and "cortex-a78 (0.4" in many and "riscv" not in many

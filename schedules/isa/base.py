@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
+from slmtvm.schedules.isa._compacting import Compacting
 from slmtvm.schedules.order import align_stack, in_order
 
 CHUNK = 16
@@ -323,6 +324,9 @@ class Isa(ABC):
     list_cost_of_rows: ClassVar[ListCost] = ListCost(step=1.3, ends=10)
     """The same with several rows, whose blocks are loaded once."""
 
+    list_unroll: ClassVar[int] = 4
+    """Blocks of a list that one row takes without a loop."""
+
     list_cost_of_turned: ClassVar[ListCost | None] = None
     """The same with many rows, which come turned; None where that gains nothing."""
 
@@ -336,6 +340,10 @@ class Isa(ABC):
 
     listed_blocks: ClassVar[ListCost | None] = None
     """The same of blocks of ``k_step`` int8 weights on whole rows."""
+
+    column_costs: ClassVar[tuple[ListCost, ListCost, ListCost] | None] = None
+    """The same of columns of 16 channels, for one row, for a few, and for many, which come turned:
+    ``step`` for each weight that is stored."""
 
     pair_times: ClassVar[tuple[float, float] | None] = None
     """The same of int4 weights in groups, of PAIRS, but for one row with weights from memory; None
@@ -475,6 +483,10 @@ class Isa(ABC):
         """int8 weights -128..127, activations 0..255 stored as ``row_dtype`` says, rows in lanes,
         where there are ``listed_blocks``."""
         return RowsDot(self.s8_row(), self.lanes, self.row_dtype)
+
+    def compacting(self) -> Compacting:
+        """What kernels on columns of weights need, where there are ``column_costs``."""
+        raise NotImplementedError(f"{self.name} takes no columns")
 
     def row_pairs(self) -> RowPairs:
         """int8 weights that pick from PAIRS, where there are ``row_pair_times``."""

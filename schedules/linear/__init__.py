@@ -14,6 +14,7 @@ from slmtvm.schedules.linear import (
     blocks,
     by_row,
     channel_blocks,
+    columns,
     floating,
     grouped,
     listed_blocks,
@@ -27,7 +28,7 @@ from slmtvm.schedules.linear import (
 from slmtvm.schedules.linear.integer import unrolled
 from slmtvm.schedules.linear.knobs import BY_TILE, Knobs, KnobSpace
 from slmtvm.schedules.linear.scheme import Scheme, Weights
-from slmtvm.schedules.linear.shape import LinearShape, pick_scale_dtype
+from slmtvm.schedules.linear.shape import COLUMNS, LinearShape, pick_scale_dtype
 from slmtvm.schedules.linear.tile import Frame, Store, Tile, define_tiled
 from slmtvm.schedules.linear.unpacking import define_unpacked
 
@@ -37,9 +38,9 @@ __all__ = [
 ]  # fmt: skip
 
 _SCHEMES: dict[str, Scheme] = {"f32": floating, "block": grouped, "row_u8": by_row}
-"""By activation; sparse weights are ``blocks``, ``windows``, ``pairs``, ``turned_pairs``,
-``row_pairs``, ``rows_in_lanes`` or ``listed_blocks``, those with scales on float32 activations
-``weight_only``, and ``channel_blocks`` where blocks of channels share them."""
+"""By activation; sparse weights are ``blocks``, ``columns``, ``windows``, ``pairs``,
+``turned_pairs``, ``row_pairs``, ``rows_in_lanes`` or ``listed_blocks``, those with scales on
+float32 activations ``weight_only``, and ``channel_blocks`` where blocks of channels share them."""
 
 
 def build(
@@ -92,6 +93,8 @@ def layout(shape: LinearShape, isa: Isa) -> str:
         return row_pairs.layout(isa)
     if shape.in_lists:
         return listed_blocks.layout(shape, isa) if shape.window else rows_in_lanes.layout(shape)
+    if shape.window == COLUMNS:
+        return columns.layout(shape, isa)
     if shape.window:
         return (pairs if shape.group_size else windows).layout(shape, isa)
     if shape.sparse:
@@ -111,6 +114,8 @@ def turns(shape: LinearShape, isa: Isa) -> bool:
         return False
     if shape.window == PAIRS.name:
         return pairs.turns(shape, isa)
+    if shape.window == COLUMNS:
+        return columns.turns(shape.m, isa)
     return not shape.window and blocks.turns(shape.m, isa)
 
 
@@ -136,7 +141,8 @@ def effective_knobs(shape: LinearShape, isa: Isa, knobs: Knobs) -> Knobs:
     used = {**knobs, "mr": min(knobs["mr"], shape.m)}
     if shape.in_turned_pairs:
         return turned_pairs.default_knobs(shape, isa)
-    if shape.turned:  # settings may come from a shape whose rows lie in other blocks
+    if shape.turned and not shape.window:
+        # Settings may come from a shape whose rows lie in other blocks.
         used["mr"] = blocks.rows_of_tile(shape, isa, used["mr"])
     while used["nv"] > isa.vectors and used["nv"] // 2 * isa.lanes >= shape.n:
         used["nv"] //= 2
@@ -179,6 +185,8 @@ def _scheme(shape: LinearShape) -> Scheme:
         return listed_blocks if shape.window else rows_in_lanes
     if shape.in_turned_pairs:
         return turned_pairs
+    if shape.window == COLUMNS:
+        return columns
     if shape.window:
         return pairs if shape.group_size else windows
     if shape.sparse:

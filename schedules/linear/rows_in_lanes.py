@@ -241,7 +241,7 @@ def emit(
 
     def write(first: Expr, rows: list[Expr]) -> None:
         for i, vector in enumerate(rows):
-            store.add_and_write(tile, first + i, 0, vector)
+            store.add_and_write(tile, first + i, 0, floating.unsigned_zero(vector))
 
     by_rows(staged, tile.rows, lanes, write)
 

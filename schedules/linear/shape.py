@@ -27,6 +27,9 @@ MAX_TURNED_GROUP = 64
 IN_LISTS = "rows"
 """The ``window`` of int8 weights on whole rows that are listed, see ``listed_blocks``."""
 
+COLUMNS = "columns"
+"""The ``window`` of int8 weights on whole rows that are stored by columns, see ``columns``."""
+
 LOAD_BYTES = 4
 """What one load of packed weights takes of each channel, at most."""
 
@@ -67,9 +70,9 @@ class LinearShape:
     ``sparse``: of the weights only blocks that hold any but zeros are stored, see ``blocks``; or,
     where ``window`` names one of ``isa.base.WINDOWS``, only so many of each, see ``windows``. In
     groups these are PAIRS of int4 weights, see ``pairs``. float32 ones, see ``rows_in_lanes``;
-    int8 ones where ``window`` is IN_LISTS, see ``listed_blocks``.
-    ``turned``: blocks of sparse weights meet activations as ``turned_rows`` has them, pairs as
-    ``turned_pairs`` does.
+    int8 ones where ``window`` is IN_LISTS, see ``listed_blocks``, or COLUMNS, see ``columns``.
+    ``turned``: blocks of sparse weights meet activations as ``turned_rows`` has them, columns as
+    ``columns.turning`` does, pairs as ``turned_pairs``.
     ``padded``: rows from the step's ``valid`` on are padding; tiles of nothing else become 0.
     Raises TargetError where no kernel supports the combination.
     """
@@ -115,12 +118,14 @@ class LinearShape:
                 "sparse weights of int8 for whole rows, of float32, and "
                 f"{PAIRS.name} of int4 in groups of {PAIR_UNIT} and more"
             )
-        in_rows = self.activation == "row_u8" and self.window in (*WINDOWS, PAIRS.name, IN_LISTS)
+        by_name = (*WINDOWS, PAIRS.name, IN_LISTS, COLUMNS)
+        in_rows = self.activation == "row_u8" and self.window in by_name
         if self.window and not (self.sparse and (in_pairs or in_rows)):
-            raise self._unsupported(f"windows {', '.join((*WINDOWS, IN_LISTS))} of sparse weights")
+            listed = ", ".join((*WINDOWS, IN_LISTS, COLUMNS))
+            raise self._unsupported(f"windows {listed} of sparse weights")
         if self.window and self.has_zero_points:
             raise self._unsupported("windows of weights without zero points")
-        in_blocks = self.sparse and self.activation == "row_u8" and not self.window
+        in_blocks = self.sparse and self.activation == "row_u8" and self.window in ("", COLUMNS)
         turned_pairs = self.window == PAIRS.name and 0 < self.group_size <= MAX_TURNED_GROUP
         if self.turned and not (in_blocks or turned_pairs):
             raise self._unsupported(

@@ -41,7 +41,9 @@ TOKENS = 21  # a chunk of 16 and some single ones
 MAX_KL = 1e-2  # as for the model that is not pruned
 
 
-def pruned(path: Path, output: Path) -> Path:
+def pruned(
+    path: Path, output: Path, block: tuple[int, int] = (CHANNELS, K), share: float = SHARE
+) -> Path:
     """The model with those blocks of its layers' weights at zero that hold the least; of the
     layers with most inputs, the smaller two of every four neighbours, but for one weight of the
     first, which breaks the pattern, and for the last, of which most short blocks go."""
@@ -68,9 +70,9 @@ def pruned(path: Path, output: Path) -> Path:
                 fours[k // 8, order[k // 8, :, 3].argmin(), 3] = 1
             tensor.CopyFrom(numpy_helper.from_array(fours.reshape(k, n), tensor.name))
             continue
-        split = weight.reshape(k // K, K, n // CHANNELS, CHANNELS).astype(np.int32).copy()
+        split = weight.reshape(k // block[1], block[1], n // block[0], block[0]).astype(np.int32)
         size = (split**2).sum(axis=(1, 3))
-        split *= (size > np.quantile(size, SHARE))[:, None, :, None]
+        split = split * (size > np.quantile(size, share))[:, None, :, None]
         tensor.CopyFrom(
             numpy_helper.from_array(split.reshape(k, n).astype(weight.dtype), tensor.name)
         )
@@ -155,6 +157,27 @@ def test_damaged_places_are_refused_though_nobody_asks(compiled: Compiled, tmp_p
             continue
         with pytest.raises(BundleError, match="checksum"):
             slmtvm.load(path, target="x86-64-v3", check=False)
+
+
+@pytest.mark.exhaustive
+def test_columns_change_no_bit_on_riscv(tmp_path: Path) -> None:
+    model = pruned(model_path("int8"), tmp_path / "pruned.onnx", block=(16, 1), share=0.5)
+    found, bundles = [], []
+    for mode, target in (("auto", "riscv64-rvv"), ("off", TARGETS[0])):
+        bundle = compile_model(
+            model, [target], output=tmp_path / f"{mode}.slm", context=CONTEXT,
+            tokenizer=TOKENIZER, kv="f32", sparse=mode, check=False,
+        )  # fmt: skip
+        bundles.append(bundle)
+        found += [*logits(bundle, tmp_path)]
+    assert len(found) >= 3, "registers of two lengths, and x86-64"
+    for where, values in found[1:]:
+        np.testing.assert_array_equal(values, found[-1][1], err_msg=where)
+    kernels = Counter(
+        layer["kernel"] for layer in bundles[0].manifest.extra["sparse"]["riscv64-rvv"]
+    )
+    assert kernels["columns"] > 2 * LAYERS
+    assert bundles[0].manifest.weights.bytes < 0.85 * bundles[1].manifest.weights.bytes
 
 
 def pruned_int4(path: Path, output: Path) -> Path:

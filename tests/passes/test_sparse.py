@@ -13,7 +13,7 @@ from slmtvm.passes.lower_kernels import lower_kernels
 from slmtvm.passes.pipeline import fuse
 from slmtvm.plan.build import build_plan
 from slmtvm.schedules import isa as isas
-from slmtvm.schedules.linear import blocks, listed_blocks
+from slmtvm.schedules.linear import blocks, columns, listed_blocks
 from slmtvm.schedules.linear.packed_rows import pack_rows, unpack_rows
 from slmtvm.target import Target
 from tests.passes.toy import decoder
@@ -257,6 +257,27 @@ def test_blocks_meet_turned_rows_where_that_gains_with_the_weights_of_few_rows(
     assert len(blocks_of) > 1 and any(blocks_of.values()) == turned
     stored = {name.split("@")[1].split(".")[0] for name in made.weights if name.startswith(HEAD)}
     assert len(stored) == 1, "every number of rows reads the same lists"
+
+
+@pytest.mark.slow
+def test_columns_are_taken_by_every_number_of_rows_on_riscv(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(columns, "relative_time", lambda shape, isa, density: density)
+    model = decoder("int8", layers=1)
+    weight = model.params[DOWN].copy()
+    zero = np.random.default_rng(0).random((len(weight) // 16, weight.shape[1])) < 0.5
+    weight[np.repeat(zero, 16, axis=0)] = 0
+    model = replace(model, params={**model.params, DOWN: weight})
+    made = lower_kernels(fuse(model, chunks=(1, 16, 32)), Target.load("riscv64-rvv"))
+    (layer,) = made.sparse
+    turned = {"_turned_" in name for name in made.kernels if "_columns_" in name}
+    assert turned == {False, True} and any(n.startswith("turn_columns_") for n in made.kernels)
+    assert (layer.kernel, layer.taken) == ("columns", True) and 0.4 < layer.density < 0.6
+    assert layer.bytes_left < 0.7
+    stored = {name.split("@")[1].split(".")[0] for name in made.weights if name.startswith(DOWN)}
+    assert len(stored) == 1, "every number of rows reads the same lists"
+    assert not any("_columns_" in name for name in lowered(model, "cortex-a78").kernels)
 
 
 def test_what_serves_one_row_too_comes_before_what_does_not() -> None:

@@ -23,6 +23,7 @@ SHAPES = [
     LinearShape(1, 33, 70, "int4", "block", 32, has_bias=True, scale_dtype="float16"),
     LinearShape(11, 20, 100, "int4", "block", 32, has_bias=True, has_residual=True),
     LinearShape(3, 40, 300, "int4", "block", 128),
+    LinearShape(2, 1, 7, "int4", "block", 64),
 ]
 
 

@@ -13,7 +13,8 @@ from slmtvm.ir import ops
 from slmtvm.passes.lower_kernels.emitter import KernelEmitter
 from slmtvm.passes.lower_kernels.registry import handles, shape_of
 from slmtvm.schedules import linear
-from slmtvm.schedules.linear import rows_in_lanes, turned_pairs, turned_rows
+from slmtvm.schedules.linear import columns, rows_in_lanes, turned_pairs, turned_rows
+from slmtvm.schedules.linear.shape import COLUMNS
 
 
 def linear_shape(
@@ -80,6 +81,8 @@ def _turned(x: relax.Expr, shape: linear.LinearShape, emitter: KernelEmitter) ->
     """Rows as a kernel takes them whose vectors hold rows: turned once for all layers of a step."""
     if shape.activation == "f32":
         kernel = rows_in_lanes.turning(shape.m, shape.k, emitter.isa)
+    elif shape.window == COLUMNS:
+        kernel = columns.turning(shape, emitter.isa)
     else:
         kernel = turned_rows.turning(shape, emitter.isa)
     return emitter.once(("turned", x), lambda: emitter.call(kernel, [x])["xt"])

@@ -22,15 +22,16 @@ from slmtvm.schedules.linear import (
     LinearShape,
     Weights,
     blocks,
+    columns,
     listed_blocks,
     pairs,
     row_pairs,
     rows_in_lanes,
     windows,
 )
-from slmtvm.schedules.linear.shape import IN_LISTS, PAIR_UNIT
+from slmtvm.schedules.linear.shape import COLUMNS, IN_LISTS, PAIR_UNIT
 
-KERNELS = ("blocks", *WINDOWS, PAIRS.name, IN_LISTS)
+KERNELS = ("blocks", COLUMNS, *WINDOWS, PAIRS.name, IN_LISTS)
 SPARSE = ("auto", "off", *KERNELS)
 """A kernel's name: every layer that it fits takes it, expected to gain or not, and no other one."""
 
@@ -123,6 +124,7 @@ def _kinds(shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]) 
         )
         sparse = dataclasses.replace(shape, sparse=True, has_zero_points=needed)
         found.append(_Kind(sparse, density, time, density * blocks.bytes_of_block(isa)))
+    found += _kinds_in_columns(shape, weights, isa, rows)
     for name in isa.window_times:
         window = WINDOWS[name]
         if windows.fits(window, weights):
@@ -135,6 +137,19 @@ def _kinds(shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]) 
         sparse = dataclasses.replace(shape, sparse=True, window=PAIRS.name, has_zero_points=False)
         found.append(_Kind(sparse, PAIRS.kept / PAIRS.size, time, row_pairs.BYTES_LEFT))
     return found + _kinds_in_lists(shape, weights, isa, rows)
+
+
+def _kinds_in_columns(
+    shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]
+) -> list[_Kind]:
+    if isa.column_costs is None or not columns.fits(shape, weights):
+        return []
+    density = columns.density(shape, weights)
+    if density > NOTABLE:
+        return []
+    time = max(columns.relative_time(dataclasses.replace(shape, m=m), isa, density) for m in rows)
+    sparse = dataclasses.replace(shape, sparse=True, window=COLUMNS, has_zero_points=False)
+    return [_Kind(sparse, density, time, columns.bytes_left(density))]
 
 
 def _kinds_in_groups(
