@@ -72,7 +72,7 @@ class LinearShape:
     groups these are PAIRS of int4 weights, see ``pairs``. float32 ones, see ``rows_in_lanes``;
     int8 ones where ``window`` is IN_LISTS, see ``listed_blocks``, or COLUMNS, see ``columns``.
     ``turned``: blocks of sparse weights meet activations as ``turned_rows`` has them, columns as
-    ``columns.turning`` does, pairs as ``turned_pairs``.
+    ``columns.turning`` does, pairs as ``turned_pairs`` does.
     ``padded``: rows from the step's ``valid`` on are padding; tiles of nothing else become 0.
     Raises TargetError where no kernel supports the combination.
     """
