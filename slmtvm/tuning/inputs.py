@@ -14,7 +14,7 @@ import numpy as np
 
 from slmtvm.schedules.experts import RoutedShape
 from slmtvm.schedules.kernel import Kernel, Tensor
-from slmtvm.schedules.linear import LinearShape
+from slmtvm.schedules.linear import LinearShape, listed_weights
 from slmtvm.schedules.linear.columns import pieces
 from slmtvm.schedules.linear.shape import COLUMNS, ROW_ALIGNMENT
 
@@ -98,15 +98,21 @@ def _lists(tensors: Sequence[Tensor], layer: LinearShape) -> dict[str, Fill]:
     if layer.window == COLUMNS:
         return _columns(tensors, layer)
     lists, most = shapes["starts"][0] - 1, shapes["places"][0]
-    each = most // lists
+    group = shapes["places"][1] if len(shapes["places"]) > 1 else 1  # places of an entry
+    each = layer.padded_k // group if group > 1 else most // lists
     used = max(1, round(_LISTED * each))
     unit = 1 if layer.in_lists else layer.padded_k // each  # of a place, in k or in blocks of it
+    unit = listed_weights.PLACE if group > 1 else unit
     found = {"starts": Fill(4 * (lists + 1), STARTS, used)}
+    if "halved" in shapes:  # all groups are
+        found["halved"] = Fill(4 * lists, STARTS, used)
     for tensor in tensors:
         if tensor.at_most:
             size = _bytes(tensor) // most * lists * used
             found[tensor.name] = replace(_random(tensor), size=size, cycled=True)
-    found["places"] = replace(found["places"], kind=PLACES, low=unit * (each // used), high=used)
+    places = used * group
+    low = unit * (each * group // places)
+    found["places"] = replace(found["places"], kind=PLACES, low=low, high=places)
     return found
 
 

@@ -80,3 +80,11 @@ def test_a_weight_of_zeros_alone_lists_one_that_no_channel_has() -> None:
     weights = Weights(np.zeros((8, 16), np.int8), np.ones(1, np.float32))
     packed = pack(shape, isas.get("avx2"), weights)
     assert not packed["starts"].any() and packed["places"].shape == (1,)
+
+
+def test_steps_take_longer_where_few_rows_of_many_inputs_are_near() -> None:
+    isa = isas.get("avx2")
+    shape = LinearShape(64, 8, 768, "int8", "row_u8")
+    more = dataclasses.replace(shape, k=1536)
+    near, far = (listed_blocks.relative_time(s, isa, 0.9) for s in (shape, more))
+    assert near < 0.9 < far, "of the time of dense kernels"
