@@ -1,0 +1,73 @@
+"""A model whose KV cache keeps fewer features of each head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slmtvm.errors import SlmError, UnsupportedOpError
+from slmtvm.ir.model import CanonicalModel
+from slmtvm.low_rank.bases import Moments
+from slmtvm.low_rank.report import RankReport, report, some
+from slmtvm.low_rank.seen import Seen, Tokens
+from slmtvm.passes.low_rank import LowRank
+
+_RANK = "rank:"
+_HELD = 4  # of so many windows one is kept to measure on
+
+
+def parse_kv(kv: str | None) -> tuple[str | None, int]:
+    """The type of a KV cache and its rank, 0 for a whole one: "rank:32,int8" is ("int8", 32).
+
+    What is no rank is taken as a type. Raises SlmError where a rank is no number.
+    """
+    if kv is None or not kv.startswith(_RANK):
+        return kv, 0
+    number, _, dtype = kv.removeprefix(_RANK).partition(",")
+    if not number.isdecimal() or not int(number):
+        raise SlmError(
+            f"must be {_RANK}R or {_RANK}R,TYPE with a whole number R, such as {_RANK}32,int8; not "
+            f"{kv!r}",
+            where="kv",
+        )
+    return dtype or None, int(number)
+
+
+def low_rank(
+    model: CanonicalModel, rank: int, windows: Sequence[Tokens]
+) -> tuple[CanonicalModel, RankReport]:
+    """``model`` with a cache of ``rank`` features of each head, as ``windows`` of tokens ask for.
+
+    Keys are kept as those projections, after norms and rotations, in which queries of the text see
+    most of their differences; values as those that show most of attention's results in the layer
+    that reads them. Raises SlmError where no head has more features, UnsupportedOpError where the
+    model keeps no cache that is projected.
+    """
+    where = str(model.source)
+    if model.kind != "decoder":
+        raise UnsupportedOpError(
+            f"a KV cache of lower rank for an {model.kind}; a decoder can have one: leave rank:"
+            f"{rank} out of --kv",
+            where=where,
+        )
+    sizes = [spec.head_dim for spec in model.kv]
+    if not sizes or rank < 1 or rank >= max(sizes):
+        heads = f"heads have {some(sizes)} features" if sizes else "there are no attentions"
+        raise SlmError(
+            f"a KV cache of rank {rank}: {heads}; the rank is 1 or more and less than that",
+            where=where,
+        )
+    seen = Seen(model)
+    held = list(windows[-max(1, len(windows) // _HELD) :])
+    learned = list(windows[: len(windows) - len(held)]) or held
+    moments = [None if spec.head_dim <= rank else Moments() for spec in model.kv]
+    for window in learned:
+        layers, _ = seen.of(window)
+        for layer, (found, own) in enumerate(zip(layers, moments, strict=True)):
+            if own is not None:
+                own.add(seen, layer, found)
+    bases = [
+        None if own is None else own.bases(rank, seen.reader(layer))
+        for layer, own in enumerate(moments)
+    ]
+    made = LowRank(bases).apply(model)
+    return made, report(model, made, seen, bases, held, rank)
