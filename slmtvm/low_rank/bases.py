@@ -84,13 +84,13 @@ def _centred(products: Array | float, sums: Array | float, count: int) -> Array:
 
 
 def _root(moment: Array) -> Array:
-    """L with L L^T = ``moment`` (D, D), and a ridge."""
-    return np.asarray(np.linalg.cholesky(_with_ridge(moment)))
+    """L with L L^T = ``moment`` (D, D), and a ridge in the place of smaller variances."""
+    sizes, vectors = np.linalg.eigh(moment)
+    return np.asarray(vectors * np.sqrt(np.maximum(sizes, _ridge(moment))))
 
 
-def _with_ridge(moment: Array) -> Array:
-    mean = float(np.trace(moment)) / len(moment)
-    return moment + _RIDGE * max(mean, _LEAST) * np.eye(len(moment))
+def _ridge(moment: Array) -> float:
+    return _RIDGE * max(float(np.trace(moment)) / len(moment), _LEAST)
 
 
 def _best(left: Array, right: Array, rank: int) -> tuple[Array, Array]:
@@ -113,5 +113,5 @@ def _best(left: Array, right: Array, rank: int) -> tuple[Array, Array]:
 
 def _restoring(moment: Array, basis: Array) -> Array:
     """(rank, D): what of ``y B`` is nearest to y (D,) of this ``moment``, for the basis B."""
-    seen = basis.T @ _with_ridge(moment)
+    seen = basis.T @ (moment + _ridge(moment) * np.eye(len(moment)))
     return np.asarray(np.linalg.solve(seen @ basis, seen))

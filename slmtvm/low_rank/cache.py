@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from slmtvm.errors import SlmError, UnsupportedOpError
 from slmtvm.ir.model import CanonicalModel
 from slmtvm.low_rank.bases import Moments
@@ -54,6 +56,13 @@ def low_rank(
         heads = f"heads have {some(sizes)} features" if sizes else "there are no attentions"
         raise SlmError(
             f"a KV cache of rank {rank}: {heads}; the rank is 1 or more and less than that",
+            where=where,
+        )
+    beyond = max(int(np.max(window)) for window in windows)
+    if beyond >= model.vocab_size or min(int(np.min(window)) for window in windows) < 0:
+        raise SlmError(
+            f"a calibration token is not of the model's vocabulary of {model.vocab_size}: give a "
+            "text with the model's own tokenizer, or ids that are",
             where=where,
         )
     seen = Seen(model)

@@ -15,6 +15,8 @@ from slmtvm.ir.reference import attention, evaluate_function
 from slmtvm.low_rank.seen import Floats, Seen, SeenLayer, Tokens
 from slmtvm.passes.low_rank import LayerBases
 
+_MOST_LOSS = 700.0  # nats: the perplexity is a number yet
+
 Array = npt.NDArray[np.float64]
 
 
@@ -32,24 +34,29 @@ class LayerError:
 @dataclass(frozen=True)
 class RankReport:
     """What heads of ``rank`` features cost on calibration tokens that they were not learned from,
-    where there was more than one window: ``layers``, and the perplexity of the text before and
-    after."""
+    where there was more than one window: ``layers``, and where the model's first output are logits
+    the perplexity of the text before and after. ``kept``: the part of the features that the cache
+    still has."""
 
     rank: int
     tokens: int
+    kept: float
     layers: tuple[LayerError, ...]
-    ppl_whole: float
-    ppl: float
+    ppl_whole: float | None = None
+    ppl: float | None = None
 
     def lines(self) -> list[str]:
         """For people."""
         worst = max(self.layers, key=lambda la: la.results)
         mean = float(np.mean([la.results for la in self.layers]))
+        perplexity = ""
+        if self.ppl_whole is not None and self.ppl is not None:
+            perplexity = f"perplexity {self.ppl_whole:.5g} before and {self.ppl:.5g} after, "
         return [
-            f"KV cache of rank {self.rank} (of {some([la.whole for la in self.layers])}): "
-            f"perplexity of {self.tokens} calibration tokens {self.ppl_whole:.3f} before, "
-            f"{self.ppl:.3f} after; attention's results are off by {mean:.1%} in the mean of "
-            f"layers, {worst.results:.1%} in layer {worst.layer}",
+            f"KV cache of rank {self.rank} (of {some([la.whole for la in self.layers])}), "
+            f"{self.kept:.0%} of its numbers: on {self.tokens} calibration tokens {perplexity}"
+            f"attention's results are off by {mean:.1%} in the mean of layers, "
+            f"{worst.results:.1%} in layer {worst.layer}",
             *(
                 f"layer {la.layer}: scores off by {la.scores:.1%}, results by {la.results:.1%}"
                 for la in self.layers
@@ -62,8 +69,12 @@ class RankReport:
         return {
             "rank": self.rank,
             "tokens": self.tokens,
-            "ppl_whole": round(self.ppl_whole, digits),
-            "ppl": round(self.ppl, digits),
+            "kept": round(self.kept, digits),
+            **(
+                {"ppl_whole": round(self.ppl_whole, digits), "ppl": round(self.ppl, digits)}
+                if self.ppl_whole is not None and self.ppl is not None
+                else {}
+            ),
             "layers": [
                 {
                     **asdict(la),
@@ -89,24 +100,33 @@ def report(
     for window in windows:
         layers, logits = seen.of(window)
         after = evaluate_function(made, "main", np.asarray(window, np.int32))
-        for rows, found in zip((logits, after), losses, strict=True):
-            found.append(_loss(rows, window))
+        if logits.shape[1] == model.vocab_size:
+            for rows, found in zip((logits, after), losses, strict=True):
+                found.append(_loss(rows, window))
         for layer, (own, call, basis) in enumerate(zip(layers, seen.calls, bases, strict=True)):
             if basis is not None:
-                squares[layer] += _squares(own, call, basis, seen, model)
+                squares[layer] += _squares(own, call, basis, model)
     tokens = sum(len(w) - 1 for w in windows)
     errors = [
-        LayerError(layer, spec.head_dim, *map(float, np.sqrt(found[:, 0] / found[:, 1])))
+        LayerError(layer, spec.head_dim, *map(float, _root_ratio(found)))
         for layer, (spec, found) in enumerate(zip(model.kv, squares, strict=True))
         if bases[layer] is not None
     ]
-    before, afterwards = (float(np.exp(sum(found) / tokens)) for found in losses)
-    return RankReport(rank, tokens, tuple(errors), before, afterwards)
+    before, afterwards = (
+        float(np.exp(min(sum(found) / tokens, _MOST_LOSS))) if found else None for found in losses
+    )
+    sizes = [spec.num_kv_heads * spec.head_dim for spec in model.kv]
+    left = [spec.num_kv_heads * spec.head_dim for spec in made.kv]
+    return RankReport(rank, tokens, sum(left) / sum(sizes), tuple(errors), before, afterwards)
 
 
-def _squares(
-    own: SeenLayer, call: relax.Call, basis: LayerBases, seen: Seen, model: CanonicalModel
-) -> Array:
+def _root_ratio(squares: Array) -> Array:
+    """Of each pair of sums of squares the root of the first over the second, 0 for no difference
+    from nothing."""
+    return np.sqrt(squares[:, 0] / np.maximum(squares[:, 1], np.finfo(np.float64).tiny))
+
+
+def _squares(own: SeenLayer, call: relax.Call, basis: LayerBases, model: CanonicalModel) -> Array:
     """Of scores and of results, (2, 2): the squares of what is wrong, and of what is right."""
     m, heads, d = own.q.shape
     group = heads // own.k.shape[1]

@@ -70,6 +70,18 @@ def test_more_features_are_nearer_and_the_report_says_so() -> None:
     )
 
 
+def test_rows_that_are_no_logits_have_no_perplexity() -> None:
+    model = decoder("f32")
+    _, report = low_rank(replace(model, vocab_size=VOCAB + 1), 8, WINDOWS)
+    assert report.ppl is None and "perplexity" not in report.lines()[0]
+    assert report.kept == 0.5 and "ppl" not in report.to_json()
+
+
+def test_tokens_beyond_the_vocabulary_are_refused() -> None:
+    with pytest.raises(SlmError, match="vocabulary of 112"):
+        low_rank(decoder("f32"), 8, [np.array([1, VOCAB])])
+
+
 @pytest.mark.parametrize("rank", [0, HEAD_DIM, 100])
 def test_a_rank_that_no_head_has_is_refused(rank: int) -> None:
     with pytest.raises(SlmError, match="heads have 16 features; the rank is 1 or more"):
