@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
 from slmtvm.errors import SlmError, UnsupportedOpError
 from slmtvm.ir.model import CanonicalModel
+from slmtvm.low_rank.allocate import allocated
 from slmtvm.low_rank.bases import Moments
-from slmtvm.low_rank.report import RankReport, report, some
-from slmtvm.low_rank.seen import Seen, Tokens
-from slmtvm.passes.low_rank import LowRank
+from slmtvm.low_rank.report import RankReport, report, some, squares
+from slmtvm.low_rank.seen import Seen, SeenLayer, Tokens
+from slmtvm.passes.low_rank import LayerBases, LowRank
 
 _RANK = "rank:"
 _HELD = 4  # of so many windows one is kept to measure on
+_SHOWN = 4  # windows by which layers are compared
 
 
 def parse_kv(kv: str | None) -> tuple[str | None, int]:
@@ -37,7 +40,9 @@ def parse_kv(kv: str | None) -> tuple[str | None, int]:
 def low_rank(
     model: CanonicalModel, rank: int, windows: Sequence[Tokens]
 ) -> tuple[CanonicalModel, RankReport]:
-    """``model`` with a cache of ``rank`` features of each head, as ``windows`` of tokens ask for.
+    """``model`` with a cache of ``rank`` features of each head in the mean of layers.
+
+    ``windows`` of tokens say which: a layer whose results lose more by it than others' keeps more.
 
     Keys are kept as those projections, after norms and rotations, in which queries of the text see
     most of their differences; values as those that show most of attention's results in the layer
@@ -68,15 +73,28 @@ def low_rank(
     seen = Seen(model)
     held = list(windows[-max(1, len(windows) // _HELD) :])
     learned = list(windows[: len(windows) - len(held)]) or held
-    moments = [None if spec.head_dim <= rank else Moments() for spec in model.kv]
+    moments = [Moments() for _ in model.kv]
+    shown: list[list[SeenLayer]] = []
     for window in learned:
         layers, _ = seen.of(window)
         for layer, (found, own) in enumerate(zip(layers, moments, strict=True)):
-            if own is not None:
-                own.add(seen, layer, found)
-    bases = [
-        None if own is None else own.bases(rank, seen.reader(layer))
-        for layer, own in enumerate(moments)
+            own.add(seen, layer, found)
+        shown += [layers] if len(shown) < _SHOWN else []
+
+    @cache
+    def bases(layer: int, left: int) -> LayerBases:
+        return moments[layer].bases(left, seen.reader(layer))
+
+    def cost(layer: int, left: int) -> float:
+        call = seen.calls[layer]
+        parts = [squares(la[layer], call, bases(layer, left), model)[1] for la in shown]
+        wrong, right = np.sum(parts, axis=0)
+        return float(wrong / max(right, np.finfo(np.float64).tiny))
+
+    ranks = allocated(model.kv, model.num_heads, rank, cost)
+    chosen = [
+        None if left == spec.head_dim else bases(layer, left)
+        for layer, (spec, left) in enumerate(zip(model.kv, ranks, strict=True))
     ]
-    made = LowRank(bases).apply(model)
-    return made, report(model, made, seen, bases, held, rank)
+    made = LowRank(chosen).apply(model)
+    return made, report(model, made, seen, chosen, held, rank)

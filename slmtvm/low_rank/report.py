@@ -26,17 +26,21 @@ class LayerError:
     the scores before the softmax, each row's without its mean, and of the attention's results."""
 
     layer: int
-    whole: int  # features of a head before
+    rank: int  # features of a head that it keeps
+    whole: int  # and those it had
     scores: float
     results: float
 
 
 @dataclass(frozen=True)
 class RankReport:
-    """What heads of ``rank`` features cost on calibration tokens that they were not learned from,
-    where there was more than one window: ``layers``, and where the model's first output are logits
-    the perplexity of the text before and after. ``kept``: the part of the features that the cache
-    still has."""
+    """What heads of ``rank`` features in the mean cost.
+
+    ``tokens``: of the calibration text, so many that they were not learned from, where there was
+    more than one window. ``layers``: those that keep fewer features. ``ppl``: the perplexity, and
+    that of ``ppl_whole`` heads, where the model's first output are logits. ``kept``: the part of
+    the features that the cache still has.
+    """
 
     rank: int
     tokens: int
@@ -58,7 +62,8 @@ class RankReport:
             f"attention's results are off by {mean:.1%} in the mean of layers, "
             f"{worst.results:.1%} in layer {worst.layer}",
             *(
-                f"layer {la.layer}: scores off by {la.scores:.1%}, results by {la.results:.1%}"
+                f"layer {la.layer}: rank {la.rank}, scores off by {la.scores:.1%}, "
+                f"results by {la.results:.1%}"
                 for la in self.layers
             ),
         ]
@@ -96,7 +101,7 @@ def report(
 ) -> RankReport:
     """What ``made``, which is ``model`` with ``bases``, loses on ``windows``."""
     losses: list[list[float]] = [[], []]
-    squares = np.zeros((len(bases), 2, 2))
+    sums = np.zeros((len(bases), 2, 2))
     for window in windows:
         layers, logits = seen.of(window)
         after = evaluate_function(made, "main", np.asarray(window, np.int32))
@@ -105,12 +110,12 @@ def report(
                 found.append(_loss(rows, window))
         for layer, (own, call, basis) in enumerate(zip(layers, seen.calls, bases, strict=True)):
             if basis is not None:
-                squares[layer] += _squares(own, call, basis, model)
+                sums[layer] += squares(own, call, basis, model)
     tokens = sum(len(w) - 1 for w in windows)
     errors = [
-        LayerError(layer, spec.head_dim, *map(float, _root_ratio(found)))
-        for layer, (spec, found) in enumerate(zip(model.kv, squares, strict=True))
-        if bases[layer] is not None
+        LayerError(layer, basis.rank, spec.head_dim, *map(float, _root_ratio(found)))
+        for layer, (spec, basis, found) in enumerate(zip(model.kv, bases, sums, strict=True))
+        if basis is not None
     ]
     before, afterwards = (
         float(np.exp(min(sum(found) / tokens, _MOST_LOSS))) if found else None for found in losses
@@ -126,7 +131,7 @@ def _root_ratio(squares: Array) -> Array:
     return np.sqrt(squares[:, 0] / np.maximum(squares[:, 1], np.finfo(np.float64).tiny))
 
 
-def _squares(own: SeenLayer, call: relax.Call, basis: LayerBases, model: CanonicalModel) -> Array:
+def squares(own: SeenLayer, call: relax.Call, basis: LayerBases, model: CanonicalModel) -> Array:
     """Of scores and of results, (2, 2): the squares of what is wrong, and of what is right."""
     m, heads, d = own.q.shape
     group = heads // own.k.shape[1]

@@ -21,7 +21,7 @@ from slmtvm.runtime.session import Session
 from slmtvm.target import Target
 from tests.emulation.session import open_sessions
 from tests.end_to_end.bundles import TARGETS_OF_THREE
-from tests.passes.toy import CONTEXT, VOCAB, Layer, decoder
+from tests.passes.toy import CONTEXT, KV_HEADS, VOCAB, Layer, decoder
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,8 @@ FORMS = {"int4": "f32", "int8": "int8", "f32": "int4"}
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, CanonicalModel]:
-    return {form: low_rank(decoder(form, variants=LAYERS), RANK, WINDOWS)[0] for form in FORMS}
+    layers = {form: LAYERS if form == "int4" else LAYERS[2:] for form in FORMS}
+    return {f: low_rank(decoder(f, variants=layers[f]), RANK, WINDOWS)[0] for f in FORMS}
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +63,10 @@ def test_it_computes_its_reference_and_keeps_so_many_features(
     # Float activations of the integer forms are rounded, and so are keys and values.
     wrong = np.abs(got - want).mean() / np.abs(want).mean()
     assert wrong < {"int4": 0.02, "int8": 0.03, "f32": 0.12}[form]
-    assert info["kv_rank"] == RANK
-    numbers = 2 * len(LAYERS) * 2 * RANK
-    scales = {"f32": 0, "int8": 4 * numbers // RANK, "int4": 4 * numbers // RANK}
+    heads = 2 * len(models[form].kv) * KV_HEADS
+    assert sum(info["kv_ranks"]) == RANK * len(models[form].kv)
+    numbers = heads * RANK
+    scales = {"f32": 0, "int8": 4 * heads, "int4": 4 * heads}
     size = {"f32": 4.0, "int8": 1.0, "int4": 0.5}
     kv = FORMS[form]
     assert info["kv_bytes_per_token"] == numbers * size[kv] + scales[kv]

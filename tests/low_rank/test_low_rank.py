@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from slmtvm.errors import SlmError, UnsupportedOpError
-from slmtvm.ir.model import CanonicalModel
+from slmtvm.ir.model import CanonicalModel, KvSpec
 from slmtvm.ir.reference import evaluate
 from slmtvm.low_rank import low_rank, parse_kv
+from slmtvm.low_rank.allocate import allocated, step_of
 from tests.passes.toy import CONTEXT, DIM, HEAD_DIM, KV_HEADS, VOCAB, Layer, decoder
 
-RANK = 6
+RANK = 8
 RNG = np.random.default_rng(5)
 WINDOWS = [RNG.integers(0, VOCAB, 32) for _ in range(12)]
 TOKENS = RNG.integers(0, VOCAB, CONTEXT)
 
 
-def of_rank(layer: Layer, kinds: str, rank: int = RANK) -> CanonicalModel:
-    """A decoder of two layers whose keys or values, as ``kinds`` says, have no more than ``rank``
+def of_rank(layer: Layer, kinds: str, ranks: tuple[int, int] = (RANK, RANK)) -> CanonicalModel:
+    """A decoder of two layers whose keys or values, as ``kinds`` says, have no more than ``ranks``
     features a head."""
     model = decoder("f32", variants=[layer] * 2)
     params = dict(model.params)
-    for name in (f"{i}.{kind}.weight" for i in range(2) for kind in kinds):
+    named = {f"{i}.{kind}.weight": rank for i, rank in enumerate(ranks) for kind in kinds}
+    for name, rank in named.items():
         mixed = RNG.standard_normal((KV_HEADS, HEAD_DIM, rank)) @ RNG.standard_normal(
             (KV_HEADS, rank, DIM)
         )
@@ -43,6 +44,27 @@ def test_what_has_few_features_loses_nothing() -> None:
     assert [spec.head_dim for spec in made.kv] == [RANK, RANK]
 
 
+def test_a_layer_that_needs_more_features_keeps_more() -> None:
+    model = of_rank(Layer(q_base=0, k_base=0), "kv", (4, 12))
+    made, report = low_rank(model, RANK, WINDOWS)
+    assert [spec.head_dim for spec in made.kv] == [4, 12]
+    assert report.kept == 0.5 and all(la.results < 1e-2 for la in report.layers)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "heads", "step"), [(64, 9, 16), (32, 8, 4), (128, 16, 16), (16, 4, 4), (7, 16, 2)]
+)
+def test_ranks_differ_by_what_keeps_rows_in_whole_lines(
+    head_dim: int, heads: int, step: int
+) -> None:
+    assert step_of(head_dim, heads) == step
+
+
+def test_a_rank_below_all_steps_is_every_layers() -> None:
+    kv = (KvSpec(2, 16), KvSpec(2, 16))
+    assert allocated(kv, 4, 3, lambda layer, left: 1 / left) == [3, 3]
+
+
 def test_positions_that_no_window_reaches_count() -> None:
     """Keys turn: few features of those before the rotation are more after it, the more the further
     they turn."""
@@ -58,13 +80,11 @@ def test_positions_that_no_window_reaches_count() -> None:
 
 def test_more_features_are_nearer_and_the_report_says_so() -> None:
     model = decoder("int4", variants=[Layer(norm="heads"), Layer(window=20)])
-    reports = [low_rank(model, rank, WINDOWS)[1] for rank in (4, 8, 15)]
-    for layer in range(2):
-        found = [(r.layers[layer].scores, r.layers[layer].results) for r in reports]
-        assert sorted(found, reverse=True) == found
-        assert all(results > later for (_, results), (_, later) in itertools.pairwise(found))
+    reports = [low_rank(model, rank, WINDOWS)[1] for rank in (4, 8, 14)]
+    lost = [sum(la.results for la in report.layers) for report in reports]
+    assert sorted(lost, reverse=True) == lost and lost[0] > 2 * lost[2] > 0
     text = "\n".join(reports[0].lines())
-    assert "rank 4 (of 16)" in text and "layer 1: scores off by" in text
+    assert "rank 4 (of 16)" in text and "layer 1: rank 4, scores off by" in text
     assert reports[0].to_json()["layers"][1]["results"] == pytest.approx(
         reports[0].layers[1].results, abs=1e-4
     )
