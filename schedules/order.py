@@ -41,6 +41,20 @@ def in_order(value: Expr, register: str) -> Expr:
     return T.bind(T.call_extern(dtype, name, value))
 
 
+def alone(word: Expr) -> Expr:
+    """``word``, an int64, which LLVM does not compute as a lane of a vector of several.
+
+    Addresses that it made together would have to be taken out of the vector one by one.
+    """
+    name = "slm_alone"
+    _functions.get()[name] = (
+        f"define i64 @{name}(i64 %given) {{\n"
+        '  %kept = call i64 asm "", "=r,0"(i64 %given)\n'
+        "  ret i64 %kept\n}\n"
+    )
+    return T.bind(T.call_extern("int64", name, word))
+
+
 def in_first_lane(word: Expr, lanes: int, register: str) -> Expr:
     """A vector of ``lanes`` int32 whose first is ``word``; of the others LLVM knows nothing, nor
     that it could load the word into all of them.
@@ -59,6 +73,12 @@ def in_first_lane(word: Expr, lanes: int, register: str) -> Expr:
     return T.bind(T.call_extern(f"int32x{lanes}", name, word))
 
 
+def written_call(dtype: str, name: str, code: str, *arguments: Expr) -> Expr:
+    """A call of a function that is written in LLVM's language; ``code`` says all of ``name``."""
+    _functions.get()[name] = code
+    return T.call_extern(dtype, name, *arguments)
+
+
 def set_apart() -> None:
     """Lets LLVM keep nothing in vector registers from before it, on x86 without AVX-512.
 
@@ -70,6 +90,19 @@ def set_apart() -> None:
     _functions.get()[name] = (
         f"define i32 @{name}(i32 %given) {{\n"
         f'  %kept = call i32 asm sideeffect "", "=r,0,{clobbered}"(i32 %given)\n'
+        "  ret i32 %kept\n}\n"
+    )
+    T.evaluate(T.call_extern("int32", name, T.int32(0)))
+
+
+def align_stack(size: int) -> None:
+    """Lets vectors of ``size`` bytes that LLVM moves to the stack lie at multiples of that: callers
+    align it to 16 only, where half of those of 32 lie across cache lines."""
+    name = f"slm_align_stack_{size}"
+    _functions.get()[name] = (
+        f"define i32 @{name}(i32 %given) {{\n"
+        f"  %room = alloca [{size} x i8], align {size}\n"
+        '  %kept = call i32 asm sideeffect "", "=r,0,r"(i32 %given, ptr %room)\n'
         "  ret i32 %kept\n}\n"
     )
     T.evaluate(T.call_extern("int32", name, T.int32(0)))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time to the first token that slm-serve takes, with a prefix that a session has and without.
 
-    scripts/bench_serve.py pycode.slm [--prefix 900] [--new 16] [--rounds 15]
+    scripts/bench_serve.py pycode.slm [--prefix 900] [--new 16] [--rounds 15] [--threads 1]
 
 Three kinds of prompt take turns: the new tokens alone, the prefix with new tokens behind it, and as
 many tokens that nobody has seen. Milliseconds from the request to the first event with text.
@@ -49,8 +49,14 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, default=900)
     parser.add_argument("--new", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of the server (default: its own, 1)"
+    )
     options = parser.parse_args()
-    command = [server_program(options.bundle), options.bundle, "--port", "0", "--sessions", "3"]
+    command = [
+        server_program(options.bundle), options.bundle,
+        "--port", "0", "--sessions", "3", "--threads", str(options.threads),
+    ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Linear kernels that skip zeros against the dense ones, by pattern and share of zeros.
 
-    python scripts/bench_sparse.py [--target x86-64-v3] [--rounds 15] [--json FILE]
+    python scripts/bench_sparse.py [--target x86-64-v3] [--rounds 15] [--formats int4] [--json FILE]
 
 One thread; kernels take turns, so that what else runs meets all of them alike, and times are the
 thread's own. A line gives the median time and the median, least and largest ratio to the dense
@@ -31,9 +31,19 @@ from slmtvm.schedules import linear
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import PAIRS, WINDOWS
 from slmtvm.schedules.kernel import Kernel
-from slmtvm.schedules.linear import LinearShape, blocks, listed_blocks, pairs, turned_rows, windows
+from slmtvm.schedules.linear import (
+    LinearShape,
+    blocks,
+    listed_blocks,
+    listed_weights,
+    pairs,
+    turned_bytes,
+    turned_pairs,
+    turned_rows,
+    windows,
+)
 from slmtvm.schedules.linear.packed_rows import pack_rows
-from slmtvm.schedules.linear.shape import IN_LISTS
+from slmtvm.schedules.linear.shape import FREE, IN_LISTS
 from slmtvm.target import Target
 
 TURN_SECONDS = 0.02
@@ -41,6 +51,7 @@ COPIES_BYTES = 96_000_000
 SETTINGS = {  # rows, channels, inputs, whether the weights come from memory
     "decode, cache": (1, 1024, 1024, False),
     "decode, memory": (1, 4096, 4096, True),
+    "16 rows": (16, 1536, 576, False),
     "64 rows": (64, 1536, 576, False),
 }
 PATTERNS = ((8, 4), (32, 4), (16, 1), (1, 4), (1, 1))
@@ -74,14 +85,13 @@ def aligned(array: np.ndarray) -> np.ndarray:
     return made
 
 
-def load(shape: LinearShape, isa: Isa, target: Target, folder: Path) -> tuple[Callable, Kernel]:
-    """The compiled kernel, and what it was compiled from."""
-    kernel = linear.build(shape, isa)
+def load(kernel: Kernel, target: Target, folder: Path) -> Callable:
+    """The compiled kernel."""
     name = str(kernel.func.attrs["global_symbol"])
     write_object({name: kernel.func}, target, folder / f"{name}.o")
     library = folder / f"{name}.so"
     zig_cc(f"{target.arch}-linux-musl", ["-shared", "-o", str(library), str(folder / f"{name}.o")])
-    return getattr(ctypes.CDLL(str(library)), name), kernel
+    return getattr(ctypes.CDLL(str(library)), name)
 
 
 def entry(
@@ -120,7 +130,10 @@ def entry(
 
     density, expected = 1.0, 1.0
     if shape.window == PAIRS.name:
-        density, expected = PAIRS.kept / PAIRS.size, pairs.relative_time(isa, shape.m)
+        density, expected = PAIRS.kept / PAIRS.size, pairs.relative_time(shape, isa)
+    elif shape.window == FREE:
+        density = listed_weights.density(shape, weights) or 1.0
+        expected = listed_weights.relative_time(shape, isa, density)
     elif shape.in_lists:
         density = listed_blocks.density(shape, weights)
         expected = listed_blocks.relative_time(shape, isa, density)
@@ -137,6 +150,14 @@ def entry(
 def activations(shape: LinearShape, isa: Isa) -> list[np.ndarray]:
     """What the kernel takes of its rows; where they come turned, that took no time."""
     rng = np.random.default_rng(0)
+    if shape.in_turned_pairs:
+        pairs_of, scales = (t.shape for t in turned_pairs.activations(shape, isa))
+        given = rng.integers(-(2**15), 2**15, pairs_of).astype(np.int16)
+        return [aligned(given), aligned(np.ones(scales, np.float32))]
+    if shape.window == FREE:
+        size = turned_bytes.tensor(shape).shape
+        turned = aligned(rng.integers(0, 256, size).astype(np.uint8))
+        return [turned, np.ones(shape.m, np.float32), np.full(shape.m, 128, np.int32)]
     if shape.in_lists or shape.turned:
         size = turned_rows.tensor(shape, isa).shape
         words = aligned(rng.integers(-(2**31), 2**31, size).astype(np.int32))
@@ -150,12 +171,15 @@ def activations(shape: LinearShape, isa: Isa) -> list[np.ndarray]:
 
 
 def pruned(n: int, k: int, block: tuple[int, int], share: float) -> np.ndarray:
-    """Random int8 weights, ``share`` of whose blocks are zero."""
-    rng = np.random.default_rng(1)
-    weight = rng.integers(1, 128, (n, k)).astype(np.int8)
-    zero = rng.random((n // block[0], k // block[1])) < share
+    """Random weights, ``share`` of whose blocks, the smallest, are zero; each channel scaled to
+    int8."""
+    weight = np.random.default_rng(1).standard_normal((n, k))
+    size = np.abs(weight).reshape(n // block[0], block[0], k // block[1], block[1])
+    size = size.sum(axis=(1, 3))
+    zero = size < np.quantile(size, share)
     weight[np.repeat(np.repeat(zero, block[0], axis=0), block[1], axis=1)] = 0
-    return weight
+    largest = np.maximum(np.abs(weight).max(axis=1, keepdims=True), 1e-9)
+    return np.round(weight / largest * 127).astype(np.int8)
 
 
 def kept_of(n: int, k: int, kept: int, size: int) -> np.ndarray:
@@ -166,17 +190,32 @@ def kept_of(n: int, k: int, kept: int, size: int) -> np.ndarray:
     return np.where((order < kept).reshape(n, k), weight, 0).astype(np.int8)
 
 
-def entries(setting: str, target: Target, folder: Path) -> list[Entry]:
-    """The dense kernel, then the sparse ones."""
-    isa = isas.get(target.isa)
-    m, n, k, _ = SETTINGS[setting]
-    dense = LinearShape(m, n, k, "int8", "row_u8")
+def entries(setting: str, target: Target, folder: Path, formats: list[str]) -> list[Entry]:
+    """The dense kernels, each followed by the sparse ones."""
+    found = int8_entries(setting, target, folder) if "int8" in formats else []
+    return found + (int4_entries(setting, target, folder) if "int4" in formats else [])
+
+
+def loader(
+    isa: Isa, target: Target, folder: Path
+) -> Callable[[LinearShape], tuple[Callable, Kernel]]:
+    """What compiles the kernel of a shape, once."""
     loaded: dict[LinearShape, tuple[Callable, Kernel]] = {}
 
     def load_kernel(shape: LinearShape) -> tuple[Callable, Kernel]:
         if shape not in loaded:
-            loaded[shape] = load(shape, isa, target, folder)
+            kernel = linear.build(shape, isa)
+            loaded[shape] = load(kernel, target, folder), kernel
         return loaded[shape]
+
+    return load_kernel
+
+
+def int8_entries(setting: str, target: Target, folder: Path) -> list[Entry]:
+    isa = isas.get(target.isa)
+    m, n, k, _ = SETTINGS[setting]
+    dense = LinearShape(m, n, k, "int8", "row_u8")
+    load_kernel = loader(isa, target, folder)
 
     def made(name: str, shape: LinearShape, weight: np.ndarray) -> Entry:
         weights = linear.Weights(weight, np.full(n, 0.01, np.float32))
@@ -192,23 +231,54 @@ def entries(setting: str, target: Target, folder: Path) -> list[Entry]:
             if isa.listed_blocks is not None and m > 1:
                 shape = replace(dense, sparse=True, window=IN_LISTS)
                 found.append(made(f"{name} rows", shape, weight))
+            if isa.listed_weights is not None and m > 1:
+                shape = replace(dense, sparse=True, window=FREE)
+                if listed_weights.density(shape, linear.Weights(weight)) is not None:
+                    found.append(made(f"{name} free", shape, weight))
     for kept, size in NEIGHBOURS:
         weight = kept_of(n, k, kept, size)
         for window in isa.window_times:
             shape = replace(dense, sparse=True, window=window)
             if windows.fits(WINDOWS[window], linear.Weights(weight)):
                 found.append(made(f"{kept}:{size} as {window}", shape, weight))
-    if isa.pair_times is not None:
-        int4 = LinearShape(m, n, k, "int4", "block", GROUP, scale_dtype="float16")
-        weight = kept_of(n, k, *NEIGHBOURS[0]) // 16
-        scales = np.full((n, int4.groups), 1 / 128, np.float32)
-        weights = linear.Weights(pack_rows((weight + 8).astype(np.uint8), int4.bits), scales)
-        for name, shape in (
-            (DENSE["int4"], int4),
-            ("int4 2:4", replace(int4, sparse=True, window=PAIRS.name)),
-        ):
-            found.append(entry(name, setting, shape, weights, isa, load_kernel))
     return found
+
+
+def int4_entries(setting: str, target: Target, folder: Path) -> list[Entry]:
+    isa = isas.get(target.isa)
+    if isa.pair_times is None:
+        return []
+    m, n, k, _ = SETTINGS[setting]
+    load_kernel = loader(isa, target, folder)
+    dense = LinearShape(m, n, k, "int4", "block", GROUP, scale_dtype="float16")
+    weight = kept_of(n, k, *NEIGHBOURS[0]) // 16
+    scales = np.full((n, dense.groups), 1 / 128, np.float32)
+    weights = linear.Weights(pack_rows((weight + 8).astype(np.uint8), dense.bits), scales)
+    sparse = replace(dense, sparse=True, window=PAIRS.name)
+    sparse = replace(sparse, turned=linear.turns(sparse, isa))
+    found = [
+        entry(name, setting, shape, weights, isa, load_kernel)
+        for name, shape in ((DENSE["int4"], dense), ("int4 2:4", sparse))
+    ]
+    if sparse.turned:
+        found.append(with_turning(found[-1], sparse, isa, target, folder))
+    return found
+
+
+def with_turning(made: Entry, shape: LinearShape, isa: Isa, target: Target, folder: Path) -> Entry:
+    """The entry with its rows turned before each call, as where no other layer has them."""
+    kernel = turned_pairs.turning(shape, isa)
+    function = load(kernel, target, folder)
+    given = [*activations(replace(shape, sparse=False, window="", turned=False), isa)[:2]]
+    given += [aligned(np.zeros(t.shape, t.dtype)) for t in turned_pairs.activations(shape, isa)]
+    bounds = ctypes.c_int32(0), ctypes.c_int32(kernel.grid)
+    arguments = [*(ctypes.c_void_p(a.ctypes.data) for a in given), *bounds]
+
+    def run(kept: list[np.ndarray] = given) -> int:
+        function(*arguments)
+        return made.run()
+
+    return replace(made, name=f"{made.name} and turning", run=run, seconds=[])
 
 
 def measure(found: list[Entry], rounds: int) -> None:
@@ -229,7 +299,7 @@ def report(found: list[Entry]) -> list[dict[str, object]]:
         dense = next(other for other in found if other.name == one.dense)
         ratios = sorted(d / s for d, s in zip(dense.seconds, one.seconds, strict=True))
         print(
-            f"{one.setting:15} {one.name:14} blocks {one.density:4.0%} "
+            f"{one.setting:15} {one.name:20} blocks {one.density:4.0%} "
             f"{median(one.seconds) * 1e6:9.1f} us  x{median(ratios):.2f} "
             f"[{ratios[0]:.2f}..{ratios[-1]:.2f}]  "
             f"bytes x{dense.weight_bytes / one.weight_bytes:.2f}  model x{1 / one.expected:.2f}"
@@ -243,6 +313,7 @@ def main() -> None:
     parser.add_argument("--target", default="host")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--formats", nargs="+", choices=DENSE, default=list(DENSE))
     parser.add_argument("--only", default="", help="entries whose names hold this")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -252,7 +323,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for setting in options.settings:
-            every = entries(setting, target, Path(folder))
+            every = entries(setting, target, Path(folder), options.formats)
             found = [one for one in every if options.only in one.name]
             wanted = {one.dense for one in found} - {one.name for one in found}
             found += [one for one in every if one.name in wanted]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from slmtvm.ir.model import LayerReport
 from slmtvm.passes.lower_kernels.sparse import LIMIT
@@ -11,7 +11,9 @@ from slmtvm.schedules.isa.base import PAIRS
 from slmtvm.schedules.linear import (
     LinearShape,
     blocks,
+    columns,
     listed_blocks,
+    listed_weights,
     pairs,
     rows_in_lanes,
     windows,
@@ -42,7 +44,7 @@ def expected_times(layer: LayerReport) -> dict[str, float]:
     """For each target what skipping zeros would take of the dense kernel's time, for one token or
     for several, whichever is more; empty where no kernel of the layer's format skips any."""
     if PAIRS.name in layer.windows:
-        return _of_pairs()
+        return _of_pairs(layer)
     if layer.format != "int8" or layer.group_size or layer.group_channels:
         return {}
     n, k = layer.shape
@@ -53,12 +55,12 @@ def expected_times(layer: LayerReport) -> dict[str, float]:
         used = layer.blocks_used[size]
         found[name] = min(
             max(_of_blocks(m, n, k, primitives, used) for m in _ROWS),
+            max(_of_columns(m, n, k, primitives, layer.blocks_used) for m in _ROWS),
             *(
                 max(windows.relative_time(window, primitives, m) for m in _ROWS)
                 for window in layer.windows
                 if window in primitives.window_times
             ),
-            float("inf"),
         )
     return found
 
@@ -69,26 +71,39 @@ def _times_of_many_rows(layer: LayerReport) -> dict[str, float]:
     found = {}
     for name in known_targets():
         primitives = isa.get(Target.load(name).isa)
+        shape = LinearShape(rows_in_lanes.MIN_ROWS, n, k, "int8", "row_u8")
         if primitives.listed_blocks is not None:
-            shape = LinearShape(rows_in_lanes.MIN_ROWS, n, k, "int8", "row_u8")
             used = layer.blocks_used[f"1x{primitives.k_step}"]
             found[name] = listed_blocks.relative_time(shape, primitives, used)
+        if primitives.listed_weights is not None and k <= listed_weights.MAX_K:
+            used = (1 - layer.zeros) / listed_weights.USUAL_FILL
+            time = listed_weights.relative_time(shape, primitives, used)
+            found[name] = min(time, found.get(name, time))
     return found
 
 
-def _of_pairs() -> dict[str, float]:
+def _of_pairs(layer: LayerReport) -> dict[str, float]:
+    n, k = layer.shape
     found = {}
     for name in known_targets():
         primitives = isa.get(Target.load(name).isa)
         if primitives.pair_times is None:
             found[name] = float("inf")
         else:
-            found[name] = max(pairs.relative_time(primitives, m) for m in _ROWS)
+            shapes = (LinearShape(m, n, k, "int4", "block", layer.group_size) for m in _ROWS)
+            found[name] = max(pairs.relative_time(shape, primitives) for shape in shapes)
     return found
 
 
 def _of_blocks(m: int, n: int, k: int, primitives: isa.Isa, used: float) -> float:
     return blocks.relative_time(LinearShape(m, n, k, "int8", "row_u8"), primitives, used)
+
+
+def _of_columns(m: int, n: int, k: int, primitives: isa.Isa, used: Mapping[str, float]) -> float:
+    if primitives.column_costs is None or k > columns.MAX_K:
+        return float("inf")
+    shape = LinearShape(m, n, k, "int8", "row_u8")
+    return columns.relative_time(shape, primitives, used[f"{columns.CHANNELS}x1"])
 
 
 def _fate(layer: LayerReport) -> str:

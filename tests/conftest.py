@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,16 @@ from tests.shared_folder import shared_folder
 
 # By this jsonschema tells whether a text is an IRI, which no test asks; to import it takes seconds.
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+
+
+SLOW_AS_A_WHOLE = "\npytestmark = pytest.mark.slow\n"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where no slow test is wanted, files of nothing else are not imported, nor what they need."""
+    if "not slow" not in config.option.markexpr or collection_path.suffix != ".py":
+        return None
+    return True if SLOW_AS_A_WHOLE in collection_path.read_text(encoding="utf-8") else None
 
 
 @pytest.fixture(scope="session", autouse=True)

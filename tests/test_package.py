@@ -45,6 +45,7 @@ def test_every_public_name_is_a_class_or_a_function(name: str) -> None:
     assert callable(getattr(slmtvm, name))
 
 
+@pytest.mark.slow
 def test_a_public_function_wins_over_the_submodule_of_its_name() -> None:
     code = "from slmtvm.without_torch import import_no_torch; import_no_torch()\n"
     code += "import slmtvm.verify.compare, slmtvm.inspect, slmtvm; assert callable(slmtvm.verify)"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, ClassVar
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.order import in_order
+from slmtvm.schedules.isa._compacting import Compacting
+from slmtvm.schedules.order import align_stack, in_order
 
 CHUNK = 16
 """Values of k whose activations are loaded together."""
+
+_STACK_ALIGNMENT = 16  # bytes, of x86 and Arm
 
 MIN_BLOCK_CHANNELS = 8
 """Output channels of a block of sparse weights where vectors are no longer: x86 and Arm share."""
@@ -41,6 +45,9 @@ WINDOWS = {w.name: w for w in (Window(4, 16), Window(8, 16), Window(4, 8))}
 
 PAIRS = Window(2, 4)
 """What int4 weights in groups pick from: their places take 2 bits."""
+
+PAIR_CHOICES = tuple(combinations(range(PAIRS.size), PAIRS.kept))
+"""The places that two weights can have there, in order."""
 
 
 class Dot(ABC):
@@ -248,6 +255,37 @@ class PairPicking(ABC):
         return state[0]
 
 
+class TurnedPairs(ABC):
+    """An exact dot product of a group of int4 weights of one channel, -8..7, of which two meet a
+    pair of each 4 of k, with a vector of ``rows``, their activations -127..127.
+
+    A state is int16, as are pairs; sums of a group fit it, whatever it wraps around in between.
+    """
+
+    rows: int
+
+    @abstractmethod
+    def choices(self, words: Sequence[Expr]) -> list[Expr]:
+        """Four activations of each of ``rows`` rows, int32 vectors -> the PAIR_CHOICES of them."""
+
+    @abstractmethod
+    def places(self, raw: Expr) -> list[Expr]:
+        """Places as ``PairPicking.places`` has them, ascending -> for four steps a uint16 vector:
+        which of PAIR_CHOICES two weights take: one of them whatever is given."""
+
+    @abstractmethod
+    def start(self, sums: Expr) -> Expr:
+        """What states begin with where the weights' sums are these, an int16 for each."""
+
+    @abstractmethod
+    def step(self, state: Expr, weights: Expr, pairs: Expr) -> Expr:
+        """``state`` plus one step: two weights in each lane, and a choice."""
+
+    @abstractmethod
+    def finish(self, state: Expr) -> list[Expr]:
+        """float32 vectors of sums, the first rows' first."""
+
+
 @dataclass(frozen=True)
 class ListCost:
     """What a kernel on lists of blocks takes, in steps of a dense kernel on as many channels.
@@ -286,6 +324,9 @@ class Isa(ABC):
     list_cost_of_rows: ClassVar[ListCost] = ListCost(step=1.3, ends=10)
     """The same with several rows, whose blocks are loaded once."""
 
+    list_unroll: ClassVar[int] = 4
+    """Blocks of a list that one row takes without a loop."""
+
     list_cost_of_turned: ClassVar[ListCost | None] = None
     """The same with many rows, which come turned; None where that gains nothing."""
 
@@ -300,9 +341,20 @@ class Isa(ABC):
     listed_blocks: ClassVar[ListCost | None] = None
     """The same of blocks of ``k_step`` int8 weights on whole rows."""
 
+    listed_weights: ClassVar[ListCost | None] = None
+    """The same of single int8 weights, dealt into groups."""
+
+    column_costs: ClassVar[tuple[ListCost, ListCost, ListCost] | None] = None
+    """The same of columns of 16 channels, for one row, for a few, and for many, which come turned:
+    ``step`` for each weight that is stored."""
+
     pair_times: ClassVar[tuple[float, float] | None] = None
     """The same of int4 weights in groups, of PAIRS, but for one row with weights from memory; None
     where there is no such kernel."""
+
+    turned_pair_time: ClassVar[float | None] = None
+    """The same of these with many rows in lanes, see ``linear.turned_pairs``; None where that gains
+    nothing."""
 
     most_rows: ClassVar[int] = 4
     """Rows of a tile of int8 weights on whole rows, at most."""
@@ -366,6 +418,11 @@ class Isa(ABC):
             return vectors
         return tuple(in_order(vector, self.register) for vector in vectors)
 
+    def align_stack(self) -> None:
+        """To be called where a kernel has more vectors than fit the registers."""
+        if self.register is not None and 4 * self.lanes > _STACK_ALIGNMENT:
+            align_stack(4 * self.lanes)
+
     def panels(self, channels: int) -> int:
         """Panels that hold so many output channels; the last may be padded."""
         return -(-channels // self.panel)
@@ -421,10 +478,23 @@ class Isa(ABC):
         """int4 weights that pick from PAIRS, where there are ``pair_times``."""
         raise NotImplementedError(f"{self.name} picks no pairs")
 
+    def turned_pairs(self) -> TurnedPairs:
+        """The same with rows in lanes, where there is a ``turned_pair_time``."""
+        raise NotImplementedError(f"{self.name} turns no pairs")
+
     def rows_dot(self) -> RowsDot:
         """int8 weights -128..127, activations 0..255 stored as ``row_dtype`` says, rows in lanes,
         where there are ``listed_blocks``."""
         return RowsDot(self.s8_row(), self.lanes, self.row_dtype)
+
+    def compacting(self) -> Compacting:
+        """What kernels on columns of weights need, where there are ``column_costs``."""
+        raise NotImplementedError(f"{self.name} takes no columns")
+
+    def multiply_bytes(self, unsigned: Expr, signed: Expr) -> Expr:
+        """Sums of two neighbouring products of bytes, that fit an int16, where there are
+        ``listed_weights``."""
+        raise NotImplementedError(f"{self.name} lists no single weights")
 
     def row_pairs(self) -> RowPairs:
         """int8 weights that pick from PAIRS, where there are ``row_pair_times``."""

@@ -51,7 +51,8 @@ class _FieldsS8(_S8S8):
 
 class NeonDotprod(NeonIsa):
     # A dense kernel loads four steps of a row at once, a list each of its own.
-    list_cost = ListCost(step=1.55, ends=14)
+    list_cost = ListCost(step=1.5, ends=13)
+    list_unroll = 8
     list_cost_of_rows = ListCost(step=2.0, ends=9)
     list_cost_of_turned = ListCost(step=1.05, ends=11)
     listed_blocks = ListCost(step=1.7, ends=12)

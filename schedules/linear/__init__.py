@@ -8,37 +8,51 @@ from dataclasses import replace
 import numpy as np
 
 from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import Buffer
+from slmtvm.schedules.isa.base import PAIRS, Buffer
 from slmtvm.schedules.kernel import Kernel, Tensor, Tunable
 from slmtvm.schedules.linear import (
     blocks,
     by_row,
     channel_blocks,
+    columns,
     floating,
     grouped,
     listed_blocks,
+    listed_weights,
     pairs,
     row_pairs,
     rows_in_lanes,
+    turned_bytes,
+    turned_pairs,
+    turned_rows,
     weight_only,
     windows,
 )
 from slmtvm.schedules.linear.integer import unrolled
 from slmtvm.schedules.linear.knobs import BY_TILE, Knobs, KnobSpace
 from slmtvm.schedules.linear.scheme import Scheme, Weights
-from slmtvm.schedules.linear.shape import LinearShape, pick_scale_dtype
+from slmtvm.schedules.linear.shape import (
+    COLUMNS,
+    FREE,
+    IN_LISTS,
+    LinearShape,
+    pick_scale_dtype,
+)
 from slmtvm.schedules.linear.tile import Frame, Store, Tile, define_tiled
 from slmtvm.schedules.linear.unpacking import define_unpacked
 
 __all__ = [
     "LinearShape", "Weights", "build", "default_knobs", "effective_knobs", "knob_space", "layout",
-    "pack", "packed_weights", "pick_scale_dtype", "reference",
+    "pack", "packed_weights", "pick_scale_dtype", "reference", "turns",
 ]  # fmt: skip
 
 _SCHEMES: dict[str, Scheme] = {"f32": floating, "block": grouped, "row_u8": by_row}
-"""By activation; sparse weights are ``blocks``, ``windows``, ``pairs``, ``row_pairs``,
-``rows_in_lanes`` or ``listed_blocks``, those with scales on float32 activations ``weight_only``,
-and ``channel_blocks`` where blocks of channels share them."""
+"""By activation; sparse weights are ``blocks``, ``columns``, ``windows``, ``pairs``,
+``turned_pairs``, ``row_pairs``, ``rows_in_lanes``, ``listed_blocks`` or ``listed_weights``, those
+with scales on float32 activations ``weight_only``, and ``channel_blocks`` where blocks of channels
+share them."""
+
+_LISTED = {IN_LISTS: listed_blocks, FREE: listed_weights}
 
 
 def build(
@@ -55,6 +69,8 @@ def build(
     if shape.sparse and not shape.in_lists:
         isa = isa.for_blocks
     inputs = [*scheme.activations(shape, isa), *scheme.weight_tensors(shape, isa)]
+    if shape.in_turned_pairs:
+        inputs.append(turned_pairs.scratch(shape, isa, settings))
 
     def emit(tile: Tile, named: Mapping[str, Buffer], store: Store) -> None:
         scheme.emit(shape, settings, tile, named, store)
@@ -88,7 +104,10 @@ def layout(shape: LinearShape, isa: Isa) -> str:
     if shape.in_row_pairs:
         return row_pairs.layout(isa)
     if shape.in_lists:
-        return listed_blocks.layout(shape, isa) if shape.window else rows_in_lanes.layout(shape)
+        listed = _LISTED.get(shape.window)
+        return listed.layout(shape, isa) if listed else rows_in_lanes.layout(shape)
+    if shape.window == COLUMNS:
+        return columns.layout(shape, isa)
     if shape.window:
         return (pairs if shape.group_size else windows).layout(shape, isa)
     if shape.sparse:
@@ -100,6 +119,26 @@ def layout(shape: LinearShape, isa: Isa) -> str:
     grouped_as = "block" if shape.group_size else shape.activation
     scale = f"s{shape.scale_dtype[5:]}" if shape.group_size else "s32"
     return f"panel{isa.panel}-{shape.format}-{grouped_as}-k{isa.k_step}-{scale}"
+
+
+def turns(shape: LinearShape, isa: Isa) -> bool:
+    """Whether a sparse layer's rows are turned before its kernel takes them; rows in lists are."""
+    if shape.in_lists or shape.in_row_pairs:
+        return False
+    if shape.window == PAIRS.name:
+        return pairs.turns(shape, isa)
+    if shape.window == COLUMNS:
+        return columns.turns(shape.m, isa)
+    return not shape.window and blocks.turns(shape.m, isa)
+
+
+def turning(shape: LinearShape, isa: Isa) -> Kernel:
+    """The rows of a layer -> what its kernel takes, xt, where they are turned or in lists."""
+    if shape.activation == "f32":
+        return rows_in_lanes.turning(shape.m, shape.k, isa)
+    if shape.window == COLUMNS:
+        return columns.turning(shape, isa)
+    return (turned_bytes if shape.window == FREE else turned_rows).turning(shape, isa)
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
@@ -122,7 +161,10 @@ def effective_knobs(shape: LinearShape, isa: Isa, knobs: Knobs) -> Knobs:
     """``knobs`` as they are really used: of settings that make the same code, one."""
     isa = isa.for_blocks if shape.sparse and not shape.in_lists else isa
     used = {**knobs, "mr": min(knobs["mr"], shape.m)}
-    if shape.turned:  # settings may come from a shape whose rows lie in other blocks
+    if shape.in_turned_pairs:
+        return turned_pairs.default_knobs(shape, isa)
+    if shape.turned and not shape.window:
+        # Settings may come from a shape whose rows lie in other blocks.
         used["mr"] = blocks.rows_of_tile(shape, isa, used["mr"])
     while used["nv"] > isa.vectors and used["nv"] // 2 * isa.lanes >= shape.n:
         used["nv"] //= 2
@@ -162,7 +204,11 @@ def _scheme(shape: LinearShape) -> Scheme:
     if shape.in_row_pairs:
         return row_pairs
     if shape.in_lists:
-        return listed_blocks if shape.window else rows_in_lanes
+        return _LISTED.get(shape.window, rows_in_lanes)
+    if shape.in_turned_pairs:
+        return turned_pairs
+    if shape.window == COLUMNS:
+        return columns
     if shape.window:
         return pairs if shape.group_size else windows
     if shape.sparse:

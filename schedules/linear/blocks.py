@@ -265,4 +265,4 @@ def default_knobs(shape: LinearShape, isa: Isa) -> Knobs:
     per_row = together * len(isa.s8_row().state)
     rows = row_knobs(shape.m, isa.registers * 5 // 8 // per_row)
     ahead = 8 * int(shape.m == 1 and isa.prefetch)
-    return {"mr": rows, "nv": isa.vectors, "ku": 4 if rows == 1 else 1, "pf": ahead}
+    return {"mr": rows, "nv": isa.vectors, "ku": isa.list_unroll if rows == 1 else 1, "pf": ahead}

@@ -77,7 +77,15 @@ def emit(
     for k in range(whole, shape.k):
         step(k)
     for row, v in tile.cells():
-        store.add_and_write(tile, row, v, sums[row * tile.vectors + v])
+        total = sums[row * tile.vectors + v]
+        store.add_and_write(tile, row, v, unsigned_zero(total) if shape.format == "f32" else total)
+
+
+def unsigned_zero(total: Expr) -> Expr:
+    """A sum, -0 as 0: a product that underflows leaves -0, of which later zeros may make 0, and
+    kernels that skip these do not know."""
+    lanes = int(str(total.ty.dtype).removeprefix("float32x"))
+    return let(total + splat(0.0, "float32", lanes))
 
 
 def _at(shape: LinearShape, tile: Tile, vector: int, k: Expr) -> Expr:

@@ -27,6 +27,8 @@ from slmtvm.schedules.linear.tile import Registers, Store, Tile
 from slmtvm.schedules.linear.turned_rows import WORD
 
 _PLACE_BYTES = 2
+_NEAR_K = 1024  # of which row blocks hold many rows in caches that are near
+_FAR = 1.45  # times as long a step takes with more of them: measured on AVX2
 
 operands = by_row.operands
 
@@ -84,7 +86,8 @@ def density(shape: LinearShape, weights: Weights) -> float:
 def relative_time(shape: LinearShape, isa: Isa, density: float) -> float:
     """What the kernel is expected to take, of the dense kernel's time."""
     assert isa.listed_blocks is not None, isa.name
-    return density * isa.listed_blocks.step + isa.listed_blocks.ends * WORD / shape.padded_k
+    step = isa.listed_blocks.step * (1 if shape.padded_k <= _NEAR_K else _FAR)
+    return density * step + isa.listed_blocks.ends * WORD / shape.padded_k
 
 
 def bytes_left(density: float) -> float:
@@ -136,6 +139,11 @@ def emit(
     for channel in range(tile.channels, lanes):
         for v in range(vectors):
             stage(v, channel, splat(0, "int32", lanes))
+    write_rows(tile, named, staged, store)
+
+
+def write_rows(tile: Tile, named: Mapping[str, Buffer], staged: Buffer, store: Store) -> None:
+    """Scale and write sums that ``staged`` has as ``rows_in_lanes.by_rows`` takes them."""
 
     def write(first: Expr, found: list[Expr]) -> None:
         part = dataclasses.replace(tile, rows=len(found), first_row=let(tile.first_row + first))
@@ -144,7 +152,7 @@ def emit(
             found = [let(sums + missing) for sums in found]
         by_row.write(part, named, {(i, 0): sums for i, sums in enumerate(found)}, store)
 
-    by_rows(staged, tile.rows, lanes, write)
+    by_rows(staged, tile.rows, tile.isa.lanes, write)
 
 
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:

@@ -35,13 +35,13 @@ from slmtvm.schedules.linear.integer import Sums
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, row_knobs
 from slmtvm.schedules.linear.packing import pad, panels_of_rows, unpacked
 from slmtvm.schedules.linear.scheme import Weights
-from slmtvm.schedules.linear.shape import PAIR_UNIT, LinearShape
+from slmtvm.schedules.linear.shape import MAX_TURNED_GROUP, PAIR_UNIT, LinearShape
 from slmtvm.schedules.linear.tile import Registers, Store, Tile
 
 _STEP = 8  # of k, that are multiplied together
-_STEPS = PAIR_UNIT // _STEP
-_PARTS = 3  # of a unit's bytes, each one for each weight of a step: two of nibbles, one of places
-_KEPT = _STEP * PAIRS.kept // PAIRS.size  # weights of a channel in a step
+STEPS = PAIR_UNIT // _STEP  # of a unit
+PARTS = 3  # of a unit's bytes, each one for each weight of a step: two of nibbles, one of places
+KEPT = _STEP * PAIRS.kept // PAIRS.size  # weights of a channel in a step
 _ZERO = 8  # what a stored weight is less
 
 _BYTE_GROUP = 32
@@ -53,6 +53,7 @@ BYTES_LEFT = 6 / 8
 _SAMPLE = 16  # channels
 
 _MOST_ROWS = 8  # of a tile
+_FEW_ROWS = 16  # that fill too little of vectors of rows
 _AHEAD = 6  # times PREFETCH_BYTES: measured
 
 activations = grouped.activations
@@ -66,15 +67,26 @@ def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
     by_group = (isa.panels(shape.n), shape.groups, isa.panel)
     units = shape.group_size // PAIR_UNIT
     tensors = [
-        Tensor("weight", (*by_group[:2], units, _unit_bytes(isa)), "uint8"),
+        Tensor("weight", (*by_group[:2], units, unit_bytes(isa)), "uint8"),
         Tensor("scales", by_group, shape.scale_dtype),
     ]
     summed = "int8" if shape.group_size <= _BYTE_GROUP else "int16"
     return tensors + [Tensor("weight_sums", by_group, summed)] * (isa.pair_picking().offset != 0)
 
 
-def _unit_bytes(isa: Isa) -> int:
-    return _PARTS * isa.panel * _KEPT
+def part_bytes(isa: Isa) -> int:
+    """Of a unit's nibbles of two steps, or of its places."""
+    return isa.panel * KEPT
+
+
+def unit_bytes(isa: Isa) -> int:
+    """Of a unit of k of a panel."""
+    return PARTS * part_bytes(isa)
+
+
+def raw_bytes(isa: Isa) -> int:
+    """What of a part is a vector's."""
+    return isa.lanes * KEPT
 
 
 def centred(shape: LinearShape, weights: Weights) -> np.ndarray | None:
@@ -120,16 +132,17 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     whole = pad(plain, rows, shape.groups * shape.group_size)
     split = whole.reshape(rows, -1, PAIRS.size)
     order = np.argsort(split == 0, axis=2, kind="stable")[:, :, : PAIRS.kept]
+    order.sort(axis=2)  # for ``turned_pairs``
     kept = np.take_along_axis(split, order, axis=2)
     assert int((kept != 0).sum()) == int((whole != 0).sum()), shape
     # (panels, units, steps, channels, kept)
-    by_step = (rows // panel, panel, whole.shape[1] // PAIR_UNIT, _STEPS, _KEPT)
+    by_step = (rows // panel, panel, whole.shape[1] // PAIR_UNIT, STEPS, KEPT)
     values, places = (
         a.reshape(by_step).transpose(0, 2, 3, 1, 4)
         for a in ((kept + _ZERO).astype(np.uint8), order.astype(np.uint8))
     )
     nibbles = values[:, :, ::2] | values[:, :, 1::2] << 4
-    shifts = np.arange(0, 2 * _STEPS, 2, dtype=np.uint8).reshape(-1, 1, 1)
+    shifts = np.arange(0, 2 * STEPS, 2, dtype=np.uint8).reshape(-1, 1, 1)
     quarters = np.bitwise_or.reduce(places << shifts, axis=2, keepdims=True)
     tensors = weight_tensors(shape, isa)
     scales = pad(weights.scales.reshape(shape.n, shape.groups), rows, shape.groups)
@@ -143,10 +156,19 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     return [*arrays, panels_of_rows(sums.astype(tensors[2].dtype), panel)]
 
 
-def relative_time(isa: Isa, m: int) -> float:
-    """What the kernel of m rows is expected to take, of the dense kernel's time."""
+def turns(shape: LinearShape, isa: Isa) -> bool:
+    """Whether so many rows gain from being turned, see ``turned_pairs``."""
+    fits = shape.m > _FEW_ROWS and shape.group_size <= MAX_TURNED_GROUP
+    return fits and isa.turned_pair_time is not None
+
+
+def relative_time(shape: LinearShape, isa: Isa) -> float:
+    """What the kernel is expected to take, of the dense kernel's time."""
     assert isa.pair_times is not None, isa.name
-    return isa.pair_times[m > 1]
+    if turns(shape, isa):
+        assert isa.turned_pair_time is not None
+        return isa.turned_pair_time
+    return isa.pair_times[shape.m > 1]
 
 
 def layout(shape: LinearShape, isa: Isa) -> str:
@@ -175,7 +197,7 @@ def _add_group(
     isa = tile.isa
     picking = isa.pair_picking()
     units = shape.group_size // PAIR_UNIT
-    size = units * _unit_bytes(isa)
+    size = units * unit_bytes(isa)
     # Named, for addresses to be these and constants.
     starts = [
         let(((tile.first_panel + panel) * shape.groups + group) * size)
@@ -200,10 +222,10 @@ def _add_group(
                 states[cell] = None
 
     for unit in range(units):
-        if picking.max_steps is not None and taken + _STEPS > picking.max_steps:
+        if picking.max_steps is not None and taken + STEPS > picking.max_steps:
             finish()
             taken = 0
-        taken += _STEPS
+        taken += STEPS
         _add_unit(tile, named, picking, unit, starts, row_starts, states)
     finish()
     integers = _without_offset(shape, tile, named, picking, group, finished)
@@ -222,11 +244,11 @@ def _add_unit(
     """Add a unit of k to the ``states`` of the tile's cells; a group's weights of each panel and
     activations of each row begin at ``starts`` and ``row_starts``."""
     isa = tile.isa
-    raw, part = isa.lanes * _KEPT, isa.panel * _KEPT
+    raw, part = raw_bytes(isa), part_bytes(isa)
     met = []
     for v in range(tile.vectors):
-        at = starts[v // isa.vectors] + unit * _unit_bytes(isa) + v % isa.vectors * raw
-        first, second, stored = (load(named["weight"], at + i * part, raw) for i in range(_PARTS))
+        at = starts[v // isa.vectors] + unit * unit_bytes(isa) + v % isa.vectors * raw
+        first, second, stored = (load(named["weight"], at + i * part, raw) for i in range(PARTS))
         places = picking.places(stored)
         weights = [*picking.weights(first), *picking.weights(second)]
         met.append((weights, places))
@@ -234,7 +256,7 @@ def _add_unit(
         row = picking.row(named["xq"], start + unit * PAIR_UNIT)
         for v, (weights, places) in enumerate(met):
             state = states[r, v]
-            for step in range(_STEPS):
+            for step in range(STEPS):
                 state = picking.step(state, weights[step], places[step], row[step])
             # Or LLVM takes one vector of all rows after the other.
             states[r, v] = isa.in_order(state) if tile.rows > 1 and state else state

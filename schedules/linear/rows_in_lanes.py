@@ -173,14 +173,34 @@ def _sum_of(vector: Buffer, lanes: int) -> Expr:
 
 
 def transposed(vectors: list[Expr], lanes: int) -> list[Expr]:
-    """``lanes`` vectors (a power of two) as the rows of a matrix -> its columns: as often as lanes
-    can be halved, the vectors of both halves are dealt into each other."""
-    half, count = lanes // 2, lanes
-    low = [i // 2 + i % 2 * lanes for i in range(lanes)]
-    high = [half + i for i in low]
+    """``lanes`` vectors (a power of two) as the rows of a matrix -> its columns: squares of blocks
+    of _BLOCK lanes, whose elements x86 deals out by one instruction, then the blocks as wholes."""
+    block = min(lanes, _BLOCK)
+    inner = [_dealt(vectors[i : i + block], lanes, 1, block) for i in range(0, lanes, block)]
+    columns = [_dealt([rows[j] for rows in inner], lanes, block, lanes) for j in range(block)]
+    return [columns[i % block][i // block] for i in range(lanes)]
+
+
+_BLOCK = 4
+
+
+def _dealt(vectors: list[Expr], lanes: int, unit: int, width: int) -> list[Expr]:
+    """Parts of ``width`` lanes, of units as many as there are vectors, as the rows of matrices of
+    these -> the columns: as often as these can be halved, both halves are dealt into each other."""
+    half = len(vectors) // 2
+    orders = [
+        [
+            part + first + i // 2 * unit + i % 2 * lanes + j
+            for part in range(0, lanes, width)
+            for i in range(len(vectors))
+            for j in range(unit)
+        ]
+        for first in (0, width // 2)
+    ]
+    count = len(vectors)
     while count > 1:
         pairs = zip(vectors[:half], vectors[half:], strict=True)
-        vectors = [let(T.Shuffle([a, b], order)) for a, b in pairs for order in (low, high)]
+        vectors = [let(T.Shuffle([a, b], order)) for a, b in pairs for order in orders]
         count //= 2
     return vectors
 
@@ -221,7 +241,7 @@ def emit(
 
     def write(first: Expr, rows: list[Expr]) -> None:
         for i, vector in enumerate(rows):
-            store.add_and_write(tile, first + i, 0, vector)
+            store.add_and_write(tile, first + i, 0, floating.unsigned_zero(vector))
 
     by_rows(staged, tile.rows, lanes, write)
 

@@ -21,8 +21,17 @@ GROUP_SIZES = (16, 32, 64, 128, 256)
 PAIR_UNIT = 32
 """Groups of sparse int4 weights are multiples of this many values."""
 
+MAX_TURNED_GROUP = 64
+"""Sums of so many int4 weights, half of them 0, times -127..127 fit int16: see ``turned_pairs``."""
+
 IN_LISTS = "rows"
 """The ``window`` of int8 weights on whole rows that are listed, see ``listed_blocks``."""
+
+FREE = "free"
+"""The same where single weights are listed, see ``listed_weights``."""
+
+COLUMNS = "columns"
+"""The ``window`` of int8 weights on whole rows that are stored by columns, see ``columns``."""
 
 LOAD_BYTES = 4
 """What one load of packed weights takes of each channel, at most."""
@@ -64,8 +73,9 @@ class LinearShape:
     ``sparse``: of the weights only blocks that hold any but zeros are stored, see ``blocks``; or,
     where ``window`` names one of ``isa.base.WINDOWS``, only so many of each, see ``windows``. In
     groups these are PAIRS of int4 weights, see ``pairs``. float32 ones, see ``rows_in_lanes``;
-    int8 ones where ``window`` is IN_LISTS, see ``listed_blocks``.
-    ``turned``: blocks of sparse weights meet activations as ``turned_rows`` has them.
+    int8 ones where ``window`` is IN_LISTS, see ``listed_blocks``, FREE, see ``listed_weights``, or
+    COLUMNS, see ``columns``. ``turned``: blocks of sparse weights meet activations as
+    ``turned_rows`` has them, columns as ``columns.turning`` does, pairs as ``turned_pairs`` does.
     ``padded``: rows from the step's ``valid`` on are padding; tiles of nothing else become 0.
     Raises TargetError where no kernel supports the combination.
     """
@@ -111,13 +121,20 @@ class LinearShape:
                 "sparse weights of int8 for whole rows, of float32, and "
                 f"{PAIRS.name} of int4 in groups of {PAIR_UNIT} and more"
             )
-        in_rows = self.activation == "row_u8" and self.window in (*WINDOWS, PAIRS.name, IN_LISTS)
+        by_name = (*WINDOWS, PAIRS.name, IN_LISTS, FREE, COLUMNS)
+        in_rows = self.activation == "row_u8" and self.window in by_name
         if self.window and not (self.sparse and (in_pairs or in_rows)):
-            raise self._unsupported(f"windows {', '.join((*WINDOWS, IN_LISTS))} of sparse weights")
+            listed = ", ".join((*WINDOWS, IN_LISTS, FREE, COLUMNS))
+            raise self._unsupported(f"windows {listed} of sparse weights")
         if self.window and self.has_zero_points:
             raise self._unsupported("windows of weights without zero points")
-        if self.turned and not (self.sparse and self.activation == "row_u8" and not self.window):
-            raise self._unsupported("turned activations of blocks of sparse int8 weights")
+        in_blocks = self.sparse and self.activation == "row_u8" and self.window in ("", COLUMNS)
+        turned_pairs = self.window == PAIRS.name and 0 < self.group_size <= MAX_TURNED_GROUP
+        if self.turned and not (in_blocks or turned_pairs):
+            raise self._unsupported(
+                "turned activations of blocks of sparse int8 weights, and of int4 ones in groups "
+                f"up to {MAX_TURNED_GROUP}"
+            )
         if self.scale_dtype not in ("float16", "float32"):
             raise self._unsupported("scale_dtype float16 or float32")
 
@@ -133,14 +150,19 @@ class LinearShape:
     @property
     def in_lists(self) -> bool:
         """Whether what is not zero is listed for rows in lanes: float weights, see
-        ``rows_in_lanes``, or blocks of int8 ones, see ``listed_blocks``."""
+        ``rows_in_lanes``, or int8 ones, see ``listed_blocks`` and ``listed_weights``."""
         floats = self.format == "f32" and not self.window
-        return self.sparse and (floats or self.window == IN_LISTS)
+        return self.sparse and (floats or self.window in (IN_LISTS, FREE))
 
     @property
     def in_row_pairs(self) -> bool:
         """Whether two of four int8 weights are kept, see ``row_pairs``."""
         return self.window == PAIRS.name and not self.group_size
+
+    @property
+    def in_turned_pairs(self) -> bool:
+        """Whether two of four int4 weights meet pairs of activations, see ``turned_pairs``."""
+        return self.turned and self.window == PAIRS.name
 
     @property
     def weight_only(self) -> bool:

@@ -101,13 +101,15 @@ def define_tiled(
     assert isa.panel % width == 0 or width % isa.panel == 0, (knobs, isa.name)
     row_blocks, column_blocks = -(-shape.m // mr), -(-shape.n // width)
     paired = row_blocks % 2 == 0 and shape.m % mr == 0
-    tensors = [*inputs, *output_tensors(shape)]
+    scratch = [t for t in inputs if t.name == "scratch"]
+    tensors = [*(t for t in inputs if t not in scratch), *output_tensors(shape), *scratch]
 
     def body(block: Expr, *arguments: Expr) -> None:
         buffers, valid = arguments[: len(tensors)], arguments[len(tensors) :]
         named = dict(zip((t.name for t in tensors), buffers, strict=True))
         store = Store(shape.n, named["y"], named.get("bias"), named.get("residual"))
-        if shape.in_lists:
+        isa.align_stack()
+        if shape.in_lists or shape.in_turned_pairs:
             row_block = let(T.floordiv(block, column_blocks))
             column_block = let(T.floormod(block, column_blocks))
         else:

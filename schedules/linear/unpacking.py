@@ -73,6 +73,7 @@ def define_unpacked(
         buffers, valid = arguments[: len(tensors)], arguments[len(tensors) :]
         named = dict(zip((t.name for t in tensors), buffers, strict=True))
         store = Store(shape.n, named["y"], named.get("bias"), named.get("residual"))
+        isa.align_stack()
         row_block = let(T.floormod(block, row_blocks))
         column_block = let(T.floordiv(block, row_blocks))
         first = let(row_block * tiles)

@@ -1,14 +1,17 @@
 """One file of the corpus through the whole chain: import, reference, compile, run, speed.
 
 A task head is compiled for masks where its file has any, and run with padding on either side of the
-sentence as well.
+sentence as well. A pruned model is compiled once more, with every zero skipped that kernels can
+skip, expected to gain or not: its layers are too small for that.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -22,13 +25,15 @@ from corpus.inputs import ended, source_of, token_sequences
 from corpus.oracle import wanted_rows
 from corpus.outputs import our_rows, side_by_side
 from corpus.padding import PaddedSentences
-from corpus.selection import split_name
+from corpus.selection import is_pruned, split_name
 from corpus.stability import optimized_reference, own_difference
+from slmtvm.bundle import Bundle
 from slmtvm.compiler import compile_imported
 from slmtvm.errors import SlmError
 from slmtvm.importer import import_onnx, import_with_mask
 from slmtvm.ir.model import CanonicalModel, Output
 from slmtvm.ir.params import Params
+from slmtvm.passes.lower_kernels import sparse
 from slmtvm.runtime import Session, load
 from slmtvm.target import Target
 from slmtvm.verify import verify
@@ -58,6 +63,8 @@ class Outcome:
     # Of a task head, the same for sentences with padding: "left" and "right", what its file takes;
     # None where onnxruntime sees the padding.
     padded: dict[str, dict[str, float | None] | None] = field(default_factory=dict)
+    # Of a pruned model, how many layers were compiled for each kernel that skips zeros.
+    skipping: dict[str, int] = field(default_factory=dict)
     # onnxruntime's difference from its own, where ours is greater than ``most`` or breaks the rule.
     own: float = 0.0
     held: bool = True  # whether the rule was kept; an error too where ours is greater than ``own``
@@ -115,6 +122,8 @@ def _run(path: Path, bundles: Path, outcome: Outcome, last: str) -> None:
     with load(bundle) as session:
         ours = [session_rows(session, model.outputs, tokens) for tokens in sequences]
         outcome.compiled = judge(compare(rule, ours, wanted, model.outputs), own, outcome)
+        if is_pruned(path.parent.name):
+            outcome.skipping = _without_zeros(model, bundles, sequences, ours)
         if is_head:
             sentences = PaddedSentences(path, model, rule, sequences)
             for side in sentences.sides:
@@ -132,11 +141,38 @@ def _run(path: Path, bundles: Path, outcome: Outcome, last: str) -> None:
     outcome.stage = "default"
 
 
+def _without_zeros(
+    model: CanonicalModel, bundles: Path, sequences: Sequence[np.ndarray], dense: list[np.ndarray]
+) -> dict[str, int]:
+    """How many layers skip zeros, by kernel, with every zero skipped that can be.
+
+    Raises ArithmeticError where rows of the ``sequences`` are not to the bit those of ``dense``.
+    """
+    bundle = _compiled(model, bundles, skipping=True, kv="f32", activations="file")
+    with load(bundle) as session:
+        for tokens, expected in zip(sequences, dense, strict=True):
+            if not np.array_equal(session_rows(session, model.outputs, tokens), expected):
+                raise ArithmeticError("skipping zeros changes results")
+    (layers,) = Bundle.open(bundle).manifest.extra.get("sparse", {"": []}).values()
+    return dict(Counter(layer["kernel"] for layer in layers))
+
+
+@contextmanager
+def _every_zero_skipped() -> Iterator[None]:
+    limit, sparse.LIMIT = sparse.LIMIT, float("inf")
+    try:
+        yield
+    finally:
+        sparse.LIMIT = limit
+
+
 def _import_without_mask(path: Path, *, context: int) -> tuple[CanonicalModel, str]:
     return import_onnx(path, context=context), ""
 
 
-def _compiled(model: CanonicalModel, bundles: Path, **options: str) -> Path:
+def _compiled(
+    model: CanonicalModel, bundles: Path, *, skipping: bool = False, **options: str
+) -> Path:
     """The bundle of a model, compiled unless an equal one was: exporters spell one model in many
     ways."""
     digest = hashlib.sha256()
@@ -146,13 +182,15 @@ def _compiled(model: CanonicalModel, bundles: Path, **options: str) -> Path:
         model.mask,
         model.float_activation_layers,
         sorted(options.items()),
+        skipping,
     )
     digest.update(repr((structural_hash(model.module), *rest)).encode())
     for value in model.params.values():
         digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
     bundle = bundles / f"{digest.hexdigest()}.slm"
     if not bundle.exists():
-        compile_imported(model, [Target.load("host")], output=bundle, check=False, **options)
+        with _every_zero_skipped() if skipping else nullcontext():
+            compile_imported(model, [Target.load("host")], output=bundle, check=False, **options)
     return bundle
 
 

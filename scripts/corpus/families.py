@@ -41,6 +41,7 @@ class Family:
     environment: str = (
         ""  # the one extra of pyproject.toml whose transformers has it; both if empty
     )
+    prune: Callable[[hf.PreTrainedModel], None] | None = None  # what is done to its weights
 
     def model(self, attention: str = "sdpa", head: str = "") -> hf.PreTrainedModel:
         """The model in float32, with one of HEADS if any; its weights depend on the family's name
@@ -66,6 +67,8 @@ class Family:
                     parameter.add_(torch.randn_like(parameter) * _VECTOR_NOISE)
                 else:
                     parameter.mul_(1 / GRID).round_().mul_(GRID)
+            if self.prune is not None:
+                self.prune(model)
         return model.eval()
 
 
@@ -81,7 +84,12 @@ def final_token(cell: str) -> int | None:
 
 
 def family(
-    kind: Kind, *, name: str | None = None, token_types: bool = False, environment: str = ""
+    kind: Kind,
+    *,
+    name: str | None = None,
+    token_types: bool = False,
+    environment: str = "",
+    prune: Callable[[hf.PreTrainedModel], None] | None = None,
 ) -> Callable[[Callable[[], hf.PretrainedConfig]], Callable[[], hf.PretrainedConfig]]:
     """Register a configuration under its function's name."""
 
@@ -89,7 +97,7 @@ def family(
         configuration: Callable[[], hf.PretrainedConfig],
     ) -> Callable[[], hf.PretrainedConfig]:
         key = name or configuration.__name__
-        FAMILIES[key] = Family(key, kind, configuration, token_types, environment)
+        FAMILIES[key] = Family(key, kind, configuration, token_types, environment, prune)
         return configuration
 
     return register
@@ -365,3 +373,7 @@ def marian() -> hf.PretrainedConfig:
         max_position_embeddings=67, activation_function="swish", scale_embedding=True,
         init_std=0.12, decoder_start_token_id=2, **_TOKENS,
     )  # fmt: skip
+
+
+# They are families as well: importing them fills the table.
+import corpus.pruned_families  # noqa: E402, F401

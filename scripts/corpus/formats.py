@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from corpus.pruned import PATTERNS, Pattern
 from corpus.quantizations import NBITS_SOURCES, quantize_nbits
 from corpus.transforms import add, transform
 
@@ -195,20 +196,28 @@ for _name, _kind in (
     add(_name, partial(_float8, _kind), "llama-optimum-past", "bert-dynamo")
 
 
-@transform("pruned-2-4", "llama-optimum-past", "bert-dynamo")
-def _pruned(source: Path, target: Path) -> None:
-    """Of every four weights of an output feature the two smallest are zero."""
+def _pruned(pattern: Pattern, source: Path, target: Path, *, sparse: bool = False) -> None:
+    """Matrices with a pattern of zeros, kept as sparse initializers where ``sparse``."""
     model = onnx.load(source)
-    for tensor, _ in _matrices(model):
-        value = numpy_helper.to_array(tensor).copy()
-        if value.shape[0] % 4:
+    for tensor, _ in list(_matrices(model)):
+        value = pattern(numpy_helper.to_array(tensor).T).T
+        stored = numpy_helper.from_array(np.ascontiguousarray(value), tensor.name)
+        if not sparse:
+            tensor.CopyFrom(stored)
             continue
-        fours = value.T.reshape(value.shape[1], -1, 4)
-        smallest = np.argsort(np.abs(fours), axis=2)[:, :, :2]
-        np.put_along_axis(fours, smallest, 0, axis=2)
-        pruned = np.ascontiguousarray(fours.reshape(value.T.shape).T)
-        tensor.CopyFrom(numpy_helper.from_array(pruned, tensor.name))
+        places = np.flatnonzero(value)
+        values = numpy_helper.from_array(value.reshape(-1)[places], tensor.name)
+        indices = numpy_helper.from_array(places, f"{tensor.name}.places")
+        model.graph.initializer.remove(tensor)
+        kept = helper.make_sparse_tensor(values, indices, value.shape)
+        model.graph.sparse_initializer.append(kept)
     onnx.save(model, target)
+
+
+PRUNED_SOURCES = ("llama-optimum-past", "bert-dynamo")
+for _name, _pattern in PATTERNS.items():
+    add(f"pruned-{_name}", partial(_pruned, _pattern), *PRUNED_SOURCES)
+add("pruned-free-sparse", partial(_pruned, PATTERNS["free"], sparse=True), *PRUNED_SOURCES)
 
 
 def _matrices(model: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, str]]:

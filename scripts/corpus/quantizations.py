@@ -28,6 +28,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from corpus.families import final_token
 from corpus.inputs import LEAST_VOCAB_SIZE, ended, source_of, token_sequences
 from corpus.oracle import Calls
+from corpus.pruned import PATTERNS
 from corpus.transforms import EVERY_FAMILY, EVERY_HEAD, add
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -183,6 +184,13 @@ for _name, _options in _STATIC.items():
 for _name in ("qdq-u8s8", "qdq-u8s8-matmul", "qoperator-u8s8"):
     add(_name, partial(_static, **_STATIC[_name]), *EVERY_FAMILY, *EVERY_HEAD)
 
+# Of what is pruned in one pattern, too.
+_PRUNED = [f"{source}-pruned-{name}" for source in ("llama-optimum-past", "bert-dynamo")
+           for name in PATTERNS]  # fmt: skip
+add("dynamic-s8", partial(_dynamic, **_DYNAMIC["dynamic-s8"]), *_PRUNED)
+add("qdq-u8s8-matmul", partial(_static, **_STATIC["qdq-u8s8-matmul"]),
+    *(cell for cell in _PRUNED if cell.startswith("bert")))  # fmt: skip
+
 
 # ---- MatMulNBits and its kin
 
@@ -231,6 +239,7 @@ _NBITS_OF_ALL = (*EVERY_FAMILY, *MERGED)
 add("int4-block32", partial(quantize_nbits, **_NBITS["int4-block32"]), "gpt2-dynamo-masked",
     "qwen3-moe-script-past", *_NBITS_OF_ALL, *EVERY_HEAD)  # fmt: skip
 add("int4-zp-level0", partial(quantize_nbits, **_NBITS["int4-zp-level0"]), *_NBITS_OF_ALL)
+add("int4-block32", partial(quantize_nbits, **_NBITS["int4-block32"]), *_PRUNED)
 # float16 with the activations of the products in float16 too, as models for GPUs are kept.
 add("int4-level0", partial(quantize_nbits, **_NBITS["int4-level0"]), "llama-optimum-past-fp16",
     "qwen3-optimum-past-fp16", "gemma3-optimum-past-fp16", "bert-optimum-fp16")  # fmt: skip

@@ -300,6 +300,7 @@ def _builder(
 
 _GENAI = (
     "llama", "smollm", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "lfm2-moe",
+    "llama-pruned",
 )  # fmt: skip
 _LANGUAGE: tuple[Kind, ...] = ("decoder", "encoder-decoder")
 _ALL: tuple[Kind, ...] = ("decoder", "encoder", "encoder-decoder")
@@ -388,7 +389,7 @@ def _builder_routes() -> list[Route]:
     routes = []
     for name, precision, options in _BUILDER_FORMS:
         write = partial(_builder, precision=precision, options=options)
-        families = _BUILDER_FAMILIES.get(name, ("llama", "qwen3", "lfm2-moe"))
+        families = _BUILDER_FAMILIES.get(name, ("llama", "qwen3", "lfm2-moe", "llama-pruned"))
         routes.append(Route(f"builder-{name}", write, ("decoder",), families, "peer-models"))
     return routes
 

@@ -25,7 +25,7 @@ _FAMILIES = (
 # ... and every quantization and optimization, of the smallest model that it applies to.
 _BERT = (
     "bert-*-fp16*", "bert-*-bf16*", "bert-optimum-dynamic-*", "bert-optimum-qdq-*",
-    "bert-optimum-qoperator-*", "bert-*-blocked-*", "bert-*-float8-*", "bert-*-pruned-*",
+    "bert-optimum-qoperator-*", "bert-*-blocked-*", "bert-*-float8-*",
     "bert-*-functions", "bert-*-fused*", "bert-*-ort-*", "bert-*-external", "bert-*-int32",
 )  # fmt: skip
 _DECODERS = (
@@ -53,6 +53,11 @@ _HEADS = (
     "qwen3-optimum-sequence", "bart-script-sequence",
     "bart-script-sequence-qdq-u8s8", "roberta-optimum-sequence",
 )  # fmt: skip
+# ... and of pruned models, which would be committed as all others are, these.
+_PRUNED = (
+    "bert-dynamo-pruned-2-4", "bert-dynamo-pruned-free-sparse", "bert-pruned-optimum-dynamic-s8",
+    "bert-pruned-optimum-qdq-u8s8", "llama-pruned-optimum-past-int4-block32",
+)  # fmt: skip
 _LEFT_OUT = (
     "bert-dynamo-masked-fused-*", "bert-optimum-fused-*",
     # onnxruntime 1.31 refuses what that release wrote of their heads.
@@ -78,8 +83,14 @@ _KEPT = (".onnx", ".data", "_data")
 
 def selected(cells: Iterable[str]) -> list[str]:
     """The cells that are committed, of those that there are, in order."""
-    named = {cell: split_name(cell) for cell in cells if not _any(cell, _LEFT_OUT)}
-    chosen = {cell for cell in named if _any(cell, (*_FAMILIES, *_BERT, *_DECODERS, *_HEADS))}
+    named = {
+        cell: split_name(cell)
+        for cell in cells
+        if not (is_pruned(cell) or _any(cell, _LEFT_OUT)) or cell in _PRUNED
+    }
+    chosen = {
+        cell for cell in named if _any(cell, (*_FAMILIES, *_BERT, *_DECODERS, *_HEADS, *_PRUNED))
+    }
     for kind, one_of in (("route", _ONE_OF_ROUTE), ("transform", _ONE_OF_TRANSFORM)):
         groups: dict[str, list[str]] = {}
         for cell, name in named.items():
@@ -94,6 +105,12 @@ def selected(cells: Iterable[str]) -> list[str]:
 
 def _any(cell: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatch(cell, pattern) for pattern in patterns)
+
+
+def is_pruned(cell: str) -> bool:
+    """Whether zeros were put into its weights, before it was exported or after."""
+    name = split_name(cell)
+    return name.family.endswith("-pruned") or name.transform.startswith("pruned-")
 
 
 def is_model(name: str) -> bool:

@@ -23,8 +23,8 @@ from slmtvm.schedules import isa as isas
 from slmtvm.schedules import linear
 from slmtvm.schedules.isa.base import WINDOWS
 from slmtvm.schedules.kernel import Kernel
-from slmtvm.schedules.linear import LinearShape, Weights, blocks, windows
-from slmtvm.schedules.linear.shape import IN_LISTS
+from slmtvm.schedules.linear import LinearShape, Weights, blocks, columns, windows
+from slmtvm.schedules.linear.shape import COLUMNS, IN_LISTS
 from slmtvm.target import Target
 
 ROWS = (1, 64)
@@ -65,6 +65,7 @@ class Pattern:
     block: tuple[int, int] = (1, 1)
     share: float = 0.0
     lists: bool = False  # of short blocks, with rows in lanes: for many rows alone
+    columns: bool = False
 
     def weight(self, n: int, k: int) -> np.ndarray:
         if self.kept is not None:
@@ -77,8 +78,8 @@ PATTERNS = (
     Pattern("8x4, 70%", "cortex-a78", 0.45, block=(8, 4), share=0.7),
     Pattern("8x4 as lists", "cortex-a78", 0.45, block=(8, 4), share=0.7, lists=True),
     Pattern("1x4, 80%", "cortex-a78", 1.0, block=(1, 4), share=0.8, lists=True),
-    Pattern("16x1, 50%", "riscv64-rvv", 0.7, block=(16, 1), share=0.5),
-    Pattern("32x1, 50%", "riscv64-rvv", 0.7, block=(32, 1), share=0.5),
+    Pattern("16x1, 50%", "riscv64-rvv", 0.7, block=(16, 1), share=0.5, columns=True),
+    Pattern("8x1, 70%", "riscv64-rvv", 1.0, block=(8, 1), share=0.7, columns=True),
 )
 
 
@@ -116,6 +117,8 @@ def count_sparse(pattern: Pattern, cpus: dict[str, str]) -> list[SparseCount]:
             sparse = replace(sparse, window=fitting[0])
         elif pattern.lists:
             sparse = replace(sparse, window=IN_LISTS)
+        elif pattern.columns:
+            sparse = replace(sparse, window=COLUMNS, turned=columns.turns(rows, isa))
         else:
             sparse = replace(sparse, turned=blocks.turns(rows, isa))
         with tempfile.TemporaryDirectory() as folder:

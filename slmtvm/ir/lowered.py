@@ -32,10 +32,10 @@ def call_kernel(
 class SparseLayer:
     """A linear layer with zeros that a kernel could skip, and what became of it on a target.
 
-    ``kernel``: the one expected to be fastest, "blocks" or a window like "4of8". ``density``: which
-    part of the blocks hold a weight that is not zero, or of a window's weights are kept.
-    ``relative_time``: what the kernel is expected to take, of the dense one's time; ``bytes_left``
-    of the weights it would read. ``taken``: whether it is what runs.
+    ``kernel``: the one expected to be fastest, "blocks", "columns" or a window like "4of8".
+    ``density``: which part of the blocks hold a weight that is not zero, or of a window's weights
+    are kept. ``relative_time``: what the kernel is expected to take, of the dense one's time;
+    ``bytes_left`` of the weights it would read. ``taken``: whether it is what runs.
     """
 
     name: str

@@ -14,7 +14,9 @@ import numpy as np
 
 from slmtvm.schedules.experts import RoutedShape
 from slmtvm.schedules.kernel import Kernel, Tensor
-from slmtvm.schedules.linear import LinearShape
+from slmtvm.schedules.linear import LinearShape, listed_weights
+from slmtvm.schedules.linear.columns import pieces
+from slmtvm.schedules.linear.shape import COLUMNS, ROW_ALIGNMENT
 
 # The kinds of measure.h, by number.
 OUTPUT, BYTES, INT32, F32, F16, SUMS, GIVEN, STARTS, PLACES = range(9)
@@ -93,17 +95,44 @@ def _lists(tensors: Sequence[Tensor], layer: LinearShape) -> dict[str, Fill]:
     shapes = {t.name: t.shape for t in tensors}
     if "starts" not in shapes:
         return {}
+    if layer.window == COLUMNS:
+        return _columns(tensors, layer)
     lists, most = shapes["starts"][0] - 1, shapes["places"][0]
-    each = most // lists
+    group = shapes["places"][1] if len(shapes["places"]) > 1 else 1  # places of an entry
+    each = layer.padded_k // group if group > 1 else most // lists
     used = max(1, round(_LISTED * each))
     unit = 1 if layer.in_lists else layer.padded_k // each  # of a place, in k or in blocks of it
+    unit = listed_weights.PLACE if group > 1 else unit
     found = {"starts": Fill(4 * (lists + 1), STARTS, used)}
+    if "halved" in shapes:  # all groups are
+        found["halved"] = Fill(4 * lists, STARTS, used)
     for tensor in tensors:
         if tensor.at_most:
             size = _bytes(tensor) // most * lists * used
             found[tensor.name] = replace(_random(tensor), size=size, cycled=True)
-    found["places"] = replace(found["places"], kind=PLACES, low=unit * (each // used), high=used)
+    places = used * group
+    low = unit * (each * group // places)
+    found["places"] = replace(found["places"], kind=PLACES, low=low, high=places)
     return found
+
+
+def _columns(tensors: Sequence[Tensor], layer: LinearShape) -> dict[str, Fill]:
+    """The same of columns: lists of the first k of each word of a mask."""
+    named = {t.name: t for t in tensors}
+    lists, words = named["masks"].shape
+    each = round(_LISTED * ROW_ALIGNMENT)
+    halves = -(-words * each // named["columns"].shape[2])
+    starts = np.arange(lists + 1, dtype=np.int32) * halves
+    masks = np.full((lists, words), (1 << each) - 1, np.uint16)
+    before = [at // ROW_ALIGNMENT * each for at, _ in pieces(layer)]
+    fills = np.tile(np.array(before, np.uint16), (lists, 1))
+    given: dict[str, np.ndarray] = {"starts": starts, "masks": masks, "fills": fills}
+    found = {
+        name: Fill(array.nbytes, GIVEN, given=array.tobytes()) for name, array in given.items()
+    }
+    listed = named["columns"]
+    size = _bytes(listed) // listed.shape[0] * lists * halves
+    return found | {"columns": replace(_random(listed), size=size, cycled=True)}
 
 
 def _routes(shape: RoutedShape, knobs: dict[str, int]) -> dict[str, np.ndarray]:

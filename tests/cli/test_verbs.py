@@ -26,6 +26,7 @@ from tests.models import HELDOUT, PROMPTS, model_path
 from tests.models.corpus import corpus_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [(), ("--temperature", "0.9", "--seed", "7"), ("--temperature", "2", "--top-k", "1")],

@@ -1,11 +1,11 @@
-"""The tables that scripts/corpus_report.py writes: of task heads, and of all others."""
+"""The tables that scripts/corpus_report.py writes: of heads, of pruned models, of all others."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from corpus.page import BEGIN, BEGIN_HEADS, END, write_page
+from corpus.page import BEGIN, BEGIN_HEADS, BEGIN_PRUNED, END, write_page
 
 BASE, HEAD = "llama-optimum-past", "bert-optimum-span-qdq-u8s8"
 
@@ -59,6 +59,17 @@ def test_every_output_of_a_default_compile_counts(page: Path) -> None:
     assert "| 3.0e-05 nats, cosine 0.9998 |" in page.read_text()
 
 
-def test_the_page_in_the_docs_has_both_places() -> None:
+def test_the_page_in_the_docs_has_all_places() -> None:
     text = (Path(__file__).parents[2] / "docs" / "import.md").read_text()
-    assert text.index(BEGIN) < text.index(BEGIN_HEADS)
+    assert text.index(BEGIN) < text.index(BEGIN_HEADS) < text.index(BEGIN_PRUNED)
+
+
+def test_pruned_models_have_a_table_of_their_own(page: Path) -> None:
+    page.write_text(f"{page.read_text()}{BEGIN_PRUNED}\n\nold pruned\n{END}\nd\n")
+    cells = ("bert-pruned-optimum", "bert-pruned-optimum-fp16", "bert-dynamo-pruned-2-4")
+    write_page(page, [_outcome(cell, skipping={"blocks": 2, "4of8": 1}) for cell in cells], {})
+    text = page.read_text()
+    assert "to the same bits: 3 by `4of8`, 6 by `blocks`." in text
+    assert "old base" in text and "old heads" in text and "old pruned" not in text
+    assert "3 of 3 files pass" in text
+    assert all(f"| {name} | 1 | all |" in text for name in ("optimum", "fp16", "2-4"))

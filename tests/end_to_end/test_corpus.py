@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from corpus.agreement import ROUNDED, Agreement
 from corpus.check import CONTEXT, Outcome, check, judge
+from corpus.selection import is_pruned
 
 from slmtvm.compiler import compile_model
 from slmtvm.errors import SlmError
@@ -15,7 +16,7 @@ from tests.models.corpus import corpus_path
 
 FILES = (
     "bart-optimum-merged/decoder_model_merged.onnx",
-    "bert-optimum-dynamic-s8/model.onnx",
+    "bert-pruned-optimum-dynamic-s8/model.onnx",  # patterns of zeros, skipped
     "bert-optimum-qdq-u8s8/model.onnx",
     "bloom-dynamo/model.onnx",  # biases by distance
     "distilbert-dynamo/model.onnx",
@@ -55,6 +56,7 @@ def test_a_compiled_model_of_the_corpus_computes_what_onnxruntime_computes(
 ) -> None:
     outcome = check(corpus_path(*file.split("/")), tmp_path, "compile")
     assert not outcome.error and outcome.held
+    assert bool(outcome.skipping) == is_pruned(file.split("/")[0])
     assert outcome.stage == "compile"
 
 

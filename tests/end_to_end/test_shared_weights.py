@@ -120,6 +120,7 @@ def test_each_layer_computes_with_its_own_arrays(
     assert np.abs(got - wanted).max() <= 2e-5 * np.ptp(wanted)
 
 
+@pytest.mark.slow
 def test_what_layers_have_in_common_is_stored_once(tmp_path: Path) -> None:
     bundle = tmp_path / "b.slm"
     compile_model(

@@ -41,7 +41,9 @@ TOKENS = 21  # a chunk of 16 and some single ones
 MAX_KL = 1e-2  # as for the model that is not pruned
 
 
-def pruned(path: Path, output: Path) -> Path:
+def pruned(
+    path: Path, output: Path, block: tuple[int, int] = (CHANNELS, K), share: float = SHARE
+) -> Path:
     """The model with those blocks of its layers' weights at zero that hold the least; of the
     layers with most inputs, the smaller two of every four neighbours, but for one weight of the
     first, which breaks the pattern, and for the last, of which most short blocks go."""
@@ -68,9 +70,9 @@ def pruned(path: Path, output: Path) -> Path:
                 fours[k // 8, order[k // 8, :, 3].argmin(), 3] = 1
             tensor.CopyFrom(numpy_helper.from_array(fours.reshape(k, n), tensor.name))
             continue
-        split = weight.reshape(k // K, K, n // CHANNELS, CHANNELS).astype(np.int32).copy()
+        split = weight.reshape(k // block[1], block[1], n // block[0], block[0]).astype(np.int32)
         size = (split**2).sum(axis=(1, 3))
-        split *= (size > np.quantile(size, SHARE))[:, None, :, None]
+        split = split * (size > np.quantile(size, share))[:, None, :, None]
         tensor.CopyFrom(
             numpy_helper.from_array(split.reshape(k, n).astype(weight.dtype), tensor.name)
         )
@@ -83,6 +85,7 @@ class Compiled:
     model: Path
     auto: Bundle
     off: Bundle
+    free: Bundle
 
 
 @pytest.fixture(scope="session")
@@ -94,23 +97,24 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
             model, targets, output=folder / f"{mode}.slm", context=CONTEXT, tokenizer=TOKENIZER,
             kv="f32", sparse=mode, check=False,
         )
-        for mode, targets in (("auto", TARGETS), ("off", TARGETS[:1]))
+        for mode, targets in (("auto", TARGETS), ("off", TARGETS[:1]), ("free", TARGETS[:1]))
     ]  # fmt: skip
     return Compiled(model, *bundles)
 
 
-def logits(bundle: Bundle, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+def logits(bundle: Bundle, folder: Path, count: int = TOKENS) -> Iterator[tuple[str, np.ndarray]]:
     """The logits after each token, for every target that runs here and some threads."""
-    tokens = heldout_ids()[:TOKENS]
+    tokens = heldout_ids()[:count]
     for target in runnable_targets(bundle.targets):
         for session in open_sessions(bundle.path, Target.load(target.name), folder):
-            yield target.name, session.eval_all(tokens, TOKENS)
+            yield target.name, session.eval_all(tokens, count)
 
 
 @pytest.mark.slow
 def test_skipping_zeros_changes_no_bit_on_any_target(compiled: Compiled, tmp_path: Path) -> None:
-    found = [*logits(compiled.auto, tmp_path), *logits(compiled.off, tmp_path)]
-    assert len(found) >= 2, found
+    bundles = (compiled.auto, compiled.off, compiled.free)
+    found = [given for bundle in bundles for given in logits(bundle, tmp_path)]
+    assert len(found) >= len(bundles), found
     for where, values in found[1:]:
         np.testing.assert_array_equal(values, found[0][1], err_msg=where)
 
@@ -140,6 +144,8 @@ def test_zeros_take_no_room_and_the_manifest_says_so(compiled: Compiled) -> None
             0.25 < layer["density"] < 0.35 for layer in layers if layer["kernel"] == "blocks"
         )
     assert auto.model == off.model
+    (free,) = compiled.free.manifest.extra["sparse"][TARGETS[0]]
+    assert free["kernel"] == "free" and 0.15 < free["density"] < 0.2
 
 
 @pytest.mark.slow
@@ -155,6 +161,27 @@ def test_damaged_places_are_refused_though_nobody_asks(compiled: Compiled, tmp_p
             continue
         with pytest.raises(BundleError, match="checksum"):
             slmtvm.load(path, target="x86-64-v3", check=False)
+
+
+@pytest.mark.exhaustive
+def test_columns_change_no_bit_on_riscv(tmp_path: Path) -> None:
+    model = pruned(model_path("int8"), tmp_path / "pruned.onnx", block=(16, 1), share=0.5)
+    found, bundles = [], []
+    for mode, target in (("auto", "riscv64-rvv"), ("off", TARGETS[0])):
+        bundle = compile_model(
+            model, [target], output=tmp_path / f"{mode}.slm", context=CONTEXT,
+            tokenizer=TOKENIZER, kv="f32", sparse=mode, check=False,
+        )  # fmt: skip
+        bundles.append(bundle)
+        found += [*logits(bundle, tmp_path)]
+    assert len(found) >= 3, "registers of two lengths, and x86-64"
+    for where, values in found[1:]:
+        np.testing.assert_array_equal(values, found[-1][1], err_msg=where)
+    kernels = Counter(
+        layer["kernel"] for layer in bundles[0].manifest.extra["sparse"]["riscv64-rvv"]
+    )
+    assert kernels["columns"] > 2 * LAYERS
+    assert bundles[0].manifest.weights.bytes < 0.85 * bundles[1].manifest.weights.bytes
 
 
 def pruned_int4(path: Path, output: Path) -> Path:
@@ -180,15 +207,17 @@ def test_pairs_of_int4_change_no_bit_and_take_less_room(tmp_path: Path) -> None:
     model = pruned_int4(model_path("int4"), tmp_path / "pruned.onnx")
     auto, off = (
         compile_model(
-            model, TARGETS[:1], output=tmp_path / f"{mode}.slm", context=CONTEXT,
+            model, TARGETS[:1], output=tmp_path / f"{mode}.slm", context=2 * CONTEXT,
             tokenizer=TOKENIZER, kv="f32", sparse=mode, check=False,
         )
-        for mode in ("2of4", "off")
+        for mode in ("auto", "off")
     )  # fmt: skip
     kernels = {layer["kernel"] for layer in auto.manifest.extra["sparse"][TARGETS[0]]}
     assert kernels == {"2of4"}
     # The table of tokens, in float32, is most of both.
     assert auto.manifest.weights.bytes < off.manifest.weights.bytes - 500_000
-    found = [values for bundle in (auto, off) for _, values in logits(bundle, tmp_path)]
-    for values in found[1:]:
-        np.testing.assert_array_equal(values, found[0])
+    # A chunk of 128, of which some are padding; one of 16, and single ones.
+    for count in (2 * CONTEXT - 20, TOKENS):
+        found = [v for bundle in (auto, off) for _, v in logits(bundle, tmp_path, count)]
+        for values in found[1:]:
+            np.testing.assert_array_equal(values, found[0])

@@ -61,6 +61,7 @@ def check(program: Path, bundle: Path, keys: Keys, target: str = HOST) -> None:
     assert succeed(*command, "--threads", "1").endswith("ok\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "format", ["tar.gz", "deb", "wheel", pytest.param("oci", marks=pytest.mark.slow)]
 )
@@ -301,6 +302,7 @@ for call in (lambda: toy.load(public_keys=open({str(other_keys.public)!r}).read(
     assert "1000" in lines[1] and "threads is -1" in lines[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "target", ["cortex-a78", pytest.param("riscv64-rvv", marks=pytest.mark.slow)]
 )

@@ -141,6 +141,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", HOSTILE)
 def test_an_archive_that_reaches_out_of_its_folder_is_refused_before_it_is_unpacked(
     what: str, device: Device, release: Release, tmp_path: Path

@@ -91,6 +91,7 @@ def test_a_fill_has_the_attentions_behind_its_exit_alone() -> None:
     assert not [name for name in layers if name.startswith("batch")]
 
 
+@pytest.mark.slow
 def test_margins_are_the_least_that_agree_with_all_layers() -> None:
     model = quiet_decoder(loudness=0.5)
     windows = [np.random.default_rng(i).integers(0, VOCAB, CONTEXT) for i in range(4)]

@@ -13,7 +13,7 @@ from slmtvm.passes.lower_kernels import lower_kernels
 from slmtvm.passes.pipeline import fuse
 from slmtvm.plan.build import build_plan
 from slmtvm.schedules import isa as isas
-from slmtvm.schedules.linear import blocks, listed_blocks
+from slmtvm.schedules.linear import blocks, columns, listed_blocks, listed_weights
 from slmtvm.schedules.linear.packed_rows import pack_rows, unpack_rows
 from slmtvm.target import Target
 from tests.passes.toy import decoder
@@ -24,12 +24,16 @@ HEAD, DOWN = "head.weight", "0.down.weight"
 @pytest.fixture(autouse=True)
 def _as_in_large_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a list takes beside its blocks is left out: it is more than the toy's small layers."""
-    monkeypatch.setattr(
-        blocks, "relative_time", lambda shape, isa, density: isa.list_cost.step * density
-    )
-    monkeypatch.setattr(
-        listed_blocks, "relative_time", lambda shape, isa, density: isa.listed_blocks.step * density
-    )
+    for kernel, cost in (
+        (blocks, "list_cost"),
+        (listed_blocks, "listed_blocks"),
+        (listed_weights, "listed_weights"),
+    ):
+        monkeypatch.setattr(
+            kernel,
+            "relative_time",
+            lambda shape, isa, density, cost=cost: getattr(isa, cost).step * density,
+        )
 
 
 def with_zeros(share: float, *names: str) -> CanonicalModel:
@@ -67,7 +71,8 @@ def test_a_layer_with_most_blocks_zero_skips_them_for_every_number_of_rows(targe
 
 def test_a_small_layer_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(type(isas.get("avx2")), "listed_blocks", None)
+    for cost in ("listed_blocks", "listed_weights"):
+        monkeypatch.setattr(type(isas.get("avx2")), cost, None)
     (layer,) = lowered(with_zeros(0.9, HEAD)).sparse
     assert not layer.taken
 
@@ -152,23 +157,50 @@ def test_a_pattern_that_is_broken_in_one_place_runs_dense() -> None:
 def int4_of_pairs() -> CanonicalModel:
     """A decoder with int4 weights whose head has two of every four neighbours."""
     model = decoder("int4", layers=1)
-    weight = model.params[HEAD]
+    return replace(model, params={**model.params, HEAD: in_pairs(model.params[HEAD])})
+
+
+def in_pairs(weight: np.ndarray) -> np.ndarray:
+    """Packed int4 weights, two of every four neighbours zero."""
     values = unpack_rows(weight, 2 * weight.shape[1], 4)
     order = np.random.default_rng(0).random((len(values), values.shape[1] // 4, 4))
     values[order.argsort(axis=2).reshape(values.shape) >= 2] = 8
-    return replace(model, params={**model.params, HEAD: pack_rows(values, 4)})
+    return pack_rows(values, 4)
 
 
 @pytest.mark.parametrize(
     ("target", "kernel"),
-    [("x86-64-v3", "dense"), ("cortex-a78", "dense"), ("riscv64-rvv", None)],
+    [("x86-64-v3", "2of4"), ("cortex-a78", "dense"), ("riscv64-rvv", None)],
 )
-def test_pairs_of_int4_stay_dense_where_reading_prompts_is_slower(
+def test_pairs_of_int4_are_taken_where_every_number_of_rows_gains(
     target: str, kernel: str | None
 ) -> None:
     made = lowered(int4_of_pairs(), target)
     assert [layer.facts()["kernel"] for layer in made.sparse] == [kernel] * (kernel is not None)
-    assert not any("_2of4_" in name for name in made.kernels)
+    assert any("_2of4_" in name for name in made.kernels) == (kernel == "2of4")
+
+
+def test_pairs_stay_dense_where_some_number_of_rows_does_not_gain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(type(isas.get("avx2")), "pair_times", (0.8, 0.95))
+    (layer,) = lowered(int4_of_pairs()).sparse
+    assert not layer.taken
+
+
+def test_pairs_of_many_rows_meet_rows_that_are_turned_once_for_all_layers() -> None:
+    model = decoder("int4", layers=1)
+    params = {
+        name: in_pairs(array) if array.dtype == np.uint8 else array
+        for name, array in model.params.items()
+    }
+    fused = fuse(replace(model, params=params), chunks=(1, 16, 64))
+    made = lower_kernels(fused, Target.load("x86-64-v3"), sparse="2of4")
+    turned = [name for name in made.kernels if "_2of4_turned_" in name]
+    assert turned and all("_m64_" in name for name in turned)
+    # q, k and v are merged, as gate and up are: four layers, each with rows of its own.
+    body = str(made.module["body_64"])
+    assert [body.count(f'"{name}') for name in ("turn_pairs_", "linear_int4")] == [4, 4]
 
 
 @pytest.mark.slow
@@ -219,6 +251,26 @@ def test_short_blocks_of_int8_are_skipped_by_steps_of_many_rows_alone(target: st
     assert any(n.startswith("turn_rows_") for n in made.kernels)
 
 
+@pytest.mark.parametrize(
+    ("target", "kernel"),
+    [("x86-64-v3", "free"), ("x86-64-v4-vnni", "rows"), ("cortex-a78", "rows")],
+)
+def test_zeros_anywhere_in_int8_are_skipped_one_by_one_where_a_kernel_does(
+    target: str, kernel: str
+) -> None:
+    model = decoder("int8", layers=1)
+    weight = model.params[HEAD].copy()
+    weight[np.random.default_rng(0).random(weight.shape) < 0.94] = 0
+    weight[0, :9] = 1  # too many neighbours for kernels that pick
+    made = lowered(replace(model, params={**model.params, HEAD: weight}), target)
+    (layer,) = made.sparse
+    assert (layer.kernel, layer.taken) == (kernel, True)
+    lists = [n for n in made.kernels if n.startswith("linear_int8") and f"_{kernel}_" in n]
+    assert lists and all(int(n.split("_m")[1].split("_")[0]) >= 16 for n in lists)
+    turned = "turn_bytes_" if kernel == "free" else "turn_rows_"
+    assert any(n.startswith(turned) for n in made.kernels)
+
+
 @pytest.mark.parametrize(("target", "turned"), [("x86-64-v3", False), ("cortex-a78", True)])
 def test_blocks_meet_turned_rows_where_that_gains_with_the_weights_of_few_rows(
     target: str, turned: bool
@@ -230,6 +282,27 @@ def test_blocks_meet_turned_rows_where_that_gains_with_the_weights_of_few_rows(
     assert len(blocks_of) > 1 and any(blocks_of.values()) == turned
     stored = {name.split("@")[1].split(".")[0] for name in made.weights if name.startswith(HEAD)}
     assert len(stored) == 1, "every number of rows reads the same lists"
+
+
+@pytest.mark.slow
+def test_columns_are_taken_by_every_number_of_rows_on_riscv(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(columns, "relative_time", lambda shape, isa, density: density)
+    model = decoder("int8", layers=1)
+    weight = model.params[DOWN].copy()
+    zero = np.random.default_rng(0).random((len(weight) // 16, weight.shape[1])) < 0.5
+    weight[np.repeat(zero, 16, axis=0)] = 0
+    model = replace(model, params={**model.params, DOWN: weight})
+    made = lower_kernels(fuse(model, chunks=(1, 16, 32)), Target.load("riscv64-rvv"))
+    (layer,) = made.sparse
+    turned = {"_turned_" in name for name in made.kernels if "_columns_" in name}
+    assert turned == {False, True} and any(n.startswith("turn_columns_") for n in made.kernels)
+    assert (layer.kernel, layer.taken) == ("columns", True) and 0.4 < layer.density < 0.6
+    assert layer.bytes_left < 0.7
+    stored = {name.split("@")[1].split(".")[0] for name in made.weights if name.startswith(DOWN)}
+    assert len(stored) == 1, "every number of rows reads the same lists"
+    assert not any("_columns_" in name for name in lowered(model, "cortex-a78").kernels)
 
 
 def test_what_serves_one_row_too_comes_before_what_does_not() -> None:

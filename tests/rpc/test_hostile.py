@@ -67,6 +67,7 @@ def send(port: int, data: bytes) -> None:
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("who", ["tracker", "runner"])
 def test_random_bytes_do_nothing_and_are_logged(

@@ -23,6 +23,7 @@ SHAPES = [
     LinearShape(5, 48, 100, "int8", "row_u8", has_bias=True, has_residual=True),
     LinearShape(11, 20, 70, "int8", "row_u8", has_zero_points=True),
     LinearShape(17, 7, 33, "int8", "row_u8", has_residual=True),
+    LinearShape(2, 1, 7, "int8", "row_u8", has_zero_points=True),
 ]
 
 

@@ -20,6 +20,7 @@ SHAPES = [
     LinearShape(70, 19, 77, "int8", "row_u8", has_bias=True, has_residual=True),
     LinearShape(33, 8, 64, "int8", "row_u8"),
     LinearShape(16, 40, 300, "int8", "row_u8", has_residual=True),
+    LinearShape(17, 1, 7, "int8", "row_u8", has_bias=True),
 ]
 
 
@@ -34,7 +35,9 @@ def test_lists_of_blocks_compute_the_bits_of_channels_in_lanes(target_name: str)
     isa = isas.get(target.isa)
     if isa.listed_blocks is None:
         pytest.skip(f"{target_name} has no such kernel")
-    for shape, share, block in zip(SHAPES, (0.8, 0.3, 1.0), ((1, 4), (1, 1), (8, 4)), strict=True):
+    for shape, share, block in zip(
+        SHAPES, (0.8, 0.3, 1.0, 0.4), ((1, 4), (1, 1), (8, 4), (1, 4)), strict=True
+    ):
         case = pruned_case(shape, isa, share, block)
         given = in_lists(case, isa, target).run(target, isa, cuts=(2,))
         expected = case.run(target, isa)
@@ -77,3 +80,11 @@ def test_a_weight_of_zeros_alone_lists_one_that_no_channel_has() -> None:
     weights = Weights(np.zeros((8, 16), np.int8), np.ones(1, np.float32))
     packed = pack(shape, isas.get("avx2"), weights)
     assert not packed["starts"].any() and packed["places"].shape == (1,)
+
+
+def test_steps_take_longer_where_few_rows_of_many_inputs_are_near() -> None:
+    isa = isas.get("avx2")
+    shape = LinearShape(64, 8, 768, "int8", "row_u8")
+    more = dataclasses.replace(shape, k=1536)
+    near, far = (listed_blocks.relative_time(s, isa, 0.9) for s in (shape, more))
+    assert near < 0.9 < far, "of the time of dense kernels"

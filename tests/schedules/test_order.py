@@ -38,6 +38,15 @@ def test_weights_that_rows_share_stay_in_registers_on_avx2() -> None:
     assert 0 < len(STACK.findall(loop)) < len(PRODUCTS.findall(loop)) / 3
 
 
+def test_vectors_that_leave_the_registers_lie_within_cache_lines_on_avx2() -> None:
+    shape = LinearShape(8, 64, 64, "int4", "block", 32, sparse=True, window="2of4")
+    kernel = linear.build(shape, isas.get(TARGET.isa))
+    assembly = build_module({"f": kernel.func}, TARGET).inspect_source("s")
+    assert re.search(r"andq\t\$-32, %rsp", assembly)
+    moved = re.findall(r"(vmov\w+)\t%ymm\d+, -?\d*\(%rsp\)", assembly)
+    assert moved and set(moved) <= {"vmovaps", "vmovdqa"}, "aligned ones"
+
+
 def test_lists_load_activations_to_a_lane_with_an_address_of_two_registers_on_arm() -> None:
     target = Target.load("cortex-a78")
     shape = LinearShape(1, 64, 128, "int8", "row_u8", sparse=True)

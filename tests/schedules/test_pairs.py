@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from slmtvm.schedules import isa as isas
+from slmtvm.schedules import linear
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import PAIRS
-from slmtvm.schedules.linear import LinearShape, Weights, pairs
+from slmtvm.schedules.linear import LinearShape, Weights, pairs, turned_pairs
 from slmtvm.schedules.linear.packed_rows import pack_rows, unpack_rows
 from slmtvm.target import Target
 from tests.machines import EVERY_TARGET
+from tests.schedules.harness import run
 from tests.schedules.linear_cases import Case, random_case
 from tests.schedules.test_windows import kept_of, name
 
@@ -21,6 +23,7 @@ SHAPES = [
     LinearShape(1, 33, 70, "int4", "block", 32, has_bias=True, scale_dtype="float16"),
     LinearShape(11, 20, 100, "int4", "block", 32, has_bias=True, has_residual=True),
     LinearShape(3, 40, 300, "int4", "block", 128),
+    LinearShape(2, 1, 7, "int4", "block", 64),
 ]
 
 
@@ -75,6 +78,68 @@ def test_any_tile_gives_the_same_bits(target_name: str) -> None:
         assert_same(in_pairs(case).run(target, isa, knobs, cuts=(1, 2)), expected)
 
 
+# Two row blocks, the second not whole, and a part of k left; fewer rows than a vector in groups of
+# 64; rows of a kernel that leaves padding out.
+TURNED = [
+    LinearShape(
+        70, 36, 90, "int4", "block", 32, has_bias=True, has_residual=True, scale_dtype="float16"
+    ),
+    LinearShape(17, 33, 200, "int4", "block", 64, has_bias=True),
+    LinearShape(130, 16, 160, "int4", "block", 32),
+]
+
+
+def with_turned_rows(case: Case, isa: Isa, target: Target) -> Case:
+    """The case on pairs, its activations as ``turned_pairs`` makes them."""
+    case = in_pairs(case)
+    shape = dataclasses.replace(case.shape, turned=True)
+    given = {name: case.activations[name] for name in ("xq", "xs")}
+    made = run(turned_pairs.turning(shape, isa), given, target, cuts=(1,))
+    turned = {name: made[name] for name in ("xp", "xr")}
+    return dataclasses.replace(case, shape=shape, activations=turned)
+
+
+@pytest.mark.parametrize(
+    "shape", [pytest.param(s, marks=[pytest.mark.slow] * (s.m > 17)) for s in TURNED], ids=name
+)
+def test_turned_rows_give_the_bits_of_the_dense_kernel(shape: LinearShape) -> None:
+    target = Target.load("x86-64-v3")
+    isa = isas.get(target.isa)
+    case = pruned_case(shape, isa)
+    turned = with_turned_rows(case, isa, target)
+    assert_same(turned.run(target, isa, cuts=(1,)), case.run(target, isa))
+
+
+@pytest.mark.slow
+def test_turned_rows_that_are_padding_are_left_out() -> None:
+    target = Target.load("x86-64-v3")
+    isa = isas.get(target.isa)
+    case = with_turned_rows(pruned_case(TURNED[2], isa), isa, target)
+    padded = dataclasses.replace(case, shape=dataclasses.replace(case.shape, padded=True))
+    full, given = case.run(target, isa), padded.run(target, isa, valid=60)
+    assert_same(given[:60], full[:60])
+    assert (given[64:] == 0).all() and given.shape == full.shape
+
+
+@pytest.mark.slow
+def test_places_that_no_weight_has_count_as_the_first_two() -> None:
+    target = Target.load("x86-64-v3")
+    isa = isas.get(target.isa)
+    case = with_turned_rows(pruned_case(TURNED[1], isa), isa, target)
+    kernel = linear.build(case.shape, isa)
+    packed = linear.pack(case.shape, isa, Weights(**case.weights))
+    found = []
+    # The first two k's in all steps; one k twice, of two kinds.
+    for first, second in ((0b00000000, 0b01010101), (0b10101010, 0b10101010), (0xFF, 0xFF)):
+        weight = packed["weight"].copy()
+        parts = weight.reshape(-1, pairs.PARTS, pairs.part_bytes(isa))
+        parts[:, -1, ::2], parts[:, -1, 1::2] = first, second
+        given = {**case.activations, **packed, "weight": weight, **case.addends}
+        found.append(run(kernel, given, target)["y"])
+    for given in found[1:]:
+        assert_same(given, found[0])
+
+
 @pytest.mark.slow
 def test_zero_points_are_taken_off() -> None:
     target = Target.load("x86-64-v3")
@@ -108,6 +173,7 @@ def test_one_weight_too_many_breaks_a_pair() -> None:
         {"window": ""},
         {"has_zero_points": True},
         {"group_size": 16},
+        {"turned": True, "group_size": 128},
     ],
 )
 def test_other_formats_are_refused(changes: dict[str, object]) -> None:

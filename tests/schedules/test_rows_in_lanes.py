@@ -17,6 +17,7 @@ from tests.schedules.linear_cases import Case, random_case
 SHAPES = [
     LinearShape(70, 19, 77, "f32", has_bias=True, has_residual=True),
     LinearShape(33, 8, 64, "f32"),
+    LinearShape(16, 5, 3, "f32", has_bias=True),
 ]
 
 
@@ -34,7 +35,7 @@ def test_rows_in_lanes_compute_the_bits_of_channels_in_lanes(target_name: str) -
     isa = isas.get(target.isa)
     if isa.listed_rows is None:
         pytest.skip(f"{target_name} has no such kernel")
-    for shape, share in zip(SHAPES, (0.8, 0.3), strict=True):
+    for shape, share in zip(SHAPES, (0.8, 0.3, 0.5), strict=True):
         case = with_zeros(random_case(shape, isa), share)
         x = case.activations["x"]
         turned = run(rows_in_lanes.turning(shape.m, shape.k, isa), {"x": x}, target, cuts=(1,))
@@ -49,9 +50,35 @@ def test_rows_in_lanes_compute_the_bits_of_channels_in_lanes(target_name: str) -
         np.testing.assert_array_equal(given.view(np.uint32), expected.view(np.uint32))
 
 
-@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-def test_what_is_not_finite_meets_the_zeros_too(bad: float) -> None:
+def test_sums_that_underflow_have_the_sign_of_the_dense_ones() -> None:
     target = Target.load("x86-64-v3")
+    isa = isas.get(target.isa)
+    shape = LinearShape(16, 9, 21, "f32")
+    case = with_zeros(random_case(shape, isa), 0.8)
+    x = np.full((16, 21), 1e-30, np.float32) * np.sign(case.activations["x"])
+    weight = case.weights["weight"] * np.float32(1e-20)
+    case = dataclasses.replace(case, activations={"x": x}, weights={"weight": weight})
+    xt = run(rows_in_lanes.turning(16, 21, isa), {"x": x}, target)
+    sparse = dataclasses.replace(
+        case, shape=dataclasses.replace(shape, sparse=True), activations=xt
+    )
+    given, expected = sparse.run(target, isa), case.run(target, isa)
+    assert not expected.any()
+    np.testing.assert_array_equal(given.view(np.uint32), expected.view(np.uint32))
+
+
+OTHERS = ("x86-64-v4-vnni", "cortex-a72", "cortex-a78")
+
+
+@pytest.mark.parametrize(
+    ("bad", "target_name"),
+    [
+        *((bad, "x86-64-v3") for bad in (np.inf, -np.inf, np.nan)),
+        *(pytest.param(np.inf, name, marks=pytest.mark.slow) for name in OTHERS),
+    ],
+)
+def test_what_is_not_finite_meets_the_zeros_too(bad: float, target_name: str) -> None:
+    target = Target.load(target_name)
     isa = isas.get(target.isa)
     # Places of k in the whole parts that are turned and in the rest, and rows of both row blocks.
     shape = LinearShape(70, 19, 77, "f32", has_bias=True)

@@ -18,6 +18,7 @@ from tests.schedules.linear_cases import Case, random_case
 SHAPES = [
     LinearShape(1, 33, 70, "int8", "row_u8", has_bias=True),
     LinearShape(11, 20, 100, "int8", "row_u8", has_bias=True, has_residual=True),
+    LinearShape(3, 1, 7, "int8", "row_u8"),
 ]
 
 

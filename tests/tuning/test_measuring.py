@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from tvm.script.ir_builder import tirx as T
 
@@ -20,6 +21,7 @@ from slmtvm.schedules.linear import LinearShape
 from slmtvm.schedules.linear.knobs import Knobs
 from slmtvm.schedules.templates import TEMPLATES
 from slmtvm.target import Target
+from slmtvm.tuning.inputs import fills_of
 from slmtvm.tuning.local import LocalRunner
 from slmtvm.tuning.measuring import Batch, ProgramMeasurer
 from slmtvm.tuning.program import Situation
@@ -60,6 +62,19 @@ def batch(of: TaskKey, settings: list[Knobs], **fields: Any) -> Batch:
 
 def other_settings(of: TaskKey, isa: Isa) -> list[Knobs]:
     return random.Random(0).sample(TEMPLATES[of.kind].settings(of.shape, isa)[1:], 2)
+
+
+def test_columns_are_measured_on_lists_that_fit_their_masks() -> None:
+    shape = LinearShape(3, 40, 112, "int8", "row_u8", sparse=True, window="columns")
+    kernel = linear.build(shape, isas.get("rvv"))
+    fills = dict(zip((t.name for t in kernel.tensors), fills_of(kernel), strict=True))
+    starts = np.frombuffer(fills["starts"].given, np.int32)
+    masks = np.frombuffer(fills["masks"].given, np.uint16).reshape(4, 7)
+    before = np.frombuffer(fills["fills"].given, np.uint16).reshape(4, 3)
+    ones = np.unpackbits(masks.view(np.uint8)).reshape(4, 7, 16).sum(axis=2)
+    assert [ones[:, :words].sum(axis=1).tolist() for words in (0, 4, 6)] == before.T.tolist()
+    assert (np.diff(starts) * 32 >= ones.sum(axis=1)).all()
+    assert fills["columns"].size == starts[-1] * 16 * 32
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ from slmtvm.schedules.linear.shape import PAIR_UNIT
 
 _OF_NEIGHBOURS = ((1, 4), (2, 8), (2, 4), (4, 8))  # the sparsest first; 2:4 is what GPUs have
 _BLOCKS = ((32, 4), (32, 1), (16, 1), (8, 4), (4, 4), (4, 1), (1, 4))  # the largest first
-KERNEL_BLOCKS = ((8, 4), (32, 1), (1, 4))
-"""Blocks that kernels skip: on x86 and Arm, on RISC-V, and on x86 and Arm by many rows."""
+KERNEL_BLOCKS = ((8, 4), (32, 1), (16, 1), (1, 4))
+"""Blocks that kernels skip: on x86 and Arm, on RISC-V (both), and on x86 and Arm by many rows."""
 
 _SAMPLE, _CHUNK = 64, 1024  # rows: most weights show in a few that they are dense
 _FEW = 0.25  # zeros: 4-bit weights have nearly half as many by rounding alone

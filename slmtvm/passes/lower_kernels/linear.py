@@ -13,7 +13,7 @@ from slmtvm.ir import ops
 from slmtvm.passes.lower_kernels.emitter import KernelEmitter
 from slmtvm.passes.lower_kernels.registry import handles, shape_of
 from slmtvm.schedules import linear
-from slmtvm.schedules.linear import blocks, rows_in_lanes, turned_rows
+from slmtvm.schedules.linear import rows_in_lanes, turned_pairs
 
 
 def linear_shape(
@@ -58,9 +58,10 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         shape = dataclasses.replace(
             shape, sparse=True, window=chosen.window, has_zero_points=chosen.has_zero_points
         )
-        turned = not (shape.in_lists or shape.window) and blocks.turns(shape.m, emitter.isa)
-        shape = dataclasses.replace(shape, turned=turned)
-    if shape.in_lists or shape.turned:
+        shape = dataclasses.replace(shape, turned=linear.turns(shape, emitter.isa))
+    if shape.in_turned_pairs:
+        inputs = _turned_pairs(inputs, shape, emitter)
+    elif shape.in_lists or shape.turned:
         inputs = [_turned(inputs[0], shape, emitter), *inputs[1:]]
     packed = packed_linear(emitter, named, shape)
     operands = [emitter.weight(name, array) for name, array in packed.values()]
@@ -77,11 +78,19 @@ def _linear(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
 
 def _turned(x: relax.Expr, shape: linear.LinearShape, emitter: KernelEmitter) -> relax.Expr:
     """Rows as a kernel takes them whose vectors hold rows: turned once for all layers of a step."""
-    if shape.activation == "f32":
-        kernel = rows_in_lanes.turning(shape.m, shape.k, emitter.isa)
-    else:
-        kernel = turned_rows.turning(shape, emitter.isa)
-    return emitter.once(("turned", x), lambda: emitter.call(kernel, [x])["xt"])
+    kernel = linear.turning(shape, emitter.isa)
+    name = str(kernel.func.attrs["global_symbol"])
+    return emitter.once((name, x), lambda: emitter.call(kernel, [x])["xt"])
+
+
+def _turned_pairs(
+    inputs: list[relax.Expr], shape: linear.LinearShape, emitter: KernelEmitter
+) -> list[relax.Expr]:
+    """The same where pairs of activations lie together."""
+    kernel = turned_pairs.turning(shape, emitter.isa)
+    key = ("turned pairs", inputs[0])
+    made = emitter.once(key, lambda: emitter.call(kernel, inputs[:2]))
+    return [made["xp"], made["xr"]]
 
 
 def packed_linear(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,15 +22,17 @@ from slmtvm.schedules.linear import (
     LinearShape,
     Weights,
     blocks,
+    columns,
     listed_blocks,
+    listed_weights,
     pairs,
     row_pairs,
     rows_in_lanes,
     windows,
 )
-from slmtvm.schedules.linear.shape import IN_LISTS, PAIR_UNIT
+from slmtvm.schedules.linear.shape import COLUMNS, FREE, IN_LISTS, PAIR_UNIT
 
-KERNELS = ("blocks", *WINDOWS, PAIRS.name, IN_LISTS)
+KERNELS = ("blocks", COLUMNS, *WINDOWS, PAIRS.name, IN_LISTS, FREE)
 SPARSE = ("auto", "off", *KERNELS)
 """A kernel's name: every layer that it fits takes it, expected to gain or not, and no other one."""
 
@@ -81,7 +83,7 @@ def choose_sparse(
         if not kinds:
             continue
         # What serves one row too comes before what leaves that to the dense kernel.
-        best = min(kinds, key=lambda kind: (kind.time > LIMIT, not kind.serves_all, kind.time))
+        best = min(kinds, key=lambda kind: (kind.time > LIMIT, not kind.serves_all, kind.mean))
         taken = (best.time <= LIMIT or sparse in KERNELS) and key not in tables
         if taken:
             emitter.sparse[key] = best.shape
@@ -92,15 +94,26 @@ def choose_sparse(
 
 @dataclass(frozen=True)
 class _Kind:
-    """A sparse kernel of a layer; the fields are those of SparseLayer."""
+    """A sparse kernel of a layer; density and left as SparseLayer has them."""
 
     shape: LinearShape
     density: float
-    time: float
+    times: Mapping[int, float]
+    """By number of rows."""
     left: float
     serves_all: bool = True
     """Whether it runs every number of rows: the dense kernel, with weights of its own, runs others.
     """
+
+    @property
+    def time(self) -> float:
+        """For the number of rows that gains least."""
+        return max(self.times.values())
+
+    @property
+    def mean(self) -> float:
+        """Of steps of all numbers of rows, one of each."""
+        return sum(m * time for m, time in self.times.items()) / sum(self.times)
 
     @property
     def name(self) -> str:
@@ -108,7 +121,7 @@ class _Kind:
 
 
 def _kinds(shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]) -> list[_Kind]:
-    """What can run the layer for the numbers of ``rows``, with the time of the slowest of them."""
+    """What can run the layer for the numbers of ``rows``."""
     if shape.group_size:
         return _kinds_in_groups(shape, weights, isa, rows)
     if shape.format == "f32":
@@ -118,23 +131,37 @@ def _kinds(shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]) 
     if density <= NOTABLE:
         # Zero points cost a sum more for each list: they are taken off where they can be.
         needed = shape.has_zero_points and blocks.centred(weights) is None
-        time = max(
-            blocks.relative_time(dataclasses.replace(shape, m=m), isa, density) for m in rows
-        )
+        times = {
+            m: blocks.relative_time(dataclasses.replace(shape, m=m), isa, density) for m in rows
+        }
         sparse = dataclasses.replace(shape, sparse=True, has_zero_points=needed)
-        found.append(_Kind(sparse, density, time, density * blocks.bytes_of_block(isa)))
+        found.append(_Kind(sparse, density, times, density * blocks.bytes_of_block(isa)))
+    found += _kinds_in_columns(shape, weights, isa, rows)
     for name in isa.window_times:
         window = WINDOWS[name]
         if windows.fits(window, weights):
-            time = max(windows.relative_time(name, isa, m) for m in rows)
+            times = {m: windows.relative_time(name, isa, m) for m in rows}
             sparse = dataclasses.replace(shape, sparse=True, window=name, has_zero_points=False)
             left = windows.bytes_left(window)
-            found.append(_Kind(sparse, window.kept / window.size, time, left))
+            found.append(_Kind(sparse, window.kept / window.size, times, left))
     if isa.row_pair_times is not None and row_pairs.fits(shape, weights):
-        time = max(isa.row_pair_times[m > 1] for m in rows)
+        times = {m: isa.row_pair_times[m > 1] for m in rows}
         sparse = dataclasses.replace(shape, sparse=True, window=PAIRS.name, has_zero_points=False)
-        found.append(_Kind(sparse, PAIRS.kept / PAIRS.size, time, row_pairs.BYTES_LEFT))
+        found.append(_Kind(sparse, PAIRS.kept / PAIRS.size, times, row_pairs.BYTES_LEFT))
     return found + _kinds_in_lists(shape, weights, isa, rows)
+
+
+def _kinds_in_columns(
+    shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]
+) -> list[_Kind]:
+    if isa.column_costs is None or not columns.fits(shape, weights):
+        return []
+    density = columns.density(shape, weights)
+    if density > NOTABLE:
+        return []
+    times = {m: columns.relative_time(dataclasses.replace(shape, m=m), isa, density) for m in rows}
+    sparse = dataclasses.replace(shape, sparse=True, window=COLUMNS, has_zero_points=False)
+    return [_Kind(sparse, density, times, columns.bytes_left(density))]
 
 
 def _kinds_in_groups(
@@ -142,31 +169,34 @@ def _kinds_in_groups(
 ) -> list[_Kind]:
     if isa.pair_times is None or shape.group_size % PAIR_UNIT or not pairs.fits(shape, weights):
         return []
-    time = max(pairs.relative_time(isa, m) for m in rows)
+    times = {m: pairs.relative_time(dataclasses.replace(shape, m=m), isa) for m in rows}
     sparse = dataclasses.replace(shape, sparse=True, window=PAIRS.name, has_zero_points=False)
     sparse = dataclasses.replace(sparse, float_zero_points=False)
-    return [_Kind(sparse, PAIRS.kept / PAIRS.size, time, pairs.BYTES_LEFT)]
+    return [_Kind(sparse, PAIRS.kept / PAIRS.size, times, pairs.BYTES_LEFT)]
 
 
 def _kinds_in_lists(
     shape: LinearShape, weights: Weights, isa: Isa, rows: Sequence[int]
 ) -> list[_Kind]:
     many = [m for m in rows if m >= rows_in_lanes.MIN_ROWS]
-    if isa.listed_blocks is None or not many:
+    if not many or (shape.has_zero_points and blocks.centred(weights) is None):
         return []
-    if shape.has_zero_points and blocks.centred(weights) is None:
-        return []
-    density = listed_blocks.density(shape, weights)
-    if density > NOTABLE:
-        return []
-    time = max(
-        listed_blocks.relative_time(dataclasses.replace(shape, m=m), isa, density) for m in many
-    )
-    sparse = dataclasses.replace(shape, sparse=True, window=IN_LISTS, has_zero_points=False)
-    all_, left = len(many) == len(rows), listed_blocks.bytes_left(density)
-    if not all_ and left > MOST_BESIDE:
-        return []
-    return [_Kind(sparse, density, time, left + (not all_), all_)]
+    all_, found = len(many) == len(rows), []
+    for window, listed, cost in (
+        (IN_LISTS, listed_blocks, isa.listed_blocks),
+        (FREE, listed_weights, isa.listed_weights),
+    ):
+        density = listed.density(shape, weights) if cost is not None else None
+        if density is None or density > NOTABLE:
+            continue
+        left = listed.bytes_left(density)
+        if all_ or left <= MOST_BESIDE:
+            times = {
+                m: listed.relative_time(dataclasses.replace(shape, m=m), isa, density) for m in many
+            }
+            sparse = dataclasses.replace(shape, sparse=True, window=window, has_zero_points=False)
+            found.append(_Kind(sparse, density, times, left + (not all_), all_))
+    return found
 
 
 def _kinds_of_floats(
@@ -179,9 +209,9 @@ def _kinds_of_floats(
     density = float(np.count_nonzero(weights.weight)) / weights.weight.size
     if density > NOTABLE_FREE:
         return []
-    time = max(
-        rows_in_lanes.relative_time(dataclasses.replace(shape, m=m), isa, density) for m in many
-    )
+    times = {
+        m: rows_in_lanes.relative_time(dataclasses.replace(shape, m=m), isa, density) for m in many
+    }
     all_, left = len(many) == len(rows), rows_in_lanes.bytes_left(density)
     sparse = dataclasses.replace(shape, sparse=True)
-    return [_Kind(sparse, density, time, left + (not all_), all_)]
+    return [_Kind(sparse, density, times, left + (not all_), all_)]

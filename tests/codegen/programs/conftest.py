@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import openai
 import pytest
 
 from slmtvm.runtime import load
@@ -15,6 +15,9 @@ from slmtvm.text.chat import ChatTemplate, compile_chat
 from tests.codegen.programs.serving import CHAT_TEMPLATE, TOKENS, Server, client_of, serving
 from tests.end_to_end.bundles import TARGETS_OF_THREE, bundle_for
 from tests.models import PROMPTS
+
+if TYPE_CHECKING:  # it takes two seconds, and many tests here need none
+    import openai
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -21,6 +20,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from tests.importer.heads import VOCAB
+
+if TYPE_CHECKING:
+    import openai
 
 _LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 STOP_SECONDS = 60
@@ -88,6 +90,8 @@ def serving(
 
 def client_of(server: Server) -> openai.OpenAI:
     """OpenAI's own client; a context, which closes its connections."""
+    import openai
+
     base = f"http://127.0.0.1:{server.port}/v1"
     return openai.OpenAI(base_url=base, api_key="none", max_retries=0)
 

@@ -56,6 +56,7 @@ def test_blocks_of_weights_stay_packed_in_every_expert(form: str, tmp_path: Path
     check(import_onnx(path, context=24), path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "format"),
     [("INT4", "int4"), ("UINT8", "int8"), ("INT16", "int16"), ("FLOAT8E4M3FN", "e4m3fn")],
