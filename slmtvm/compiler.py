@@ -8,6 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from slmtvm.bundle import Bundle
 from slmtvm.bundle.write import Checked, TextFiles, write_bundle
 from slmtvm.early_exit import AGREEMENT, ChosenExit, choose_exits
@@ -16,6 +19,7 @@ from slmtvm.host import runs_here
 from slmtvm.importer import import_onnx
 from slmtvm.ir.lowered import sparse_note
 from slmtvm.ir.model import CanonicalModel
+from slmtvm.low_rank import RankReport, low_rank, parse_kv
 from slmtvm.plan.build import build_plan
 from slmtvm.plan.model import Plan
 from slmtvm.plan.setup import DEFAULT_SETUP
@@ -44,6 +48,7 @@ def compile_model(
     source_context: int | None = None,
     tokenizer: str | Path | None = None,
     kv: str | None = None,
+    kv_calibration: str | Path | None = None,
     kv_keep: str = "window",
     activations: str = "int8",
     mask: str = "none",
@@ -66,7 +71,10 @@ def compile_model(
     most tokens of an encoder-decoder's source. tokenizer: the one to put into the bundle, see
     ``slmtvm.text.read_tokenizer``; where None, the one beside the model, if there is one.
     kv: "f16", "f32", "int8" or "int4", how the KV cache holds keys and values; where None, what
-    suits each target, or "f32" where some are known to be beyond float16.
+    suits each target, or "f32" where some are known to be beyond float16. With "rank:R" or
+    "rank:R,TYPE" it holds R features of each head, the projections of keys and values that the
+    tokens of ``kv_calibration`` (a text, or ids in a .npy) need most, in that type; what this
+    costs on them is the manifest's ``extra["kv_rank"]``.
     kv_keep: "window", so that layers which see a window of positions keep no more (``seek`` then
     goes back that far alone, see ``Session.seek``), or "all".
     activations: what float activations that meet integer weights are computed in: "int8" (they
@@ -103,6 +111,7 @@ def compile_model(
     notes: what was left out, chosen or widened, and its cost. Raises SlmError, AccuracyError where
     the check fails; nothing is left at ``output`` then, and what was there before stays.
     """
+    kv, rank = parse_kv(kv)
     check_options(kv, kv_keep, activations, sparse)
     resolved = with_fallbacks([t if isinstance(t, Target) else Target.load(t) for t in targets])
     if cuda_persistent:
@@ -117,6 +126,17 @@ def compile_model(
         encoder=encoder,
         outputs=outputs,
     )
+    ranked: RankReport | None = None
+    if rank:
+        progress("low rank")
+        windows = _calibration_windows(
+            canonical, kv_calibration, tokenizer,
+            "which features of keys and values a cache of lower rank keeps is learned from a text: "
+            "name one with --kv-calibration",
+        )  # fmt: skip
+        canonical, ranked = low_rank(canonical, rank, windows)
+        for line in ranked.lines():
+            note(line)
     chosen: list[ChosenExit] = []
     if exits:
         progress("exits")
@@ -137,6 +157,7 @@ def compile_model(
         check_tokens=check_tokens,
         records=read_log(records) if records is not None else None,
         exits=chosen,
+        ranked=ranked,
         progress=progress,
         note=note,
     )
@@ -201,6 +222,7 @@ def compile_imported(
     check_tokens: str | Path | Tokens | None = None,
     records: RecordLog | None = None,
     exits: Sequence[ChosenExit] = (),
+    ranked: RankReport | None = None,
     progress: Progress = lambda _: None,
     note: Progress = lambda _: None,
 ) -> Bundle:
@@ -264,6 +286,7 @@ def compile_imported(
             **({"setup": setups} if setups else {}),
             **({"sparse": skipping} if skipping else {}),
             **({"exits": [asdict(chosen) for chosen in exits]} if exits else {}),
+            **({"kv_rank": ranked.to_json()} if ranked else {}),
         },
         progress=progress,
     )
@@ -283,20 +306,32 @@ def _with_exits(
         raise TargetError(
             f"early exits are computed on CPUs: leave out {', '.join(gpus)}, or the exits"
         )
+    windows = _calibration_windows(
+        model, calibration, tokenizer,
+        "what an exit is sure of is learned from a text: name one with --exit-calibration",
+    )  # fmt: skip
+    model, chosen, notes = choose_exits(model, exits, windows, agreement)
+    for text in (*map(str, chosen), *notes):
+        note(text)
+    return model, chosen
+
+
+def _calibration_windows(
+    model: CanonicalModel,
+    calibration: str | Path | None,
+    tokenizer: str | Path | None,
+    missing: str,
+) -> list[npt.NDArray[np.int64]]:
+    """What a calibration file has for a model, windows of equal length that fit its context; the
+    error says what is ``missing`` where there is none."""
     if calibration is None:
-        raise SlmError(
-            "what an exit is sure of is learned from a text: name one with --exit-calibration",
-            where="exits",
-        )
+        raise SlmError(missing, where=str(model.source))
     from slmtvm.quantize.calibration import read_tokens
 
     beside = Path(tokenizer) if tokenizer else find_tokenizer(model.source)
     windows = read_tokens(Path(calibration), beside)
     most = min(model.context, min(map(len, windows)))
-    model, chosen, notes = choose_exits(model, exits, [w[:most] for w in windows], agreement)
-    for text in (*map(str, chosen), *notes):
-        note(text)
-    return model, chosen
+    return [window[:most] for window in windows]
 
 
 def _prepare_check(

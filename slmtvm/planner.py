@@ -98,6 +98,10 @@ def check_options(kv: str | None, kv_keep: str, activations: str, sparse: str) -
         raise SlmError(f"must be one of {', '.join(SPARSE)}, not {sparse!r}", where="sparse")
 
 
+def _ranks(model: CanonicalModel) -> list[int]:
+    return [s.head_dim for s in model.kv] if any(s.whole for s in model.kv) else []
+
+
 def _info(
     model: CanonicalModel, activations: str, kv: str | None, largest: float
 ) -> dict[str, object]:
@@ -108,13 +112,14 @@ def _info(
         "activations": activations,
         "kv": kv or ("f32" if largest else "default"),
         "kv_beyond_f16": bool(largest),
+        "kv_ranks": _ranks(model),  # features of a head that each layer keeps, if some keep fewer
         "rounded_layers": rounded,  # whose activations are rounded where the file does not
         "kind": model.kind,
         "family": model.family,
         "layers": len(model.kv),
         "num_heads": model.num_heads,
         "num_kv_heads": model.kv[0].num_kv_heads if model.kv else 0,
-        "head_dim": model.kv[0].head_dim if model.kv else 0,
+        "head_dim": (model.kv[0].whole or model.kv[0].head_dim) if model.kv else 0,
         "hidden_size": model.hidden_size,
         "vocab_size": model.vocab_size,
         "context": model.context,

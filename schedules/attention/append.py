@@ -1,4 +1,4 @@
-"""Norms and rotates queries and keys and appends keys and values to the cache."""
+"""Norms, rotates and projects queries and keys and appends keys and values to the cache."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from slmtvm.schedules import vector as vec
 from slmtvm.schedules.attention.cache import store_key, store_value
 from slmtvm.schedules.attention.rotate import Rotation, rotate_head
 from slmtvm.schedules.attention.shape import AttentionShape
+from slmtvm.schedules.head_linear import project_heads
 from slmtvm.schedules.kernel import Kernel, Work, define
 from slmtvm.schedules.rows.statistics import inverse_rms
 from slmtvm.schedules.vector import Buffer, Expr
 
 
 def build_append(shape: AttentionShape) -> Kernel:
-    """(projections, [cos, sin], [q_gamma], [k_gamma], the cache) -> q float32 (m, q heads).
+    """(projections, [cos, sin], [gammas], [bases], the cache) -> q float32 (m, q heads).
 
     The cache is the kernel's state, or, for "bidirectional" and where it is stateless, its outputs
     (after q; rows from m on are not written). One block for each row of each kv head.
@@ -68,12 +69,17 @@ def turn_queries(
     queries: Buffer,
     queries_at: Expr,
 ) -> None:
-    """The queries of one kv head's group of one row, normed and rotated."""
-    d = shape.head_dim
+    """The queries of one kv head's group of one row, normed, rotated and projected."""
     (q_rows, q_at), _, _ = _projections(shape, buffers, head, row)
     with T.serial(0, shape.group) as member:
-        source, at = _normed(shape, buffers, "q", q_rows, T.bind(q_at + member * d))
-        _turn(shape, buffers, position, source, at, queries, T.bind(queries_at + member * d))
+        source, at = _normed(shape, buffers, "q", q_rows, T.bind(q_at + member * shape.given_dim))
+        target_at = T.bind(queries_at + member * shape.head_dim)
+        if not shape.whole:
+            _turn(shape, buffers, position, source, at, queries, target_at)
+        else:
+            turned = T.alloc_buffer((shape.whole,), "float32", scope="local")
+            _turn(shape, buffers, position, source, at, turned, T.int32(0))
+            _project(shape, buffers, "q", head, turned, T.int32(0), queries, target_at)
 
 
 def append_key_value(
@@ -81,9 +87,14 @@ def append_key_value(
 ) -> None:
     """Put the key and value of one kv head of one row into the cache."""
     _, (k_rows, k_at), (v_rows, v_at) = _projections(shape, buffers, head, row)
-    turned = T.alloc_buffer((shape.head_dim,), "float32", scope="local")
+    turned = T.alloc_buffer((shape.given_dim,), "float32", scope="local")
     source, at = _normed(shape, buffers, "k", k_rows, k_at)
     _turn(shape, buffers, position, source, at, turned, T.int32(0))
+    if shape.whole:
+        key, value = (T.alloc_buffer((shape.head_dim,), "float32", scope="local") for _ in range(2))
+        _project(shape, buffers, "k", head, turned, T.int32(0), key, T.int32(0))
+        _project(shape, buffers, "v", head, v_rows, v_at, value, T.int32(0))
+        turned, v_rows, v_at = key, value, T.int32(0)
     store_key(shape, buffers, head, position, turned, T.int32(0))
     store_value(shape, buffers, head, position, v_rows, v_at)
 
@@ -97,10 +108,10 @@ def _projections(
     for kind, count in heads.items():
         first = head * shape.group if kind == "q" else head
         if shape.separate:
-            found.append((buffers[f"{kind}_in"], T.bind((row * count + first) * shape.head_dim)))
+            found.append((buffers[f"{kind}_in"], T.bind((row * count + first) * shape.given_dim)))
         else:
             place = row * sum(heads.values()) + before + first
-            found.append((buffers["qkv"], T.bind(place * shape.head_dim)))
+            found.append((buffers["qkv"], T.bind(place * shape.given_dim)))
         before += count
     return found
 
@@ -109,7 +120,7 @@ def _normed(
     shape: AttentionShape, buffers: dict[str, Buffer], kind: str, source: Buffer, at: Expr
 ) -> tuple[Buffer, Expr]:
     """The head at ``at`` of ``source``, normed if the layer norms heads of its ``kind``."""
-    eps, d = {"q": shape.q_eps, "k": shape.k_eps}[kind], shape.head_dim
+    eps, d = {"q": shape.q_eps, "k": shape.k_eps}[kind], shape.given_dim
     if eps is None:
         return source, at
     gamma = buffers[f"{kind}_gamma"]
@@ -121,6 +132,22 @@ def _normed(
     return result, T.int32(0)
 
 
+def _project(
+    shape: AttentionShape,
+    buffers: dict[str, Buffer],
+    kind: str,
+    head: Expr,
+    source: Buffer,
+    source_at: Expr,
+    target: Buffer,
+    target_at: Expr,
+) -> None:
+    """A head times the matrix of its ``kind`` and kv head."""
+    size = (shape.whole, shape.head_dim)
+    basis_at = T.bind(head * (shape.whole * shape.head_dim))
+    project_heads(buffers[f"{kind}_basis"], basis_at, size, source, source_at, target, target_at)
+
+
 def _turn(
     shape: AttentionShape,
     buffers: dict[str, Buffer],
@@ -130,7 +157,7 @@ def _turn(
     target: Buffer,
     target_at: Expr,
 ) -> None:
-    rotation = Rotation(shape.head_dim, shape.rotary_dim, shape.interleaved)
+    rotation = Rotation(shape.given_dim, shape.rotary_dim, shape.interleaved)
     rotate_head(
         rotation, buffers.get("cos"), buffers.get("sin"), position, source, source_at, target,
         target_at,

@@ -104,7 +104,7 @@ def append(shape: AttentionShape, inputs: Mapping[str, Array], position: int) ->
     """Outputs q and the cache of the append kernel, computed in float64."""
     m, h, kv, d = shape.m, shape.num_heads, shape.num_kv_heads, shape.head_dim
     given = [inputs[t.name].astype(np.float64) for t in shape.projections]
-    heads = np.concatenate(given, axis=1).reshape(m, h + 2 * kv, d)
+    heads = np.concatenate(given, axis=1).reshape(m, h + 2 * kv, shape.given_dim)
     q, k, v = heads[:, :h], heads[:, h : h + kv], heads[:, h + kv :]
     if shape.q_eps is not None:
         q = norm(q, inputs["q_gamma"], shape.q_eps)
@@ -114,6 +114,10 @@ def append(shape: AttentionShape, inputs: Mapping[str, Array], position: int) ->
         here = slice(position, position + m)
         cos, sin = (inputs[name][here].astype(np.float64) for name in ("cos", "sin"))
         q, k = rotate(shape, q, cos, sin), rotate(shape, k, cos, sin)
+    if shape.whole:
+        q_basis, k_basis, v_basis = (inputs[t.name].astype(np.float64) for t in shape.bases)
+        q = np.einsum("mhd,hdr->mhr", q, np.repeat(q_basis, shape.group, axis=0))
+        k, v = np.einsum("mhd,hdr->mhr", k, k_basis), np.einsum("mhd,hdr->mhr", v, v_basis)
     made = {t.name: inputs[t.name].copy() for t in shape.cache}
     for i in range(m):
         block, lane = divmod(position + i, LANES)

@@ -75,6 +75,10 @@ class AttentionShape:
     ``separate``. Where ``q_eps`` (``k_eps``) is given, each query (key) head is first divided by
     ``sqrt(mean(x**2) + eps)`` and multiplied by q_gamma (k_gamma), float32 (head_dim,).
 
+    Where there is a ``whole``, the projections have heads of so many features: those of queries and
+    keys, normed and rotated, and of values are multiplied by q_basis, k_basis and v_basis, float32
+    (num_kv_heads, whole, head_dim), the matrix of their kv head.
+
     ``window``, ``chunk``, ``softcap`` and a bias are those of ``slm.attention``. A bias by distance
     is float32 (num_heads, bias_columns), that of distance 0 in column ``bias_zero``; for every
     pair of positions that a block of the kernel meets, visible or not, there must be a column:
@@ -143,13 +147,14 @@ class AttentionShape:
     blocks: BlockMask | None = None
     divided: bool = False
     padded: bool = False
+    whole: int = 0
 
     def __post_init__(self) -> None:
         assert self.mask in MASKS, self.mask
         assert self.m > 0 and self.num_heads % self.num_kv_heads == 0, self
         assert self.capacity % LANES == 0 and self.capacity >= self.m, self
         assert self.scale > 0, self
-        assert self.rotary_dim % 2 == 0 and self.rotary_dim <= self.head_dim, self
+        assert self.rotary_dim % 2 == 0 and self.rotary_dim <= self.given_dim, self
         assert (self.table_rows > 0) == (self.rotary_dim > 0), self
         assert self.kv_dtype in KV_DTYPES, self.kv_dtype
         assert self.kv_dtype != "int4" or self.head_dim % 2 == 0, self
@@ -167,6 +172,11 @@ class AttentionShape:
     def group(self) -> int:
         """Query heads that share a kv head."""
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def given_dim(self) -> int:
+        """Features of a head of the projections."""
+        return self.whole or self.head_dim
 
     @property
     def causal(self) -> bool:
@@ -223,7 +233,7 @@ class AttentionShape:
     @property
     def projections(self) -> tuple[Tensor, ...]:
         """What the layer's linear layers computed."""
-        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        q, kv = self.num_heads * self.given_dim, self.num_kv_heads * self.given_dim
         if not self.separate:
             return (Tensor("qkv", (self.m, q + 2 * kv), "float32"),)
         widths = {"q_in": q, "k_in": kv, "v_in": kv}
@@ -234,13 +244,21 @@ class AttentionShape:
         """Factors of the norms of query and key heads, where they are normed."""
         eps = {"q_gamma": self.q_eps, "k_gamma": self.k_eps}
         return tuple(
-            Tensor(n, (self.head_dim,), "float32") for n, e in eps.items() if e is not None
+            Tensor(n, (self.given_dim,), "float32") for n, e in eps.items() if e is not None
         )
+
+    @property
+    def bases(self) -> tuple[Tensor, ...]:
+        """The matrices that heads are multiplied by, where they are."""
+        if not self.whole:
+            return ()
+        size = (self.num_kv_heads, self.whole, self.head_dim)
+        return tuple(Tensor(f"{kind}_basis", size, "float32") for kind in "qkv")
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """What appending reads, in order."""
-        return (*self.projections, *self.tables, *self.gammas)
+        return (*self.projections, *self.tables, *self.gammas, *self.bases)
 
     @property
     def bias(self) -> tuple[Tensor, ...]:
@@ -358,6 +376,8 @@ class AttentionShape:
         if self.rotary_dim:
             order = "interleaved" if self.interleaved else "halves"
             parts.append(f"r{self.rotary_dim}{order}{self.table_rows}")
+        if self.whole:
+            parts.append(f"of{self.whole}")
         if self.separate:
             parts.append("separate")
         for name, eps in (("q", self.q_eps), ("k", self.k_eps)):

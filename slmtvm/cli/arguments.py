@@ -27,6 +27,13 @@ def positive(text: str) -> int:
     return value
 
 
+class CacheTypes(tuple[str, ...]):
+    """Choices of ``--kv``: these, and what begins with "rank:"."""
+
+    def __contains__(self, value: object) -> bool:
+        return super().__contains__(value) or str(value).startswith("rank:")
+
+
 def threads(text: str) -> int:
     """A number of threads, 0 for one for each core that this process may use."""
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmtvm.cli.arguments import positive
+from slmtvm.cli.arguments import CacheTypes, positive
 from slmtvm.errors import AccuracyError
 
 if TYPE_CHECKING:
@@ -39,9 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "encoder_model.onnx beside it)",
     )  # fmt: skip
     parser.add_argument(
-        "--kv", choices=("f16", "f32", "int8", "int4"),
+        "--kv", choices=CacheTypes(("f16", "f32", "int8", "int4")),
+        metavar="{f16,f32,int8,int4,rank:R[,TYPE]}",
         help="how the KV cache holds keys and values (default: f16 where the CPU converts it in "
-        "one instruction, else f32)",
+        "one instruction, else f32); rank:R: R numbers of each head, its best projections, of "
+        "that type",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kv-calibration", type=Path, metavar="FILE",
+        help="a text, or token ids in a .npy file, from which is learned what a cache of rank:R "
+        "keeps",
     )  # fmt: skip
     parser.add_argument(
         "--kv-keep", choices=("window", "all"), default="window",
@@ -127,6 +134,7 @@ def run(options: argparse.Namespace) -> int:
                 source_context=options.source_context,
                 tokenizer=options.tokenizer,
                 kv=options.kv,
+                kv_calibration=options.kv_calibration,
                 kv_keep=options.kv_keep,
                 activations=options.activations,
                 mask=options.mask,

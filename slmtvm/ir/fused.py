@@ -5,6 +5,7 @@ They are Relax ops like those of ``ops.py`` and follow the same conventions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -156,14 +157,20 @@ class Turn:
 
 
 def qkv_attention(
-    projections: list[Expr], norms: HeadNorms, turn: Turn, attention: relax.Call
+    projections: list[Expr],
+    norms: HeadNorms,
+    turn: Turn,
+    attention: relax.Call,
+    bases: Sequence[Expr] = (),
 ) -> relax.Call:
-    """``slm.attention`` that norms, then rotates the heads of queries and keys itself.
+    """``slm.attention`` that norms, then rotates the heads of queries and keys itself, and projects
+    these and those of values by ``bases``, matrices of three ``slm.head_linear``, if any.
 
     ``projections``: q, k and v, or one value whose rows are [q heads | k heads | v heads].
     """
     named = {
         "cos": turn.cos, "sin": turn.sin, "q_gamma": norms.q_gamma, "k_gamma": norms.k_gamma,
+        **dict(zip(("q_basis", "k_basis", "v_basis"), bases, strict=False)),
         **operands(attention),
     }  # fmt: skip
     args, names = name_operands(projections, named)

@@ -19,11 +19,14 @@ class KvSpec:
     """The cache of one attention layer: num_kv_heads * head_dim keys and values a position.
 
     ``sight``: how many positions a row sees at most, its own included; 0 where all before it are.
+    ``whole``: features of the file's heads, where ``head_dim`` projections of them are kept; else
+    0.
     """
 
     num_kv_heads: int
     head_dim: int
     sight: int = 0
+    whole: int = 0
 
 
 @dataclass(frozen=True)

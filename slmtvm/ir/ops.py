@@ -60,6 +60,12 @@ def _attended(call: relax.Call) -> relax.TensorType:
 
 EMBEDDING = define("slm.embedding", lambda call: _float_rows(call, int(call.attrs["dim"])))
 LINEAR = define("slm.linear", lambda call: _float_rows(call, int(call.attrs["n"])))
+HEAD_LINEAR = define(
+    "slm.head_linear",
+    lambda call: _float_rows(
+        call, int(call.attrs["num_heads"]) * int(call.args[1].ty.shape.values[2])
+    ),
+)
 RMS_NORM = define("slm.rms_norm", _same_as_input)
 LAYER_NORM = define("slm.layer_norm", _same_as_input)
 ROPE = define("slm.rope", _same_as_input)
@@ -166,6 +172,17 @@ def linear(
         LINEAR, args, operands=names, n=n, k=k, format=format, activation=activation,
         group_size=group_size, group_channels=group_channels,
     )  # fmt: skip
+
+
+def head_linear(x: Expr, weight: Expr, bias: Expr | None = None, *, num_heads: int) -> relax.Call:
+    """Each head of a row by a matrix of its own or of its group of heads, plus ``bias``.
+
+    x: float32 (m, num_heads * k). weight: float32 (groups, k, n), input features first; head h
+    takes ``weight[h // (num_heads // groups)]``. bias: float32 (num_heads * n,).
+    -> float32 (m, num_heads * n)
+    """
+    args, names = name_operands([x], {"weight": weight, "bias": bias})
+    return make_call(HEAD_LINEAR, args, operands=names, num_heads=num_heads)
 
 
 def quantize_dequantize(x: Expr, *, scale: float, low: int, high: int) -> relax.Call:

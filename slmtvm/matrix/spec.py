@@ -24,7 +24,7 @@ _OPTIONS: Mapping[str, type] = {
     "context": int, "source_context": int, "kv": str, "activations": str, "mask": str,
     "sparse": str, "outputs": list, "check": bool,
 }  # fmt: skip
-_FILES = ("records", "tokenizer")
+_FILES = ("records", "tokenizer", "kv_calibration")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""rope(norm(linear q)), rope(norm(linear k)), linear v, attention -> a linear, a qkv_attention."""
+"""rope(norm(linear q)), rope(norm(linear k)), linear v, attention -> a linear, a qkv_attention.
+
+Each of the three may be followed by a ``slm.head_linear``.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +39,27 @@ def _rule(call: relax.Call, rewriter: Rewriter) -> relax.Expr | None:
         return fused.remember_rows(x, kv, call)
     if call.op != ops.ATTENTION:
         return None
-    q, k, v = call.args[:3]
+    q, k, v, bases = _take_bases(list(call.args[:3]), rewriter)
     q, k, turn = _take_rotation(q, k, rewriter)
     q, q_gamma, q_eps = _take_norm(q, int(call.attrs["num_heads"]), rewriter)
     k, k_gamma, k_eps = _take_norm(k, int(call.attrs["num_kv_heads"]), rewriter)
     merged = merge_linears([q, k, v], rewriter)
     projections = [q, k, v] if merged is None else [merged]
-    return fused.qkv_attention(projections, HeadNorms(q_gamma, k_gamma, q_eps, k_eps), turn, call)
+    norms = HeadNorms(q_gamma, k_gamma, q_eps, k_eps)
+    return fused.qkv_attention(projections, norms, turn, call, bases)
+
+
+def _take_bases(
+    heads: list[relax.Expr], rewriter: Rewriter
+) -> tuple[relax.Expr, relax.Expr, relax.Expr, list[relax.Expr]]:
+    """Queries, keys and values before their projections, with these, where all three have one."""
+    calls = [rewriter.call_to(x, ops.HEAD_LINEAR) for x in heads]
+    given = [call for call in calls if call is not None and "bias" not in ops.operands(call)]
+    if len(given) == len(heads) and len({str(c.args[1].ty.shape) for c in given}) == 1:
+        q, k, v = (call.args[0] for call in given)
+        return q, k, v, [call.args[1] for call in given]
+    q, k, v = heads
+    return q, k, v, []
 
 
 def _take_rotation(

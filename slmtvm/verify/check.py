@@ -82,7 +82,8 @@ class Check:
             self.skip(report.notes[0])
         elif excess:
             kv = str(session.info.get("kv", ""))
-            raise AccuracyError(_message(report, excess, kv), where=str(self._model.source))
+            lower = bool(session.info.get("kv_ranks"))
+            raise AccuracyError(_message(report, excess, kv, lower), where=str(self._model.source))
         self._reports.append(report)
 
     def skip(self, reason: str) -> None:
@@ -219,7 +220,7 @@ def _read(path: Path, tokenizer: bytes | None) -> np.ndarray:
     return encode_text(Tokenizer.from_buffer(tokenizer), text)
 
 
-def _message(report: VerifyReport | OutputsReport, excess: list[str], kv: str) -> str:
+def _message(report: VerifyReport | OutputsReport, excess: list[str], kv: str, lower: bool) -> str:
     tokens, own = report.tokens, ""
     if isinstance(report, VerifyReport) and report.own is not None:
         own = f" (onnxruntime from itself: {summary(report.own)})"
@@ -231,6 +232,8 @@ def _message(report: VerifyReport | OutputsReport, excess: list[str], kv: str) -
     )
     if kv in ("int8", "int4"):
         rounded += f"; the cache holds keys and values in {kv}: --kv f16 is nearer"
+    if lower:
+        rounded += "; the cache keeps keys and values at a lower rank: a higher one is nearer"
     return (
         f"the compiled model differs from onnxruntime over {tokens} tokens: "
         f"{', '.join(excess)}{own}{rounded}. No bundle was written; --no-check writes it all the "

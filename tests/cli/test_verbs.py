@@ -242,6 +242,48 @@ def test_compile_puts_several_targets_into_one_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_cache_of_lower_rank_is_compiled_and_says_what_it_costs(tmp_path: Path) -> None:
+    path, text = tmp_path / "rank.slm", tmp_path / "some.txt"
+    text.write_text(HELDOUT.read_text()[:2000])
+    options = ("--context", "64", "--kv", "rank:16,int8", "--kv-calibration", text, "-o", path)
+    result = command("compile", model_path("demo"), *options, "--no-check")
+    assert result.returncode == 0, result.stderr
+    assert "KV cache of rank 16 (of 32), 50% of its numbers: on" in result.stdout
+    assert "layer 1: rank " in result.stdout
+    record = Bundle.open(path).manifest.extra["kv_rank"]
+    assert record["rank"] == 16 and 1 < record["ppl_whole"] < record["ppl"]
+    model = Bundle.open(path).manifest.model
+    assert (model["kv"], sum(model["kv_ranks"]), model["head_dim"]) == ("int8", 6 * 16, 32)
+
+
+@pytest.mark.exhaustive
+def test_a_lower_rank_that_the_check_refuses_is_said_to_be_the_reason(tmp_path: Path) -> None:
+    path, text = tmp_path / "rank.slm", tmp_path / "some.txt"
+    text.write_text(HELDOUT.read_text()[:2000])
+    options = ("--context", "64", "--kv", "rank:16", "--kv-calibration", text, "-o", path)
+    refused = command("compile", model_path("demo"), *options)
+    assert refused.returncode == 3 and not path.exists()
+    assert "keeps keys and values at a lower rank: a higher one is nearer" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--kv", "rank:16"), "name one with --kv-calibration"),
+        (("--kv", "rank:32", "--kv-calibration", HELDOUT), "heads have 32 features"),
+        (("--kv", "rank:16,int9", "--kv-calibration", HELDOUT), "not 'int9'"),
+    ],
+)  # fmt: skip
+def test_a_rank_that_cannot_be_is_one_line(
+    options: tuple[str | Path, ...], words: str, tmp_path: Path
+) -> None:
+    result = command("compile", model_path("demo"), "-o", tmp_path / "x.slm", *options)
+    assert result.returncode == 1 and words in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "x.slm").exists()
+
+
+@pytest.mark.slow
 def test_exits_are_compiled_learned_from_a_text_and_verified(tmp_path: Path) -> None:
     path, text = tmp_path / "exits.slm", tmp_path / "some.txt"
     text.write_text(HELDOUT.read_text()[:2000])

@@ -61,6 +61,11 @@ def parameters(shape: AttentionShape) -> Arrays:
         drawn["bias"][:, shape.bias_zero + 1 if shape.causal else shape.bias_columns :] = np.nan
     if shape.limits:
         drawn["limits"] = limits(random_visible(shape.mask_positions))
+    # Products of a head are of the size of its features.
+    drawn |= {
+        t.name: random_floats(*t.shape, seed=i) * np.float32(shape.whole**-0.5)
+        for i, t in enumerate(shape.bases)
+    }
     return {**tables(shape), **drawn, **constants(shape)}
 
 

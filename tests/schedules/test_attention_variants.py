@@ -50,6 +50,7 @@ EVERYTHING = with_bias(
         has_sinks=True,
     )
 )
+PROJECTED = replace(attention_shape(1, 6, 2, 40, 32, k_eps=1e-5, window=20), head_dim=24, whole=40)
 ROUNDED = replace(
     with_bias(attention_shape(1, 6, 2, 48, window=20, scale=0.4), by_key=True),
     roundings=((1.0, 0.5, -128, 127),), sum_roundings=((1.0, 0.3, -72, 183),),
@@ -78,6 +79,13 @@ VARIANTS = {
     "key_norm": (attention_shape(3, 4, 2, 40, k_eps=1e-2), 10),
     "sinks": (attention_shape(7, 6, 2, 40, has_sinks=True), 20),
     "everything": (replace(EVERYTHING, m=6, kv_dtype="float16"), 50),
+    "projected": (replace(PROJECTED, m=9), 37),
+    "projected_few": (
+        replace(
+            attention_shape(2, 5, 1, 9, 8, separate=True, interleaved=True), head_dim=7, whole=9
+        ),
+        3,
+    ),
     "int8": (attention_shape(9, 6, 2, 40, 40, kv_dtype="int8", accumulators=16, queries=8), 37),
     "int8_in_a_window": (attention_shape(3, 4, 4, 112, kv_dtype="int8", window=21), 60),
 }
@@ -92,7 +100,9 @@ def test_a_variant_computes_its_reference(variant: str) -> None:
 @pytest.mark.parametrize(
     "kv_dtype", ["int4", *(pytest.param(k, marks=pytest.mark.slow) for k in ("float32", "int8"))]
 )
-@pytest.mark.parametrize("variant", [EVERYTHING, ROUNDED], ids=["everything", "rounded"])
+@pytest.mark.parametrize(
+    "variant", [EVERYTHING, ROUNDED, PROJECTED], ids=["everything", "rounded", "projected"]
+)
 def test_a_variant_has_the_same_bits_on_every_target(
     variant: AttentionShape, kv_dtype: str
 ) -> None:
@@ -127,7 +137,9 @@ def one_by_one(shape: AttentionShape, given: Arrays, position: int) -> Arrays:
 @pytest.mark.slow
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("accumulators", [1, 4, 16])
-@pytest.mark.parametrize("variant", [EVERYTHING, ROUNDED], ids=["everything", "rounded"])
+@pytest.mark.parametrize(
+    "variant", [EVERYTHING, ROUNDED, PROJECTED], ids=["everything", "rounded", "projected"]
+)
 def test_chunks_of_a_variant_give_the_bits_of_single_rows(
     variant: AttentionShape, accumulators: int, kv_dtype: str
 ) -> None:
@@ -217,6 +229,7 @@ def test_a_rotation_on_its_own_is_that_of_the_append_kernel(causal: bool) -> Non
         (attention_shape(1, 9, 1, 96, accumulators=16, queries=8), 127),
         (replace(EVERYTHING, num_kv_heads=1, q_eps=None), 77),
         (replace(ROUNDED, num_kv_heads=1), 77),
+        (replace(attention_shape(1, 4, 1, 80, 64), head_dim=48, whole=80), 61),
         (attention_shape(1, 1, 1, 32, window=21), 70),
     ],
     ids=lambda v: str(getattr(v, "head_dim", v)),

@@ -79,9 +79,14 @@ def evaluate_outputs(
 
 def evaluate_function(model: CanonicalModel, name: str, given: Array) -> Array:
     """What a decoder's function of this name makes of tokens (m,) or rows (m, features)."""
+    return evaluate_results(model, name, given)[0]
+
+
+def evaluate_results(model: CanonicalModel, name: str, given: Array) -> list[Array]:
+    """``evaluate_function`` of one that returns several values."""
     types = np.zeros(len(given), np.int32)
     run = _Run(model.kind, None, {}, lambda keys, values: None, types)
-    return _evaluate(model, name, given, run)[0]
+    return _evaluate(model, name, given, run)
 
 
 def encode_source(
@@ -186,6 +191,7 @@ def _value(expr: relax.Expr, values: Mapping[relax.Var, Array], run: _Run) -> Ar
 _WITH_OPERANDS: dict[str, Callable[..., Array]] = {
     "slm.causal_conv": layers.causal_conv,
     "slm.embedding": layers.embedding,
+    "slm.head_linear": layers.head_linear,
     "slm.linear": layers.linear,
     "slm.moe": experts.moe,
 }

@@ -42,6 +42,16 @@ def linear(x: Array, attrs: Attrs, kind: str, weight: Array, **named: Array) -> 
     return np.asarray(y + named["bias"] if "bias" in named else y)
 
 
+def head_linear(
+    x: Array, attrs: Attrs, _kind: str, weight: Array, bias: Array | None = None
+) -> Array:
+    heads = int(attrs["num_heads"])
+    matrices = np.repeat(weight, heads // len(weight), axis=0)
+    parts = x.reshape(len(x), heads, -1).transpose(1, 0, 2) @ matrices
+    y = parts.transpose(1, 0, 2).reshape(len(x), -1)
+    return np.asarray(y if bias is None else y + bias)
+
+
 def causal_conv(
     x: Array, _attrs: Attrs, _kind: str, weight: Array, bias: Array | None = None
 ) -> Array:

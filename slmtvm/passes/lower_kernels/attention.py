@@ -64,6 +64,7 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         stateless=causal and not cached,
         has_sinks="sinks" in named,
         divided=emitter.isa.divides_heads and m == 1 and cached,
+        whole=shape_of(named["k_basis"])[1] if "k_basis" in named else 0,
     )
     shape = attention.suited(shape, emitter.isa)
     if cached and shape.sight and emitter.step_rows:
@@ -75,7 +76,12 @@ def _attention(call: relax.Call, emitter: KernelEmitter) -> relax.Expr:
         for name in ("q_gamma", "k_gamma")
         if name in named
     ]
-    inputs = [*projections, *tables, *gammas]
+    bases = [
+        emitter.weight(named[name].name, emitter.array(named[name]))
+        for name in ("q_basis", "k_basis", "v_basis")
+        if name in named
+    ]
+    inputs = [*projections, *tables, *gammas, *bases]
     lists: list[relax.Var] = []
     if "visible" in named:
         shape, lists = _block_lists(named["visible"], shape, emitter)

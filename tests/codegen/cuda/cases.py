@@ -14,6 +14,7 @@ from slmtvm.plan.model import Ref, Space
 from slmtvm.schedules import attention, embedding, linear, rows
 from slmtvm.schedules import isa as isas
 from slmtvm.schedules.embedding import EmbeddingOp
+from slmtvm.schedules.head_linear import HeadLinearShape, build_head_linear
 from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.kernel import Kernel
 from slmtvm.schedules.likeliest import LikeliestOp, build_chosen, build_parts
@@ -150,6 +151,21 @@ def _attention(step: str, kv_dtype: str, position: int) -> Case:
     )
 
 
+def _projected(position: int) -> Case:
+    """A token whose heads of 40 features are kept as 24."""
+    shape = replace(attention_shape(1, 6, 2, 40, 20), head_dim=24, whole=40)
+    given = {**projections(shape), **attention_parameters(shape), **cache(shape, position)}
+    return Case(
+        "decode_projected", lambda _isa: (attention.build_decode(shape), given), position=position
+    )
+
+
+def _head_linear(shape: HeadLinearShape) -> Case:
+    kernel = build_head_linear(shape)
+    given = {t.name: random_floats(*t.shape, seed=i) for i, t in enumerate(kernel.tensors[:-1])}
+    return Case(shape.name, lambda _isa: (kernel, given))
+
+
 def _decode(name: str, position: int, *, seen: np.ndarray | None = None, **fields: Any) -> Case:
     """A token with the ``fields`` of a shape, or a mask that shows what is ``seen``, (n, n)."""
     shape, lists = attention_shape(1, 6, 2, 40, 20, **fields), {}
@@ -220,6 +236,8 @@ CASES = [
     _decode("decode_int4_ring", 101, kv_dtype="int4", window=21, ring=48, has_sinks=True),
     _decode("decode_list", 101, seen=np.tri(120, dtype=bool) & (np.arange(120) % 50 < 7)
             | np.eye(120, dtype=bool)),
+    _projected(37),
+    _head_linear(HeadLinearShape(m=2, num_heads=6, groups=2, k=24, n=40, has_bias=True)),
     _embedding(EmbeddingOp(3, 11, 256, "int4", scale_shape=(11, 8), zero_points=True,
                            group_size=32)),
     _embedding(EmbeddingOp(3, 11, 33, "f32")),
