@@ -173,10 +173,9 @@ def _archive(cells: list[Path]) -> bytes:
                 entry = tarfile.TarInfo(f"{cell.name}/{path.name}")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
-    # Weights are float32: four bytes that repeat, in a window that holds all of a family's files.
-    filters = [
-        {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 26, "lc": 2, "lp": 2, "pb": 2}
-    ]
+    # In a window that holds all of a family's files: weights of several are the same.
+    preset = 9 | lzma.PRESET_EXTREME
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": 1 << 26}]
     return lzma.compress(buffer.getvalue(), format=lzma.FORMAT_XZ, filters=filters)
 
 

@@ -77,7 +77,7 @@ def test_every_finite_half_widens_exactly(target: Target) -> None:
         ("cortex-a72", F32, r"\bfmla\tv\d+\.4s"),
         ("riscv64-rvv", INT4, RVV_LOAD),
         ("riscv64-rvv", INT4, r"\bvwmaccs?u?\.vx\b"),
-        ("riscv64-rvv", INT8, r"\bvwmul\.vx\b"),
+        ("riscv64-rvv", INT8, r"\bvwmacc\.vx\b"),
         ("riscv64-rvv", F32, RVV_LOAD),
         ("riscv64-rvv", F32, r"\bvfm(acc|add)\.vf\b"),
     ],
