@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from slmtvm.without_torch import import_no_torch
 from tests.shared_folder import shared_folder
+
+# TVM takes torch along wherever that is installed, four seconds in each process of tests, of which
+# one test needs it.
+import_no_torch()
+import tvm_ffi  # noqa: E402, F401
+
+sys.meta_path.pop(0)
 
 # By this jsonschema tells whether a text is an IRI, which no test asks; to import it takes seconds.
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]

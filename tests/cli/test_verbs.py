@@ -271,7 +271,10 @@ def test_a_lower_rank_that_the_check_refuses_is_said_to_be_the_reason(tmp_path: 
     ("options", "words"),
     [
         (("--kv", "rank:16"), "name one with --kv-calibration"),
-        (("--kv", "rank:32", "--kv-calibration", HELDOUT), "heads have 32 features"),
+        pytest.param(
+            ("--kv", "rank:32", "--kv-calibration", HELDOUT), "heads have 32 features",
+            marks=pytest.mark.exhaustive,
+        ),
         (("--kv", "rank:16,int9", "--kv-calibration", HELDOUT), "not 'int9'"),
     ],
 )  # fmt: skip
