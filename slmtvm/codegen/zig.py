@@ -67,6 +67,13 @@ def _is_of(release: str, link: Path) -> bool:
     return library.is_dir() and (library.parents[1] / f"ziglang-{release}.dist-info").is_dir()
 
 
+def caches() -> dict[str, str]:
+    """The environment by which zig keeps what it builds, and finds it again whatever environment of
+    Python it is in."""
+    cache = cache_folder()
+    return {"ZIG_GLOBAL_CACHE_DIR": str(cache), "ZIG_LIB_DIR": str(library_folder(cache))}
+
+
 def zig_cc(
     link_triple: str,
     arguments: Sequence[str],
@@ -96,11 +103,8 @@ def zig_cc(
     command = [str(_ZIG), "cc", "-target", link_triple, "-fno-sanitize=all", *arguments]
     with tempfile.TemporaryDirectory(prefix="zig-", dir=folder) as scratch:
         environment = {
-            **os.environ,
-            "ZIG_GLOBAL_CACHE_DIR": str(cache),
-            "ZIG_LOCAL_CACHE_DIR": os.path.abspath(scratch),
-            "ZIG_LIB_DIR": str(library_folder(cache)),
-        }
+            **os.environ, **caches(), "ZIG_LOCAL_CACHE_DIR": os.path.abspath(scratch),
+        }  # fmt: skip
         code, words = _run(command, environment, folder)
         if code != 0:
             _check_room(cache, Path(scratch))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from slmtvm.codegen.zig import caches
 from tests.shared_folder import shared_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +48,7 @@ def reader(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_of_a_document_succeed(document: Path, reader: Path) -> None:
     environment = {
         **os.environ,
+        **caches(),
         "PATH": f"{reader / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
     }

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import slmtvm
-from slmtvm.codegen.zig import cache_folder, zig_cc
+from slmtvm.codegen.zig import caches, zig_cc
 from slmtvm.errors import SlmError
 from slmtvm.packaging import Options, package
 from slmtvm.packaging.android import ABIS, BIONIC, PAGE_BYTES, write_android
@@ -156,7 +156,7 @@ def test_the_sample_compiles_and_kotlin_declares_what_it_defines(
     files = [f"-I{module / 'include'}", "-c", sample / "slm_jni.cpp", "-o", tmp_path / "slm_jni.o"]
     done = subprocess.run(
         [*compiler, *flags, *map(str, files)], capture_output=True, text=True,
-        env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(cache_folder())},
+        env={**os.environ, **caches()},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -205,7 +205,7 @@ def test_the_sample_in_kotlin_writes_the_text_of_a_session(tmp_path: Path) -> No
         "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{jni}", f"-I{jni / 'linux'}",
         f"-I{module / 'include'}", module / "sample/slm_jni.cpp", libraries / "libslm_toy.so",
         "-Wl,--allow-shlib-undefined", "-o", libraries / "libslm_jni.so",
-        environment={"ZIG_GLOBAL_CACHE_DIR": str(cache_folder())},
+        environment=caches(),
     )  # fmt: skip
     (tmp_path / "files").mkdir()
     prompt, most = "def f(x):", 12

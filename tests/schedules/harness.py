@@ -20,7 +20,7 @@ import pytest
 import ziglang
 
 from slmtvm.codegen.objects import write_object
-from slmtvm.codegen.zig import cache_folder, zig_cc
+from slmtvm.codegen.zig import caches, zig_cc
 from slmtvm.schedules.kernel import Kernel
 from slmtvm.target import Target
 from tests.machines import is_native, lacking
@@ -113,15 +113,14 @@ def _linker(triple: str) -> tuple[str, ...]:
     It is far quicker than ``zig cc``, which looks for all that it may have to build each time.
     """
     folder = _made() / triple
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "kernel.c").write_text("void kernel(void) {}\n")
     zig_cc(triple, ["-c", "kernel.c", "-o", "kernel.o"], folder=folder)
     zig_cc(triple, ["-O1", "-c", str(_DRIVER), "-o", "driver.o"], folder=folder)
     arguments = ["-O1", "-static", "-o", "run", str(folder / "driver.o"), "kernel.o", "-lm"]
     zig_cc(triple, arguments, folder=folder)  # builds what of a libc there is not yet
     environment = {
-        **os.environ, "ZIG_VERBOSE_LINK": "1", "ZIG_GLOBAL_CACHE_DIR": str(cache_folder()),
-        "ZIG_LOCAL_CACHE_DIR": str(folder),
+        **os.environ, **caches(), "ZIG_VERBOSE_LINK": "1", "ZIG_LOCAL_CACHE_DIR": str(folder),
     }  # fmt: skip
     zig = str(Path(ziglang.__file__).with_name("zig"))
     said = subprocess.run(
