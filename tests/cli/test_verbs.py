@@ -83,6 +83,7 @@ def test_run_ends_before_a_stop_string(bundle: Path) -> None:
     assert cut.stdout == PROMPTS[0] + written[: written.index(stop)] + "\n"
 
 
+@pytest.mark.slow
 def test_run_needs_no_compiler(bundle: Path) -> None:
     code = (
         "import sys\nfrom slmtvm.cli.main import main\n"
@@ -92,6 +93,7 @@ def test_run_needs_no_compiler(bundle: Path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_cleanly(bundle: Path) -> None:
     arguments = ["run", str(bundle), "--prompt", PROMPTS[0], "--max-tokens", "1000"]
     # A pipe that is full once the prompt is printed: the run cannot end before the signal.
@@ -117,6 +119,7 @@ def test_ctrl_c_ends_a_run_cleanly(bundle: Path) -> None:
     assert errors.strip() == ""
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_ends_a_run_without_a_traceback(bundle: Path) -> None:
     arguments = ["run", str(bundle), "--prompt", PROMPTS[0], "--max-tokens", "1000"]
     process = subprocess.Popen(
@@ -130,6 +133,7 @@ def test_a_reader_that_goes_away_ends_a_run_without_a_traceback(bundle: Path) ->
     assert process.wait(timeout=60) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [

@@ -58,6 +58,7 @@ def test_layers_of_every_kind_compute_the_reference(compiled: Compiled) -> None:
     np.testing.assert_allclose(got, wanted, atol=2e-5 * np.ptp(wanted))
 
 
+@pytest.mark.slow
 def test_their_chunks_and_threads_change_no_bit(compiled: Compiled) -> None:
     with slmtvm.load(compiled.bundle) as session:
         at_once = session.eval_all(TOKENS)

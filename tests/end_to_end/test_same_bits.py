@@ -43,7 +43,7 @@ def test_every_target_computes_the_same_bits(
     [
         pytest.param("classifier", marks=pytest.mark.exhaustive),  # a row and a linear layer
         "tokens_and_embedding",
-        "max_embedding",
+        pytest.param("max_embedding", marks=pytest.mark.exhaustive),
     ],
 )
 def test_every_target_computes_the_same_bits_of_what_is_pooled(head: str, tmp_path: Path) -> None:

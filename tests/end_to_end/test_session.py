@@ -16,7 +16,11 @@ CASES = [("demo", "f16"), ("demo", "int8"), ("float32", "f32"), ("int8_per_chann
 TOKENS = 150  # one chunk of 128 and some
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+@pytest.fixture(
+    scope="module",
+    params=[CASES[0], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[1:])],
+    ids=lambda case: f"{case[0]}-{case[1]}",
+)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     form, kv = request.param
     return bundle_for(tmp_path_factory, form, ("host",), kv)

@@ -203,6 +203,7 @@ def test_a_kernel_that_hangs_is_ended_with_its_session_and_the_next_client_is_se
     client.close()
 
 
+@pytest.mark.slow
 def test_a_real_kernel_gives_the_same_bytes_as_without_a_runner(
     remote: Any, tmp_path: Path
 ) -> None:

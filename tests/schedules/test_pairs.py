@@ -67,7 +67,10 @@ def test_a_kernel_of_pairs_computes_the_bits_of_the_dense_one(target_name: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target_name", ["x86-64-v3", "cortex-a78", "cortex-a72"])
+@pytest.mark.parametrize(
+    "target_name",
+    ["x86-64-v3", "cortex-a78", pytest.param("cortex-a72", marks=pytest.mark.exhaustive)],
+)
 def test_any_tile_gives_the_same_bits(target_name: str) -> None:
     target = Target.load(target_name)
     isa = isas.get(target.isa)
