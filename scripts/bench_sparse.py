@@ -28,8 +28,7 @@ from slmtvm.codegen.zig import zig_cc
 from slmtvm.host import runs_here
 from slmtvm.schedules import isa as isas
 from slmtvm.schedules import linear
-from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import PAIRS, WINDOWS
+from slmtvm.schedules.isa import PAIRS, WINDOWS, Isa
 from slmtvm.schedules.kernel import Kernel
 from slmtvm.schedules.linear import (
     LinearShape,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from slmtvm.ir.model import LayerReport
 from slmtvm.passes.lower_kernels.sparse import LIMIT
 from slmtvm.schedules import isa
-from slmtvm.schedules.isa.base import PAIRS
+from slmtvm.schedules.isa import PAIRS
 from slmtvm.schedules.linear import (
     LinearShape,
     blocks,

@@ -7,9 +7,28 @@ from importlib import import_module
 from pathlib import Path
 
 from slmtvm.errors import TargetError
+from slmtvm.schedules.isa._picking import (
+    PAIR_CHOICES,
+    PAIRS,
+    WINDOWS,
+    PairPicking,
+    Picking,
+    Window,
+)
 from slmtvm.schedules.isa.base import Dot, Isa
 
-__all__ = ["Dot", "Isa", "get", "known"]
+__all__ = [
+    "PAIRS",
+    "PAIR_CHOICES",
+    "WINDOWS",
+    "Dot",
+    "Isa",
+    "PairPicking",
+    "Picking",
+    "Window",
+    "get",
+    "known",
+]
 
 
 def known() -> list[str]:

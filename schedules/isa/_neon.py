@@ -7,18 +7,15 @@ from typing import ClassVar
 
 from tvm.script.ir_builder import tirx as T
 
+from slmtvm.schedules.isa._picking import ListCost, PairPicking, Picking, Window
 from slmtvm.schedules.isa.base import (
     CHUNK,
     Buffer,
     Dot,
     Expr,
     Isa,
-    ListCost,
-    PairPicking,
-    Picking,
     Row,
     Vectors,
-    Window,
     byte_fields,
     intrinsic,
     let,

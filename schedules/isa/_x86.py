@@ -6,17 +6,8 @@ from abc import abstractmethod
 
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa.base import (
-    Buffer,
-    Expr,
-    PairPicking,
-    Row,
-    Vectors,
-    intrinsic,
-    let,
-    load,
-    splat,
-)
+from slmtvm.schedules.isa._picking import PairPicking
+from slmtvm.schedules.isa.base import Buffer, Expr, Row, Vectors, intrinsic, let, load, splat
 
 
 def fields(raw: Expr, bits: int, dtype: str, lanes: int) -> tuple[Expr, ...]:

@@ -8,6 +8,14 @@ from typing import ClassVar
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
+from slmtvm.schedules.isa._picking import (
+    PAIR_CHOICES,
+    ListCost,
+    PairPicking,
+    Picking,
+    TurnedPairs,
+    Window,
+)
 from slmtvm.schedules.isa._x86 import (
     BroadcastRow,
     BytePairPicking,
@@ -16,19 +24,13 @@ from slmtvm.schedules.isa._x86 import (
     twice,
 )
 from slmtvm.schedules.isa.base import (
-    PAIR_CHOICES,
     Buffer,
     Dot,
     Expr,
     Isa,
-    ListCost,
-    PairPicking,
-    Picking,
     Row,
     RowsDot,
-    TurnedPairs,
     Vectors,
-    Window,
     intrinsic,
     let,
     load,

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from tvm.script.ir_builder import tirx as T
 
+from slmtvm.schedules.isa._picking import ListCost, PairPicking, Picking, Window
 from slmtvm.schedules.isa._x86 import (
     BroadcastRow,
     BytePairPicking,
@@ -20,12 +21,8 @@ from slmtvm.schedules.isa.base import (
     Dot,
     Expr,
     Isa,
-    ListCost,
-    PairPicking,
-    Picking,
     Row,
     Vectors,
-    Window,
     intrinsic,
     let,
     load,

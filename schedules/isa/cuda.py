@@ -12,18 +12,8 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa.base import (
-    Buffer,
-    Dot,
-    Expr,
-    Isa,
-    Row,
-    RowPairs,
-    Vectors,
-    let,
-    load,
-    splat,
-)
+from slmtvm.schedules.isa._picking import RowPairs
+from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Row, Vectors, let, load, splat
 
 LANES = 16
 WORDS = f"int32x{LANES}"

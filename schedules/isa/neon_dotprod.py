@@ -5,17 +5,8 @@ from __future__ import annotations
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa._neon import LANES, LaneRow, NeonIsa, fields
-from slmtvm.schedules.isa.base import (
-    Buffer,
-    Dot,
-    Expr,
-    ListCost,
-    Vectors,
-    intrinsic,
-    let,
-    load,
-    splat,
-)
+from slmtvm.schedules.isa._picking import ListCost
+from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Vectors, intrinsic, let, load, splat
 from slmtvm.schedules.order import in_first_lane
 
 

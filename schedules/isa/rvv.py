@@ -10,18 +10,8 @@ from __future__ import annotations
 from tvm.script.ir_builder import tirx as T
 
 from slmtvm.schedules.isa._compacting import Compacting
-from slmtvm.schedules.isa.base import (
-    Buffer,
-    Dot,
-    Expr,
-    Isa,
-    ListCost,
-    Row,
-    Vectors,
-    byte_fields,
-    let,
-    splat,
-)
+from slmtvm.schedules.isa._picking import ListCost
+from slmtvm.schedules.isa.base import Buffer, Dot, Expr, Isa, Row, Vectors, byte_fields, let, splat
 from slmtvm.schedules.order import written_call
 from slmtvm.schedules.vector import half_to_float
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import PAIRS, Buffer
+from slmtvm.schedules.isa import PAIRS, Isa
+from slmtvm.schedules.isa.base import Buffer
 from slmtvm.schedules.kernel import Kernel, Tensor, Tunable
 from slmtvm.schedules.linear import (
     blocks,

@@ -83,11 +83,19 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
 
 def centred(weights: Weights) -> Weights | None:
     """The same weights without zero points; None where int8 does not hold the differences."""
-    assert weights.zero_points is not None
+    if weights.zero_points is None:
+        return weights
     zeros = weights.zero_points.reshape(-1, 1).astype(np.int16)
     plain = weights.weight.astype(np.int16) - zeros
     narrow = plain.astype(np.int8)
     return Weights(narrow, weights.scales) if bool((narrow == plain).all()) else None
+
+
+def without_zero_points(shape: LinearShape, weights: Weights) -> Weights:
+    """``centred`` of weights of which it is known that int8 holds them."""
+    plain = centred(weights)
+    assert plain is not None, shape
+    return plain
 
 
 def density(shape: LinearShape, isa: Isa, weights: Weights) -> float:

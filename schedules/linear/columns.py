@@ -20,7 +20,7 @@ from slmtvm.schedules.isa._compacting import Compacting
 from slmtvm.schedules.isa.base import Buffer, Expr, let, load, splat
 from slmtvm.schedules.kernel import Kernel, Tensor, define
 from slmtvm.schedules.linear import by_row
-from slmtvm.schedules.linear.blocks import centred
+from slmtvm.schedules.linear.blocks import centred, without_zero_points
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
 from slmtvm.schedules.linear.scheme import Weights
 from slmtvm.schedules.linear.shape import COLUMNS, LinearShape
@@ -94,7 +94,7 @@ def pieces(shape: LinearShape) -> list[tuple[int, int]]:
 
 def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     """As ``by_row`` takes them; zero points are taken off the weights, see ``blocks.centred``."""
-    whole, *beside, _ = by_row.padded(shape, isa, _without_zero_points(shape, weights))
+    whole, *beside, _ = by_row.padded(shape, isa, without_zero_points(shape, weights))
     by_list = whole.reshape(-1, CHANNELS, shape.padded_k)
     used = (by_list != 0).any(axis=1)
     bits = np.packbits(used.reshape(len(used), -1, _WORD), axis=2, bitorder="little")
@@ -120,23 +120,14 @@ def _listed(kept: np.ndarray) -> np.ndarray:
     return np.concatenate(flat, axis=1).reshape(-1)
 
 
-def _without_zero_points(shape: LinearShape, weights: Weights) -> Weights:
-    if weights.zero_points is None:
-        return weights
-    plain = centred(weights)
-    assert plain is not None, shape
-    return plain
-
-
 def fits(shape: LinearShape, weights: Weights) -> bool:
     """Whether the weights can be stored so: k is not too large, zero points can be taken off."""
-    offset = weights.zero_points is not None and centred(weights) is None
-    return shape.padded_k <= MAX_K and not offset
+    return shape.padded_k <= MAX_K and centred(weights) is not None
 
 
 def density(shape: LinearShape, weights: Weights) -> float:
     """Which part of the weights is stored, the padding of channels and lists left out: 0..1."""
-    weight = _without_zero_points(shape, weights).weight
+    weight = without_zero_points(shape, weights).weight
     used = np.pad(weight != 0, ((0, -len(weight) % CHANNELS), (0, 0)))
     return float(used.reshape(-1, CHANNELS, used.shape[1]).any(axis=1).mean())
 

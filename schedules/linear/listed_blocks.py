@@ -18,7 +18,7 @@ from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, splat
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear import by_row, turned_rows
-from slmtvm.schedules.linear.blocks import centred
+from slmtvm.schedules.linear.blocks import without_zero_points
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
 from slmtvm.schedules.linear.rows_in_lanes import by_rows
 from slmtvm.schedules.linear.scheme import Weights
@@ -57,7 +57,7 @@ def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
 
 def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     """As ``by_row`` takes them; zero points are taken off the weights, see ``blocks.centred``."""
-    whole, *beside, _ = by_row.padded(shape, isa, _without_zero_points(shape, weights))
+    whole, *beside, _ = by_row.padded(shape, isa, without_zero_points(shape, weights))
     split = whole.reshape(len(whole), -1, WORD)
     used = (split != 0).any(axis=2)
     starts = np.concatenate([[0], used.sum(axis=1).cumsum()]).astype(np.int32)
@@ -68,17 +68,9 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     return [starts, used.nonzero()[1].astype(np.uint16), split[used], *lacking, *beside]
 
 
-def _without_zero_points(shape: LinearShape, weights: Weights) -> Weights:
-    if weights.zero_points is None:
-        return weights
-    plain = centred(weights)
-    assert plain is not None, shape
-    return plain
-
-
 def density(shape: LinearShape, weights: Weights) -> float:
     """Which part of the blocks holds a weight that is not zero, padding of k included: 0..1."""
-    used = _without_zero_points(shape, weights).weight != 0
+    used = without_zero_points(shape, weights).weight != 0
     used = np.pad(used, ((0, 0), (0, shape.padded_k - shape.k)))
     return float(used.reshape(len(used), -1, WORD).any(axis=2).mean())
 

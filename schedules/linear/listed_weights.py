@@ -20,7 +20,7 @@ from slmtvm.schedules.isa import Isa
 from slmtvm.schedules.isa.base import Buffer, Expr, let, load, splat
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear import by_row, fours, turned_bytes
-from slmtvm.schedules.linear.blocks import centred
+from slmtvm.schedules.linear.blocks import without_zero_points
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace
 from slmtvm.schedules.linear.listed_blocks import write_rows
 from slmtvm.schedules.linear.scheme import Weights
@@ -73,7 +73,7 @@ def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
 
 def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     """As ``by_row`` takes them; zero points are taken off the weights, see ``blocks.centred``."""
-    whole, *beside, _ = by_row.padded(shape, isa, _without_zero_points(shape, weights))
+    whole, *beside, _ = by_row.padded(shape, isa, without_zero_points(shape, weights))
     groups = fours.deal(whole)
     ends = (groups.wholes + groups.halved).cumsum()
     starts = np.concatenate([[0], ends]).astype(np.int32)
@@ -84,20 +84,12 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     return [starts, halved, places, values, *beside]
 
 
-def _without_zero_points(shape: LinearShape, weights: Weights) -> Weights:
-    if weights.zero_points is None:
-        return weights
-    plain = centred(weights)
-    assert plain is not None, shape
-    return plain
-
-
 def density(shape: LinearShape, weights: Weights) -> float | None:
     """Which part of k the places of whole groups would be that take as long as all groups do; None
     where a channel has too many, or too few of its weights are zero for lists to gain."""
     if shape.padded_k > MAX_K:
         return None
-    weight = _without_zero_points(shape, weights).weight
+    weight = without_zero_points(shape, weights).weight
     if np.count_nonzero(weight) > _MOST_USED * weight.size:
         return None
     groups = fours.deal(weight)

@@ -16,18 +16,8 @@ from dataclasses import replace
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import (
-    PAIRS,
-    Buffer,
-    Expr,
-    PairPicking,
-    Vectors,
-    let,
-    load,
-    prefetch,
-    splat,
-)
+from slmtvm.schedules.isa import PAIRS, Isa, PairPicking
+from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load, prefetch, splat
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear import grouped
 from slmtvm.schedules.linear.blocks import LINE_BYTES, PREFETCH_BYTES

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import PAIRS, Buffer, Expr, let
+from slmtvm.schedules.isa import PAIRS, Isa
+from slmtvm.schedules.isa.base import Buffer, Expr, let
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear import by_row
 from slmtvm.schedules.linear.blocks import centred
@@ -51,7 +51,7 @@ def weight_tensors(shape: LinearShape, isa: Isa) -> list[Tensor]:
 
 def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     """As ``by_row`` takes them, of which ``fits`` holds; zero points are taken off the weights."""
-    plain = _without_zero_points(weights)
+    plain = centred(weights)
     assert plain is not None, shape
     whole, *beside, _ = by_row.padded(shape, isa, plain)
     split = whole.reshape(len(whole), -1, PAIRS.size)
@@ -74,7 +74,7 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
 def fits(shape: LinearShape, weights: Weights) -> bool:
     """Whether no channel has more than two weights in four, zero points taken off, and k is whole
     units."""
-    plain = _without_zero_points(weights)
+    plain = centred(weights)
     if plain is None or shape.k % UNIT:
         return False
     counts = (plain.weight != 0).reshape(len(plain.weight), -1, PAIRS.size).sum(axis=2)
@@ -140,7 +140,3 @@ def places_at(shape: LinearShape, tile: Tile, vector: int) -> Expr:
 def knob_space(shape: LinearShape, isa: Isa) -> KnobSpace:
     space = by_row.knob_space(shape, isa)
     return {**space, "ku": space["ku"][:1], "pf": (0,)}
-
-
-def _without_zero_points(weights: Weights) -> Weights | None:
-    return weights if weights.zero_points is None else centred(weights)

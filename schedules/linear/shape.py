@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slmtvm.errors import TargetError
-from slmtvm.schedules.isa.base import PAIRS, WINDOWS
+from slmtvm.schedules.isa import PAIRS, WINDOWS
 
 ROW_ALIGNMENT = 16
 """Activations quantized by row are padded to a multiple of this many values."""
@@ -71,7 +71,7 @@ class LinearShape:
     ``scale_dtype`` is how the packed scales of a grouped format are stored ("float16" or
     "float32", see ``pick_scale_dtype``); ``float_zero_points`` are float32 ones instead of bytes.
     ``sparse``: of the weights only blocks that hold any but zeros are stored, see ``blocks``; or,
-    where ``window`` names one of ``isa.base.WINDOWS``, only so many of each, see ``windows``. In
+    where ``window`` names one of ``isa.WINDOWS``, only so many of each, see ``windows``. In
     groups these are PAIRS of int4 weights, see ``pairs``. float32 ones, see ``rows_in_lanes``;
     int8 ones where ``window`` is IN_LISTS, see ``listed_blocks``, FREE, see ``listed_weights``, or
     COLUMNS, see ``columns``. ``turned``: blocks of sparse weights meet activations as

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import PAIR_CHOICES, PAIRS, Buffer, Expr, let, load, splat
+from slmtvm.schedules.isa import PAIR_CHOICES, PAIRS, Isa
+from slmtvm.schedules.isa.base import Buffer, Expr, let, load, splat
 from slmtvm.schedules.kernel import Kernel, Tensor, define
 from slmtvm.schedules.linear import grouped, pairs
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace

@@ -14,21 +14,11 @@ from collections.abc import Mapping
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import (
-    WINDOWS,
-    Buffer,
-    Expr,
-    Picking,
-    Vectors,
-    Window,
-    let,
-    load,
-    prefetch,
-)
+from slmtvm.schedules.isa import WINDOWS, Isa, Picking, Window
+from slmtvm.schedules.isa.base import Buffer, Expr, Vectors, let, load, prefetch
 from slmtvm.schedules.kernel import Tensor
 from slmtvm.schedules.linear import by_row
-from slmtvm.schedules.linear.blocks import LINE_BYTES, PREFETCH_BYTES, centred
+from slmtvm.schedules.linear.blocks import LINE_BYTES, PREFETCH_BYTES, centred, without_zero_points
 from slmtvm.schedules.linear.integer import Sums
 from slmtvm.schedules.linear.knobs import Knobs, KnobSpace, row_knobs
 from slmtvm.schedules.linear.scheme import Weights
@@ -65,11 +55,7 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
     isa = isa.for_blocks
     window = WINDOWS[shape.window]
     picking = isa.picking(window)
-    if weights.zero_points is not None:
-        plain = centred(weights)
-        assert plain is not None, shape
-        weights = plain
-    whole, *beside, _ = by_row.padded(shape, isa, weights)
+    whole, *beside, _ = by_row.padded(shape, isa, without_zero_points(shape, weights))
     channels = len(whole)
     split = whole.reshape(channels, -1, window.size)
     # The places of what is not zero come first, in order of k.
@@ -95,7 +81,7 @@ def pack(shape: LinearShape, isa: Isa, weights: Weights) -> list[np.ndarray]:
 
 def fits(window: Window, weights: Weights) -> bool:
     """Whether no channel has more weights in a window than it keeps, zero points taken off."""
-    plain = weights if weights.zero_points is None else centred(weights)
+    plain = centred(weights)
     if plain is None:
         return False
     used = plain.weight != 0

@@ -21,7 +21,7 @@ from slmtvm.codegen.objects import write_object
 from slmtvm.codegen.zig import zig_cc
 from slmtvm.schedules import isa as isas
 from slmtvm.schedules import linear
-from slmtvm.schedules.isa.base import WINDOWS
+from slmtvm.schedules.isa import WINDOWS
 from slmtvm.schedules.kernel import Kernel
 from slmtvm.schedules.linear import LinearShape, Weights, blocks, columns, windows
 from slmtvm.schedules.linear.shape import COLUMNS, IN_LISTS

@@ -9,8 +9,7 @@ import pytest
 
 from slmtvm.schedules import isa as isas
 from slmtvm.schedules import linear
-from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import PAIRS
+from slmtvm.schedules.isa import PAIRS, Isa
 from slmtvm.schedules.linear import LinearShape, Weights, pairs, turned_pairs
 from slmtvm.schedules.linear.packed_rows import pack_rows, unpack_rows
 from slmtvm.target import Target

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from slmtvm.schedules import isa as isas
-from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import WINDOWS
+from slmtvm.schedules.isa import WINDOWS, Isa
 from slmtvm.schedules.linear import LinearShape, Weights, windows
 from slmtvm.target import Target
 from tests.machines import EVERY_TARGET

@@ -11,7 +11,7 @@ import numpy as np
 
 from slmtvm.importer.graph import Array
 from slmtvm.importer.recognise.steps import Weights
-from slmtvm.schedules.isa.base import PAIRS, WINDOWS
+from slmtvm.schedules.isa import PAIRS, WINDOWS
 from slmtvm.schedules.linear.packed_rows import unpack_rows
 from slmtvm.schedules.linear.shape import PAIR_UNIT
 

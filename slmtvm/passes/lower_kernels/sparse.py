@@ -16,8 +16,7 @@ from slmtvm.passes.lower_kernels.embedding import layer_of_table
 from slmtvm.passes.lower_kernels.emitter import KernelEmitter
 from slmtvm.passes.lower_kernels.linear import linear_shape, without_rows
 from slmtvm.passes.lower_kernels.registry import shape_of
-from slmtvm.schedules.isa import Isa
-from slmtvm.schedules.isa.base import PAIRS, WINDOWS
+from slmtvm.schedules.isa import PAIRS, WINDOWS, Isa
 from slmtvm.schedules.linear import (
     LinearShape,
     Weights,
