@@ -269,7 +269,8 @@ def _generate(
     _write(prompt, before, pieces, options)
     seconds = time.perf_counter() - started
     if not options.quiet and not options.json:
-        print(f"[{session.position} tokens in {seconds:.2f} s]", file=sys.stderr)
+        those = " with the prompt's" if before else ""
+        print(f"[{session.position} tokens{those} in {seconds:.2f} s]", file=sys.stderr)
 
 
 def _chat(session: Session, options: argparse.Namespace, constraint: Constraint | None) -> None:
